@@ -1,0 +1,57 @@
+"""The tuples that cross joints, with their shapes; the dims are in `cerl/__init__.py`.
+
+Rows, not transitions: environments reset on the step *after* an episode's last one, so the true last
+observation is already the next row and `real` masks it. n-step returns, frame stacks and sequence
+context are then only a matter of how many rows a window has.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EnvSpec(NamedTuple):
+    """What an environment is, as far as anything outside it may know."""
+
+    name: str
+    observation: tuple[int, ...]  # shape of one observation, e.g. (84, 84) or (4, 10, 10)
+    dtype: torch.dtype  # of an observation, as stored in replay
+    actions: int  # number of discrete actions
+    envs: int  # E, environments per seed
+    frames: int  # emulator frames of one agent step
+    resident: bool  # steps on the device without host sync (may be captured in a CUDA graph)
+    exact_state: bool  # state_dict() restores it bit for bit
+
+
+class Step(NamedTuple):
+    """What `env.step` returns, for every seed and environment."""
+
+    obs: Tensor  # [S, E, *observation]
+    reward: Tensor  # [S, E] float32, of the action that led here; 0 after a reset
+    terminated: Tensor  # [S, E] bool, the value of what follows is 0
+    truncated: Tensor  # [S, E] bool, cut off: what follows still has a value
+
+
+class Row(NamedTuple):
+    """One time index of every seed and environment, as replay stores it."""
+
+    obs: Tensor  # [S, E, *observation]
+    action: Tensor  # [S, E] int64
+    reward: Tensor  # [S, E] float32, result of `action`
+    terminated: Tensor  # [S, E] bool, result of `action`
+    real: Tensor  # [S, E] bool; False: obs is an episode's last, its action was ignored
+    member: Tensor  # [S, E] int64, who acted
+
+
+class Window(NamedTuple):
+    """Consecutive rows of one environment; M is 1 (one batch for the ensemble) or N (one a member)."""
+
+    obs: Tensor  # [S, M, B, W, *observation]
+    action: Tensor  # [S, M, B, W]
+    reward: Tensor  # [S, M, B, W]
+    terminated: Tensor  # [S, M, B, W]
+    real: Tensor  # [S, M, B, W]
+    member: Tensor  # [S, M, B, W]
+    row: Tensor  # [S, M, B] int64, absolute id of the learnt row, stable for its whole life
+    weight: Tensor  # [S, M, B] float32, 0 where no valid start was found

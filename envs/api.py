@@ -1,0 +1,44 @@
+"""The contract of every environment: S x E of them step together and reset themselves.
+
+The step after an episode's last one ignores its action and returns the first observation of the next
+episode with reward 0 and both flags False (gymnasium's NEXT_STEP autoreset). A device-resident
+environment never syncs with the host, mutates its state tensors in place and steps inside a CUDA graph.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from cerl.data import EnvSpec, Step
+
+
+class VecEnv(Protocol):
+    """S x E environments of one kind."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Static facts: shapes, action count, whether it is resident and exactly restorable."""
+        ...
+
+    def reset(self) -> Step:
+        """Starts a new episode everywhere; rewards 0, flags False."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Advances every environment by one agent step.
+
+        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an episode.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-for-bit continuation needs (empty when `spec.exact_state` is False)."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Step | None:
+        """Restores in place. Returns None, or the first Step of new episodes where the state was lost."""
+        ...
+
+    def close(self) -> None:
+        """Frees simulators and threads."""
+        ...
