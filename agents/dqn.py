@@ -1,0 +1,328 @@
+"""Double DQN and its ensembles: Bootstrapped DQN, layer sharing, CERL, tandem, multi-horizon, MICo.
+
+One network, one acting rule, one loss; which of them it is depends on sizes and on the head table
+(`cerl/heads.py`). Lin et al. 2024 (arXiv:2405.04342); van Hasselt et al. 2016 for the double target.
+Stateless: everything that changes lives in the network, the carry and the counters of the callers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from cerl import returns
+from cerl.config import Config, LossConfig
+from cerl.data import EnvSpec, Window
+from cerl.encoder import Encoder
+from cerl.explore import Noise
+from cerl.heads import HeadTable, head_table, next_values
+from cerl.nn import ForkedHeads, Heads, Linear, initialise, scale_gradient
+
+Metrics = dict[str, Tensor]
+
+
+class QNet(nn.Module):
+    """Encoder, hidden layers and J value heads of every member; `atoms` numbers per action."""
+
+    def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int) -> None:
+        super().__init__()
+        net, ensemble = config.net, config.ensemble
+        self.actions, self.kind.atoms, self.heads = spec.actions, atoms, heads
+        self.feature_norm = net.feature_norm
+        depth = len(net.channels) + len(net.hidden)
+        self.shared = ensemble.shared_layers
+        members = [1 if k < self.shared else ensemble.members for k in range(depth + 1)]
+        if not config.ensemble.gradient_scale:
+            self.share_scale = self.fork_scale = 1.0
+        else:
+            self.share_scale = 1.0 / ensemble.members
+            self.fork_scale = 1.0 / heads
+        self.encoder = Encoder(net, spec, seeds=seeds, layer_members=members)
+        width, self.hidden = self.encoder.width, nn.ModuleList()
+        forked = ensemble.fork == "both" and heads > 1
+        for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, len(net.channels)):
+            self.hidden.append(Linear(seeds, members[k], width, size))
+            width = size
+        out, bias = spec.actions * atoms, net.shared_bias
+        if forked:
+            self.final: Heads | ForkedHeads = ForkedHeads(
+                seeds,
+                members[-1],
+                width,
+                hidden=net.hidden[-1],
+                heads=heads,
+                width=out,
+                shared_bias=bias,
+            )
+        else:
+            self.final = Heads(seeds, members[-1], width, heads=heads, width=out, shared_bias=bias)
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Activations after every ReLU, in order; gradients scaled where layers fork."""
+        outputs: list[Tensor] = []
+        for layer in [*self.encoder.convs, *self.hidden]:
+            if isinstance(layer, Linear) and x.dim() > 4:
+                x = x.flatten(3)
+            x = F.relu(layer(x))
+            if len(outputs) + 1 == self.shared:
+                x = scale_gradient(x, self.share_scale)
+            outputs.append(x)
+        return outputs
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder output and the features that the heads fork from, both [S, M or N, rows, D]."""
+        outputs = self.layers(x)
+        convs = len(self.encoder.convs)
+        encoded = (outputs[convs - 1] if convs else x).flatten(3)
+        return encoded, (outputs[-1] if outputs else x).flatten(3)
+
+    def values(self, features: Tensor, heads: int) -> Tensor:
+        """Values of the first `heads` heads [S, N, rows, heads, A], or [..., A, atoms]."""
+        if self.feature_norm:
+            features = features / (features.norm(dim=-1, keepdim=True) + 1e-6)
+        q = self.final(scale_gradient(features, self.fork_scale), heads)
+        return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """Values of stacked, scaled inputs x [S, M, rows, ...]."""
+        return self.values(self.features(x)[1], heads)
+
+
+class ValueKind(NamedTuple):
+    """What a network's output says about a value: the number itself, or a distribution."""
+
+    atoms: int  # numbers per action
+    mean: Callable[[Tensor], Tensor]  # output [..., atoms] (or [...] where atoms is 1) -> value [...]
+    error: Callable[[Tensor, Tensor], Tensor]  # prediction, target -> loss [...] without atoms
+
+
+def scalar_value(loss: LossConfig) -> ValueKind:
+    """Expected values with Huber or squared error (`mse` without the 1/2, as the original's)."""
+
+    def error(q: Tensor, target: Tensor) -> Tensor:
+        if loss.kind == "mse":
+            return (q - target).square()
+        return returns.huber(q - target, delta=loss.huber_delta)
+
+    return ValueKind(1, lambda q: q, error)
+
+
+class Values(NamedTuple):
+    """What the loss of a batch is made of."""
+
+    q: Tensor  # [S, N, B, T, J, A, *atoms]
+    taken: Tensor  # [S, N, B, T, J, *atoms] of the action taken
+    target: Tensor  # [S, N, B, T, J, *atoms]
+    encoded: Tensor  # [S, N or 1, B * T, D] encoder output
+
+
+class Decision(NamedTuple):
+    """What acting returns."""
+
+    action: Tensor  # [S, E] int64
+    carry: Tensor
+    value: Tensor  # [S, E] largest Q of the member on duty, also where the action is random
+
+
+class Transition(NamedTuple):
+    """What a loss needs of a window, worked out once."""
+
+    x: Tensor  # [S, M, B * T, ...] inputs at the learnt rows
+    x_next: Tensor  # the same at the bootstrap rows
+    action: Tensor  # [S, M, B, T]
+    reward: Tensor  # [S, M, B, T, J] n-step sum
+    discount: Tensor  # [S, M, B, T, J], 0 at terminals
+    weight: Tensor  # [S, M, B, T]
+
+
+class DQN:
+    """Agent of `config`: build, act, loss."""
+
+    def __init__(
+        self, config: Config, spec: EnvSpec, *, kind: ValueKind, device: torch.device | str
+    ) -> None:
+        self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.kind = kind
+        self.table: HeadTable = head_table(
+            config.ensemble, gamma=config.loss.gamma, device=self.device
+        )
+
+    def build(self, *, keys: Tensor) -> QNet:
+        """A freshly initialised network for the seeds of `keys` [S]."""
+        net = QNet(
+            self.config, self.spec, seeds=len(keys), heads=self.table.heads, atoms=self.kind.atoms
+        ).to(self.device)
+        initialise(net, keys=keys.to(self.device), scheme=self.config.net.init)
+        return net
+
+    def act(
+        self,
+        net: QNet,
+        obs: Tensor,
+        start: Tensor,
+        carry: Tensor,
+        member: Tensor,
+        *,
+        noise: Noise,
+        aggregates: Sequence[str] = (),
+    ) -> Decision:
+        """Epsilon-greedy actions of the members on duty; first-index ties.
+
+        Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for the
+                 k-th of `aggregates` ("vote": the most voted greedy action, ties broken uniformly;
+                 "mean": the greedy action of the mean Q).
+        """
+        x, carry = net.encoder.step(obs, start, carry)
+        envs, members = obs.shape[1], self.config.ensemble.members
+        if not aggregates and 3 * envs < members and net.encoder.convs:
+            q = self._gathered(net, x, member)  # [S, E, A]
+            value, greedy = q.max(-1)
+        else:
+            q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
+            best, arg = q.max(-1)
+            mine = member.clamp(max=members - 1).unsqueeze(1)
+            greedy, value = arg.gather(1, mine)[:, 0], best.gather(1, mine)[:, 0]
+            for k, name in enumerate(aggregates):
+                if name == "vote":
+                    score = F.one_hot(arg, self.spec.actions).sum(1) + 0.5 * noise.tie
+                else:
+                    score = q.mean(1)
+                top, choice = score.max(-1)
+                chosen = member == members + k
+                greedy = torch.where(chosen, choice, greedy)
+                value = torch.where(chosen, q.mean(1).max(-1)[0] if name == "mean" else top, value)
+        action = torch.where(noise.explore, noise.action, greedy)
+        return Decision(action, carry, value)
+
+    def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
+        """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""
+        leaves = {}
+        for name, leaf in net.named_parameters():
+            if leaf.shape[1] > 1:
+                index = member.view(*member.shape, *([1] * (leaf.dim() - 2)))
+                leaf = leaf.gather(1, index.expand(*member.shape, *leaf.shape[2:]))
+            leaves[name] = leaf
+        q = functional_call(net, leaves, (x.transpose(1, 2), 1))  # [S, E, 1, 1, A, ...]
+        return self.kind.mean(q.squeeze(3)).squeeze(2)
+
+    def transition(self, net: QNet, window: Window) -> Transition:
+        """Learnt rows, their n-step return and the rows that bootstrap it."""
+        config, first = self.config.loss, net.encoder.context
+        rows = window.reward.shape[-1] - first - config.n_step
+        reward, discount, steps = returns.n_step(
+            window.reward,
+            window.terminated,
+            window.real,
+            first=first,
+            learnt=rows,
+            n=config.n_step,
+            gamma=self.table.gamma,
+        )
+        at = first + torch.arange(rows, device=steps.device).expand_as(steps)
+        start = F.pad(~window.real[..., :-1], (1, 0), value=True)
+        weight = window.weight.unsqueeze(-1) * window.real[..., first : first + rows]
+        return Transition(
+            x=net.encoder(window.obs, start, at),
+            x_next=net.encoder(window.obs, start, at + steps),
+            action=window.action[..., first : first + rows],
+            reward=reward,
+            discount=discount,
+            weight=weight,
+        )
+
+    def targets(self, net: QNet, target: QNet, batch: Transition) -> Tensor:
+        """What every head regresses to [S, N, B, T, J, *rest], detached."""
+        table, shape = self.table, batch.action.shape[2:]
+        with torch.no_grad():
+            value = target(batch.x_next, table.value_heads).unflatten(2, shape)
+            if self.config.loss.double:
+                choose = self.kind.mean(net(batch.x_next, table.action_heads)).unflatten(2, shape)
+            else:
+                choose = self.kind.mean(value)[..., : table.action_heads, :]
+            later = next_values(table, choose, value)  # [S, N, B, T, J, *rest]
+            rest = [1] * (later.dim() - 5)
+            reward = batch.reward.view(*batch.reward.shape, *rest)
+            return reward + batch.discount.view(*batch.discount.shape, *rest) * later
+
+    def head_losses(self, net: QNet, target: QNet, batch: Transition) -> tuple[Tensor, Values]:
+        """Mean loss of every head over the batch [S, N, J] and the values behind it."""
+        shape = batch.action.shape[2:]
+        encoded, features = net.features(batch.x)
+        q = net.values(features, self.table.heads).unflatten(2, shape)  # [S, N, B, T, J, A, *rest]
+        index = batch.action.view(*batch.action.shape, 1, 1, *([1] * (q.dim() - 6)))
+        index = index.expand(*q.shape[:5], 1, *q.shape[6:])
+        taken = q.gather(5, index).squeeze(5)  # [S, N, B, T, J, *rest]
+        y = self.targets(net, target, batch)
+        weight = batch.weight / batch.weight.sum((2, 3), keepdim=True).clamp(min=1.0)
+        losses = (self.kind.error(taken, y) * weight.unsqueeze(-1)).sum((2, 3))
+        return losses, Values(q, taken, y, encoded)
+
+    def loss(
+        self, net: QNet, target: QNet, window: Window, mask: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Loss of every member and what the originals log.
+
+        Args:    window with context + T + n rows; mask [S, N, B] float32, bootstrap mask or None.
+        Returns: loss [S, N], summed over heads; metrics {name: [S, N]}, detached.
+        """
+        batch = self.transition(net, window)
+        if mask is not None:
+            batch = batch._replace(weight=batch.weight * mask.unsqueeze(-1))
+        losses, values = self.head_losses(net, target, batch)
+        loss, weight = losses.sum(-1), self.config.loss.mico_weight
+        metrics = {
+            "loss": losses[..., 0].detach(),
+            "q_data": self.kind.mean(values.taken.detach())[..., 0].mean((2, 3)),
+            "q_pi": self.kind.mean(values.q.detach())[..., 0, :].max(-1)[0].mean((2, 3)),
+        }
+        if weight:
+            encoded = scale_gradient(values.encoded, net.fork_scale)
+            metric = mico(
+                encoded,
+                *(target.features(x)[0].detach() for x in (batch.x, batch.x_next)),
+                reward=batch.reward[..., 0].flatten(2),
+                weight=batch.weight.flatten(2),
+                gamma=self.config.loss.gamma**self.config.loss.n_step,
+                beta=self.config.loss.mico_beta,
+            )
+            # A shared encoder has one metric loss, spread over the members so that their sum holds it once.
+            loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])
+            metrics["mico_loss"] = metric.detach().expand_as(loss)
+        return loss, metrics
+
+
+def mico(
+    online: Tensor,
+    target: Tensor,
+    target_next: Tensor,
+    *,
+    reward: Tensor,
+    weight: Tensor,
+    gamma: float,
+    beta: float,
+) -> Tensor:
+    """MICo metric loss of the encoder (Castro et al. 2021, arXiv:2106.08229, section 5).
+
+    U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) between online features and the target network's is
+    pulled, by Huber, towards |r_x - r_y| + gamma U(x', y') of the target network, over all pairs.
+
+    Args:    features [S, N or 1, B, D]; reward, weight [S, M, B].
+    Returns: [S, N or 1], mean over pairs.
+    """
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        norm_x, norm_y = x.norm(dim=-1), y.norm(dim=-1)  # [S, N, B]
+        size = norm_x.unsqueeze(-1) * norm_y.unsqueeze(-2)
+        cosine = (x @ y.transpose(-1, -2)) / (size + 1e-9)
+        sine = (1.0 - cosine.square()).clamp(min=1e-9).sqrt()
+        squares = norm_x.square().unsqueeze(-1) + norm_y.square().unsqueeze(-2)
+        return 0.5 * squares + beta * torch.atan2(sine, cosine)
+
+    goal = (reward.unsqueeze(-1) - reward.unsqueeze(-2)).abs()
+    goal = goal + gamma * distance(target_next, target_next)
+    pairs = weight.unsqueeze(-1) * weight.unsqueeze(-2)
+    error = returns.huber(distance(online, target) - goal, delta=1.0) * pairs
+    return error.sum((-1, -2)) / pairs.sum((-1, -2)).clamp(min=1.0)

@@ -1,0 +1,68 @@
+"""Optimiser passes: the plain-torch definitions; in place over lists of leaves."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Leaves = Sequence[Tensor]
+
+
+def rmsprop(
+    leaves: Leaves,
+    grads: Leaves,
+    first: Leaves,
+    second: Leaves,
+    velocity: Leaves,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    momentum: float,
+) -> None:
+    """Centred RMSProp, epsilon inside the root (Graves 2013, equations 38 to 45).
+
+    m <- decay m + (1 - decay) g;  v <- decay v + (1 - decay) g^2;  u = lr g / sqrt(v - m^2 + eps)
+    w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
+    """
+    torch._foreach_lerp_(first, grads, 1.0 - decay)
+    torch._foreach_mul_(second, decay)
+    torch._foreach_addcmul_(second, grads, grads, 1.0 - decay)
+    root = torch._foreach_addcmul(second, first, first, -1.0)
+    torch._foreach_clamp_min_(root, 0.0)  # rounding may leave v a hair below m^2
+    torch._foreach_add_(root, eps)
+    torch._foreach_sqrt_(root)
+    step = torch._foreach_div(grads, root)
+    if momentum:
+        torch._foreach_mul_(velocity, momentum)
+        torch._foreach_add_(velocity, step, alpha=lr)
+        torch._foreach_sub_(leaves, velocity)
+    else:
+        torch._foreach_sub_(leaves, step, alpha=lr)
+
+
+def adam(
+    leaves: Leaves,
+    grads: Leaves,
+    first: Leaves,
+    second: Leaves,
+    *,
+    scale: Tensor,
+    correction: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    Args: scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t).
+    """
+    torch._foreach_lerp_(first, grads, 1.0 - beta1)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
+    root = torch._foreach_sqrt(second)
+    torch._foreach_mul_(root, correction)
+    torch._foreach_add_(root, eps)
+    step = torch._foreach_div(first, root)
+    torch._foreach_mul_(step, scale)
+    torch._foreach_sub_(leaves, step)

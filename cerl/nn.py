@@ -1,0 +1,230 @@
+"""Layers whose parameters lead with [S, N] (size 1: shared), their initialisation, gradient scaling.
+
+Activations are [S, M, rows, D] or, for convolutions, [S, M, rows, height, width, channels]: channels
+last, so that a convolution is one batched matrix product over patches and its output flattens in the
+order (height, width, channel). M is 1 where all members see the same input.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cerl import draw
+from cerl.kernels.fold import col2im
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The identity, whose gradient is multiplied by `factor`."""
+    return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Product of every member's rows with its weights, either side shared by the members or not.
+
+    Args:    x [S, M, rows, in]; weight [S, N, in, out] with M, N equal or one of them 1.
+    Returns: [S, max(M, N), rows, out].
+    """
+    seeds, inputs, rows, width = x.shape
+    members, out = weight.shape[1], weight.shape[3]
+    if inputs > 1 and members == 1:
+        return (x.reshape(seeds, inputs * rows, width) @ weight[:, 0]).unflatten(1, (inputs, rows))
+    if inputs == 1 and members > 1 and rows >= out:
+        # One wide product reads x once; copying the smaller operand is the cheaper side.
+        wide = weight.transpose(1, 2).reshape(seeds, width, members * out)
+        return (x[:, 0] @ wide).unflatten(2, (members, out)).transpose(1, 2)
+    return x @ weight
+
+
+class Linear(nn.Module):
+    """x W + b for every member. weight [S, N, in, out], bias [S, N, out]."""
+
+    def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(seeds, members, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.empty(seeds, members, fan_out))
+        self.fan_in, self.fan_out = fan_in, fan_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return matmul(x, self.weight) + self.bias.unsqueeze(-2)
+
+
+def patches(x: Tensor, *, kernel: int, stride: int) -> Tensor:
+    """Every kernel x kernel patch as a row (im2col).
+
+    Args:    x [S, M, rows, height, width, channels].
+    Returns: [S, M, rows, out height, out width, kernel * kernel * channels], ordered (ky, kx, c).
+    """
+    return _Patches.apply(x, kernel, stride)
+
+
+class _Patches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: int, stride: int) -> Tensor:
+        ctx.shape, ctx.kernel, ctx.stride = x.shape, kernel, stride
+        view = x.unfold(3, kernel, stride).unfold(4, kernel, stride)
+        return view.permute(0, 1, 2, 3, 4, 6, 7, 5).flatten(5)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return col2im(grads[0], ctx.shape, kernel=ctx.kernel, stride=ctx.stride), None, None
+
+
+class Conv(nn.Module):
+    """2-D convolution of every member, channels last.
+
+    weight [S, N, kernel * kernel * channels, filters] ordered (ky, kx, c); bias [S, N, filters].
+    """
+
+    def __init__(
+        self,
+        seeds: int,
+        members: int,
+        *,
+        channels: int,
+        filters: int,
+        kernel: int,
+        stride: int,
+        padding: str,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.fan_in, self.fan_out = channels * kernel * kernel, filters * kernel * kernel
+        self.weight = nn.Parameter(torch.empty(seeds, members, self.fan_in, filters))
+        self.bias = nn.Parameter(torch.empty(seeds, members, filters))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters]."""
+        if self.padding == "same":
+            x = F.pad(x, (0, 0, *self._pads(x.shape[4]), *self._pads(x.shape[3])))
+        columns = patches(x, kernel=self.kernel, stride=self.stride)
+        y = matmul(columns.flatten(2, 4), self.weight) + self.bias.unsqueeze(-2)
+        return y.unflatten(2, columns.shape[2:5])
+
+    def _pads(self, size: int) -> tuple[int, int]:
+        total = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)
+        return total // 2, total - total // 2
+
+    def output_size(self, size: int) -> int:
+        """Cells along one side of the output for `size` cells of input."""
+        if self.padding == "same":
+            return math.ceil(size / self.stride)
+        return (size - self.kernel) // self.stride + 1
+
+
+class Heads(nn.Module):
+    """Output layer with J value heads of `width` numbers each, forking at this layer.
+
+    weight [S, N, in, J, width]; bias [S, N, J, width], or [S, N, J, 1]: one scalar a head, shared by all
+    actions (the original's output bias, spec of Lin et al. 2024's code).
+    """
+
+    def __init__(
+        self, seeds: int, members: int, fan_in: int, *, heads: int, width: int, shared_bias: bool
+    ) -> None:
+        super().__init__()
+        self.fan_in, self.fan_out = fan_in, width
+        self.weight = nn.Parameter(torch.empty(seeds, members, fan_in, heads, width))
+        self.bias = nn.Parameter(torch.empty(seeds, members, heads, 1 if shared_bias else width))
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """x [S, M, rows, in] -> the first `heads` heads [S, N, rows, heads, width]."""
+        weight, bias = self.weight[..., :heads, :], self.bias[:, :, :heads]
+        y = matmul(x, weight.flatten(3)).unflatten(3, weight.shape[3:])
+        return y + bias.unsqueeze(2)
+
+
+class ForkedHeads(nn.Module):
+    """Hidden and output layer of J separate heads (the `both` variant).
+
+    hidden [S, N, J, in, hidden], hidden_bias [S, N, J, hidden]; weight [S, N, J, hidden, width]; bias as
+    in `Heads`.
+    """
+
+    def __init__(
+        self,
+        seeds: int,
+        members: int,
+        fan_in: int,
+        *,
+        hidden: int,
+        heads: int,
+        width: int,
+        shared_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.fan_in, self.fan_hidden, self.fan_out = fan_in, hidden, width
+        self.hidden = nn.Parameter(torch.empty(seeds, members, heads, fan_in, hidden))
+        self.hidden_bias = nn.Parameter(torch.empty(seeds, members, heads, hidden))
+        self.weight = nn.Parameter(torch.empty(seeds, members, heads, hidden, width))
+        self.bias = nn.Parameter(torch.empty(seeds, members, heads, 1 if shared_bias else width))
+
+    def forward(self, x: Tensor, heads: int) -> Tensor:
+        """x [S, M, rows, in] -> the first `heads` heads [S, N, rows, heads, width]."""
+        return self.output(self.features(x, heads))
+
+    def features(self, x: Tensor, heads: int) -> Tensor:
+        """Hidden activations [S, N, heads, rows, hidden]."""
+        y = x.unsqueeze(2) @ self.hidden[:, :, :heads]
+        return F.relu(y + self.hidden_bias[:, :, :heads].unsqueeze(3))
+
+    def output(self, features: Tensor) -> Tensor:
+        heads = features.shape[2]
+        y = features @ self.weight[:, :, :heads] + self.bias[:, :, :heads].unsqueeze(3)
+        return y.transpose(2, 3)
+
+
+def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
+    """Every parameter with the fan-in and fan-out of its layer."""
+    for module in net.modules():
+        if isinstance(module, ForkedHeads):
+            for name, leaf in module.named_parameters(recurse=False):
+                first = name.startswith("hidden")
+                fan_in = module.fan_in if first else module.fan_hidden
+                yield name, leaf, fan_in, module.fan_hidden if first else module.fan_out
+        elif isinstance(module, Linear | Conv | Heads):
+            for name, leaf in module.named_parameters(recurse=False):
+                yield name, leaf, module.fan_in, module.fan_out
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
+    """Fills every parameter from counter-based draws; each seed and member from its own numbers.
+
+    Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases U(+-1/sqrt(fan_in)),
+             PyTorch's and DQN Zoo's default), `xavier` (weights U(+-sqrt(6/(fan_in+fan_out))), biases 0),
+             `variance` (weights U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network).
+    Raises:  ValueError for an unknown scheme.
+    """
+    for number, (name, leaf, fan_in, fan_out) in enumerate(_leaves(net)):
+        if scheme == "fan_in":
+            bound = 1.0 / math.sqrt(fan_in)
+        elif scheme == "xavier":
+            bound = math.sqrt(6.0 / (fan_in + fan_out))
+        elif scheme == "variance":
+            bound = math.sqrt(math.sqrt(3.0) / fan_in)
+        else:
+            raise ValueError(f"init: expected fan_in, xavier or variance, got {scheme!r}")
+        if scheme != "fan_in" and "bias" in name:
+            leaf.zero_()
+            continue
+        u = draw.uniform(keys, draw.INIT, number, leaf.shape[1:])
+        leaf.copy_((2.0 * u - 1.0) * bound)
+
+
+def flat_size(shape: Sequence[int]) -> int:
+    """Number of elements of one observation."""
+    return math.prod(shape)

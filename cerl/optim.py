@@ -1,0 +1,92 @@
+"""Optimisers over stacked parameters: elementwise, so one of them is N x S independent ones.
+
+State and step live on the device and change in place (a CUDA graph may capture `step`). Centred RMSProp
+keeps epsilon inside the root (Graves 2013, equations 38 to 45), which `torch.optim.RMSprop` does not.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cerl.config import OptimConfig
+from cerl.kernels import optim as kernels
+
+
+class Optimiser:
+    """Centred RMSProp or Adam.
+
+    State: first and second moment of every leaf, the momentum buffer where asked, the update count.
+    """
+
+    def __init__(self, config: OptimConfig, leaves: Sequence[Tensor]) -> None:
+        self.config, self.leaves = config, list(leaves)
+        self.first = [torch.zeros_like(leaf) for leaf in self.leaves]
+        self.second = [torch.zeros_like(leaf) for leaf in self.leaves]
+        self.velocity = [torch.zeros_like(leaf) for leaf in self.leaves if config.momentum]
+        self.count = torch.zeros((), dtype=torch.int64, device=self.leaves[0].device)
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor]) -> None:
+        """One update in place. Args: grads, one for each leaf, same shapes."""
+        config = self.config
+        self.count += 1
+        if config.clip_norm:
+            grads = clip_members(grads, config.clip_norm)
+        if config.name == "rmsprop":
+            kernels.rmsprop(
+                self.leaves,
+                grads,
+                self.first,
+                self.second,
+                self.velocity,
+                lr=config.lr,
+                decay=config.decay,
+                eps=config.eps,
+                momentum=config.momentum,
+            )
+            return
+        step = self.count.double()
+        kernels.adam(
+            self.leaves,
+            grads,
+            self.first,
+            self.second,
+            scale=(config.lr / (1.0 - config.beta1**step)).float(),
+            correction=torch.rsqrt(1.0 - config.beta2**step).float(),
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+        )
+
+    def state_dict(self) -> dict:
+        return {
+            "first": self.first,
+            "second": self.second,
+            "velocity": self.velocity,
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in ("first", "second", "velocity"):
+            for mine, saved in zip(getattr(self, name), state[name], strict=True):
+                mine.copy_(saved)
+        self.count.copy_(state["count"])
+
+
+def clip_members(grads: Sequence[Tensor], limit: float) -> list[Tensor]:
+    """Scales every member's gradient down to an L2 norm of `limit`.
+
+    Leaves shared by all members ([S, 1, ...]) count as a member of their own.
+    Args:    grads, each [S, N or 1, ...].
+    """
+    result: list[Tensor] = [grads[0]] * len(grads)
+    for shared in (False, True):
+        group = [k for k, g in enumerate(grads) if (g.shape[1] == 1) == shared]
+        if not group:
+            continue
+        norms = torch.stack([grads[k].flatten(2).square().sum(-1) for k in group]).sum(0).sqrt()
+        factor = (limit / norms.clamp(min=limit))  # [S, N or 1]
+        for k in group:
+            result[k] = grads[k] * factor.view(*factor.shape, *([1] * (grads[k].dim() - 2)))
+    return result

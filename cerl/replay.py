@@ -1,0 +1,152 @@
+"""A ring of rows on the device: add one time index of every environment, sample windows.
+
+Why rows: a stored next observation would double the memory, and a stack, an n-step return or a sequence
+is only more rows. Why one write head: seeds stay in lockstep. Why candidates: sampling inside a CUDA
+graph cannot redraw, so each slot draws K rows and takes the first valid one; a slot without any gets
+weight 0 and is counted in `misses`.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cerl import draw
+from cerl.data import EnvSpec, Row, Window
+from cerl.memory import check_fits
+
+Batches = Literal["shared", "independent", "own", "disjoint"]
+
+
+class Replay:
+    """R x E rows per seed; a row is a valid start if it is real and its window is in the ring.
+
+    Args of the constructor: keys [S]; spec; capacity rows per seed; placement "device" or "host"
+    (pinned memory: slower, sampled outside CUDA graphs).
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        keys: Tensor,
+        capacity: int,
+        device: torch.device,
+        placement: Literal["device", "host"] = "device",
+    ) -> None:
+        seeds, envs = len(keys), spec.envs
+        self.keys, self.envs, self.device, self.placement = keys, envs, device, placement
+        self.rows = capacity // envs
+        if self.rows < 2:
+            raise ValueError(f"replay.capacity: {capacity} rows hold fewer than 2 steps of {envs} envs")
+        home = torch.device("cpu") if placement == "host" else device
+        lead = (seeds, self.rows, envs)
+        row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + 8 + 4 + 1 + 1 + 2
+        check_fits(math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds")
+        pin = placement == "host" and device.type == "cuda"
+
+        def ring(dtype: torch.dtype, *rest: int) -> Tensor:
+            return torch.zeros(*lead, *rest, dtype=dtype, device=home, pin_memory=pin)
+
+        self.obs = ring(spec.dtype, *spec.observation)
+        self.action, self.reward = ring(torch.int64), ring(torch.float32)
+        self.terminated, self.real = ring(torch.bool), ring(torch.bool)
+        self.member = ring(torch.int16)
+        self.total = torch.zeros((), dtype=torch.int64, device=home)  # time indices ever written
+        self.misses = torch.zeros(seeds, dtype=torch.int64, device=device)
+
+    def _fields(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in Row._fields}
+
+    def add(self, row: Row) -> None:
+        """Writes one time index of all environments, over the oldest one once the ring is full."""
+        at = (self.total % self.rows).view(1)
+        for name, ring in self._fields().items():
+            value = getattr(row, name).to(device=ring.device, dtype=ring.dtype)
+            ring.index_copy_(1, at, value.unsqueeze(1))
+        self.total += 1
+
+    def sample(
+        self,
+        *,
+        step: Tensor,
+        batch: int,
+        context: int,
+        ahead: int,
+        members: int = 1,
+        batches: Batches = "shared",
+        probability: float = 1.0,
+        candidates: int = 8,
+    ) -> Window:
+        """Windows of context + 1 + ahead rows around uniformly drawn learnt rows.
+
+        Args:    step int64 [], counts draws; members M batches per seed (1: shared by the ensemble);
+                 batches "own" takes rows that member acted in, "disjoint" rows that a hash gives it;
+                 probability: share of steps in which that restriction (and one batch each) holds.
+        Returns: Window [S, M, B, W].
+        """
+        seeds, home = len(self.keys), self.total.device
+        keys, step = self.keys.to(home), step.to(home)
+        count = self.total.clamp(max=self.rows)
+        span = (count - context - ahead).clamp(min=1)
+        shape = (members, batch, candidates)
+        place = draw.randint(keys, draw.SAMPLE, step, shape, high=span * self.envs)
+        row = self.total - count + context + place // self.envs  # absolute time index
+        env = place % self.envs
+        flat = (row % self.rows) * self.envs + env
+        valid = _pick(self.real, flat)
+        if batches in ("own", "disjoint"):
+            me = torch.arange(members, device=home).view(1, members, 1, 1)
+            if batches == "own":
+                mine = _pick(self.member, flat) == me
+            else:
+                zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=home)
+                owner = draw.bits(keys, draw.OWNER, row * self.envs + env, zero)
+                mine = (owner * members) >> 32 == me
+            valid = valid & mine
+        first = valid.to(torch.uint8).argmax(-1, keepdim=True)  # [S, M, B, 1]
+        row, env, hit = (x.gather(-1, first).squeeze(-1) for x in (row, env, valid))
+        if members > 1 and probability < 1.0:
+            # The other updates share one batch, which needs draws free of the restriction.
+            shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
+            place = draw.randint(keys, draw.SAMPLE + 100, step, shape[1:], high=span * self.envs)
+            other = self.total - count + context + place // self.envs
+            fits = _pick(self.real, (other % self.rows) * self.envs + place % self.envs)
+            best = fits.to(torch.uint8).argmax(-1, keepdim=True)
+            one = [x.gather(-1, best).squeeze(-1).unsqueeze(1) for x in (other, place % self.envs, fits)]
+            row, env, hit = (
+                torch.where(shared, b, a) for a, b in zip((row, env, hit), one, strict=True)
+            )
+        offsets = torch.arange(-context, ahead + 1, device=home)
+        flat = ((row.unsqueeze(-1) + offsets) % self.rows) * self.envs + env.unsqueeze(-1)
+        window = {name: _pick(ring, flat).to(self.device) for name, ring in self._fields().items()}
+        hit = hit.to(self.device)
+        self.misses += (~hit).flatten(1).sum(1)
+        return Window(
+            **{**window, "member": window["member"].long()},
+            row=(row * self.envs + env).to(self.device),
+            weight=hit.float(),
+        )
+
+    def shares(self, members: int) -> Tensor:
+        """Share of the real rows in the ring that each member generated [S, N]; syncs nothing."""
+        written = torch.arange(self.rows, device=self.total.device) < self.total
+        real = self.real & written.view(1, -1, 1)
+        counts = torch.stack([(real & (self.member == k)).sum((1, 2)) for k in range(members)], 1)
+        return (counts / real.sum((1, 2)).clamp(min=1).unsqueeze(1)).to(self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self._fields(), "total": self.total, "misses": self.misses}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, mine in {**self._fields(), "total": self.total, "misses": self.misses}.items():
+            mine.copy_(state[name])
+
+
+def _pick(ring: Tensor, flat: Tensor) -> Tensor:
+    """ring [S, R, E, *rest] at flat [S, ...] positions in R x E -> [S, ..., *rest]."""
+    seeds, size = ring.shape[0], ring.shape[1] * ring.shape[2]
+    offset = torch.arange(seeds, device=flat.device).view(-1, *([1] * (flat.dim() - 1))) * size
+    picked = ring.flatten(0, 2).index_select(0, (flat + offset).flatten())
+    return picked.unflatten(0, flat.shape)
