@@ -1,0 +1,95 @@
+"""Freeway: a chicken crosses eight lanes of traffic; reward 1 per crossing, which draws new cars.
+
+Every lane holds one car, so a lane is a slot. The chicken moves at most every third step. The game
+ends by itself (a terminal, not a truncation) after 2501 steps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+CHANNELS = 7  # chicken, car, trail of a car of speed 1 to 5 (steps per cell)
+MINIMAL = (0, 2, 4)
+DRAWS = 16
+RESET_DRAWS = 16
+
+_LANES = 8  # rows 1 to 8
+_COLUMN = 4  # the chicken's
+_HOME = 9  # the chicken's row at the start
+_REST = 3  # steps between two moves of the chicken
+_STEPS = 2500
+
+
+class State(NamedTuple):
+    row: Tensor  # [G] int32, the chicken's
+    rest: Tensor  # [G] int32, steps until the chicken may move
+    left: Tensor  # [G] int32, steps left
+    column: Tensor  # [G, 8] int32, each car's
+    wait: Tensor  # [G, 8] int32, steps until the car moves
+    speed: Tensor  # [G, 8] int32, steps per cell, 1 to 5; negative: to the left
+
+
+def _traffic(u: Tensor) -> Tensor:
+    pace = (u[:, :_LANES] * 5).to(torch.int32) + 1
+    return torch.where(u[:, _LANES : 2 * _LANES] < 0.5, -pace, pace)  # [G, 8]
+
+
+def reset(u: Tensor) -> State:
+    """Every car at the left edge, of random speed and direction."""
+    speed = _traffic(u)
+    row = torch.full_like(speed[:, 0], _HOME)
+    return State(
+        row=row,
+        rest=torch.full_like(row, _REST),
+        left=torch.full_like(row, _STEPS),
+        column=torch.zeros_like(speed),
+        wait=speed.abs(),
+        speed=speed,
+    )
+
+
+def step(
+    state: State, action: Tensor, u: Tensor, *, ramping: bool
+) -> tuple[State, Tensor, Tensor]:
+    """Moves the chicken, then the cars. Args: `ramping` is unused, the game has none."""
+    lane = torch.arange(1, _LANES + 1, dtype=torch.int32, device=u.device)
+    able = state.rest == 0
+    move = torch.where(able, (action == 4).int() - (action == 2).int(), 0)
+    rest = torch.where(move != 0, _REST, state.rest)
+    row = (state.row + move).clamp(0, 9)
+    goal = row == 0
+    row = torch.where(goal, _HOME, row)
+    fresh = _traffic(u)
+    speed = torch.where(goal[:, None], fresh, state.speed)
+    wait = torch.where(goal[:, None], fresh.abs(), state.wait)
+
+    drives = wait == 0
+    column = torch.where(drives, (state.column + speed.sign()) % 10, state.column)
+    wait = torch.where(drives, speed.abs(), wait - 1)
+    met = (state.column == _COLUMN) | (column == _COLUMN)  # before or after the car has moved
+    hit = (met & (lane == row[:, None])).any(1)
+    left = state.left - 1
+    played = State(
+        row=torch.where(hit, _HOME, row),
+        rest=(rest - 1).clamp(min=0),
+        left=left,
+        column=column,
+        wait=wait,
+        speed=speed,
+    )
+    return played, goal.float(), left < 0
+
+
+def observe(state: State) -> Tensor:
+    ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
+    # Rows 0 and 9 hold no car; -1 is no column and 0 no speed.
+    car = pad(state.column, (1, 1), value=-1)  # [G, 10]
+    speed = pad(state.speed, (1, 1))
+    trail = torch.where(speed == 0, -1, (car - speed.sign()) % 10)
+    chicken = (state.row[:, None] == ten)[:, :, None] & (ten == _COLUMN)
+    pace = speed.abs()[:, None, :] == ten[1:6, None]  # [G, 5, 10]
+    trails = pace[..., None] & (trail[:, :, None] == ten)[:, None]
+    planes = [chicken[:, None], (car[:, :, None] == ten)[:, None], trails]
+    return torch.cat(planes, 1)  # [G, 7, 10, 10]

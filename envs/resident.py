@@ -1,0 +1,210 @@
+"""Device-resident games: S x E copies of one game stepped by tensor arithmetic, never a host sync.
+
+A game is three pure functions of tensors with one leading axis G = S * E. This file adds what every
+game needs: counter-based draws, sticky actions, autoreset on the next step, a time limit, and a state
+that is allocated once and updated in place, so that a CUDA graph can hold the step.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl import draw
+from cerl.data import EnvSpec, Step
+
+
+class Game(NamedTuple):
+    """Rules as pure functions. States are NamedTuples of tensors [G, ...]; uniforms are in [0, 1).
+
+    `reset(u [G, reset_draws]) -> state`; `step(state, action [G] int64, u [G, draws]) -> (state,
+    reward [G] float32, terminal [G] bool)`; `observe(state) -> [G, *observation]` of type `dtype`.
+    Only pointwise operations and small reductions, no shape and no branch that depends on data. A step
+    from a finished game may return anything, but must not fail.
+    """
+
+    reset: Callable[[Tensor], Any]
+    step: Callable[[Any, Tensor, Tensor], tuple[Any, Tensor, Tensor]]
+    observe: Callable[[Any], Tensor]
+    draws: int  # uniforms that one step may use
+    reset_draws: int  # uniforms that one reset may use
+    observation: tuple[int, ...]
+    actions: tuple[int, ...]  # the game's id of each action on offer
+    dtype: torch.dtype = torch.bool
+
+
+class Memory(NamedTuple):
+    """What a game's rules do not know about the game under way."""
+
+    last_action: Tensor  # [G] int64, game's id; survives a reset, as in MinAtar
+    done: Tensor  # [G] bool, the last step ended an episode
+    elapsed: Tensor  # [G] int64, agent steps of the episode
+
+
+class Resident:
+    """A VecEnv of S x E copies of one game, on any device, exactly restorable.
+
+    Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced by the
+             last one executed; time_limit in agent steps (0: none), reaching it truncates unless the
+             game ends by itself; salt separates consumers (training, evaluation) of one seed.
+             fuse compiles the step into few kernels (None: on CUDA only); the numbers are the same.
+    """
+
+    def __init__(
+        self,
+        game: Game,
+        *,
+        name: str,
+        envs: int,
+        sticky: float,
+        time_limit: int,
+        seeds: Sequence[int],
+        salt: int,
+        device: torch.device | str,
+        fuse: bool | None = None,
+    ) -> None:
+        if not seeds or envs < 1:
+            raise ValueError(
+                f"{name} needs at least one seed and one game per seed, got seeds {tuple(seeds)} and "
+                f"envs {envs}; give --seeds and --env.envs"
+            )
+        device = torch.device(device)
+        games = len(seeds) * envs
+        self._game, self._sticky, self._limit = game, sticky, time_limit
+        self._shape = (len(seeds), envs)
+        self._key = draw.seed_keys(seeds, salt=salt, device=device)
+        self._ids = torch.tensor(game.actions, device=device)
+        self._counter = torch.zeros((), dtype=torch.int64, device=device)
+        self._memory = Memory(
+            last_action=torch.zeros(games, dtype=torch.int64, device=device),
+            done=torch.ones(games, dtype=torch.bool, device=device),
+            elapsed=torch.zeros(games, dtype=torch.int64, device=device),
+        )
+        blank = game.reset(torch.zeros(games, game.reset_draws, device=device))
+        # A reset may share or expand tensors; what is updated in place must own its memory.
+        self._state = type(blank)(*(field.clone(memory_format=torch.contiguous_format) for field in blank))
+        self._idle = torch.zeros(self._shape, dtype=torch.int64, device=device)
+        self._spec = EnvSpec(
+            name=name,
+            observation=game.observation,
+            dtype=game.dtype,
+            actions=len(game.actions),
+            envs=envs,
+            frames=1,
+            resident=True,
+            exact_state=True,
+        )
+        fuse = device.type == "cuda" if fuse is None else fuse
+        self._advance: Callable[[Tensor], Step] = self._eager
+        if fuse:
+            self._advance = torch.compile(_own_code(self._eager), fullgraph=True, dynamic=False)
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._spec
+
+    @property
+    def columns(self) -> int:
+        """Uniforms that a game is given on each step: the sticky draw, then the rules' (one step either
+        plays or resets, so both read the same columns from the second on)."""
+        return 1 + max(self._game.draws, self._game.reset_draws)
+
+    def draws(self) -> Tensor:
+        """The uniforms that the next step will use, [S, E, columns] float32."""
+        return draw.uniform(self._key, draw.ENV, self._counter, (self._shape[1], self.columns))
+
+    def reset(self) -> Step:
+        """Starts a new episode everywhere; rewards 0, flags False."""
+        self._memory.done.fill_(True)
+        return self.step(self._idle)
+
+    def step(self, action: Tensor) -> Step:
+        """Advances every game by one agent step.
+
+        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an episode.
+        Raises:  ValueError for another shape or type.
+        """
+        if action.shape != self._shape or action.dtype != torch.int64:
+            raise ValueError(
+                f"{self._spec.name}: expected actions [S, E] = {list(self._shape)} of torch.int64, got "
+                f"{list(action.shape)} of {action.dtype}; one action per seed and environment"
+            )
+        return self._advance(action)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of every tensor that the next step reads, draws included."""
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores in place, so compiled and captured steps go on with it.
+
+        Raises:  ValueError if a tensor is missing, unknown, or of another shape or type.
+        """
+        own = self._tensors()
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"{self._spec.name}: the saved state holds {sorted(state)}, expected {sorted(own)}; "
+                "it is from another game or another version"
+            )
+        for name, tensor in own.items():
+            saved = state[name]
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                raise ValueError(
+                    f"{self._spec.name}: saved {name} is {list(saved.shape)} of {saved.dtype}, expected "
+                    f"{list(tensor.shape)} of {tensor.dtype}; restore with the seeds and envs of the run"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        rules = {f"game.{name}": tensor for name, tensor in self._state._asdict().items()}
+        return {"key": self._key, "counter": self._counter, **self._memory._asdict(), **rules}
+
+    def _eager(self, action: Tensor) -> Step:
+        u = self.draws().flatten(0, 1)  # [G, columns]
+        memory, state, reward, terminated, truncated = self._transition(action.flatten(), u)
+        obs = self._game.observe(state)
+        for old, new in zip((*self._memory, *self._state), (*memory, *state), strict=True):
+            old.copy_(new)
+        self._counter.add_(1)
+        return Step(*(out.unflatten(0, self._shape) for out in (obs, reward, terminated, truncated)))
+
+    def _transition(self, action: Tensor, u: Tensor) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
+        game, over = self._game, self._memory.done
+        executed = self._ids[action]
+        if self._sticky > 0:
+            executed = torch.where(u[:, 0] < self._sticky, self._memory.last_action, executed)
+        played, reward, terminal = game.step(self._state, executed, u[:, 1 : 1 + game.draws])
+        fresh = game.reset(u[:, 1 : 1 + game.reset_draws])
+        state = type(played)(*(_choose(over, a, b) for a, b in zip(fresh, played, strict=True)))
+        elapsed = torch.where(over, 0, self._memory.elapsed + 1)
+        playing = ~over
+        terminated = terminal & playing
+        if self._limit:
+            truncated = (elapsed >= self._limit) & ~terminated & playing
+        else:
+            truncated = torch.zeros_like(over)
+        memory = Memory(
+            last_action=torch.where(over, self._memory.last_action, executed),
+            done=terminated | truncated,
+            elapsed=elapsed,
+        )
+        return memory, state, torch.where(over, 0.0, reward), terminated, truncated
+
+
+def _choose(over: Tensor, fresh: Tensor, played: Tensor) -> Tensor:
+    return torch.where(over.view(-1, *([1] * (played.dim() - 1))), fresh, played)
+
+
+def _own_code(method: Any) -> Callable[[Tensor], Step]:
+    # The compiler counts recompilations by code object, and every instance is a new specialisation.
+    function = method.__func__
+    copy = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, closure=function.__closure__
+    )
+    return types.MethodType(copy, method.__self__)
