@@ -125,6 +125,7 @@ class Decision(NamedTuple):
     action: Tensor  # [S, E] int64
     carry: Tensor
     value: Tensor  # [S, E] largest Q of the member on duty, also where the action is random
+    entropy: Tensor  # [S, E] entropy of the members' greedy actions, nats; 0 while training
 
 
 class Transition(NamedTuple):
@@ -167,35 +168,32 @@ class DQN:
         member: Tensor,
         *,
         noise: Noise,
-        aggregates: Sequence[str] = (),
+        evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Epsilon-greedy actions of the members on duty; first-index ties.
 
         Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for the
-                 k-th of `aggregates` ("vote": the most voted greedy action, ties broken uniformly;
-                 "mean": the greedy action of the mean Q).
+                 k-th of `evaluating` ("vote": the most voted greedy action, ties broken uniformly;
+                 "mean": the greedy action of the mean Q); None while training.
         """
         x, carry = net.encoder.step(obs, start, carry)
         envs, members = obs.shape[1], self.config.ensemble.members
-        if not aggregates and 3 * envs < members and net.encoder.convs:
-            q = self._gathered(net, x, member)  # [S, E, A]
-            value, greedy = q.max(-1)
+        entropy = torch.zeros_like(start, dtype=torch.float32)
+        if evaluating is None and 3 * envs < members and len(net.encoder.convs):
+            value, greedy = self._gathered(net, x, member).max(-1)  # [S, E]
         else:
             q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
             best, arg = q.max(-1)
             mine = member.clamp(max=members - 1).unsqueeze(1)
             greedy, value = arg.gather(1, mine)[:, 0], best.gather(1, mine)[:, 0]
-            for k, name in enumerate(aggregates):
-                if name == "vote":
-                    score = F.one_hot(arg, self.spec.actions).sum(1) + 0.5 * noise.tie
-                else:
-                    score = q.mean(1)
-                top, choice = score.max(-1)
-                chosen = member == members + k
-                greedy = torch.where(chosen, choice, greedy)
-                value = torch.where(chosen, q.mean(1).max(-1)[0] if name == "mean" else top, value)
+            if evaluating is not None:
+                votes = F.one_hot(arg, self.spec.actions).sum(1).float()  # [S, E, A]
+                entropy = torch.special.entr(votes / members).sum(-1)
+                for k, name in enumerate(evaluating):
+                    score = votes + 0.5 * noise.tie if name == "vote" else q.mean(1)
+                    greedy = torch.where(member == members + k, score.argmax(-1), greedy)
         action = torch.where(noise.explore, noise.action, greedy)
-        return Decision(action, carry, value)
+        return Decision(action, carry, value, entropy)
 
     def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
         """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""

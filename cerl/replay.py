@@ -110,7 +110,7 @@ class Replay:
         if members > 1 and probability < 1.0:
             # The other updates share one batch, which needs draws free of the restriction.
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
-            place = draw.randint(keys, draw.SAMPLE + 100, step, shape[1:], high=span * self.envs)
+            place = draw.randint(keys, draw.SHARED, step, shape[1:], high=span * self.envs)
             other = self.total - count + context + place // self.envs
             fits = _pick(self.real, (other % self.rows) * self.envs + place % self.envs)
             best = fits.to(torch.uint8).argmax(-1, keepdim=True)

@@ -1,0 +1,163 @@
+"""The Collector: steps the environments with the members on duty and writes rows to replay.
+
+It owns what lives between two steps of experience: the last Step, the carry of the acting network, the
+member on duty of every environment, and running returns that the log reads. No host sync, so one call
+is one CUDA graph where the environments are device-resident.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl import draw, explore
+from cerl.agents.dqn import DQN, QNet
+from cerl.config import Config
+from cerl.data import Row, Step
+from cerl.envs.api import VecEnv
+from cerl.replay import Replay
+
+
+class Running(NamedTuple):
+    """Sums over the episode under way, [S, E] float32 each."""
+
+    returned: Tensor  # unclipped rewards
+    steps: Tensor
+    value: Tensor  # largest Q of the acting member, at every step
+    weight: Tensor  # sum of gamma^k over the steps so far: how often a reward now counts in them
+    later: Tensor  # discounted clipped return-to-go, summed over the steps
+
+
+# What `finished` sums over the episodes that ended, by acting member.
+FINISHED = ("episodes", "returned", "steps", "value", "later")
+
+
+class Collector:
+    """Steps S x E environments; `step()` is one agent step of every one of them."""
+
+    def __init__(
+        self, config: Config, env: VecEnv, agent: DQN, net: QNet, replay: Replay, *, keys: Tensor
+    ) -> None:
+        self.config, self.env, self.agent, self.net = config, env, agent, net
+        self.replay, self.keys = replay, keys
+        seeds, envs, device = len(keys), env.spec.envs, keys.device
+        first = env.reset()
+        self.last = Step(*(x.clone() for x in first))
+        self.carry = net.encoder.carry(seeds, envs, dtype=env.spec.dtype, device=device)
+        self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
+        self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)  # loop iterations
+        self.real_steps = torch.zeros(seeds, dtype=torch.int64, device=device)
+        self.running = Running(*(torch.zeros(seeds, envs, device=device) for _ in Running._fields))
+        shape = (seeds, config.ensemble.members, len(FINISHED))
+        self.finished = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.ids = torch.arange(config.ensemble.members, device=device)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One agent step everywhere: draw members, act, step, write the row, count."""
+        config, last = self.config, self.last
+        real = ~(last.terminated | last.truncated)
+        eps = explore.epsilon(config.explore, self.steps * self.env.spec.envs)
+        noise = explore.noise(
+            self.keys,
+            self.steps,
+            envs=self.env.spec.envs,
+            actions=self.env.spec.actions,
+            eps=eps,
+            votes=False,
+        )
+        drawn = explore.duty(config.ensemble, noise.member)
+        anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
+        self.member.copy_(torch.where(anew, drawn, self.member))
+        decision = self.agent.act(
+            self.net, last.obs, self.start, self.carry, self.member, noise=noise
+        )
+        step = self.env.step(decision.action)
+        clip = config.replay.reward_clip
+        reward = step.reward.clamp(-clip, clip) if clip else step.reward
+        self.replay.add(
+            Row(last.obs, decision.action, reward, step.terminated, real, self.member)
+        )
+        self._count(step, reward, decision.value, real)
+        self.carry.copy_(decision.carry)
+        self.start.copy_(~real)
+        for mine, new in zip(self.last, step, strict=True):
+            mine.copy_(new)
+        self.steps += 1
+
+    def _count(self, step: Step, reward: Tensor, value: Tensor, real: Tensor) -> None:
+        """Running sums; episodes that ended move into `finished` of the member that acted last."""
+        run, gamma = self.running, self.config.loss.gamma
+        weight = torch.where(real, run.weight * gamma + 1.0, 0.0)
+        sums = Running(
+            returned=torch.where(real, run.returned + step.reward, 0.0),
+            steps=torch.where(real, run.steps + 1.0, 0.0),
+            value=torch.where(real, run.value + value, 0.0),
+            weight=weight,
+            later=torch.where(real, run.later + reward * weight, 0.0),
+        )
+        for mine, new in zip(run, sums, strict=True):
+            mine.copy_(new)
+        done = (step.terminated | step.truncated) & real
+        length = sums.steps.clamp(min=1.0)
+        ended = [torch.ones_like(length), sums.returned, sums.steps, sums.value / length]
+        ended.append(sums.later / length)
+        mine = (self.member.unsqueeze(-1) == self.ids) & done.unsqueeze(-1)  # [S, E, N]
+        table = torch.stack(ended, -1).unsqueeze(2)  # [S, E, 1, F]
+        self.finished += torch.where(mine.unsqueeze(-1), table, 0.0).sum(1)
+        self.real_steps += real.sum(1)
+
+    def take_finished(self) -> dict[str, Tensor]:
+        """Means over the training episodes since the last call, by member; syncs.
+
+        Returns: {"episodes": [S, N], "return", "length", "value" (mean largest Q), "mc" (mean discounted
+                 clipped return-to-go; a truncated episode's tail counts as 0)}, NaN without episodes.
+        """
+        sums = self.finished.cpu()
+        self.finished.zero_()
+        count = sums[..., 0]
+        names = ("return", "length", "value", "mc")
+        means = {name: sums[..., k + 1] / count for k, name in enumerate(names)}
+        return {"episodes": count, **means}
+
+    def state_dict(self) -> dict:
+        return {
+            "last": list(self.last),
+            "running": list(self.running),
+            **{name: getattr(self, name) for name in _TENSORS},
+            "env": self.env.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> bool:
+        """Restores in place. Returns: True if the environments continued exactly.
+
+        Where a simulator cannot be restored, the episodes under way are cut: one row that is not real
+        follows, so their last rows bootstrap as truncated ones do.
+        """
+        for name in _TENSORS:
+            getattr(self, name).copy_(state[name])
+        for mine, saved in zip([*self.last, *self.running], [*state["last"], *state["running"]], strict=True):
+            mine.copy_(saved)
+        fresh = self.env.load_state_dict(state["env"])
+        if fresh is None:
+            return True
+        done = self.last.terminated | self.last.truncated
+        cut = Row(
+            self.last.obs,
+            torch.zeros_like(self.member),
+            torch.zeros_like(self.last.reward),
+            torch.zeros_like(done),
+            torch.zeros_like(done),
+            self.member,
+        )
+        self.replay.add(cut)
+        for mine, new in zip(self.last, fresh, strict=True):
+            mine.copy_(new)
+        for mine in self.running:
+            mine.zero_()
+        self.start.fill_(True)
+        return False
+
+
+_TENSORS = ("carry", "start", "member", "steps", "real_steps", "finished")

@@ -1,0 +1,61 @@
+"""What the paper argues with: own-data share, feature rank, dormant units of every member.
+
+Called now and then with a sampled batch, never inside an update.
+"""
+
+import torch
+from torch import Tensor
+
+from cerl.agents.dqn import DQN, QNet
+from cerl.learn import Learner
+from cerl.nn import ForkedHeads
+
+RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
+DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
+
+
+def feature_rank(features: Tensor) -> Tensor:
+    """Effective rank of a batch of features (Kumar et al. 2021, arXiv:2010.14498).
+
+    The number of largest singular values that hold 99% of their sum.
+    Args: features [..., rows, D]. Returns: [...] float32; NaN where a feature is not finite.
+    """
+    finite = features.isfinite().all(-1).all(-1)
+    values = torch.linalg.svdvals(torch.where(finite[..., None, None], features, 0.0).double())
+    held = values.cumsum(-1) / values.sum(-1, keepdim=True).clamp(min=1e-30)
+    rank = (held < RANK_SHARE).sum(-1) + 1
+    return torch.where(finite, rank.float(), float("nan"))
+
+
+def dormant_share(layers: list[Tensor]) -> Tensor:
+    """Share of units whose mean |activation| is at most 0.025 of their layer's (Sokar et al. 2023).
+
+    Args: layers, activations after the ReLU [S, N or 1, rows, ..., units], a unit being one entry of the
+          last axis (a filter or a hidden unit). Returns: [S, N or 1] over all layers.
+    """
+    dormant, units = [], 0
+    for layer in layers:
+        size = layer.abs().flatten(2, -2).mean(2)  # [S, N, units]
+        score = size / size.mean(-1, keepdim=True).clamp(min=1e-30)
+        dormant.append((score <= DORMANT).sum(-1).float())
+        units += size.shape[-1]
+    members = max(d.shape[1] for d in dormant)
+    return torch.stack([d.expand(-1, members) for d in dormant]).sum(0) / units
+
+
+@torch.no_grad()
+def diagnose(agent: DQN, learner: Learner) -> dict[str, Tensor]:
+    """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
+    net: QNet = learner.net
+    window = learner.sample()
+    if window.obs.shape[1] > 1:
+        window = window._replace(**{k: v[:, :1] for k, v in window._asdict().items()})
+    shape = (window.obs.shape[0], agent.config.ensemble.members)
+    outputs = net.layers(agent.transition(net, window).x)
+    if isinstance(net.final, ForkedHeads):
+        outputs.append(net.final.features(outputs[-1].flatten(3), 1)[:, :, 0])
+    result = {"own_data_share": learner.replay.shares(shape[1])}
+    if outputs:
+        result["feature_rank"] = feature_rank(outputs[-1].flatten(3))
+        result["dormant_share"] = dormant_share(outputs)
+    return {name: value.expand(shape).float().cpu() for name, value in result.items()}
