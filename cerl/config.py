@@ -1,27 +1,46 @@
-"""Every option of cerl, with its unit: one frozen, strict tree of models.
+"""Every option of cerl, with its unit: one frozen, strict tree of models, and how presets fill it.
 
-A run is one `Config`. Presets (`configs/**.yaml`) state only differences from their `base:`; the command
-line overrides single keys. "Agent steps" are action selections of one seed (loop iterations x E),
-whatever the number of environments and seeds; a frame is one emulator frame.
+A run is one `Config`. Presets (`configs/**.yaml`) state only differences from their `base:`; the
+command line overrides single keys. "Agent steps" are action selections of one seed (loop iterations
+x E), whatever the number of environments and seeds; a frame is one emulator frame.
 """
 
-from typing import Annotated, Literal
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cerl import mistakes
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Policy = Literal["individual", "vote", "mean", "random"]
+Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: says where, what was expected, what was found."""
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    """Frozen and strict: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 class CatchEnv(Model):
     """Catch: a ball falls, a paddle of one cell has to be under it (device-resident, ours)."""
 
     family: Literal["catch"] = "catch"
+    """fixed by the preset"""
     name: Literal["catch"] = "catch"
+    """the only game of this family"""
     envs: int = Field(1, ge=1)
     """E, environments per seed"""
     rows: int = Field(10, ge=2)
@@ -36,7 +55,9 @@ class MinAtarEnv(Model):
     """MinAtar (Young and Tian 2019), device-resident, ours."""
 
     family: Literal["minatar"] = "minatar"
+    """fixed by the preset"""
     name: Literal["asterix", "breakout", "freeway", "seaquest", "space_invaders"] = "breakout"
+    """game"""
     envs: int = Field(8, ge=1)
     """E, environments per seed"""
     sticky: float = Field(0.1, ge=0, lt=1)
@@ -53,11 +74,13 @@ class AtariEnv(Model):
     """Atari 2600 by EnvPool or by ale-py's own vector environment; one 84x84 frame a step."""
 
     family: Literal["atari"] = "atari"
+    """fixed by the preset"""
     name: str = "Pong"
     """game in camel case, e.g. Pong or SpaceInvaders"""
     envs: int = Field(1, ge=1)
     """E, environments per seed"""
     backend: Literal["envpool", "ale"] = "envpool"
+    """emulator: envpool, or ale-py's own vector environment"""
     sticky: float = Field(0.0, ge=0, lt=1)
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
@@ -80,6 +103,7 @@ class GymEnv(Model):
     """Any registered gymnasium id with discrete actions."""
 
     family: Literal["gym"] = "gym"
+    """fixed by the preset"""
     name: str = "CartPole-v1"
     """registered id, e.g. CartPole-v1; module:Id imports the module first"""
     envs: int = Field(1, ge=1)
@@ -108,7 +132,8 @@ class NetConfig(Model):
     scale: float = Field(1.0, gt=0)
     """observations are divided by this inside the network"""
     init: Literal["fan_in", "xavier", "variance"] = "fan_in"
-    """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0; variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0"""
+    """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
+    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0"""
     shared_bias: bool = False
     """one scalar output bias for all actions (the original's)"""
     feature_norm: bool = False
@@ -121,7 +146,7 @@ class EnsembleConfig(Model):
     members: int = Field(1, ge=1)
     """N, ensemble members of a seed"""
     shared_layers: int = Field(0, ge=0)
-    """L, leading layers shared by all members (convolutions, hidden layers, output, in this order)"""
+    """L, leading layers shared by all members (in order: convolutions, hidden layers, output)"""
     heads: Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"] = "own"
     """what the value heads of a member regress to (cerl/heads.py)"""
     fork: Literal["final", "both"] = "final"
@@ -129,7 +154,8 @@ class EnsembleConfig(Model):
     horizons: int = Field(10, ge=1)
     """heads of a member under multi_horizon"""
     duty: Literal["uniform", "tandem", "first"] = "uniform"
-    """who acts: a member drawn uniformly, member 0 with active_probability (else member 1), always member 0"""
+    """who acts: a member drawn uniformly; member 0 with active_probability, else member 1 (tandem);
+    always member 0 (first)"""
     active_probability: float = Field(0.9, ge=0, le=1)
     """tandem: share of episodes in which member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
@@ -139,6 +165,8 @@ class EnsembleConfig(Model):
 
 
 class LossConfig(Model):
+    """What an update minimises."""
+
     gamma: float = Field(0.99, ge=0, le=1)
     """discount of one agent step"""
     n_step: int = Field(1, ge=1)
@@ -146,6 +174,7 @@ class LossConfig(Model):
     double: bool = True
     """the online network chooses the next action, the target network values it"""
     kind: Literal["huber", "mse"] = "huber"
+    """huber, or the squared error without the 1/2 (agent: dqn)"""
     huber_delta: float = Field(1.0, gt=0)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(200, ge=1)
@@ -155,8 +184,8 @@ class LossConfig(Model):
     mico_beta: float = Field(0.1, ge=0)
     """weight of the angle in the MICo distance"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
-    """shared: one batch for all members; independent: one each, all data; own: one each, of the data that the
-    member generated; disjoint: one each, every row belonging to one member at random"""
+    """shared: one batch for all members; independent: one each, of all data; own: one each, of the
+    data that the member generated; disjoint: one each, every row being one random member's"""
     batches_probability: float = Field(1.0, ge=0, le=1)
     """share of updates that use `batches`; the others use one shared batch"""
     mask_probability: float = Field(1.0, gt=0, le=1)
@@ -164,21 +193,29 @@ class LossConfig(Model):
 
 
 class OptimConfig(Model):
+    """The optimiser, one for every member of every seed."""
+
     name: Literal["rmsprop", "adam"] = "adam"
-    """rmsprop is centred, with epsilon inside the root"""
+    """adam, or centred rmsprop with epsilon inside the root"""
     lr: float = Field(2.5e-4, gt=0)
+    """learning rate, constant over the run"""
     eps: float = Field(1e-8, gt=0)
+    """added to the denominator of the step: inside the root (rmsprop), outside it (adam)"""
     decay: float = Field(0.95, ge=0, lt=1)
     """rmsprop: decay of both moments"""
     momentum: float = Field(0.0, ge=0, lt=1)
     """rmsprop: momentum of the scaled step"""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """adam: decay of the first moment"""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """adam: decay of the second moment"""
     clip_norm: float = Field(0.0, ge=0)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
 
 
 class ReplayConfig(Model):
+    """The replay buffer of each seed."""
+
     capacity: int = Field(100_000, ge=2)
     """rows per seed, reset rows included"""
     batch: int = Field(32, ge=1)
@@ -187,11 +224,15 @@ class ReplayConfig(Model):
     """agent steps of one seed before the first update"""
     placement: Literal["device", "host"] = "device"
     """where rows live; host: pinned memory, slower"""
+    reward_clip: float = Field(0.0, ge=0)
+    """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
     candidates: int = Field(8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
 
 
 class ScheduleConfig(Model):
+    """How long, and how often what happens."""
+
     steps: int = Field(100_000, ge=1)
     """length of the run, agent steps of one seed"""
     update_every: int = Field(4, ge=1)
@@ -201,6 +242,8 @@ class ScheduleConfig(Model):
 
 
 class ExploreConfig(Model):
+    """Epsilon-greedy exploration during training: constant, then linear decay."""
+
     start: float = Field(1.0, ge=0, le=1)
     """epsilon until `hold` agent steps"""
     end: float = Field(0.01, ge=0, le=1)
@@ -212,21 +255,30 @@ class ExploreConfig(Model):
 
 
 class EvalConfig(Model):
+    """Evaluation of every member and of the aggregate."""
+
     every: int = Field(50_000, ge=1)
     """agent steps of one seed between evaluations (the last one comes at the end of the run)"""
     episodes: int = Field(10, ge=1)
     """episodes of each member, and of each aggregate policy, per evaluation and seed"""
+    slots: int = Field(0, ge=0)
+    """environments per member or aggregate, each playing its share of the episodes; 0: as many as
+    episodes"""
     epsilon: float = Field(0.01, ge=0, le=1)
     """share of random actions"""
-    policies: Names = ("individual", "vote")
-    """any of individual (every member), vote, mean (of Q), random (a member drawn per episode)"""
+    policies: Policies = ("individual", "vote")
+    """any of individual (every member), vote (the most frequent greedy action), mean (greedy in the
+    mean Q), random (a member drawn for each episode)"""
     steps: int = Field(0, ge=0)
-    """0: a fixed number of episodes; else the original's budget: whole episodes until this many agent steps"""
+    """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
+    until this many agent steps"""
     time_limit: int = Field(27_000, ge=1)
     """agent steps after which an evaluation episode is cut and counted"""
 
 
 class LogConfig(Model):
+    """What a run writes, and when."""
+
     every: int = Field(5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
     checkpoint_every: int = Field(250_000, ge=1)
@@ -241,6 +293,7 @@ class Config(Model):
     preset: str = ""
     """name of the preset that this run started from; goes into every result row"""
     agent: Literal["dqn", "quantile"] = "dqn"
+    """dqn: expected values; quantile: distributions of loss.quantiles quantiles"""
     seeds: Ints = (0,)
     """seeds trained side by side in this process; all different"""
     device: str = "auto"
@@ -261,3 +314,156 @@ class Config(Model):
     explore: ExploreConfig = ExploreConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        problems = list(mistakes.contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+FOLDER = Path(__file__).resolve().parent / "configs"
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: 1e-4 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"{self.name}: key {key!r} is given {keys.count(key)} times")
+        return super().construct_mapping(node, deep=deep)
+
+
+_EXPONENT = re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+.0123456789"])
+
+
+def _read(path: Path) -> Tree:
+    try:
+        with path.open(encoding="utf-8") as file:
+            tree = yaml.load(file, Loader=_Loader)  # noqa: S506, a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got {type(tree).__name__}")
+    return tree
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets, e.g. minatar/cerl."""
+    files = sorted(FOLDER.glob("*/*.yaml"))
+    return [path.relative_to(FOLDER).with_suffix("").as_posix() for path in files]
+
+
+def description(preset: str) -> str:
+    """First comment line of a preset's file: its source, and what to expect."""
+    first = _path(preset).read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _path(preset: str) -> Path:
+    if preset.endswith((".yaml", ".yml")):
+        return Path(preset)
+    if preset not in presets():
+        raise ConfigError(
+            f"preset: no preset {preset!r}{mistakes.nearest(preset, presets())}; "
+            "`cerl list presets` shows all of them, and a path ending in .yaml is read as a file"
+        )
+    return FOLDER / f"{preset}.yaml"
+
+
+def _chain(path: Path, above: tuple[Path, ...] = ()) -> Tree:
+    """What a file says, on top of what its `base:` says, and so on."""
+    path = path.resolve()
+    if path in above:
+        names = " -> ".join(p.stem for p in (*above, path))
+        raise ConfigError(f"{path}: `base:` leads back to itself: {names}")
+    tree = _read(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a preset, got {base!r}")
+    try:
+        below = path.parent / base if base.endswith((".yaml", ".yml")) else _path(base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error}") from error
+    return _merged(_chain(below, (*above, path)), tree)
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """`top` over `base`, key by key; another environment family starts from its own defaults."""
+    family = "family" in top and top["family"] != base.get("family")
+    out = {} if family else dict(base)
+    for key, value in top.items():
+        below = out.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        out[key] = _merged(below, value) if both else value
+    return out
+
+
+def _nested(overrides: Mapping[str, Any]) -> Tree:
+    """{"env.name": "pong"} as {"env": {"name": "pong"}}; nested keys stay as they are."""
+    out: Tree = {}
+    for key, value in overrides.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = _merged(out, value)
+    return out
+
+
+def validated(tree: Mapping[str, Any], *, where: str) -> Config:
+    """The Config of a complete tree of options.
+
+    Raises: ConfigError naming `where`, the key path, what was expected and got, the nearest key.
+    """
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        lines = mistakes.explained(error, Config)
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def load(preset: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The Config of a preset.
+
+    Args:   preset name (`presets()`) or path of a YAML file; overrides nested, or with dotted keys.
+    Raises: ConfigError.
+    """
+    path = _path(preset)
+    tree = {"preset": preset.removesuffix(path.suffix), **_chain(path)}
+    where = str(path) if overrides is None else f"{preset} with {_words(overrides)}"
+    return validated(_merged(tree, _nested(overrides or {})), where=where)
+
+
+def _words(overrides: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(overrides), default_flow_style=True, width=10**6).strip()
+
+
+def load_file(path: str | os.PathLike[str]) -> Config:
+    """The Config that `dump` saved. Raises: ConfigError."""
+    return validated(_chain(Path(path)), where=str(path))
+
+
+def dump(config: Config, path: str | os.PathLike[str]) -> None:
+    """Saves every resolved option as YAML, atomically; `load_file` gives the same Config back."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"# Every option of a run; `cerl train {target.name}` repeats it.\n{text}")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,271 @@
+"""What is wrong with a configuration, in words: the key path, expected, got, what to do.
+
+`contradictions` says what no single key can (the Config calls it on itself); `explained` turns
+pydantic's list of errors into sentences with the nearest key or value.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+if TYPE_CHECKING:
+    from cerl.config import Config
+
+# At most this probability that a slot of an owner-restricted batch finds no row of its member.
+MISS = 2e-6
+
+
+def contradictions(c: "Config") -> Iterator[str]:
+    """What single keys cannot say: one sentence for each conflict, led by the key to change."""
+    yield from _run_contradictions(c)
+    yield from _net_contradictions(c)
+    yield from _ensemble_contradictions(c)
+    yield from _batch_contradictions(c)
+    yield from _time_contradictions(c)
+
+
+def _run_contradictions(c: "Config") -> Iterator[str]:
+    if not c.seeds:
+        yield "seeds: expected at least one seed, got none; e.g. --seeds 0 1 2"
+    for seed in sorted({seed for seed in c.seeds if c.seeds.count(seed) > 1}):
+        yield (
+            f"seeds: {seed} is given {c.seeds.count(seed)} times; every seed trains on its own, "
+            "so all must be different"
+        )
+    for seed in c.seeds:
+        if not 0 <= seed < 2**63:
+            yield f"seeds: expected whole numbers from 0 to 2**63 - 1, got {seed}"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", c.device):
+        yield f"device: expected auto, cpu, cuda or cuda:NUMBER, got {c.device!r}"
+    if not c.eval.policies:
+        yield "eval.policies: expected at least one of individual, vote, mean, random; got none"
+    if len(set(c.eval.policies)) < len(c.eval.policies):
+        yield f"eval.policies: expected different policies, got {' '.join(c.eval.policies)}"
+
+
+def _net_contradictions(c: "Config") -> Iterator[str]:
+    net = c.net
+    lengths = len(net.channels), len(net.kernels), len(net.strides)
+    if len(set(lengths)) > 1:
+        yield (
+            "net.channels, net.kernels, net.strides: expected the same number of entries, one for "
+            f"each convolution, got {lengths[0]}, {lengths[1]} and {lengths[2]}"
+        )
+    for name in ("channels", "kernels", "strides", "hidden"):
+        if any(size < 1 for size in getattr(net, name)):
+            yield f"net.{name}: expected sizes of at least 1, got {list(getattr(net, name))}"
+    if c.loss.mico_weight > 0 and not net.channels:
+        yield (
+            "loss.mico_weight: the MICo distance compares outputs of the convolutions, and "
+            "net.channels is empty; set mico_weight 0 or a network with convolutions"
+        )
+
+
+def _ensemble_contradictions(c: "Config") -> Iterator[str]:
+    e, below = c.ensemble, len(c.net.channels) + len(c.net.hidden)
+    layers = f"{len(c.net.channels)} convolutions and {len(c.net.hidden)} hidden layers"
+    if e.heads == "own" and e.shared_layers > below:
+        yield (
+            f"ensemble.shared_layers: expected at most {below} ({layers}; a shared output layer "
+            f"leaves nothing of a member's own), got {e.shared_layers}"
+        )
+    if e.heads != "own" and e.shared_layers > max(below - 1, 0):
+        yield (
+            f"ensemble.shared_layers: expected at most {max(below - 1, 0)} with heads {e.heads} "
+            f"({layers}; the layer below the heads must be a member's own, else members share all "
+            f"features and the extra heads teach them nothing), got {e.shared_layers}"
+        )
+    if e.fork == "both" and e.shared_layers > 0:
+        yield (
+            "ensemble.shared_layers: fork both gives every head a last hidden layer of its own and "
+            f"is defined without layer sharing; expected 0, got {e.shared_layers}"
+        )
+    if e.fork == "both" and not c.net.hidden:
+        yield "ensemble.fork: both forks the last hidden layer, and net.hidden is empty; use final"
+    if e.heads == "multi_horizon":
+        yield from _horizon_contradictions(c)
+    if e.duty == "tandem" and e.members != 2:
+        yield (
+            "ensemble.members: a tandem is an active and a passive member; "
+            f"expected 2 with duty tandem, got {e.members}"
+        )
+    if e.duty == "tandem" and e.heads != "own":
+        yield f"ensemble.heads: expected own with duty tandem, got {e.heads}"
+    if e.heads == "single_actor" and e.duty != "first":
+        yield (
+            "ensemble.duty: with heads single_actor all targets follow member 0, which alone acts; "
+            f"expected first, got {e.duty}"
+        )
+
+
+def _horizon_contradictions(c: "Config") -> Iterator[str]:
+    e, gamma = c.ensemble, c.loss.gamma
+    if e.members > 1 and e.shared_layers > 0:
+        yield (
+            "ensemble.shared_layers: multi_horizon needs members 1 or no shared layers; "
+            f"expected 0, got {e.shared_layers} with {e.members} members"
+        )
+    if gamma >= 1:
+        yield (
+            "loss.gamma: multi_horizon divides the longest horizon 1 / (1 - gamma); "
+            f"expected below 1, got {gamma}"
+        )
+    elif e.horizons * (1 - gamma) > 1 + 1e-9:
+        yield (
+            f"ensemble.horizons: the shortest of {e.horizons} horizons would be below one agent "
+            f"step with gamma {gamma:g}; expected at most {math.floor(1 / (1 - gamma) + 1e-9)}"
+        )
+
+
+def _batch_contradictions(c: "Config") -> Iterator[str]:
+    e, loss = c.ensemble, c.loss
+    if loss.batches != "shared" and e.heads != "own":
+        yield (
+            f"loss.batches: heads {e.heads} regress to other members' targets on one batch; "
+            f"expected shared, got {loss.batches}"
+        )
+    if loss.mask_probability < 1 and e.heads != "own":
+        yield (
+            "loss.mask_probability: bootstrap masks are defined for heads own; "
+            f"expected 1 with heads {e.heads}, got {loss.mask_probability:g}"
+        )
+    if c.agent == "quantile" and loss.kind != "huber":
+        yield f"loss.kind: quantile agents have only a Huber loss; expected huber, got {loss.kind}"
+    share = smallest_share(c)
+    if loss.batches not in ("own", "disjoint") or e.members == 1:
+        return
+    if share <= 0:
+        yield (
+            f"loss.batches: with own batches every member has to act, and duty {e.duty} "
+            f"(active_probability {e.active_probability:g}) leaves one without data"
+        )
+    elif (miss := (1 - share) ** c.replay.candidates) > MISS:
+        needed = math.ceil(math.log(MISS) / math.log1p(-share))
+        yield (
+            f"replay.candidates: a member owns {share:.3g} of the rows, so {c.replay.candidates} "
+            f"candidates find none of its own with probability {miss:.2g}; expected at most "
+            f"{MISS:g}, that is at least {needed} candidates (memory and time grow with them)"
+        )
+
+
+def smallest_share(c: "Config") -> float:
+    """Expected share of the rows that the member with the least of them owns, in [0, 1]."""
+    e = c.ensemble
+    if c.loss.batches == "disjoint" or e.duty == "uniform":
+        return 1 / e.members
+    if e.duty == "first":
+        return 1.0 if e.members == 1 else 0.0
+    return min(e.active_probability, 1 - e.active_probability)
+
+
+def _time_contradictions(c: "Config") -> Iterator[str]:
+    window = c.net.stack + c.loss.n_step
+    if c.replay.capacity < c.replay.start:
+        yield (
+            f"replay.capacity: expected at least replay.start ({c.replay.start}), the steps before "
+            f"the first update, got {c.replay.capacity}"
+        )
+    if c.replay.capacity < c.env.envs * (window + 1):
+        yield (
+            f"replay.capacity: expected at least {c.env.envs * (window + 1)} rows, one window of "
+            f"{window + 1} for each of {c.env.envs} environments, got {c.replay.capacity}"
+        )
+    first = c.env.envs * (c.loss.n_step + 1)
+    if c.replay.start < first:
+        yield (
+            f"replay.start: expected at least {first}, that is loss.n_step + 1 steps of each of "
+            f"{c.env.envs} environments, got {c.replay.start}"
+        )
+    if c.schedule.steps < c.replay.start:
+        yield (
+            f"schedule.steps: the run would end before its first update; expected at least "
+            f"replay.start ({c.replay.start}), got {c.schedule.steps}"
+        )
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A question for the closest known words, led by a comma; empty where nothing is close."""
+    folded: dict[str, str] = {}
+    for name in known:
+        folded.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
+    plain = re.sub(r"[^a-z0-9]", "", word.lower())
+    close = difflib.get_close_matches(plain, folded, n=3, cutoff=0.5)
+    return f", did you mean {_or([folded[name] for name in close])}?" if close else ""
+
+
+def _or(words: Sequence[object]) -> str:
+    names = [str(word) for word in words]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key path below a model, e.g. loss.gamma; for a union, those of every choice."""
+    for name, field in model.model_fields.items():
+        for choice in _models(field.annotation):
+            yield from keys(choice, f"{prefix}{name}.")
+        yield f"{prefix}{name}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One sentence for each error: key path, expected, got, nearest."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        lines.extend(_sentences(detail, root))
+    return lines
+
+
+def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
+    # The family of an environment is in pydantic's path, though it is no key.
+    path = [str(part) for part in detail["loc"]]
+    if path[:1] == ["env"] and len(path) > 2:
+        del path[1]
+    key, got, context = ".".join(path), detail["input"], detail.get("ctx", {})
+    kind = detail["type"]
+    if kind == "value_error":
+        return str(context["error"]).split("\n")
+    if kind == "extra_forbidden":
+        known = list(dict.fromkeys(keys(root)))
+        beside = [name for name in known if name.rpartition(".")[2] == path[-1]]
+        hint = f", did you mean {_or(beside)}?" if beside else nearest(key, known)
+        return [f"{key}: no such key{hint}"]
+    if kind in ("literal_error", "union_tag_invalid"):
+        listed = context.get("expected", context.get("expected_tags", ""))
+        choices = re.findall(r"'([^']*)'", listed)
+        if kind == "union_tag_invalid":
+            key, got = f"{key}.family", context["tag"]
+        return [f"{key}: expected {_or(choices)}, got {got!r}{nearest(str(got), choices)}"]
+    if kind == "union_tag_not_found":
+        return [f"{key}.family: missing; expected catch, minatar, atari or gym"]
+    return [f"{key}: expected {_expected(detail)}, got {got!r}"]
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list, e.g. [0, 1, 2]",
+    "model_type": "`key: value` lines of its own",
+    "missing": "a value",
+}
+
+
+def _expected(detail: ErrorDetails) -> str:
+    plain = _EXPECTED.get(detail["type"])
+    if plain is None:
+        return detail["msg"].removeprefix("Input should be ")
+    got = detail["input"]
+    if detail["type"] == "int_type" and isinstance(got, float) and got == int(got):
+        return f"{plain} without point or exponent ({int(got):_})"
+    return plain
