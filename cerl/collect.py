@@ -1,8 +1,8 @@
 """The Collector: steps the environments with the members on duty and writes rows to replay.
 
 It owns what lives between two steps of experience: the last Step, the carry of the acting network, the
-member on duty of every environment, and running returns that the log reads. No host sync, so one call
-is one CUDA graph where the environments are device-resident.
+member on duty of every environment, and running returns that the log reads. One call is one CUDA graph where
+the environments are device-resident, two graphs around the simulator elsewhere.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import draw, explore
+from cerl import explore
 from cerl.agents.dqn import DQN, QNet
 from cerl.config import Config
 from cerl.data import Row, Step
 from cerl.envs.api import VecEnv
+from cerl.graph import captured
+from cerl.precision import precision
 from cerl.replay import Replay
 
 
@@ -43,6 +45,9 @@ class Collector:
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
         self.last = Step(*(x.clone() for x in first))
+        self.next = Step(*(x.clone() for x in first))
+        self.action = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
+        self.value = torch.zeros(seeds, envs, device=device)
         self.carry = net.encoder.carry(seeds, envs, dtype=env.spec.dtype, device=device)
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
@@ -52,37 +57,61 @@ class Collector:
         shape = (seeds, config.ensemble.members, len(FINISHED))
         self.finished = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ids = torch.arange(config.ensemble.members, device=device)
+        whole = env.spec.resident and replay.placement == "device"
+        if whole:
+            self.step = captured(self._whole, device)
+        else:
+            self.decide = captured(self._decide, device)
+            self.record = captured(self._record, device) if replay.placement == "device" else self._record
+            self.step = self._around_host
+
+    def _whole(self) -> None:
+        self._decide()
+        self._look(self.env.step(self.action))
+        self._record()
+
+    def _around_host(self) -> None:
+        self.decide()
+        self._look(self.env.step(self.action))
+        self.record()
+
+    def _look(self, step: Step) -> None:
+        for mine, new in zip(self.next, step, strict=True):
+            mine.copy_(new)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One agent step everywhere: draw members, act, step, write the row, count."""
-        config, last = self.config, self.last
-        real = ~(last.terminated | last.truncated)
-        eps = explore.epsilon(config.explore, self.steps * self.env.spec.envs)
+    def _decide(self) -> None:
+        """Draws members where episodes start and their actions."""
+        config, spec = self.config, self.env.spec
         noise = explore.noise(
             self.keys,
             self.steps,
-            envs=self.env.spec.envs,
-            actions=self.env.spec.actions,
-            eps=eps,
+            envs=spec.envs,
+            actions=spec.actions,
+            eps=explore.epsilon(config.explore, self.steps * spec.envs),
             votes=False,
         )
         drawn = explore.duty(config.ensemble, noise.member)
         anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
         self.member.copy_(torch.where(anew, drawn, self.member))
-        decision = self.agent.act(
-            self.net, last.obs, self.start, self.carry, self.member, noise=noise
-        )
-        step = self.env.step(decision.action)
-        clip = config.replay.reward_clip
-        reward = step.reward.clamp(-clip, clip) if clip else step.reward
-        self.replay.add(
-            Row(last.obs, decision.action, reward, step.terminated, real, self.member)
-        )
-        self._count(step, reward, decision.value, real)
+        with precision(config.precision, self.keys.device):
+            decision = self.agent.act(
+                self.net, self.last.obs, self.start, self.carry, self.member, noise=noise
+            )
+        self.action.copy_(decision.action)
+        self.value.copy_(decision.value)
         self.carry.copy_(decision.carry)
+
+    @torch.no_grad()
+    def _record(self) -> None:
+        """Writes the row of the step taken and counts it."""
+        last, step, clip = self.last, self.next, self.config.replay.reward_clip
+        real = ~(last.terminated | last.truncated)
+        reward = step.reward.clamp(-clip, clip) if clip else step.reward
+        self.replay.add(Row(last.obs, self.action, reward, step.terminated, real, self.member))
+        self._count(step, reward, self.value, real)
         self.start.copy_(~real)
-        for mine, new in zip(self.last, step, strict=True):
+        for mine, new in zip(last, step, strict=True):
             mine.copy_(new)
         self.steps += 1
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from cerl import draw, explore
 from cerl.agents.dqn import DQN, QNet
 from cerl.config import Config
+from cerl.data import Step
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
-from cerl.learn import precision
+from cerl.precision import precision
 
 AGGREGATES = ("vote", "mean")
 SYNC_EVERY = 64  # steps between looks at whether every lane of device-resident environments is done
@@ -76,8 +77,15 @@ class Evaluator:
         self.member = torch.zeros_like(self.fixed)
         self.carry = net.encoder.carry(seeds, count, dtype=env.spec.dtype, device=device)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
-        self.last = [x.clone() for x in env.reset()]
-        self.advance = captured(self._step, device) if env.spec.resident else self._step
+        self.action = torch.zeros_like(self.member)
+        self.entropy = torch.zeros(seeds, count, device=device)
+        self.last = Step(*(x.clone() for x in env.reset()))
+        self.next = Step(*(x.clone() for x in self.last))
+        if env.spec.resident:
+            self.advance = captured(self._step, device)
+        else:
+            self.decide, self.record = captured(self._decide, device), captured(self._record, device)
+            self.advance = self._host_step
 
     @torch.no_grad()
     def run(self) -> dict[str, Result]:
@@ -89,34 +97,60 @@ class Evaluator:
         for mine, new in zip(self.last, self.env.reset(), strict=True):
             mine.copy_(new)
         every = SYNC_EVERY if self.env.spec.resident else 1
-        with precision(self.config.precision, self.keys.device):
-            while not bool(self.done):
-                for _ in range(every):
-                    self.advance()
+        while not bool(self.done):
+            for _ in range(every):
+                self.advance()
         return self._results()
 
-    @torch.no_grad()
     def _step(self) -> None:
-        config, lane = self.config, self.lane
-        obs, _, terminated, truncated = self.last
-        real = ~(terminated | truncated)
+        self._decide()
+        self._look(self.env.step(self.action))
+        self._record()
+
+    def _host_step(self) -> None:
+        self.decide()
+        self._look(self.env.step(self.action))
+        self.record()
+
+    def _look(self, step: Step) -> None:
+        for mine, new in zip(self.next, step, strict=True):
+            mine.copy_(new)
+
+    @torch.no_grad()
+    def _decide(self) -> None:
+        config = self.config
         noise = explore.noise(
             self.keys,
             self.noise_step,
-            envs=obs.shape[1],
+            envs=self.env.spec.envs,
             actions=self.env.spec.actions,
             eps=config.eval.epsilon,
             votes="vote" in self.aggregates,
         )
         drawn = (noise.member * config.ensemble.members).long()
         member = torch.where(self.start, drawn, self.member)
-        member = torch.where(self.fixed < 0, member, self.fixed)
-        decision = self.agent.act(
-            self.net, obs, self.start, self.carry, member, noise=noise, evaluating=self.aggregates
-        )
-        step = self.env.step(decision.action)
+        self.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
+        with precision(config.precision, self.keys.device):
+            decision = self.agent.act(
+                self.net,
+                self.last.obs,
+                self.start,
+                self.carry,
+                self.member,
+                noise=noise,
+                evaluating=self.aggregates,
+            )
+        self.action.copy_(decision.action)
+        self.entropy.copy_(decision.entropy)
+        self.carry.copy_(decision.carry)
+        self.noise_step += 1
+
+    @torch.no_grad()
+    def _record(self) -> None:
+        lane, step = self.lane, self.next
+        real = ~(self.last.terminated | self.last.truncated)
         open_ = lane["played"] < self.rounds
-        if config.eval.steps:
+        if self.config.eval.steps:
             open_ &= (lane["counted"] < self.quota) | (lane["steps"] > 0)
         live = real & open_
         returned = lane["returned"] + torch.where(live, step.reward, 0.0)
@@ -125,21 +159,18 @@ class Evaluator:
         slot = torch.where(over, lane["played"], self.rounds).unsqueeze(-1)
         for score, value in zip(self.scores, (returned, steps.float()), strict=True):
             score.scatter_(-1, slot, value.unsqueeze(-1))
-        lane["entropy"] += torch.where(live, decision.entropy, 0.0)
+        lane["entropy"] += torch.where(live, self.entropy, 0.0)
         lane["counted"] += live
         lane["played"] += over
         lane["returned"].copy_(torch.where(over, 0.0, returned))
         lane["steps"].copy_(torch.where(over, 0, steps))
         finished = lane["played"] >= self.rounds
-        if config.eval.steps:
+        if self.config.eval.steps:
             finished |= (lane["counted"] >= self.quota) & (lane["steps"] == 0)
         self.done.copy_(finished.all())
-        self.member.copy_(member)
-        self.carry.copy_(decision.carry)
         self.start.copy_(~real)
         for mine, new in zip(self.last, step, strict=True):
             mine.copy_(new)
-        self.noise_step += 1
 
     def _results(self) -> dict[str, Result]:
         scores = self.scores[..., : self.rounds].double().cpu()

@@ -1,8 +1,5 @@
 """The Learner: parameters, targets, optimiser and one nullary update, captured as a CUDA graph."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -11,19 +8,8 @@ from cerl.agents.dqn import DQN, QNet
 from cerl.config import Config
 from cerl.data import Window
 from cerl.optim import Optimiser
+from cerl.precision import precision
 from cerl.replay import Replay
-
-
-@contextlib.contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Matrix products in tf32, fp32 or bf16 (autocast) on a GPU; float32 on the CPU."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-    try:
-        with torch.autocast("cuda", torch.bfloat16, enabled=name == "bf16" and device.type == "cuda"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Learner:

@@ -1,0 +1,256 @@
+"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired here and only here."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl import checkpoint, config as configuration, draw, envs
+from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.quantile import quantile_value
+from cerl.collect import Collector
+from cerl.config import Config
+from cerl.diagnose import diagnose
+from cerl.envs.api import VecEnv
+from cerl.evaluate import EVAL_SALT, Evaluator, Result, lanes
+from cerl.graph import captured
+from cerl.learn import Learner
+from cerl.log import Logger
+from cerl.replay import Replay
+
+
+class Parts(NamedTuple):
+    """A wired run."""
+
+    device: torch.device
+    agent: DQN
+    env: VecEnv
+    replay: Replay
+    learner: Learner
+    collector: Collector
+    evaluator: Evaluator
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a config. Raises: ValueError if it does not exist here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise ValueError(f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu")
+    return device
+
+
+def make_agent(config: Config, env: VecEnv, device: torch.device) -> DQN:
+    """The agent of a config."""
+    kind = {"dqn": scalar_value, "quantile": quantile_value}[config.agent](config.loss)
+    return DQN(config, env.spec, kind=kind, device=device)
+
+
+def evaluation_env(config: Config, device: torch.device) -> VecEnv:
+    """Environments of the evaluation: their own seeds, one lane each, episodes cut at the limit."""
+    changes: dict = {"envs": lanes(config)}
+    own = getattr(config.env, "time_limit", None)
+    if own is not None:
+        changes["time_limit"] = min(own or config.eval.time_limit, config.eval.time_limit)
+    return envs.make(
+        config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
+    )
+
+
+def assemble(config: Config) -> Parts:
+    """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
+    device = pick_device(config.device)
+    keys = draw.seed_keys(config.seeds, device=device)
+    env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
+    agent = make_agent(config, env, device)
+    net = agent.build(keys=keys)
+    replay = Replay(
+        env.spec,
+        keys=keys,
+        capacity=config.replay.capacity,
+        device=device,
+        placement=config.replay.placement,
+    )
+    learner = Learner(config, agent, net, replay, keys=keys)
+    collector = Collector(config, env, agent, net, replay, keys=keys)
+    eval_keys = draw.seed_keys(config.seeds, salt=EVAL_SALT, device=device)
+    evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
+    return Parts(device, agent, env, replay, learner, collector, evaluator)
+
+
+def updates_by(config: Config, steps: int) -> int:
+    """Updates that are due once `steps` agent steps of one seed are done."""
+    return max(0, steps - config.replay.start) // config.schedule.update_every
+
+
+def train(config: Config) -> Path:
+    """Runs a config from the start. Returns: its run folder."""
+    parts = assemble(config)
+    folder = configuration.new_folder(config)
+    return _loop(config, parts, folder, first=0, logger=_logger(config, parts, folder))
+
+
+def resume(folder: Path) -> Path:
+    """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can."""
+    config = configuration.load_file(folder / "config.yaml")
+    parts = assemble(config)
+    state = checkpoint.load(folder, map_location=parts.device)
+    logger = _logger(config, parts, folder)
+    exact = restore(parts, logger, state)
+    logger.note(
+        f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
+        + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
+    )
+    return _loop(config, parts, folder, first=state["iteration"], logger=logger)
+
+
+def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
+    return Logger(
+        folder,
+        config=config,
+        spec=parts.env.spec,
+        seeds=config.seeds,
+        steps_total=config.schedule.steps,
+    )
+
+
+def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> dict:
+    """Everything that a continuation needs."""
+    return {
+        "iteration": iteration,
+        "learner": parts.learner.state_dict(),
+        "collector": parts.collector.state_dict(),
+        "evaluator": parts.evaluator.state_dict(),
+        "logger": logger.state_dict(),
+        "replay": parts.replay.state_dict() if replay else None,
+    }
+
+
+def restore(parts: Parts, logger: Logger, state: dict) -> bool:
+    """Loads a snapshot in place. Returns: True if the continuation is exact."""
+    if state["replay"] is not None:
+        parts.replay.load_state_dict(state["replay"])
+    parts.learner.load_state_dict(state["learner"])
+    parts.evaluator.load_state_dict(state["evaluator"])
+    logger.load_state_dict(state["logger"])
+    return parts.collector.load_state_dict(state["collector"]) and state["replay"] is not None
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """True once Ctrl-C or SIGTERM came; the second one interrupts at once."""
+    hit: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        if hit:
+            raise KeyboardInterrupt
+        hit.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield lambda: bool(hit)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Logger) -> Path:
+    """Training from iteration `first` to the end; one iteration is E agent steps of every seed."""
+    learner, collector, schedule = parts.learner, parts.collector, config.schedule
+    envs_per_seed = parts.env.spec.envs
+    last = -(-schedule.steps // envs_per_seed)
+    on_device = parts.replay.placement == "device"
+    update = captured(learner.update, parts.device) if on_device else learner.update
+    sync = captured(learner.sync, parts.device)
+    done, iteration = updates_by(config, first * envs_per_seed), first
+    refill = 0 if int(parts.replay.total) else config.replay.start  # resumed without its replay
+
+    def save() -> None:
+        state = snapshot(parts, logger, iteration, replay=config.log.save_replay)
+        checkpoint.save(folder, state)
+
+    with logger, _stop_flag() as stopped:
+        for iteration in range(first + 1, last + 1):
+            before, steps = (iteration - 1) * envs_per_seed, iteration * envs_per_seed
+
+            def due(every: int, *, before: int = before, steps: int = steps) -> bool:
+                return steps // every > before // every
+
+            collector.step()
+            wanted = updates_by(config, steps)
+            if steps - first * envs_per_seed >= refill:
+                for _ in range(wanted - done):
+                    update()
+            done = wanted
+            if due(schedule.target_every):
+                sync()
+            end = iteration == last
+            if due(config.log.every) or end:
+                logger.training(steps, done, _measurements(config, parts))
+                logger.episodes(steps, done, collector.real_steps.cpu(), collector.take_finished())
+            if due(config.eval.every) or end:
+                logger.evaluation(steps, done, collector.real_steps.cpu(), parts.evaluator.run())
+            if due(config.log.checkpoint_every) or end or stopped():
+                save()
+            if stopped() and not end:
+                logger.note(f"interrupted; go on with: cerl train --resume {folder}")
+                raise KeyboardInterrupt
+            logger.progress(steps, done)
+    close(parts)
+    return folder
+
+
+def close(parts: Parts) -> None:
+    """Frees the simulators."""
+    parts.env.close()
+    parts.evaluator.env.close()
+
+
+def _measurements(config: Config, parts: Parts) -> dict[str, Tensor]:
+    """Training metrics and diagnostics, {name: [S, N] or [S]} on the host."""
+    metrics = {name: value.cpu() for name, value in parts.learner.metrics.items()}
+    metrics["misses"] = parts.replay.misses.cpu()
+    if int(parts.learner.updates) > 0:
+        metrics |= diagnose(parts.agent, parts.learner)
+    return metrics
+
+
+def evaluate(
+    folder: Path,
+    *,
+    episodes: int | None = None,
+    policies: tuple[str, ...] | None = None,
+    epsilon: float | None = None,
+) -> dict[str, Result]:
+    """Evaluates the newest checkpoint of a run with other episodes, policies or epsilon if given."""
+    config = configuration.load_file(folder / "config.yaml")
+    changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
+    asked = {name: value for name, value in changes.items() if value is not None}
+    if episodes is not None:
+        asked |= {"steps": 0, "slots": 0}
+    data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
+    config = Config.model_validate(data)
+    device = pick_device(config.device)
+    keys = draw.seed_keys(config.seeds, salt=EVAL_SALT, device=device)
+    env = evaluation_env(config, device)
+    agent = make_agent(config, env, device)
+    net = agent.build(keys=keys)
+    state = checkpoint.load(folder, map_location=device)
+    net.load_state_dict(state["learner"]["net"])
+    try:
+        return Evaluator(config, env, agent, net, keys=keys).run()
+    finally:
+        env.close()
