@@ -30,7 +30,7 @@ class QNet(nn.Module):
     def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int) -> None:
         super().__init__()
         net, ensemble = config.net, config.ensemble
-        self.actions, self.kind.atoms, self.heads = spec.actions, atoms, heads
+        self.actions, self.atoms, self.heads = spec.actions, atoms, heads
         self.feature_norm = net.feature_norm
         depth = len(net.channels) + len(net.hidden)
         self.shared = ensemble.shared_layers

@@ -1,0 +1,175 @@
+"""The DQN loss for checking from outside: explicit parameters and one batch in, numbers out.
+
+Nothing of a run is needed: parameters and target parameters by leaf name, transitions as arrays, options
+as a `Config`. `from_original` maps the leaf names of the authors' JAX code (zhixuan-lin/
+ensemble-rl-discrete) to ours, `to_original` back:
+
+    theirs (member axis first; absent where shared)          ours (leading [S, N] or [S, 1])
+    params/Encoder/DQNZooConv_k/Conv_0/kernel [N,h,w,c,out]  encoder.convs.k.weight [1,N,h*w*c,out]
+    params/Encoder/DQNZooConv_k/Conv_0/bias   [N,out]        encoder.convs.k.bias   [1,N,out]
+    params/Penult/Dense_0/kernel              [N,in,out]     hidden.0.weight        [1,N,in,out]
+    params/Penult/Dense_0/bias                [N,out]        hidden.0.bias          [1,N,out]
+    params/Final/Dense_0/kernel               [J,N,in,A]     final.weight           [1,N,in,J,A]
+    params/Final/bias                         [J,N,1]        final.bias             [1,N,J,1]
+
+Their Final leaf has no head axis without CERL. With it, their head axis names the member whose value
+the head predicts, ours is rotated: ours[i, j] = theirs[(i + j) mod N, i]; multi-horizon heads are not
+rotated: ours[i, h] = theirs[h, i].
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl import draw
+from cerl.agents.dqn import DQN, Transition, scalar_value
+from cerl.agents.quantile import quantile_value
+from cerl.config import Config
+from cerl.data import EnvSpec
+from cerl.optim import Optimiser
+
+Leaves = Mapping[str, Tensor]
+
+
+class Outcome(NamedTuple):
+    """What k updates on one batch did; values and targets belong to the first one."""
+
+    values: Tensor  # [N, B, J, A] (or [..., A, atoms]) of the given parameters at the states
+    targets: Tensor  # [N, B, J] (or [..., atoms]) regression target of every head
+    head_losses: list[Tensor]  # of each update: [N, J] mean over the batch, before the update
+    losses: list[Tensor]  # of each update: [N], sum over heads, before the update
+    parameters: list[dict[str, Tensor]]  # after each update, by leaf name
+
+
+def run_updates(
+    parameters: Leaves,
+    target_parameters: Leaves,
+    *,
+    states: Tensor,
+    actions: Tensor,
+    rewards: Tensor,
+    terminals: Tensor,
+    next_states: Tensor,
+    config: Config,
+    action_count: int,
+    updates: int = 1,
+) -> Outcome:
+    """Runs `updates` gradient steps of one seed on one fixed batch; target parameters stay.
+
+    Args:    parameters, target_parameters {leaf name: [1, N or 1, ...]} as the table above;
+             states, next_states [B, height, width, stack] or [B, features], raw (scaled inside by
+             config.net.scale); actions [B] int64; rewards [B], n-step sums where n_step > 1;
+             terminals [B], 1 where nothing follows; action_count A.
+    Raises:  ValueError if a leaf is missing, unknown or of another shape.
+    Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given transitions.
+    """
+    image = states.dim() == 4
+    shape = tuple(states.shape[1:3]) if image else tuple(states.shape[1:])
+    spec = EnvSpec("batch", shape, states.dtype, action_count, len(states), 1, True, True)
+    kind = (scalar_value if config.agent == "dqn" else quantile_value)(config.loss)
+    agent = DQN(config, spec, kind=kind, device="cpu")
+    keys = draw.seed_keys([0])
+    net, target = agent.build(keys=keys), agent.build(keys=keys)
+    for module, leaves in ((net, parameters), (target, target_parameters)):
+        own = dict(module.named_parameters())
+        given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+        wanted = {name: tuple(leaf.shape) for name, leaf in own.items()}
+        if given != wanted:
+            wrong = sorted(set(given.items()) ^ set(wanted.items()))
+            raise ValueError(f"parameters: expected leaves {wanted}, got {given}; different: {wrong}")
+        with torch.no_grad():
+            for name, leaf in own.items():
+                leaf.copy_(leaves[name])
+
+    def inputs(raw: Tensor) -> Tensor:
+        frames = raw.movedim(-1, 1) if image else raw.unsqueeze(1)
+        return net.encoder.pixels(frames[None, None])
+
+    power = agent.table.gamma**config.loss.n_step
+    row = (1, 1, len(states), 1)
+    batch = Transition(
+        x=inputs(states),
+        x_next=inputs(next_states),
+        action=actions.long().view(row),
+        reward=rewards.float().view(*row, 1).expand(*row, len(power)),
+        discount=(1.0 - terminals.float()).view(*row, 1) * power,
+        weight=torch.ones(row),
+    )
+    optimiser = Optimiser(config.optim, list(net.parameters()))
+    outcome: Outcome | None = None
+    for _ in range(updates):
+        losses, values = agent.head_losses(net, target, batch)
+        loss = losses.sum(-1)
+        if outcome is None:
+            q, y = values.q[0].squeeze(2).detach(), values.target[0].squeeze(2)
+            outcome = Outcome(q, y, [], [], [])
+        outcome.head_losses.append(losses[0].detach())
+        outcome.losses.append(loss[0].detach())
+        optimiser.step(torch.autograd.grad(loss.sum(), list(net.parameters())))
+        outcome.parameters.append({k: v.detach().clone() for k, v in net.named_parameters()})
+    if outcome is None:
+        raise ValueError(f"updates: expected at least 1, got {updates}")
+    return outcome
+
+
+_NAMES = {
+    "params/Penult/Dense_0/kernel": "hidden.0.weight",
+    "params/Penult/Dense_0/bias": "hidden.0.bias",
+    "params/Final/Dense_0/kernel": "final.weight",
+    "params/Final/bias": "final.bias",
+} | {
+    f"params/Encoder/DQNZooConv_{k}/Conv_0/{theirs}": f"encoder.convs.{k}.{ours}"
+    for k in range(3)
+    for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
+}
+
+
+def _heads_axis(member: int, heads: int, *, rotated: bool) -> list[int]:
+    """Their head index of every head of ours."""
+    return [(member + j) % heads if rotated else j for j in range(heads)]
+
+
+def from_original(leaves: Leaves, *, heads: bool, rotated: bool, shared: int = 0) -> dict[str, Tensor]:
+    """Leaves of the original by our names, with our axes.
+
+    Args: heads: their Final has a head axis; rotated: CERL's order (False: multi-horizon);
+          shared: their convolutions have no member axis if >= 3, nor the hidden layer if >= 4.
+    """
+    result = {}
+    for name, leaf in leaves.items():
+        ours = _NAMES[name]
+        layer = int(ours.split(".")[2]) if ours.startswith("encoder") else 3
+        if not ours.startswith("final") and layer < shared:
+            leaf = leaf.unsqueeze(0)
+        if ours.startswith("encoder") and leaf.dim() == 5:
+            leaf = leaf.flatten(1, 3)
+        if ours.startswith("final"):
+            if not heads:
+                leaf = leaf.unsqueeze(0)
+            count, members = leaf.shape[:2]
+            order = [_heads_axis(i, count, rotated=rotated) for i in range(members)]
+            leaf = torch.stack([leaf[order[i], i] for i in range(members)])  # [N, J, ...]
+            if ours == "final.weight":
+                leaf = leaf.transpose(1, 2)
+        result[ours] = leaf.unsqueeze(0)
+    return result
+
+
+def to_original(
+    leaves: Leaves, shapes: Mapping[str, tuple[int, ...]], *, heads: bool, rotated: bool
+) -> dict[str, Tensor]:
+    """Our leaves by the original's names, with its axes and `shapes`."""
+    result = {}
+    for name, shape in shapes.items():
+        leaf = leaves[_NAMES[name]][0]
+        if name.startswith("params/Final"):
+            if _NAMES[name] == "final.weight":
+                leaf = leaf.transpose(1, 2)  # [N, J, in, A]
+            theirs = torch.empty_like(leaf.transpose(0, 1))
+            for i in range(leaf.shape[0]):
+                theirs[_heads_axis(i, leaf.shape[1], rotated=rotated), i] = leaf[i]
+            leaf = theirs if heads else theirs[0]
+        result[name] = leaf.reshape(tuple(shape))
+    return result
