@@ -71,7 +71,7 @@ class MinAtarEnv(Model):
 
 
 class AtariEnv(Model):
-    """Atari 2600 by EnvPool or by ale-py's own vector environment; one 84x84 frame a step."""
+    """Atari 2600 by ale-py's own vector environment or by EnvPool; one 84x84 frame a step."""
 
     family: Literal["atari"] = "atari"
     """fixed by the preset"""
@@ -79,8 +79,8 @@ class AtariEnv(Model):
     """game in camel case, e.g. Pong or SpaceInvaders"""
     envs: int = Field(1, ge=1)
     """E, environments per seed"""
-    backend: Literal["envpool", "ale"] = "envpool"
-    """emulator: envpool, or ale-py's own vector environment"""
+    backend: Literal["envpool", "ale"] = "ale"
+    """emulator: ale-py's own vector environment, or EnvPool; both show the same frames and rewards"""
     sticky: float = Field(0.0, ge=0, lt=1)
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
@@ -88,11 +88,13 @@ class AtariEnv(Model):
     frame_skip: int = Field(4, ge=1)
     """emulator frames of one agent step; the last two are max-pooled"""
     noop_max: int = Field(0, ge=0)
-    """at most this many no-op frames at the start of an episode, a random number; 0: none"""
+    """at most this many no-op frames at the start of an episode, a random number; 0: none (envpool:
+    at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
     fire_reset: bool = False
-    """press FIRE at the start of an episode where the game has it"""
+    """press FIRE for one frame at the start of an episode, where the game has it (envpool: after the
+    no-op frames, ale: before them)"""
     life_loss: bool = False
-    """a lost life ends the agent's episode (terminal), the game plays on"""
+    """a lost life ends the agent's episode (terminal); the game plays on, its next agent step a no-op"""
     time_limit: int = Field(27_000, ge=1)
     """agent steps after which an episode is truncated"""
     threads: int = Field(0, ge=0)

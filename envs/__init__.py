@@ -1,0 +1,81 @@
+"""Environments: `make` builds what a config names, `available` lists what this installation can build.
+
+Families import only when they are asked for, so a missing extra hurts nobody who does not use it.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from cerl.config import AtariEnv, CatchEnv, EnvConfig, GymEnv, MinAtarEnv
+from cerl.envs.api import VecEnv
+
+
+def make(
+    config: EnvConfig, *, seeds: Sequence[int], salt: int, device: torch.device | str
+) -> VecEnv:
+    """The environments of a config.
+
+    Args:    seeds are the user's numbers, S of them; salt separates consumers (training, evaluation)
+             of one seed; device is where steps arrive.
+    Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
+             naming the pip command where an extra is missing.
+    """
+    match config:
+        case CatchEnv():
+            from cerl.envs.catch import Catch
+
+            return Catch(config, seeds=seeds, salt=salt, device=device)
+        case MinAtarEnv():
+            from cerl.envs.minatar import MinAtar
+
+            return MinAtar(config, seeds=seeds, salt=salt, device=device)
+        case AtariEnv():
+            from cerl.envs.pool import AtariPool
+
+            return AtariPool(config, seeds=seeds, salt=salt, device=device)
+        case GymEnv():
+            from cerl.envs.gym import Gym
+
+            return Gym(config, seeds=seeds, salt=salt, device=device)
+    raise TypeError(f"expected one of cerl.config's environments, got {type(config).__name__}")
+
+
+def _package_folder(name: str) -> Path | None:
+    """Where a package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) if places else None
+
+
+def atari_games() -> list[str]:
+    """Games of the installed back ends, found by their ROM files, without importing anything."""
+    from cerl.envs.ale import TWO_PLAYERS, camel_case
+
+    ale, assets = _package_folder("ale_py"), _package_folder("envpool_assets")
+    own = os.environ.get("ENVPOOL_ASSETS_PATH")
+    folders = [ale and ale / "roms", assets and assets / "atari" / "roms"]
+    folders += [Path(own) / "atari" / "roms"] if own else []
+    roms = {rom.stem for folder in folders if folder for rom in folder.glob("*.bin")}
+    return sorted({camel_case(rom) for rom in roms} - TWO_PLAYERS)
+
+
+def available() -> dict[str, list[str]]:
+    """Names that `env.name` may have, by family.
+
+    Returns: for Atari a note with the pip command where no back end is installed; for gymnasium its
+             built-in ids with discrete actions that need no further package (any registered id works).
+    """
+    from cerl.envs.gym import builtin_ids
+
+    note = "none: pip install 'cerl[atari]'"
+    return {
+        "catch": list(get_args(CatchEnv.model_fields["name"].annotation)),
+        "minatar": list(get_args(MinAtarEnv.model_fields["name"].annotation)),
+        "atari": atari_games() or [note],
+        "gym": builtin_ids(),
+    }

@@ -1,0 +1,305 @@
+"""Gymnasium environments with discrete actions: S x E simulators of one registered id, stepped in turn.
+
+The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its own
+for every simulator. Classic control and toy text are saved and restored exactly, by what their Python
+objects hold; other simulators may hide state in a library, so they start new episodes instead.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from cerl.config import GymEnv
+from cerl.data import EnvSpec, Step
+from cerl.envs.host import Outbox, host_actions, nearest, simulator_seeds
+
+# Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
+_EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+# The table of transitions, a large constant of an id.
+_CONSTANT = frozenset(["P"])
+
+
+def _make(config: GymEnv) -> gymnasium.Env:
+    """One simulator, its observations an array.
+
+    Raises:  ValueError on an unknown id, actions that are not discrete, observations that are no array.
+    """
+    name = config.name
+    try:
+        env = gymnasium.make(
+            name, max_episode_steps=config.time_limit or None, disable_env_checker=True
+        )
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound) as error:
+        close = nearest(name, gymnasium.registry)
+        raise ValueError(
+            f"env.name: gymnasium has no environment {name!r}{close}; `cerl list` prints the "
+            "built-in ones, module:Id imports the module that registers it first"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise ImportError(f"env.name: {name!r} needs a missing module: {error}") from error
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(
+            f"env.name: expected discrete actions, got {env.action_space} of {name}; "
+            "choose an id with a Discrete action space"
+        )
+    if isinstance(env.observation_space, spaces.Box):
+        return env
+    try:
+        flat = spaces.flatten_space(env.observation_space)
+    except NotImplementedError:
+        flat = None
+    if not isinstance(flat, spaces.Box):
+        raise ValueError(
+            f"env.name: expected observations of fixed size, got {env.observation_space} of {name}; "
+            "wrap it in an id of yours whose observations are a Box"
+        )
+    return gymnasium.wrappers.FlattenObservation(env)
+
+
+def builtin_ids() -> list[str]:
+    """Gymnasium's own ids with discrete actions that need no further package, newest versions."""
+    newest: dict[str, Any] = {}
+    for spec in gymnasium.registry.values():
+        old = newest.get(spec.name)
+        if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_EXACT):
+            newest[spec.name] = max(spec, old, key=lambda s: s.version or 0) if old else spec
+    ids = []
+    for spec in newest.values():
+        env = gymnasium.make(spec.id, disable_env_checker=True)
+        if isinstance(env.action_space, spaces.Discrete):
+            ids.append(spec.id)
+        env.close()
+    return sorted(ids)
+
+
+def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and type of an observation in replay: bytes and flags stay small, the rest is float32."""
+    if space.dtype == np.bool_:
+        dtype = torch.bool
+    else:
+        dtype = torch.uint8 if flags or space.dtype == np.uint8 else torch.float32
+    return space.shape or (1,), dtype
+
+
+def _only_flags(space: spaces.Space) -> bool:
+    """Whether the flattened observation holds zeros and ones only."""
+    if isinstance(space, spaces.Tuple):
+        return all(_only_flags(part) for part in space.spaces)
+    if isinstance(space, spaces.Dict):
+        return all(_only_flags(part) for part in space.spaces.values())
+    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+
+
+def _layers(env: gymnasium.Env) -> Iterator[Any]:
+    """The environment under its wrappers, outermost first."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _encode(value: Any) -> Any:
+    """Plain data, tensors in place of arrays, for one attribute; None where it is neither."""
+    if isinstance(value, np.random.Generator):
+        return {"generator": value.bit_generator.state}
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biuf":
+            return None
+        return {"array": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"plain": value}
+    if isinstance(value, list | tuple):
+        parts = [_encode(part) for part in value]
+        return None if None in parts else {type(value).__name__: parts}
+    return None
+
+
+def _decode(code: dict[str, Any]) -> Any:
+    if "generator" in code:
+        bits = getattr(np.random, code["generator"]["bit_generator"])()
+        bits.state = code["generator"]
+        return np.random.Generator(bits)
+    if "array" in code:
+        array = code["array"].cpu().numpy().copy()
+        return array[()] if code["scalar"] else array
+    if "plain" in code:
+        return code["plain"]
+    kind = list if "list" in code else tuple
+    return kind(_decode(part) for part in code[kind.__name__])
+
+
+def _save(env: gymnasium.Env) -> list[dict[str, Any]]:
+    """Every attribute that is data, of the environment and of each wrapper."""
+    saved = []
+    for layer in _layers(env):
+        codes = {k: _encode(v) for k, v in vars(layer).items() if k not in _CONSTANT}
+        saved.append({k: code for k, code in codes.items() if code is not None})
+    return saved
+
+
+def _restore(env: gymnasium.Env, saved: list[dict[str, Any]]) -> None:
+    for layer, codes in zip(_layers(env), saved, strict=True):
+        vars(layer).update({k: _decode(code) for k, code in codes.items()})
+
+
+class Gym:
+    """A VecEnv of S x E simulators of one gymnasium id.
+
+    Observations: a Box as it is (uint8 and bool stay, other numbers become float32), Discrete and
+    MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
+    Steps have memory of their own: they stay valid as long as somebody holds them.
+
+    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a seed.
+    Raises:  ValueError on an unknown id, actions that are not discrete, observations without a fixed
+             size; ImportError or gymnasium's DependencyNotInstalled where a package is missing.
+    """
+
+    def __init__(
+        self,
+        config: GymEnv,
+        *,
+        seeds: Sequence[int],
+        salt: int,
+        device: torch.device | str,
+    ) -> None:
+        self._config, self._seeds, self._salt = config, tuple(seeds), salt
+        self._generation = 0
+        self._seeded = False
+        self._envs = [_make(config) for _ in range(len(seeds) * config.envs)]
+        env = self._envs[0]
+        assert isinstance(env.action_space, spaces.Discrete)  # _make checks it
+        assert isinstance(env.observation_space, spaces.Box)
+        self._first_action = int(env.action_space.start)
+        flags = _only_flags(env.unwrapped.observation_space)
+        shape, dtype = _stored(env.observation_space, flags=flags)
+        self.spec = EnvSpec(
+            name=config.name,
+            observation=shape,
+            dtype=dtype,
+            actions=int(env.action_space.n),
+            envs=config.envs,
+            frames=1,
+            resident=False,
+            exact_state=type(env.unwrapped).__module__.startswith(_EXACT),
+        )
+        self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
+        count = len(self._envs)
+        self._shape = env.observation_space.shape  # as the simulator gives it
+        self._obs = np.zeros((count, *shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+        self._reward = np.zeros(count, dtype=np.float64)
+        self._terminated = np.zeros(count, dtype=bool)
+        self._truncated = np.zeros(count, dtype=bool)
+
+    def _where(self, index: int) -> str:
+        seed, env = divmod(index, self._config.envs)
+        return f"{self._config.name}, seed {self._seeds[seed]}, environment {env}"
+
+    def _receive(self, index: int, obs: Any, reward: Any) -> None:
+        """Takes a simulator's results over.
+
+        Raises:  RuntimeError on an observation that contradicts the simulator's observation_space.
+        """
+        values = np.asarray(obs)
+        whole = self._obs.dtype.kind != "f"
+        if values.shape != self._shape or (whole and values.dtype.kind == "f"):
+            raise RuntimeError(
+                f"{self._where(index)}: expected an observation of shape {self._shape}"
+                f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
+                "the simulator contradicts its observation_space"
+            )
+        self._obs[index] = values
+        self._reward[index] = reward
+
+    def _check_finite(self) -> None:
+        for what, values in (("observation", self._obs), ("reward", self._reward)):
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                index = np.argwhere(~np.isfinite(values))[0][0]
+                raise RuntimeError(
+                    f"{self._where(index)}: expected a finite {what}, got {values[index]}; the "
+                    "simulator diverged or divides by zero"
+                )
+
+    def _reset_one(self, index: int, seed: int | None) -> None:
+        obs, _ = self._envs[index].reset(seed=seed)
+        self._receive(index, obs, 0.0)
+        self._terminated[index] = self._truncated[index] = False
+
+    def _send(self) -> Step:
+        self._check_finite()
+        return self._outbox.send(self._obs, self._reward, self._terminated, self._truncated)
+
+    def reset(self) -> Step:
+        """Starts a new episode everywhere; the first call seeds the simulators."""
+        seeds: list[int | None] = [None] * len(self._envs)
+        if not self._seeded:
+            seeds = simulator_seeds(
+                self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
+            ).tolist()
+            self._seeded = True
+        for index, seed in enumerate(seeds):
+            self._reset_one(index, seed)
+        return self._send()
+
+    def step(self, action: Tensor) -> Step:
+        """Advances every simulator by one agent step.
+
+        Args:    action [S, E] int64 in [0, spec.actions) on any device; ignored where the last step
+                 ended an episode.
+        Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError on
+                 observations or rewards that are not finite, naming the simulator.
+        """
+        ended = self._terminated | self._truncated
+        shape = (len(self._seeds), self._config.envs)
+        actions = host_actions(
+            action, name=self._config.name, count=self.spec.actions, ignored=ended.reshape(shape)
+        ).reshape(-1)
+        for index, env in enumerate(self._envs):
+            if ended[index]:
+                self._reset_one(index, None)
+                continue
+            act = int(actions[index]) + self._first_action
+            obs, reward, terminated, truncated, _ = env.step(act)
+            self._receive(index, obs, reward)
+            self._terminated[index] = terminated
+            self._truncated[index] = truncated and not terminated
+        return self._send()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The simulators where they can be saved, else how often they were seeded."""
+        state: dict[str, Any] = {"generation": self._generation}
+        if self.spec.exact_state:
+            state["seeded"] = self._seeded
+            state["ended"] = torch.from_numpy(np.stack([self._terminated, self._truncated]))
+            state["simulators"] = [_save(env) for env in self._envs]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> Step | None:
+        """Restores in place, or starts new episodes with new seeds where the state was lost.
+
+        Returns: None, or the first Step of the new episodes.
+        Raises:  ValueError if the state is of another number of simulators.
+        """
+        if not self.spec.exact_state or "simulators" not in state:
+            self._generation = int(state.get("generation", 0)) + 1
+            self._seeded = False
+            return self.reset()
+        if len(state["simulators"]) != len(self._envs):
+            raise ValueError(
+                f"{self._config.name}: expected the state of {len(self._envs)} simulators, got "
+                f"{len(state['simulators'])}; resume with the run's own seeds and env.envs"
+            )
+        self._generation, self._seeded = state["generation"], state["seeded"]
+        for env, saved in zip(self._envs, state["simulators"], strict=True):
+            _restore(env, saved)
+        self._terminated[:], self._truncated[:] = state["ended"].cpu().numpy()
+        return None
+
+    def close(self) -> None:
+        """Closes the simulators."""
+        for env in self._envs:
+            env.close()

@@ -1,0 +1,115 @@
+"""What environments on the host share: seeds of their simulators, actions in, one copy to the device out.
+
+A host environment costs two transfers an agent step: `host_actions` waits for the device, `Outbox`
+sends everything back in one buffer, from pinned memory and without waiting.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cerl import draw
+from cerl.data import EnvSpec, Step
+
+
+def simulator_seeds(
+    seeds: Sequence[int], *, salt: int, envs: int, generation: int = 0
+) -> np.ndarray:
+    """A seed of its own for every simulator, hash(seed value, salt, generation, environment).
+
+    Args:    salt separates consumers (training, evaluation) of one seed; generation counts how often
+             the simulators were built anew, so that a resumed run does not draw its start again.
+    Returns: [S * E] int64 in [1, 2**31), the same for a seed alone or among others.
+    """
+    key = draw.seed_keys(seeds, salt=salt)
+    index = torch.arange(envs).view(1, envs)
+    return (1 + draw.bits(key, draw.ENV, generation, index) % (2**31 - 1)).flatten().numpy()
+
+
+def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
+    """The actions on the host; waits for the device, the one sync of a step.
+
+    Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, rows whose action
+             does not matter (they come back as 0).
+    Returns: [S, E] int64.
+    Raises:  ValueError on a wrong shape, dtype or an action out of range.
+    """
+    if tuple(action.shape) != ignored.shape or action.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name}: expected actions of shape {ignored.shape} and type int64, "
+            f"got {tuple(action.shape)} of {action.dtype}"
+        )
+    values = np.where(ignored, 0, action.detach().cpu().numpy())
+    if values.size and (values.min() < 0 or values.max() >= count):
+        seed, env = np.argwhere((values < 0) | (values >= count))[0]
+        raise ValueError(
+            f"{name}: expected actions in [0, {count}), got {values[seed, env]} "
+            f"at seed row {seed}, environment {env}"
+        )
+    return values
+
+
+class Outbox:
+    """Sends the results of a step to the device as one buffer, from pinned memory on CUDA.
+
+    Every Step has memory of its own and stays valid as long as somebody holds it.
+    """
+
+    def __init__(self, spec: EnvSpec, *, seeds: int, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        lead = (seeds, spec.envs)
+        fields = [((*lead, *spec.observation), spec.dtype), (lead, torch.float32)]
+        self._fields: list[tuple[int, int, tuple[int, ...], torch.dtype]] = []
+        end = 0
+        for shape, dtype in [*fields, (lead, torch.bool), (lead, torch.bool)]:
+            size = int(np.prod(shape)) * dtype.itemsize
+            self._fields.append((end, end + size, shape, dtype))
+            end += -(-size // 16) * 16  # the next field starts aligned for any type
+        self._bytes = end
+        self._turn = 0
+        self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
+        if self._device.type == "cuda":
+            self._staging = [
+                (torch.zeros(end, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
+                for _ in range(2)
+            ]
+
+    def _views(self, buffer: Tensor) -> Step:
+        return Step(*(buffer[a:b].view(dtype).view(shape) for a, b, shape, dtype in self._fields))
+
+    def send(
+        self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> Step:
+        """The results of a step on the device.
+
+        Args:    obs [S * E, ...] with the elements of spec.observation each; the others [S * E].
+        """
+        if not self._staging:
+            buffer = torch.empty(self._bytes, dtype=torch.uint8)
+            self._fill(buffer, obs, reward, terminated, truncated)
+            return self._views(buffer)
+        self._turn ^= 1
+        staging, sent = self._staging[self._turn]
+        sent.synchronize()
+        self._fill(staging, obs, reward, terminated, truncated)
+        buffer = torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
+        buffer.copy_(staging, non_blocking=True)
+        sent.record(torch.cuda.current_stream(self._device))
+        return self._views(buffer)
+
+    def _fill(self, buffer: Tensor, *values: np.ndarray) -> None:
+        for into, value in zip(self._views(buffer), values, strict=True):
+            into.numpy()[...] = value.reshape(into.shape)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that look like `name`, for an error message; "" if none does."""
+    plain = {
+        "".join(c for c in candidate.lower() if c.isalnum()): candidate for candidate in known
+    }
+    wanted = "".join(c for c in name.lower() if c.isalnum())
+    close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3)]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
