@@ -65,6 +65,8 @@ class Resident:
         device: torch.device | str,
         fuse: bool | None = None,
     ) -> None:
+        if max(game.actions) > 7 or min(game.actions) < 0 or len(game.actions) > 8:
+            raise ValueError(f"{name}: expected at most 8 action ids in 0..7, got {game.actions}")
         if not seeds or envs < 1:
             raise ValueError(
                 f"{name} needs at least one seed and one game per seed, got seeds {tuple(seeds)} and "
@@ -75,7 +77,8 @@ class Resident:
         self._game, self._sticky, self._limit = game, sticky, time_limit
         self._shape = (len(seeds), envs)
         self._key = draw.seed_keys(seeds, salt=salt, device=device)
-        self._ids = torch.tensor(game.actions, device=device)
+        # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
+        self._grid = torch.arange(envs * self.columns, device=device).view(1, envs, self.columns)
         self._counter = torch.zeros((), dtype=torch.int64, device=device)
         self._memory = Memory(
             last_action=torch.zeros(games, dtype=torch.int64, device=device),
@@ -112,8 +115,8 @@ class Resident:
         return 1 + max(self._game.draws, self._game.reset_draws)
 
     def draws(self) -> Tensor:
-        """The uniforms that the next step will use, [S, E, columns] float32."""
-        return draw.uniform(self._key, draw.ENV, self._counter, (self._shape[1], self.columns))
+        """The uniforms that the next step will use, [S, E, columns] float32: `draw.uniform`'s."""
+        return (draw.bits(self._key, draw.ENV, self._counter, self._grid) >> 8).float() * 2.0**-24
 
     def reset(self) -> Step:
         """Starts a new episode everywhere; rewards 0, flags False."""
@@ -124,13 +127,21 @@ class Resident:
         """Advances every game by one agent step.
 
         Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an episode.
-        Raises:  ValueError for another shape or type.
+        Raises:  ValueError for another shape or type, and on the CPU for an action out of range (on
+                 CUDA the test would wait for the device: such an action is then undefined).
         """
         if action.shape != self._shape or action.dtype != torch.int64:
             raise ValueError(
                 f"{self._spec.name}: expected actions [S, E] = {list(self._shape)} of torch.int64, got "
                 f"{list(action.shape)} of {action.dtype}; one action per seed and environment"
             )
+        if action.device.type == "cpu":
+            low, high = action.aminmax()
+            if low < 0 or high >= self._spec.actions:
+                raise ValueError(
+                    f"{self._spec.name}: expected actions in 0..{self._spec.actions - 1}, got "
+                    f"{int(low)}..{int(high)}; `full_actions` offers all six of MinAtar"
+                )
         return self._advance(action)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,7 +187,7 @@ class Resident:
 
     def _transition(self, action: Tensor, u: Tensor) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
         game, over = self._game, self._memory.done
-        executed = self._ids[action]
+        executed = _game_id(game.actions, action)
         if self._sticky > 0:
             executed = torch.where(u[:, 0] < self._sticky, self._memory.last_action, executed)
         played, reward, terminal = game.step(self._state, executed, u[:, 1 : 1 + game.draws])
@@ -195,6 +206,14 @@ class Resident:
             elapsed=elapsed,
         )
         return memory, state, torch.where(over, 0.0, reward), terminated, truncated
+
+
+def _game_id(actions: tuple[int, ...], action: Tensor) -> Tensor:
+    if actions == tuple(range(len(actions))):
+        return action
+    # Four bits an id in one constant: a lookup without a load.
+    table = sum(game_id << 4 * index for index, game_id in enumerate(actions))
+    return (table >> 4 * action) & 15
 
 
 def _choose(over: Tensor, fresh: Tensor, played: Tensor) -> Tensor:
