@@ -5,25 +5,26 @@ command line overrides single keys. "Agent steps" are action selections of one s
 x E), whatever the number of environments and seeds; a frame is one emulator frame.
 """
 
+import contextlib
+import itertools
 import os
-import re
+import platform
 import tempfile
+import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cerl import mistakes
+from cerl import __version__, mistakes, preset
+from cerl.mistakes import ConfigError
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 Policy = Literal["individual", "vote", "mean", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run: says where, what was expected, what was found."""
 
 
 class Model(BaseModel):
@@ -325,102 +326,13 @@ class Config(Model):
         return self
 
 
-FOLDER = Path(__file__).resolve().parent / "configs"
+class Study(Model):
+    """Presets that are run and reported together, and what they change."""
 
-Tree = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: 1e-4 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"{self.name}: key {key!r} is given {keys.count(key)} times")
-        return super().construct_mapping(node, deep=deep)
-
-
-_EXPONENT = re.compile(r"[-+]?(\d[\d_]*)?\.?\d[\d_]*[eE][-+]?\d+")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+.0123456789"])
-
-
-def _read(path: Path) -> Tree:
-    try:
-        with path.open(encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_Loader)  # noqa: S506, a SafeLoader
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got {type(tree).__name__}")
-    return tree
-
-
-def presets() -> list[str]:
-    """Names of the shipped presets, e.g. minatar/cerl."""
-    files = sorted(FOLDER.glob("*/*.yaml"))
-    return [path.relative_to(FOLDER).with_suffix("").as_posix() for path in files]
-
-
-def description(preset: str) -> str:
-    """First comment line of a preset's file: its source, and what to expect."""
-    first = _path(preset).read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
-
-
-def _path(preset: str) -> Path:
-    if preset.endswith((".yaml", ".yml")):
-        return Path(preset)
-    if preset not in presets():
-        raise ConfigError(
-            f"preset: no preset {preset!r}{mistakes.nearest(preset, presets())}; "
-            "`cerl list presets` shows all of them, and a path ending in .yaml is read as a file"
-        )
-    return FOLDER / f"{preset}.yaml"
-
-
-def _chain(path: Path, above: tuple[Path, ...] = ()) -> Tree:
-    """What a file says, on top of what its `base:` says, and so on."""
-    path = path.resolve()
-    if path in above:
-        names = " -> ".join(p.stem for p in (*above, path))
-        raise ConfigError(f"{path}: `base:` leads back to itself: {names}")
-    tree = _read(path)
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected the name of a preset, got {base!r}")
-    try:
-        below = path.parent / base if base.endswith((".yaml", ".yml")) else _path(base)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: base: {error}") from error
-    return _merged(_chain(below, (*above, path)), tree)
-
-
-def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """`top` over `base`, key by key; another environment family starts from its own defaults."""
-    family = "family" in top and top["family"] != base.get("family")
-    out = {} if family else dict(base)
-    for key, value in top.items():
-        below = out.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        out[key] = _merged(below, value) if both else value
-    return out
-
-
-def _nested(overrides: Mapping[str, Any]) -> Tree:
-    """{"env.name": "pong"} as {"env": {"name": "pong"}}; nested keys stay as they are."""
-    out: Tree = {}
-    for key, value in overrides.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = _merged(out, value)
-    return out
+    presets: Annotated[tuple[str, ...], Field(strict=False)]
+    """names of presets"""
+    options: dict[str, bool | int | float | str] = {}
+    """dotted keys of the command line, for every preset"""
 
 
 def validated(tree: Mapping[str, Any], *, where: str) -> Config:
@@ -431,41 +343,76 @@ def validated(tree: Mapping[str, Any], *, where: str) -> Config:
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
-        lines = mistakes.explained(error, Config)
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        raise mistakes.refused(error, Config, where=where) from None
 
 
-def load(preset: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """The Config of a preset.
 
-    Args:   preset name (`presets()`) or path of a YAML file; overrides nested, or with dotted keys.
+    Args:   name of a preset or path of a YAML file; overrides nested, or with dotted keys.
     Raises: ConfigError.
     """
-    path = _path(preset)
-    tree = {"preset": preset.removesuffix(path.suffix), **_chain(path)}
-    where = str(path) if overrides is None else f"{preset} with {_words(overrides)}"
-    return validated(_merged(tree, _nested(overrides or {})), where=where)
+    tree = preset.merged(preset.tree(name), preset.nested(overrides or {}))
+    changes = f" with {preset.words(overrides)}" if overrides else ""
+    return validated(tree, where=f"{name}{changes}")
 
 
-def _words(overrides: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(overrides), default_flow_style=True, width=10**6).strip()
+def load_study(name: str, device: Literal["cpu", "cuda"]) -> Study:
+    """A study's presets and options for a kind of device. Raises: ConfigError."""
+    path = preset.FOLDER / f"{name}.yaml"
+    tree = preset.read(path)
+    if device not in tree:
+        raise ConfigError(f"{path}: expected a key {device}, got {', '.join(tree) or 'none'}")
+    try:
+        return Study.model_validate(tree[device])
+    except ValidationError as error:
+        raise mistakes.refused(error, Study, where=f"{path}: {device}") from None
 
 
 def load_file(path: str | os.PathLike[str]) -> Config:
     """The Config that `dump` saved. Raises: ConfigError."""
-    return validated(_chain(Path(path)), where=str(path))
+    return validated(preset.read(Path(path)), where=str(path))
 
 
 def dump(config: Config, path: str | os.PathLike[str]) -> None:
     """Saves every resolved option as YAML, atomically; `load_file` gives the same Config back."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     target = Path(path)
+    text = f"# Every option of a run; `cerl train {target.name}` repeats it.\n"
+    text += yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f"# Every option of a run; `cerl train {target.name}` repeats it.\n{text}")
+            file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def new_folder(config: Config) -> Path:
+    """A new run folder below `config.out`, with config.yaml and versions.yaml in it."""
+    plain = f"{config.preset or 'run'}-{config.env.name}".replace("/", "-").replace(":", "-")
+    name = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for count in itertools.count(1):
+        folder = Path(config.out) / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+    dump(config, folder / "config.yaml")
+    text = yaml.safe_dump(versions(), sort_keys=False)
+    (folder / "versions.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on: cerl, Python, the machine, the packages that compute."""
+    found = {"cerl": __version__, "python": platform.python_version()}
+    found["machine"] = platform.platform()
+    for package in ("torch", "triton", "numpy", "gymnasium", "envpool", "ale-py"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -16,6 +16,11 @@ from pydantic_core import ErrorDetails
 if TYPE_CHECKING:
     from cerl.config import Config
 
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: says where, what was expected, what was found."""
+
+
 # At most this probability that a slot of an owner-restricted batch finds no row of its member.
 MISS = 2e-6
 
@@ -189,13 +194,13 @@ def _time_contradictions(c: "Config") -> Iterator[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A question for the closest known words, led by a comma; empty where nothing is close."""
+    """A question for the closest known words, led by a semicolon; empty where nothing is close."""
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
-    close = difflib.get_close_matches(plain, folded, n=3, cutoff=0.5)
-    return f", did you mean {_or([folded[name] for name in close])}?" if close else ""
+    close = difflib.get_close_matches(plain, folded, n=2, cutoff=0.6)
+    return f"; did you mean {_or([folded[name] for name in close])}?" if close else ""
 
 
 def _or(words: Sequence[object]) -> str:
@@ -215,6 +220,11 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def refused(error: ValidationError, root: type[BaseModel], *, where: str) -> ConfigError:
+    """All errors of a model in sentences, each led by where it was given."""
+    return ConfigError("\n".join(f"{where}: {line}" for line in explained(error, root)))
 
 
 def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -237,7 +247,7 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
     if kind == "extra_forbidden":
         known = list(dict.fromkeys(keys(root)))
         beside = [name for name in known if name.rpartition(".")[2] == path[-1]]
-        hint = f", did you mean {_or(beside)}?" if beside else nearest(key, known)
+        hint = f"; did you mean {_or(beside)}?" if beside else nearest(key, known)
         return [f"{key}: no such key{hint}"]
     if kind in ("literal_error", "union_tag_invalid"):
         listed = context.get("expected", context.get("expected_tags", ""))

@@ -1,0 +1,413 @@
+"""The command line: cerl train | eval | sweep | report | bench | list.
+
+Every option of a run comes from `cerl/config.py`, help text included. Whatever can go wrong by use
+is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from cerl import __version__, config, mistakes, preset
+from cerl.config import Config
+from cerl.mistakes import ConfigError
+
+USAGE = """\
+usage: cerl COMMAND ...
+
+Ensemble exploration in reinforcement learning: populations of seeds x members on one device.
+
+commands:
+  train PRESET [OPTIONS]          train one population; every option can be overridden
+  train --resume RUN              go on from the newest checkpoint of a run folder
+  eval RUN [OPTIONS]              play the newest checkpoint: every member, and the aggregate
+  sweep PRESET... [OPTIONS]       train presets x environments one after the other, then report
+  report RUN... [--out FOLDER]    tables and learning curves of finished or running runs
+  bench NAME [OPTIONS]            measure this machine: env, update, train, replay
+  list [presets|envs]             what can be trained, and on what
+  --version                       print the version
+
+`cerl COMMAND --help` explains a command; `cerl train PRESET --help` explains every option of a run,
+with its unit and the preset's value. CERL_DEBUG=1 shows the traceback of an error."""
+
+TRAIN = """\
+usage: cerl train PRESET [OPTIONS]      e.g. cerl train minatar/cerl --env.name asterix --seeds 0 1
+       cerl train FILE.yaml [OPTIONS]   a file of your own (with `base: PRESET` if you like)
+       cerl train --resume RUN          go on from the newest checkpoint of the run folder RUN
+
+`cerl train PRESET --help` explains every option, with its unit and the preset's value. Presets:
+"""
+
+EVAL = """\
+usage: cerl eval RUN [--episodes N] [--policies NAME...] [--epsilon SHARE]
+
+Plays the newest checkpoint of the run folder RUN: every member, and the aggregate policies.
+`cerl eval RUN --help` explains the options, with the run's values."""
+
+SWEEP = """\
+usage: cerl sweep PRESET... [--envs NAME...] [--out FOLDER] [OPTIONS]
+
+Trains every preset on every environment, one run after the other, then writes the report.
+A PRESET may be a preset, a YAML file, or the study `demo`, which picks its presets by device.
+
+  --envs NAME...    environments of the presets' family (default: each preset's own)
+  --out FOLDER      receives the run folders and the report (default: runs/sweep)
+  OPTIONS           any option of `cerl train PRESET --help`, applied to every run"""
+
+REPORT = """\
+usage: cerl report RUN... [--out FOLDER]
+
+Tables and learning curves. A RUN is a run folder, or a folder that holds run folders.
+
+  --out FOLDER      receives table.md, table.csv, summary.parquet and curves.png
+                    (default: the RUN, if there is one only, else report)"""
+
+LIST = "usage: cerl list [presets|envs]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns: exit code 0, 2 after an expected error, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        _say("interrupted", "")
+        return 130
+    except BrokenPipeError:
+        # The reader of the pipe has gone; nothing is left to be said, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if os.environ.get("CERL_DEBUG") == "1":
+            raise
+        _say("error: ", _message(error))
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, ValidationError):
+        return "\n".join(mistakes.explained(error, Config))
+    text = str(error) or type(error).__name__
+    return f"{text}\n(CERL_DEBUG=1 shows where)"
+
+
+def _say(head: str, text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble((head, "bold red"), text))
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name in ("--version", "-V", "version"):
+        print(f"cerl {__version__}")
+        return 0
+    if name not in COMMANDS:
+        hint = mistakes.nearest(name, list(COMMANDS))
+        raise ConfigError(f"no command {name!r}{hint} (`cerl --help` lists them)")
+    COMMANDS[name](rest)
+    return 0
+
+
+def _asks_help(arguments: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in arguments)
+
+
+def _train(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(TRAIN + "\n".join(_preset_lines()))
+        return
+    if arguments[0] == "--resume":
+        _resume(arguments[1:])
+        return
+    if arguments[0].startswith("-"):
+        raise ConfigError(f"train: expected a preset first, got {arguments[0]!r}; see `cerl list`")
+    run = overridden(arguments[0], arguments[1:], prog=f"cerl train {arguments[0]}")
+    from cerl import train
+
+    print(train.train(run))
+
+
+def _resume(arguments: list[str]) -> None:
+    if len(arguments) != 1 or _asks_help(arguments):
+        raise ConfigError(
+            "train --resume: expected one run folder and nothing else (a resumed run keeps the "
+            f"options in its config.yaml), got {' '.join(arguments) or 'nothing'}"
+        )
+    folder = _run_folder(arguments[0])
+    from cerl import train
+
+    print(train.resume(folder))
+
+
+def _run_folder(name: str | Path) -> Path:
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: expected a run folder, got {_nature(folder)}")
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: expected a run folder, but it has no config.yaml")
+    return folder
+
+
+def _nature(path: Path) -> str:
+    return "a file" if path.exists() else "no such folder"
+
+
+def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
+    """The Config of a preset with options of the command line on top.
+
+    Raises: ConfigError; SystemExit after --help, or where an option cannot be read at all.
+    """
+    import tyro
+
+    run = config.load(name)
+    form, default = _form(run)
+    filled = tyro.cli(
+        form,
+        default=default,
+        args=list(arguments),
+        prog=prog,
+        description=preset.description(name),
+    )
+    tree = dataclasses.asdict(filled)
+    tree["env"]["family"] = run.env.family
+    return config.validated(tree, where=name)
+
+
+def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
+    """A model, or some of its keys, as a plain dataclass for tyro; the model itself checks later.
+
+    So a wrong value reads the same whether it comes from a file or from the command line.
+    """
+    import tyro
+
+    fields: list[tuple[str, Any, Any]] = []
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if name == "family" or (only and name not in only):
+            continue
+        if isinstance(value, BaseModel):
+            form, value = _form(value)
+            fields.append((name, form, dataclasses.field(default=value)))
+            continue
+        kind, choices = _plain(info.annotation)
+        text = " ".join((info.description or "").split())
+        argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
+        fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))
+    form = dataclasses.make_dataclass(type(model).__name__, fields, frozen=True)
+    form.__doc__ = type(model).__doc__
+    return form, form()
+
+
+def _plain(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """The type to read from the command line, and the words it may be if there is a choice."""
+    if get_origin(annotation) is Literal:
+        return str, get_args(annotation)
+    if get_origin(annotation) is tuple:
+        kind, choices = _plain(get_args(annotation)[0])
+        return tuple[kind, ...], choices
+    return annotation, ()
+
+
+def _eval(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(EVAL)
+        return
+    folder = _run_folder(arguments[0])
+    run = config.load_file(folder / "config.yaml")
+    asked = _eval_options(run, arguments[1:], prog=f"cerl eval {folder}")
+    from cerl import train
+
+    _print_results(train.evaluate(folder, **asked))
+
+
+def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[str, Any]:
+    """Those of episodes, policies and epsilon that are given, checked as options of the run."""
+    import tyro
+
+    keys = ("episodes", "policies", "epsilon")
+    form, default = _form(run.eval, only=keys)
+    filled = tyro.cli(form, default=default, args=list(arguments), prog=prog)
+    flags = {word.partition("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
+    asked = {key: getattr(filled, key) for key in keys if key in flags}
+    config.validated(
+        preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")
+    )
+    return asked
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    """Mean return of each policy and member over all seeds and episodes."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
+    for policy, result in results.items():
+        for member in range(result.returns.shape[1]):
+            returns = result.returns[:, member]
+            played = returns[~torch.isnan(returns)].double()
+            lengths = result.lengths[:, member][~torch.isnan(returns)].double()
+            table.add_row(
+                policy,
+                str(member) if policy == "individual" else "",
+                f"{played.mean():.3f}",
+                f"{played.std(correction=0):.3f}",
+                str(played.numel()),
+                f"{lengths.mean():.1f}",
+            )
+    Console().print(table)
+
+
+def _sweep(arguments: list[str]) -> None:
+    if not arguments or _asks_help(arguments):
+        print(SWEEP)
+        return
+    names, options = _split(arguments)
+    where, options = _taken(options, "--envs")
+    out, options = _taken(options, "--out")
+    runs = [run for name in names for run in _study(name, options, envs=where)]
+    if not runs:
+        raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
+    from cerl import sweep
+
+    _check_one_folder("sweep", out)
+    folder = Path(out[0] if out else "runs/sweep")
+    folders = sweep.sweep(runs, folder)
+    from cerl import report
+
+    report.main(folders, folder)
+
+
+def _study(name: str, options: list[str], *, envs: list[str] | None) -> list[Config]:
+    """The runs of one word of a sweep: a preset, or a study's presets for the device at hand."""
+    if name in preset.studies():
+        words, _ = _taken(list(options), "--device")
+        study = config.load_study(name, _device_kind(words[0] if words else "auto"))
+        extra = [word for key, value in study.options.items() for word in (f"--{key}", str(value))]
+        presets, options = study.presets, extra + options
+    else:
+        presets = (name,)
+    places = [["--env.name", env] for env in envs] if envs else [[]]
+    return [
+        overridden(each, options + place, prog=f"cerl sweep {each}")
+        for place in places
+        for each in presets
+    ]
+
+
+def _device_kind(device: str) -> Literal["cpu", "cuda"]:
+    if device != "auto":
+        return "cpu" if device == "cpu" else "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Leading words, and everything from the first option on."""
+    for index, word in enumerate(arguments):
+        if word.startswith("-"):
+            return list(arguments[:index]), list(arguments[index:])
+    return list(arguments), []
+
+
+def _taken(arguments: list[str], flag: str) -> tuple[list[str] | None, list[str]]:
+    """Words after `flag` up to the next option (None if it is absent), and the other arguments."""
+    if flag not in arguments:
+        return None, arguments
+    at = arguments.index(flag)
+    words, rest = _split(arguments[at + 1 :])
+    if not words:
+        raise ConfigError(f"{flag}: expected a value, got nothing")
+    return words, arguments[:at] + rest
+
+
+def _check_one_folder(command: str, out: list[str] | None) -> None:
+    if out and len(out) > 1:
+        raise ConfigError(f"{command} --out: expected one folder, got {' '.join(out)}")
+
+
+def _report(arguments: list[str]) -> None:
+    if not arguments or _asks_help(arguments):
+        print(REPORT)
+        return
+    names, options = _split(arguments)
+    out, options = _taken(options, "--out")
+    if options:
+        raise ConfigError(f"report: no such option {options[0]!r}; see `cerl report --help`")
+    _check_one_folder("report", out)
+    folders = [folder for name in names for folder in run_folders(Path(name))]
+    if not folders:
+        raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
+    from cerl import report
+
+    report.main(folders, Path(out[0] if out else names[0] if len(names) == 1 else "report"))
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders at or below a folder, sorted. Raises: ConfigError if there is none."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: expected a run folder, got {_nature(folder)}")
+    found = sorted(path.parent for path in folder.rglob("config.yaml"))
+    if not found:
+        raise ConfigError(f"{folder}: no run folder at or below it (none has a config.yaml)")
+    return found
+
+
+def _bench(arguments: list[str]) -> None:
+    from tyro.extras import subcommand_cli_from_dict
+
+    from cerl import bench
+
+    measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
+    subcommand_cli_from_dict(
+        measures, args=arguments or ["--help"], prog="cerl bench", description=bench.__doc__
+    )
+
+
+def _list(arguments: list[str]) -> None:
+    if _asks_help(arguments):
+        print(LIST)
+        return
+    what = arguments or ["presets", "envs"]
+    for word in what:
+        if word not in ("presets", "envs"):
+            raise ConfigError(f"list: expected presets or envs, got {word!r}")
+    if "presets" in what:
+        print("\n".join(_preset_lines()))
+    if "envs" in what:
+        from cerl import envs
+
+        for family, names in envs.available().items():
+            print(f"{family}: {' '.join(names)}")
+
+
+def _preset_lines() -> list[str]:
+    names = preset.presets()
+    width = max(len(name) for name in names)
+    return [f"  {name:{width}}  {preset.description(name)}" for name in names]
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "sweep": _sweep,
+    "report": _report,
+    "bench": _bench,
+    "list": _list,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
