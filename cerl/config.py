@@ -42,13 +42,13 @@ class CatchEnv(Model):
     """fixed by the preset"""
     name: Literal["catch"] = "catch"
     """the only game of this family"""
-    envs: int = Field(1, ge=1)
+    envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
-    rows: int = Field(10, ge=2)
+    rows: int = Field(default=10, ge=2)
     """height of the board, cells; an episode takes rows - 1 agent steps"""
-    columns: int = Field(5, ge=2)
+    columns: int = Field(default=5, ge=2)
     """width of the board, cells"""
-    sticky: float = Field(0.0, ge=0, lt=1)
+    sticky: float = Field(default=0.0, ge=0, lt=1)
     """probability that the last action is repeated"""
 
 
@@ -59,15 +59,15 @@ class MinAtarEnv(Model):
     """fixed by the preset"""
     name: Literal["asterix", "breakout", "freeway", "seaquest", "space_invaders"] = "breakout"
     """game"""
-    envs: int = Field(8, ge=1)
+    envs: int = Field(default=8, ge=1)
     """E, environments per seed"""
-    sticky: float = Field(0.1, ge=0, lt=1)
+    sticky: float = Field(default=0.1, ge=0, lt=1)
     """probability that the last action is repeated"""
     ramping: bool = True
     """difficulty rises with time in asterix, seaquest and space_invaders"""
     full_actions: bool = False
     """all six actions instead of the game's minimal set"""
-    time_limit: int = Field(0, ge=0)
+    time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: never"""
 
 
@@ -78,27 +78,27 @@ class AtariEnv(Model):
     """fixed by the preset"""
     name: str = "Pong"
     """game in camel case, e.g. Pong or SpaceInvaders"""
-    envs: int = Field(1, ge=1)
+    envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
     backend: Literal["envpool", "ale"] = "ale"
-    """emulator: ale-py's own vector environment, or EnvPool; both show the same frames and rewards"""
-    sticky: float = Field(0.0, ge=0, lt=1)
+    """emulator: ale-py's own vector environment, or EnvPool; same frames and rewards in both"""
+    sticky: float = Field(default=0.0, ge=0, lt=1)
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
     """all 18 actions instead of the game's minimal set"""
-    frame_skip: int = Field(4, ge=1)
+    frame_skip: int = Field(default=4, ge=1)
     """emulator frames of one agent step; the last two are max-pooled"""
-    noop_max: int = Field(0, ge=0)
+    noop_max: int = Field(default=0, ge=0)
     """at most this many no-op frames at the start of an episode, a random number; 0: none (envpool:
     at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
     fire_reset: bool = False
-    """press FIRE for one frame at the start of an episode, where the game has it (envpool: after the
-    no-op frames, ale: before them)"""
+    """press FIRE for one frame at the start of an episode, where the game has it (envpool: after
+    the no-op frames, ale: before them)"""
     life_loss: bool = False
-    """a lost life ends the agent's episode (terminal); the game plays on, its next agent step a no-op"""
-    time_limit: int = Field(27_000, ge=1)
+    """a lost life ends the agent's episode (terminal); the game plays on, next with a no-op"""
+    time_limit: int = Field(default=27_000, ge=1)
     """agent steps after which an episode is truncated"""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """emulator threads; 0: one for each core, at most S x E"""
 
 
@@ -109,9 +109,9 @@ class GymEnv(Model):
     """fixed by the preset"""
     name: str = "CartPole-v1"
     """registered id, e.g. CartPole-v1; module:Id imports the module first"""
-    envs: int = Field(1, ge=1)
+    envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
-    time_limit: int = Field(0, ge=0)
+    time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: the id's own limit"""
 
 
@@ -130,9 +130,9 @@ class NetConfig(Model):
     padding: Literal["valid", "same"] = "valid"
     hidden: Ints = (64, 64)
     """width of each hidden layer; the last one is the paper's penultimate layer"""
-    stack: int = Field(1, ge=1)
+    stack: int = Field(default=1, ge=1)
     """frames per observation, built from replay; frames before an episode's start are zero"""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0)
     """observations are divided by this inside the network"""
     init: Literal["fan_in", "xavier", "variance"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
@@ -146,20 +146,20 @@ class NetConfig(Model):
 class EnsembleConfig(Model):
     """Who learns what from whom."""
 
-    members: int = Field(1, ge=1)
+    members: int = Field(default=1, ge=1)
     """N, ensemble members of a seed"""
-    shared_layers: int = Field(0, ge=0)
+    shared_layers: int = Field(default=0, ge=0)
     """L, leading layers shared by all members (in order: convolutions, hidden layers, output)"""
     heads: Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"] = "own"
     """what the value heads of a member regress to (cerl/heads.py)"""
     fork: Literal["final", "both"] = "final"
     """where heads fork: only the output layer, or the last hidden layer and the output layer"""
-    horizons: int = Field(10, ge=1)
+    horizons: int = Field(default=10, ge=1)
     """heads of a member under multi_horizon"""
     duty: Literal["uniform", "tandem", "first"] = "uniform"
     """who acts: a member drawn uniformly; member 0 with active_probability, else member 1 (tandem);
     always member 0 (first)"""
-    active_probability: float = Field(0.9, ge=0, le=1)
+    active_probability: float = Field(default=0.9, ge=0, le=1)
     """tandem: share of episodes in which member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
     """when the member on duty is drawn anew"""
@@ -170,28 +170,28 @@ class EnsembleConfig(Model):
 class LossConfig(Model):
     """What an update minimises."""
 
-    gamma: float = Field(0.99, ge=0, le=1)
+    gamma: float = Field(default=0.99, ge=0, le=1)
     """discount of one agent step"""
-    n_step: int = Field(1, ge=1)
+    n_step: int = Field(default=1, ge=1)
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
     """the online network chooses the next action, the target network values it"""
     kind: Literal["huber", "mse"] = "huber"
     """huber, or the squared error without the 1/2 (agent: dqn)"""
-    huber_delta: float = Field(1.0, gt=0)
+    huber_delta: float = Field(default=1.0, gt=0)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
-    quantiles: int = Field(200, ge=1)
+    quantiles: int = Field(default=200, ge=1)
     """quantiles of a value distribution (agent: quantile)"""
-    mico_weight: float = Field(0.0, ge=0, le=1)
+    mico_weight: float = Field(default=0.0, ge=0, le=1)
     """loss = (1 - w) TD + w MICo metric loss"""
-    mico_beta: float = Field(0.1, ge=0)
+    mico_beta: float = Field(default=0.1, ge=0)
     """weight of the angle in the MICo distance"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
     """shared: one batch for all members; independent: one each, of all data; own: one each, of the
     data that the member generated; disjoint: one each, every row being one random member's"""
-    batches_probability: float = Field(1.0, ge=0, le=1)
+    batches_probability: float = Field(default=1.0, ge=0, le=1)
     """share of updates that use `batches`; the others use one shared batch"""
-    mask_probability: float = Field(1.0, gt=0, le=1)
+    mask_probability: float = Field(default=1.0, gt=0, le=1)
     """bootstrap mask: probability that a member learns from a row"""
 
 
@@ -200,91 +200,91 @@ class OptimConfig(Model):
 
     name: Literal["rmsprop", "adam"] = "adam"
     """adam, or centred rmsprop with epsilon inside the root"""
-    lr: float = Field(2.5e-4, gt=0)
+    lr: float = Field(default=2.5e-4, gt=0)
     """learning rate, constant over the run"""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """added to the denominator of the step: inside the root (rmsprop), outside it (adam)"""
-    decay: float = Field(0.95, ge=0, lt=1)
+    decay: float = Field(default=0.95, ge=0, lt=1)
     """rmsprop: decay of both moments"""
-    momentum: float = Field(0.0, ge=0, lt=1)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     """rmsprop: momentum of the scaled step"""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """adam: decay of the first moment"""
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """adam: decay of the second moment"""
-    clip_norm: float = Field(0.0, ge=0)
+    clip_norm: float = Field(default=0.0, ge=0)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
 
 
 class ReplayConfig(Model):
     """The replay buffer of each seed."""
 
-    capacity: int = Field(100_000, ge=2)
+    capacity: int = Field(default=100_000, ge=2)
     """rows per seed, reset rows included"""
-    batch: int = Field(32, ge=1)
+    batch: int = Field(default=32, ge=1)
     """B, rows of a batch"""
-    start: int = Field(5_000, ge=1)
+    start: int = Field(default=5_000, ge=1)
     """agent steps of one seed before the first update"""
     placement: Literal["device", "host"] = "device"
     """where rows live; host: pinned memory, slower"""
-    reward_clip: float = Field(0.0, ge=0)
+    reward_clip: float = Field(default=0.0, ge=0)
     """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
-    candidates: int = Field(8, ge=1)
+    candidates: int = Field(default=8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
 
 
 class ScheduleConfig(Model):
     """How long, and how often what happens."""
 
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(default=100_000, ge=1)
     """length of the run, agent steps of one seed"""
-    update_every: int = Field(4, ge=1)
+    update_every: int = Field(default=4, ge=1)
     """agent steps of one seed per update"""
-    target_every: int = Field(1_000, ge=1)
+    target_every: int = Field(default=1_000, ge=1)
     """agent steps of one seed between copies to the target network"""
 
 
 class ExploreConfig(Model):
     """Epsilon-greedy exploration during training: constant, then linear decay."""
 
-    start: float = Field(1.0, ge=0, le=1)
+    start: float = Field(default=1.0, ge=0, le=1)
     """epsilon until `hold` agent steps"""
-    end: float = Field(0.01, ge=0, le=1)
+    end: float = Field(default=0.01, ge=0, le=1)
     """epsilon after the decay"""
-    hold: int = Field(5_000, ge=0)
+    hold: int = Field(default=5_000, ge=0)
     """agent steps before the decay begins"""
-    decay: int = Field(100_000, ge=1)
+    decay: int = Field(default=100_000, ge=1)
     """agent steps of the linear decay"""
 
 
 class EvalConfig(Model):
     """Evaluation of every member and of the aggregate."""
 
-    every: int = Field(50_000, ge=1)
+    every: int = Field(default=50_000, ge=1)
     """agent steps of one seed between evaluations (the last one comes at the end of the run)"""
-    episodes: int = Field(10, ge=1)
+    episodes: int = Field(default=10, ge=1)
     """episodes of each member, and of each aggregate policy, per evaluation and seed"""
-    slots: int = Field(0, ge=0)
+    slots: int = Field(default=0, ge=0)
     """environments per member or aggregate, each playing its share of the episodes; 0: as many as
     episodes"""
-    epsilon: float = Field(0.01, ge=0, le=1)
+    epsilon: float = Field(default=0.01, ge=0, le=1)
     """share of random actions"""
     policies: Policies = ("individual", "vote")
     """any of individual (every member), vote (the most frequent greedy action), mean (greedy in the
     mean Q), random (a member drawn for each episode)"""
-    steps: int = Field(0, ge=0)
+    steps: int = Field(default=0, ge=0)
     """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
     until this many agent steps"""
-    time_limit: int = Field(27_000, ge=1)
+    time_limit: int = Field(default=27_000, ge=1)
     """agent steps after which an evaluation episode is cut and counted"""
 
 
 class LogConfig(Model):
     """What a run writes, and when."""
 
-    every: int = Field(5_000, ge=1)
+    every: int = Field(default=5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
-    checkpoint_every: int = Field(250_000, ge=1)
+    checkpoint_every: int = Field(default=250_000, ge=1)
     """agent steps of one seed between checkpoints (one is also saved at the end and on Ctrl-C)"""
     save_replay: bool = True
     """checkpoints hold the replay buffer; without it a resumed run refills it first"""
@@ -394,14 +394,15 @@ def new_folder(config: Config) -> Path:
     """A new run folder below `config.out`, with config.yaml and versions.yaml in it."""
     plain = f"{config.preset or 'run'}-{config.env.name}".replace("/", "-").replace(":", "-")
     name = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for count in itertools.count(1):
-        folder = Path(config.out) / (name if count == 1 else f"{name}-{count}")
+    folder = Path(config.out) / name
+    for count in itertools.count(2):
         try:
             folder.mkdir(parents=True)
             break
         except FileExistsError:
             if not folder.is_dir():
                 raise
+        folder = Path(config.out) / f"{name}-{count}"
     dump(config, folder / "config.yaml")
     text = yaml.safe_dump(versions(), sort_keys=False)
     (folder / "versions.yaml").write_text(text, encoding="utf-8")

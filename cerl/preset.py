@@ -4,7 +4,7 @@ Reading and merging only; what a tree means is checked by `cerl/config.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ Tree = dict[str, Any]
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 without its surprises: 1e-4 is a number, and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
