@@ -143,7 +143,7 @@ class Collector:
         Returns: {"episodes": [S, N], "return", "length", "value" (mean largest Q), "mc" (mean discounted
                  clipped return-to-go; a truncated episode's tail counts as 0)}, NaN without episodes.
         """
-        sums = self.finished.cpu()
+        sums = self.finished.cpu().clone()  # .cpu() is an alias on the CPU
         self.finished.zero_()
         count = sums[..., 0]
         names = ("return", "length", "value", "mc")

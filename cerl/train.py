@@ -14,6 +14,7 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.collect import Collector
 from cerl.config import Config
+from cerl.data import EnvSpec
 from cerl.diagnose import diagnose
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, lanes
@@ -51,10 +52,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def make_agent(config: Config, env: VecEnv, device: torch.device) -> DQN:
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> DQN:
     """The agent of a config."""
     kind = {"dqn": scalar_value, "quantile": quantile_value}[config.agent](config.loss)
-    return DQN(config, env.spec, kind=kind, device=device)
+    return DQN(config, spec, kind=kind, device=device)
 
 
 def evaluation_env(config: Config, device: torch.device) -> VecEnv:
@@ -73,7 +74,7 @@ def assemble(config: Config) -> Parts:
     device = pick_device(config.device)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
-    agent = make_agent(config, env, device)
+    agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     replay = Replay(
         env.spec,
@@ -200,9 +201,9 @@ def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Log
             end = iteration == last
             if due(config.log.every) or end:
                 logger.training(steps, done, _measurements(config, parts))
-                logger.episodes(steps, done, collector.real_steps.cpu(), collector.take_finished())
+                logger.episodes(steps, done, collector.real_steps.cpu().clone(), collector.take_finished())
             if due(config.eval.every) or end:
-                logger.evaluation(steps, done, collector.real_steps.cpu(), parts.evaluator.run())
+                logger.evaluation(steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run())
             if due(config.log.checkpoint_every) or end or stopped():
                 save()
             if stopped() and not end:
@@ -221,8 +222,8 @@ def close(parts: Parts) -> None:
 
 def _measurements(config: Config, parts: Parts) -> dict[str, Tensor]:
     """Training metrics and diagnostics, {name: [S, N] or [S]} on the host."""
-    metrics = {name: value.cpu() for name, value in parts.learner.metrics.items()}
-    metrics["misses"] = parts.replay.misses.cpu()
+    metrics = {name: value.cpu().clone() for name, value in parts.learner.metrics.items()}
+    metrics["misses"] = parts.replay.misses.cpu().clone()
     if int(parts.learner.updates) > 0:
         metrics |= diagnose(parts.agent, parts.learner)
     return metrics
@@ -246,7 +247,7 @@ def evaluate(
     device = pick_device(config.device)
     keys = draw.seed_keys(config.seeds, salt=EVAL_SALT, device=device)
     env = evaluation_env(config, device)
-    agent = make_agent(config, env, device)
+    agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     state = checkpoint.load(folder, map_location=device)
     net.load_state_dict(state["learner"]["net"])
