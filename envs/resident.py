@@ -16,6 +16,9 @@ from cerl import draw
 from cerl.data import EnvSpec, Step
 
 
+_NEVER = 1 << 62
+
+
 class Game(NamedTuple):
     """Rules as pure functions. States are NamedTuples of tensors [G, ...]; uniforms are in [0, 1).
 
@@ -74,7 +77,7 @@ class Resident:
             )
         device = torch.device(device)
         games = len(seeds) * envs
-        self._game, self._sticky, self._limit = game, sticky, time_limit
+        self._game, self._sticky, self._limit = game, sticky, time_limit or _NEVER
         self._shape = (len(seeds), envs)
         self._key = draw.seed_keys(seeds, salt=salt, device=device)
         # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
@@ -196,10 +199,7 @@ class Resident:
         elapsed = torch.where(over, 0, self._memory.elapsed + 1)
         playing = ~over
         terminated = terminal & playing
-        if self._limit:
-            truncated = (elapsed >= self._limit) & ~terminated & playing
-        else:
-            truncated = torch.zeros_like(over)
+        truncated = (elapsed >= self._limit) & ~terminated & playing
         memory = Memory(
             last_action=torch.where(over, self._memory.last_action, executed),
             done=terminated | truncated,

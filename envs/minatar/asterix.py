@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 CHANNELS = 4  # player, enemy, trail, gold
 MINIMAL = (0, 1, 2, 3, 4)
@@ -105,11 +106,11 @@ def step(
 
 def observe(state: State) -> Tensor:
     ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
+    # The column of the one cell that a row shows in each channel; -1: none.
+    player = torch.where(ten == state.row[:, None], state.column[:, None], -1)  # [G, 10]
     back = torch.where(state.right, state.at - 1, state.at + 1)
-    at = torch.where(state.present, state.at, -1)[:, :, None] == ten  # [G, 8, 10]
-    trail = torch.where(state.present, back, -1)[:, :, None] == ten
-    gold = state.gold[:, :, None]
-    inner = torch.stack([at & ~gold, trail, at & gold], 1)  # [G, 3, 8, 10]
-    inner = torch.nn.functional.pad(inner, (0, 0, 1, 1))
-    player = (state.row[:, None] == ten)[:, :, None] & (state.column[:, None] == ten)[:, None]
-    return torch.cat([player[:, None], inner], 1)  # [G, 4, 10, 10]
+    kinds = [state.present & ~state.gold, state.present, state.present & state.gold]
+    places = [state.at, back, state.at]
+    slots = [torch.where(kind, at, -1) for kind, at in zip(kinds, places, strict=True)]
+    shown = torch.stack([player, *(pad(slot, (1, 1), value=-1) for slot in slots)], 1)
+    return shown[..., None] == ten  # [G, 4, 10, 10]

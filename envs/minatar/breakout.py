@@ -86,9 +86,12 @@ def step(
 
 
 def observe(state: State) -> Tensor:
-    cell = torch.arange(100, dtype=torch.int32, device=state.row.device)
-    ball = state.row * 10 + state.column
-    trail = state.trail_row * 10 + state.trail_column
-    single = torch.stack([state.paddle + 90, ball, trail], 1)[:, :, None] == cell  # [G, 3, 100]
-    wall = (state.bricks[:, None] >> (cell - 10).clamp(0, 29)) & ((cell >= 10) & (cell < 40)).int()
-    return torch.cat([single, wall[:, None] != 0], 1).unflatten(2, (10, 10))  # [G, 4, 10, 10]
+    ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
+    # Ten bits for each row of each channel.
+    row = torch.stack([torch.full_like(state.row, _FLOOR), state.row, state.trail_row], 1)
+    column = torch.stack([state.paddle, state.column, state.trail_column], 1)  # [G, 3]
+    single = torch.where(row[..., None] == ten, 1 << column[..., None], 0)  # [G, 3, 10]
+    wall = state.bricks[:, None] >> (10 * ten - 10).clamp(0, 20)
+    wall = torch.where((ten >= 1) & (ten <= 3), wall & 1023, 0)
+    shown = torch.cat([single, wall[:, None]], 1)
+    return shown[..., None] & (1 << ten) != 0  # [G, 4, 10, 10]

@@ -84,12 +84,11 @@ def step(
 
 def observe(state: State) -> Tensor:
     ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
-    # Rows 0 and 9 hold no car; -1 is no column and 0 no speed.
-    car = pad(state.column, (1, 1), value=-1)  # [G, 10]
-    speed = pad(state.speed, (1, 1))
-    trail = torch.where(speed == 0, -1, (car - speed.sign()) % 10)
-    chicken = (state.row[:, None] == ten)[:, :, None] & (ten == _COLUMN)
-    pace = speed.abs()[:, None, :] == ten[1:6, None]  # [G, 5, 10]
-    trails = pace[..., None] & (trail[:, :, None] == ten)[:, None]
-    planes = [chicken[:, None], (car[:, :, None] == ten)[:, None], trails]
-    return torch.cat(planes, 1)  # [G, 7, 10, 10]
+    # The column of the one cell that a row shows in each channel; -1: none.
+    chicken = torch.where(ten == state.row[:, None], _COLUMN, -1).to(torch.int32)  # [G, 10]
+    car = pad(state.column, (1, 1), value=-1)
+    behind = pad((state.column - state.speed.sign()) % 10, (1, 1), value=-1)
+    pace = pad(state.speed.abs(), (1, 1))
+    trails = torch.where(pace[:, None] == ten[1:6, None], behind[:, None], -1)  # [G, 5, 10]
+    shown = torch.cat([chicken[:, None], car[:, None], trails], 1)
+    return shown[..., None] == ten  # [G, 7, 10, 10]
