@@ -1,0 +1,34 @@
+# Needs python3 (3.11 to 3.13) and make; everything else goes into .venv, from the package index.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# pyright runs on the node that came with it, not on whatever node the machine has.
+export PYRIGHT_PYTHON_GLOBAL_NODE := 0
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help demo test
+
+help:
+	@echo "make demo   install into .venv and run a small curse-of-diversity study (table and plot)"
+	@echo "make test   install all extras into .venv and run ruff, pyright and pytest"
+
+demo: .venv/installed
+	$(BIN)/cerl sweep demo --out runs/demo
+
+test: .venv/installed-all
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q
+
+.venv/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here; install Python 3.11 to 3.13, or make PYTHON=/path/to/python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: cerl needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) cannot make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@echo "Installing into .venv (a CUDA build of torch is a download of 3 GB; see README.md)"
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-all: .venv/installed
+	$(PIP) install -c constraints.txt -e '.[atari,test]'
+	@touch $@
