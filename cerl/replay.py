@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
+from cerl.kernels.pick import Picked, pick, pick_triton, windows, windows_triton
 from cerl.memory import check_fits
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
@@ -86,48 +87,43 @@ class Replay:
                  probability: share of steps in which that restriction (and one batch each) holds.
         Returns: Window [S, M, B, W].
         """
-        seeds, home = len(self.keys), self.total.device
+        home = self.total.device
+        # On the CPU, and so for rows in host memory, the plain-torch definitions run.
+        draw_rows, read = (pick_triton, windows_triton) if home.type == "cuda" else (pick, windows)
         keys, step = self.keys.to(home), step.to(home)
-        count = self.total.clamp(max=self.rows)
-        span = (count - context - ahead).clamp(min=1)
+        sizes = {"context": context, "ahead": ahead}
+        ring = (keys, step, self.total, self.real, self.member)
+        offsets = {
+            "offset": draw.purpose_offset(draw.SAMPLE),
+            "owner_offset": draw.purpose_offset(draw.OWNER),
+        }
+        owner = batches if batches in ("own", "disjoint") else "any"
         shape = (members, batch, candidates)
-        place = draw.randint(keys, draw.SAMPLE, step, shape, high=span * self.envs)
-        row = self.total - count + context + place // self.envs  # absolute time index
-        env = place % self.envs
-        flat = (row % self.rows) * self.envs + env
-        valid = _pick(self.real, flat)
-        if batches in ("own", "disjoint"):
-            me = torch.arange(members, device=home).view(1, members, 1, 1)
-            if batches == "own":
-                mine = _pick(self.member, flat) == me
-            else:
-                zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=home)
-                owner = draw.bits(keys, draw.OWNER, row * self.envs + env, zero)
-                mine = (owner * members) >> 32 == me
-            valid = valid & mine
-        first = valid.to(torch.uint8).argmax(-1, keepdim=True)  # [S, M, B, 1]
-        row, env, hit = (x.gather(-1, first).squeeze(-1) for x in (row, env, valid))
+        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, **sizes)
         if members > 1 and probability < 1.0:
-            # The other updates share one batch, which needs draws free of the restriction.
+            # The other updates share one batch, drawn without the restriction.
+            offsets["offset"] = draw.purpose_offset(draw.SHARED)
+            shape = (1, batch, candidates)
+            one = draw_rows(*ring, **offsets, shape=shape, owner="any", **sizes)
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
-            place = draw.randint(keys, draw.SHARED, step, shape[1:], high=span * self.envs)
-            other = self.total - count + context + place // self.envs
-            fits = _pick(self.real, (other % self.rows) * self.envs + place % self.envs)
-            best = fits.to(torch.uint8).argmax(-1, keepdim=True)
-            one = [x.gather(-1, best).squeeze(-1).unsqueeze(1) for x in (other, place % self.envs, fits)]
-            row, env, hit = (
-                torch.where(shared, b, a) for a, b in zip((row, env, hit), one, strict=True)
-            )
-        offsets = torch.arange(-context, ahead + 1, device=home)
-        flat = ((row.unsqueeze(-1) + offsets) % self.rows) * self.envs + env.unsqueeze(-1)
-        window = {name: _pick(ring, flat).to(self.device) for name, ring in self._fields().items()}
-        hit = hit.to(self.device)
+            both = zip(one, picked, strict=True)
+            picked = Picked(*(torch.where(shared, a, b) for a, b in both))
+        fields = (self.action, self.reward, self.terminated, self.real, self.member)
+        scalars = read(picked, *fields, **sizes)
+        obs = self.obs.flatten(0, 2).index_select(0, scalars.place.flatten())
+        hit = picked.hit.to(self.device)
         self.misses += (~hit).flatten(1).sum(1)
-        return Window(
-            **{**window, "member": window["member"].long()},
-            row=(row * self.envs + env).to(self.device),
+        window = Window(
+            obs=obs.unflatten(0, scalars.place.shape),
+            action=scalars.action,
+            reward=scalars.reward,
+            terminated=scalars.terminated,
+            real=scalars.real,
+            member=scalars.member,
+            row=picked.row * self.envs + picked.env,
             weight=hit.float(),
         )
+        return Window(*(x.to(self.device) for x in window))
 
     def shares(self, members: int) -> Tensor:
         """Share of the real rows in the ring that each member generated [S, N]; syncs nothing."""
@@ -143,10 +139,3 @@ class Replay:
         for name, mine in {**self._fields(), "total": self.total, "misses": self.misses}.items():
             mine.copy_(state[name])
 
-
-def _pick(ring: Tensor, flat: Tensor) -> Tensor:
-    """ring [S, R, E, *rest] at flat [S, ...] positions in R x E -> [S, ..., *rest]."""
-    seeds, size = ring.shape[0], ring.shape[1] * ring.shape[2]
-    offset = torch.arange(seeds, device=flat.device).view(-1, *([1] * (flat.dim() - 1))) * size
-    picked = ring.flatten(0, 2).index_select(0, (flat + offset).flatten())
-    return picked.unflatten(0, flat.shape)
