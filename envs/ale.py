@@ -1,9 +1,10 @@
 """Atari games by ale-py's own vector environment (C++ threads, game ROMs in the wheel).
 
 The emulator is ALE 0.12 where the original's is 0.7.5, which reads game-over before acting: there a
-terminal came one emulator frame late, with reward 0. ale-py does not capture a game's very last frame
-(the observation of a terminal step shows frames before it), which nothing learns from. Everything
-else of the original's environment can be had here exactly, no no-ops at the start included.
+terminal came one emulator frame late, with reward 0; what else changed in single games between the
+two is not undone. ale-py does not capture a game's very last frame (the observation of a terminal step
+shows frames before it), which nothing learns from. Every option of the original's environment can be
+had here, a start without no-ops included.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,35 @@ from cerl.envs.host import nearest
 
 # Two-player cartridges, which the package brings but no single player can play.
 TWO_PLAYERS = {"Combat", "Joust", "MazeCraze", "Warlords"}
+# Games whose action set lacks FIRE: the minimal one, and all of the console's.
+NO_FIRE_FULL = {"LostLuggage", "Skiing"}
+NO_FIRE_MINIMAL = NO_FIRE_FULL | {
+    "Asterix",
+    "CrazyClimber",
+    "Freeway",
+    "Frogger",
+    "JourneyEscape",
+    "Koolaid",
+    "KungFuMaster",
+    "MsPacman",
+    "Pacman",
+    "Surround",
+    "Tutankham",
+}
+# Games whose minimal set starts with FIRE because it lacks the no-op.
+FIRE_FIRST = {"Backgammon", "VideoCheckers"}
 
 
 def camel_case(rom: str) -> str:
     """Name of a game as EnvPool and cerl spell it: space_invaders is SpaceInvaders."""
     return "".join(part.capitalize() for part in rom.split("_"))
+
+
+def fire_action(config: AtariEnv) -> int | None:
+    """Index of FIRE among the game's actions, None where it has none (EnvPool does not tell)."""
+    if config.name in (NO_FIRE_FULL if config.full_actions else NO_FIRE_MINIMAL):
+        return None
+    return 0 if config.name in FIRE_FIRST and not config.full_actions else 1
 
 
 class AleGames:
@@ -29,7 +54,9 @@ class AleGames:
     Raises:  ImportError without ale-py; ValueError on an unknown game.
     """
 
-    def __init__(self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int) -> None:
+    def __init__(
+        self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
+    ) -> None:
         try:
             from ale_py import roms
             from ale_py.vector_env import AtariVectorEnv
@@ -45,8 +72,9 @@ class AleGames:
                 f"env.name: no Atari game is called {config.name!r}{nearest(config.name, games)}; "
                 f"`cerl list` prints all {len(games)}"
             )
-        # The library subtracts one for FIRE, and one more because its range is open above.
-        noop_max = config.noop_max + (2 if config.fire_reset else 1)
+        self.fire = fire_action(config)
+        # The library's range is open above, and it takes one off for FIRE.
+        noop_max = config.noop_max + 1 + int(config.fire_reset and self.fire is not None)
         self._env = AtariVectorEnv(
             games[config.name],
             len(seeds),
@@ -63,9 +91,7 @@ class AleGames:
         )
         self._seeds: np.ndarray | None = np.asarray(seeds, dtype=np.int64)
         self._count = len(seeds)
-        meanings = [action.value for action in self._env.ale.get_action_set()]
-        self.actions = len(meanings)
-        self.fire = meanings.index(1) if 1 in meanings else None
+        self.actions = len(self._env.ale.get_action_set())
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Starts new games, of the indices `which` or of all: their frames [., 84, 84] and lives."""

@@ -107,9 +107,7 @@ class Outbox:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names that look like `name`, for an error message; "" if none does."""
-    plain = {
-        "".join(c for c in candidate.lower() if c.isalnum()): candidate for candidate in known
-    }
+    plain = {"".join(c for c in candidate.lower() if c.isalnum()): candidate for candidate in known}
     wanted = "".join(c for c in name.lower() if c.isalnum())
     close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3)]
     return f" (did you mean {' or '.join(close)}?)" if close else ""

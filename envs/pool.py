@@ -28,26 +28,8 @@ from torch import Tensor
 
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
-from cerl.envs.ale import AleGames, camel_case
+from cerl.envs.ale import AleGames, camel_case, fire_action
 from cerl.envs.host import Outbox, host_actions, nearest, simulator_seeds
-
-# Games whose action set lacks FIRE: the minimal one, and all of the console's.
-_NO_FIRE_FULL = {"LostLuggage", "Skiing"}
-_NO_FIRE_MINIMAL = _NO_FIRE_FULL | {
-    "Asterix",
-    "CrazyClimber",
-    "Freeway",
-    "Frogger",
-    "JourneyEscape",
-    "Koolaid",
-    "KungFuMaster",
-    "MsPacman",
-    "Pacman",
-    "Surround",
-    "Tutankham",
-}
-# Games whose minimal set starts with FIRE because it lacks the no-op.
-_FIRE_FIRST = {"Backgammon", "VideoCheckers"}
 
 
 class Games(Protocol):
@@ -58,9 +40,7 @@ class Games(Protocol):
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
 
     def close(self) -> None: ...
 
@@ -73,7 +53,9 @@ class EnvPoolGames:
              of a game that is not started by FIRE.
     """
 
-    def __init__(self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int) -> None:
+    def __init__(
+        self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
+    ) -> None:
         try:
             import envpool
             from envpool.atari.registration import atari_game_list
@@ -87,9 +69,7 @@ class EnvPoolGames:
                 f"env.name: no Atari game is called {config.name!r}{nearest(config.name, names)}; "
                 f"`cerl list` prints all {len(names)}"
             )
-        lacks = _NO_FIRE_FULL if config.full_actions else _NO_FIRE_MINIMAL
-        first = not config.full_actions and config.name in _FIRE_FIRST
-        self.fire = None if config.name in lacks else 0 if first else 1
+        self.fire = fire_action(config)
         presses = config.fire_reset and self.fire is not None
         if config.noop_max == 0 and not presses:
             raise ValueError(
