@@ -58,7 +58,7 @@ class MinAtarEnv(Model):
     family: Literal["minatar"] = "minatar"
     """fixed by the preset"""
     name: Literal["asterix", "breakout", "freeway", "seaquest", "space_invaders"] = "breakout"
-    """game"""
+    """which of the five games"""
     envs: int = Field(default=8, ge=1)
     """E, environments per seed"""
     sticky: float = Field(default=0.1, ge=0, lt=1)
@@ -128,6 +128,7 @@ class NetConfig(Model):
     strides: Ints = ()
     """stride of each convolution, cells"""
     padding: Literal["valid", "same"] = "valid"
+    """of the convolutions: none, or zeros so that only strides shrink the image"""
     hidden: Ints = (64, 64)
     """width of each hidden layer; the last one is the paper's penultimate layer"""
     stack: int = Field(default=1, ge=1)

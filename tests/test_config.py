@@ -1,0 +1,405 @@
+"""Loading, merging and checking of configurations, and what every shipped preset says."""
+
+import math
+from typing import get_args
+
+import pytest
+import yaml
+
+from cerl import config, preset
+from cerl.config import Config, EnsembleConfig, NetConfig, load, load_file
+from cerl.mistakes import MISS, ConfigError, contradictions, nearest, smallest_share
+
+
+def written(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(name="catch/ddqn", **overrides):
+    with pytest.raises(ConfigError) as caught:
+        load(name, {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_every_preset_loads_and_has_a_description():
+    names = preset.presets()
+    assert len(names) > 40
+    for name in names:
+        assert load(name).preset == name
+        assert len(preset.description(name)) > 20
+
+
+def test_every_preset_survives_dump_and_load(tmp_path):
+    for name in preset.presets():
+        run = load(name, {"seeds": [3, 1]})
+        config.dump(run, tmp_path / "config.yaml")
+        assert load_file(tmp_path / "config.yaml") == run
+        assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_preset_over_preset_over_defaults():
+    run = load("minatar/cerl-l1")
+    # from the file itself, from minatar/cerl, from minatar/bootdqn, from minatar/ddqn, a default
+    assert run.ensemble == EnsembleConfig(members=10, heads="cerl", shared_layers=1)
+    assert (run.optim.lr, run.optim.eps) == (2.5e-4, 3.125e-4)
+    assert run.loss.batches == "shared"
+
+
+def test_overrides_nested_and_dotted_agree_and_win():
+    nested = load("minatar/cerl", {"env": {"name": "asterix"}, "seeds": [5]})
+    dotted = load("minatar/cerl", {"env.name": "asterix", "seeds": (5,)})
+    assert nested == dotted
+    assert (nested.env.name, nested.env.envs, nested.seeds) == ("asterix", 8, (5,))
+
+
+def test_another_family_starts_from_its_own_defaults():
+    run = load(
+        "minatar/ddqn",
+        {
+            "env": {"family": "gym", "name": "CartPole-v1"},
+            "net.channels": [],
+            "net.kernels": [],
+            "net.strides": [],
+        },
+    )
+    assert run.env == config.GymEnv(name="CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("1e-4", 1e-4), ("2.5E-4", 2.5e-4), ("+3e2", 300.0), (".5e-1", 0.05), ("1_0e-1", 1.0)],
+)
+def test_exponents_are_numbers(tmp_path, text, value):
+    path = written(tmp_path, "a.yaml", f"base: catch/ddqn\noptim: {{lr: {text}}}\n")
+    assert load(path).optim.lr == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "0x1e5", "1e5x", "name1e5"])
+def test_what_only_looks_like_an_exponent_is_not_a_float(tmp_path, text):
+    path = written(tmp_path, "a.yaml", f"value: {text}\n")
+    assert not isinstance(preset.read(tmp_path / "a.yaml")["value"], float), path
+
+
+def test_file_of_ones_own_with_base_beside_it(tmp_path):
+    written(tmp_path, "below.yaml", "base: catch/cerl\nensemble: {members: 3}\n")
+    top = written(tmp_path, "top.yaml", "base: below.yaml\nseeds: [7]\n")
+    run = load(top)
+    assert (run.ensemble.members, run.ensemble.heads, run.seeds) == (3, "cerl", (7,))
+    assert run.preset == top.removesuffix(".yaml")
+
+
+def test_base_that_leads_back_is_refused(tmp_path):
+    written(tmp_path, "a.yaml", "base: b.yaml\n")
+    b = written(tmp_path, "b.yaml", "base: a.yaml\n")
+    with pytest.raises(ConfigError, match="b -> a -> b"):
+        load(b)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seeds: [1]\nseeds: [2]\n", "'seeds' is given 2 times"),
+        ("loss: {gamma: 1, gamma: 2}\n", "'gamma' is given 2 times"),
+        ("- 1\n- 2\n", "expected `key: value` lines, got list"),
+        ("loss: {gamma\n", "expected YAML"),
+        ("base: 3\n", "expected the name of a preset, got 3"),
+        ("base: catch/dqn\n", "did you mean catch/ddqn"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, text, message):
+    path = written(tmp_path, "a.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert message in str(caught.value)
+    assert "a.yaml" in str(caught.value)
+
+
+def test_file_that_is_not_there():
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
+        load("nowhere.yaml")
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="no preset 'minatar/crel'; did you mean minatar/cerl"):
+        load("minatar/crel")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ({"lr": 1.0}, "lr: no such key; did you mean optim.lr?"),
+        ({"loss.gama": 1.0}, "loss.gama: no such key; did you mean loss.gamma"),
+        ({"env.nmae": "x"}, "env.nmae: no such key; did you mean env.name"),
+        ({"schedule.steps": 1e6}, "a whole number without point or exponent (1_000_000), got 1000"),
+        ({"schedule.steps": 1.5}, "schedule.steps: expected a whole number, got 1.5"),
+        ({"seeds": ["1"]}, "seeds.0: expected a whole number, got '1'"),
+        ({"seeds": [1.0]}, "seeds.0: expected a whole number"),
+        ({"seeds": 1}, "seeds: expected a list, e.g. [0, 1, 2], got 1"),
+        ({"loss.gamma": 2}, "loss.gamma: expected less than or equal to 1, got 2"),
+        ({"loss.double": "yes"}, "loss.double: expected true or false, got 'yes'"),
+        ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
+        ({"loss.kind": "hubr"}, "loss.kind: expected huber or mse, got 'hubr'; did you mean huber"),
+        ({"eval.policies": ["vot"]}, "mean or random, got 'vot'; did you mean vote?"),
+        ({"env.family": "minatr"}, "env.family: expected catch, minatar, atari or gym, got"),
+        ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        ({"device": "cuda:x"}, "device: expected"),
+    ],
+)
+def test_refusals_name_key_expected_got_and_nearest(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load("catch/ddqn", override)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("catch/ddqn with ")
+
+
+def test_unknown_game_names_the_nearest():
+    text = refusal("minatar/ddqn", env__name="SpaceInvaders")
+    assert "got 'SpaceInvaders'; did you mean space_invaders?" in text
+
+
+def test_several_mistakes_are_all_told():
+    text = refusal(loss__gamma=2, optim__lr=-1, seeds=["a"])
+    assert len(text.splitlines()) == 3
+
+
+def test_seeds_are_different_and_not_empty():
+    assert "seeds: 4 is given 3 times" in refusal(seeds=[4, 1, 4, 4])
+    assert "at least one seed" in refusal(seeds=[])
+    assert "from 0 to 2**63 - 1, got -1" in refusal(seeds=[-1])
+    assert load("catch/ddqn", {"seeds": [2, 0, 1]}).seeds == (2, 0, 1)
+
+
+def test_cerl_needs_features_of_its_own():
+    # Nature network: three convolutions, one hidden layer; the paper's L = 4 shares them all.
+    assert "expected at most 3 with heads cerl" in refusal(
+        "atari/paper-cerl", ensemble__shared_layers=4
+    )
+    assert load("atari/paper-cerl", {"ensemble.shared_layers": 3}).ensemble.shared_layers == 3
+    assert load("atari/paper-bootdqn-l4").ensemble.shared_layers == 4
+    assert "expected at most 4" in refusal("atari/paper-bootdqn", ensemble__shared_layers=5)
+    assert "expected at most 1 with heads cerl" in refusal(
+        "minatar/cerl", ensemble__shared_layers=2
+    )
+
+
+def test_fork_both_needs_unshared_layers_and_a_hidden_one():
+    assert "expected 0, got 1" in refusal("minatar/cerl-both", ensemble__shared_layers=1)
+    assert "net.hidden is empty" in refusal("minatar/cerl-both", net__hidden=[])
+
+
+def test_multi_horizon_limits():
+    assert "expected 0, got 1 with 10 members" in refusal(
+        "minatar/multi-horizon", ensemble__shared_layers=1
+    )
+    alone = {"ensemble.shared_layers": 1, "ensemble.members": 1}
+    assert load("minatar/multi-horizon", alone).ensemble.members == 1
+    # Longest horizon 1 / (1 - 0.9) = 10 steps: ten heads reach down to one step, eleven do not.
+    assert load("minatar/multi-horizon", {"loss.gamma": 0.9}).loss.gamma == 0.9
+    text = refusal("minatar/multi-horizon", loss__gamma=0.9, ensemble__horizons=11)
+    assert "expected at most 10" in text
+    assert "expected below 1, got 1" in refusal("minatar/multi-horizon", loss__gamma=1.0)
+
+
+def test_tandem_is_two_members_with_own_heads():
+    assert "expected 2 with duty tandem, got 3" in refusal("catch/tandem", ensemble__members=3)
+    assert "expected own with duty tandem" in refusal("catch/tandem", ensemble__heads="cerl")
+
+
+def test_single_actor_lets_member_0_act():
+    assert "expected first, got uniform" in refusal("catch/cerl", ensemble__heads="single_actor")
+
+
+def test_batches_and_masks_need_own_heads():
+    assert "expected shared, got independent" in refusal("catch/cerl", loss__batches="independent")
+    assert "expected 1 with heads cerl, got 0.5" in refusal(
+        "catch/cerl", loss__mask_probability=0.5
+    )
+    assert load("catch/bootdqn", {"loss.mask_probability": 0.5}).loss.mask_probability == 0.5
+
+
+@pytest.mark.parametrize("kind", ["own", "disjoint"])
+def test_owner_batches_need_enough_candidates(kind):
+    def tried(candidates):
+        return {"ensemble__members": 10, "loss__batches": kind, "replay__candidates": candidates}
+
+    text = refusal("catch/bootdqn", **tried(8))
+    assert f"with probability {0.9**8:.2g}" in text
+    needed = next(k for k in range(1, 1000) if 0.9**k <= MISS)
+    assert f"at least {needed} candidates" in text
+    refusal("catch/bootdqn", **tried(needed - 1))
+    for enough in (needed, 128):
+        run = load("catch/bootdqn", {k.replace("__", "."): v for k, v in tried(enough).items()})
+        assert run.replay.candidates == enough
+
+
+def test_smallest_share_of_the_rows():
+    def share(batches, **ensemble):
+        run = Config(ensemble=EnsembleConfig(**ensemble))
+        return smallest_share(run.model_copy(update={"loss": config.LossConfig(batches=batches)}))
+
+    assert share("own", members=5) == 0.2
+    assert share("own", members=2, duty="tandem", active_probability=0.9) == pytest.approx(0.1)
+    assert share("disjoint", members=2, duty="tandem") == 0.5
+    assert share("own", members=3, duty="first") == 0.0
+    assert "leaves one without data" in refusal(
+        "catch/bootdqn", ensemble__duty="first", loss__batches="own"
+    )
+
+
+def test_network_lists_agree():
+    assert "got 1, 2 and 1" in refusal("minatar/ddqn", net__kernels=[3, 3])
+    assert "sizes of at least 1" in refusal("minatar/ddqn", net__hidden=[0])
+
+
+def test_mico_needs_convolutions():
+    assert "net.channels is empty" in refusal("catch/bootdqn", loss__mico_weight=0.01)
+
+
+def test_quantile_agents_have_a_huber_loss():
+    assert "expected huber, got mse" in refusal("minatar/qrdqn", loss__kind="mse")
+
+
+def test_policies_are_given_once_and_not_empty():
+    assert "got none" in refusal(eval__policies=[])
+    assert "different policies" in refusal(eval__policies=["vote", "vote"])
+
+
+def test_budgets_fit_each_other():
+    assert "at least replay.start (500)" in refusal(replay__capacity=499)
+    assert "end before its first update" in refusal(schedule__steps=499)
+    assert "replay.start: expected at least 8" in refusal(replay__start=7)
+    assert "one window of 3 for each of 4 environments" in refusal(
+        replay__capacity=11, replay__start=10
+    )
+
+
+def test_config_checks_itself_however_it_is_built():
+    with pytest.raises(ValueError, match="seeds: 1 is given 2 times"):
+        Config(seeds=(1, 1))
+    with pytest.raises(ValueError, match="got 1, 0 and 0"):
+        Config(net=NetConfig(channels=(8,)))
+    assert list(contradictions(Config())) == []
+
+
+def test_nearest_ignores_case_and_separators():
+    names = ["asterix", "breakout", "space_invaders"]
+    assert nearest("Space-Invaders", names) == "; did you mean space_invaders?"
+    assert nearest("zzz", names) == ""
+
+
+def models(annotation):
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, config.Model) else []
+    return [model for part in get_args(annotation) for model in models(part)]
+
+
+def unexplained(model, path=""):
+    for name, field in model.model_fields.items():
+        below = models(field.annotation)
+        if not below and len(field.description or "") < 5:
+            yield f"{path}{name}"
+        for each in below:
+            yield from unexplained(each, f"{path}{name}.")
+
+
+def test_every_option_is_explained():
+    assert list(unexplained(Config)) == []
+
+
+def test_failed_dump_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    config.dump(load("catch/ddqn"), path)
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(config.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        config.dump(load("catch/cerl"), path)
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_new_folders_never_collide(tmp_path):
+    run = load("minatar/cerl", {"out": str(tmp_path / "runs")})
+    folders = [config.new_folder(run) for _ in range(3)]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert folder.name.startswith("minatar-cerl-breakout-")
+        assert load_file(folder / "config.yaml") == run
+    versions = yaml.safe_load((folders[0] / "versions.yaml").read_text())
+    assert set(versions) >= {"cerl", "python", "torch", "numpy"}
+
+
+def test_study_demo_has_presets_for_both_devices():
+    assert preset.studies() == ["demo"]
+    for device in ("cpu", "cuda"):
+        study = config.load_study("demo", device)
+        assert len(study.presets) == 4
+        for name in study.presets:
+            load(name, dict(study.options))
+
+
+# Values of the authors' code (configs/boot_dqn_rmsprop.gin and boot_quantile.gin) and of the papers.
+
+
+def test_paper_presets_hold_the_authors_values():
+    run = load("atari/paper-ddqn")
+    assert (run.net.channels, run.net.kernels, run.net.strides) == (
+        (32, 64, 64),
+        (8, 4, 3),
+        (4, 2, 1),
+    )
+    assert (run.net.hidden, run.net.stack, run.net.scale) == ((512,), 4, 255.0)
+    assert (run.net.padding, run.net.init, run.net.shared_bias) == ("valid", "fan_in", True)
+    assert run.optim.eps == pytest.approx(0.01 / 32**2, rel=1e-12)
+    assert (run.optim.lr, run.optim.decay, run.optim.momentum) == (2.5e-4, 0.95, 0.0)
+    assert (run.replay.capacity, run.replay.batch, run.replay.start) == (1_000_000, 32, 50_000)
+    assert (run.schedule.update_every, run.schedule.target_every) == (4, 30_000)
+    assert run.schedule.steps == 200 * 250_000
+    assert (run.explore.hold, run.explore.decay, run.explore.end) == (50_000, 1_000_000, 0.01)
+    assert (run.eval.every, run.eval.steps, run.eval.slots) == (250_000, 125_000, 1)
+    env = run.env
+    assert isinstance(env, config.AtariEnv)
+    assert (env.sticky, env.noop_max, env.fire_reset, env.life_loss) == (0.0, 0, False, False)
+    assert (env.frame_skip, env.time_limit, env.full_actions, env.envs) == (4, 27_000, False, 1)
+    quantile = load("atari/paper-qrdqn")
+    assert (quantile.optim.lr, quantile.optim.eps) == (5e-5, 3.125e-4)
+    assert (quantile.loss.n_step, quantile.loss.quantiles, quantile.loss.double) == (3, 200, False)
+    assert (quantile.replay.start, quantile.schedule.target_every) == (20_000, 8_000)
+    assert (quantile.net.padding, quantile.net.init) == ("same", "variance")
+    assert quantile.eval.epsilon == 0.001
+
+
+def test_short_names_are_the_papers():
+    for name in ("ddqn", "bootdqn", "cerl", "tandem", "qrdqn"):
+        short, paper = load(f"atari/{name}"), load(f"atari/paper-{name}")
+        assert short == paper.model_copy(update={"preset": f"atari/{name}"})
+
+
+def test_machado_presets_follow_the_protocol():
+    run = load("atari/machado-cerl")
+    env = run.env
+    assert isinstance(env, config.AtariEnv)
+    assert (env.sticky, env.full_actions, env.life_loss) == (0.25, True, False)
+    assert env.frame_skip * env.time_limit == 18_000
+    assert env.frame_skip * run.schedule.steps == 200_000_000
+    assert run.schedule.target_every == 10_000 * run.schedule.update_every
+
+
+def test_minatar_presets_follow_their_sources():
+    run = load("minatar/ddqn")
+    assert (run.net.channels, run.net.kernels, run.net.hidden) == ((16,), (3,), (128,))
+    assert (run.optim.name, run.optim.lr, run.optim.eps) == ("adam", 2.5e-4, 3.125e-4)
+    assert (run.replay.capacity, run.replay.start) == (100_000, 1_000)
+    assert (run.schedule.update_every, run.schedule.target_every) == (4, 1_000)
+    assert (run.schedule.steps, run.explore.decay) == (10_000_000, 250_000)
+    authors = load("minatar/young-tian")
+    assert (authors.schedule.update_every, authors.schedule.target_every) == (1, 1_000)
+    assert (authors.schedule.steps, authors.explore.decay) == (5_000_000, 100_000)
+    assert (authors.explore.end, authors.replay.start, authors.loss.double) == (0.1, 5_000, False)
+    assert authors.optim.momentum == authors.optim.decay == 0.95
+    assert math.sqrt(authors.optim.eps) == pytest.approx(0.01)
