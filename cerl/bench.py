@@ -17,9 +17,10 @@ from rich.table import Table
 from torch import Tensor
 
 from cerl import draw, train as training
-from cerl.config import Config, load
+from cerl.config import Config, MinAtarEnv, load
 from cerl.data import EnvSpec, Row
 from cerl.envs import make
+from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
 from cerl.replay import Replay
@@ -95,11 +96,6 @@ def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
     replay.total.fill_(replay.rows)
 
 
-def _atari(preset: str, *, capacity: int, precision: str, compile: bool, members: int) -> Config:
-    changes = {"precision": precision, "compile": compile, "replay": {"capacity": capacity}}
-    return load(preset, {**changes, "ensemble": {"members": members}})
-
-
 def update(
     *,
     presets: tuple[str, ...] = ("atari/paper-ddqn", "atari/paper-cerl"),
@@ -164,6 +160,184 @@ def update(
             _profile(parts["update"])
         del learner, window, grads, parts
     show(f"update on {device_name(place)}", rows, out)
+    return rows
+
+
+GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+
+
+def env(
+    *,
+    games: tuple[str, ...] = GAMES,
+    counts: tuple[int, ...] = (10, 1024, 8192, 65536),
+    device: str = "auto",
+    calls: int = 200,
+    out: Path | None = None,
+) -> Rows:
+    """Steps of the device-resident MinAtar games with random actions, observations included.
+
+    Args:
+        games: MinAtar games
+        counts: how many of them step together
+        device: cpu, cuda or auto
+        calls: steps per timing
+        out: JSON-lines file that rows are appended to
+    """
+    place = training.pick_device(device)
+    rows: Rows = []
+    for game in games:
+        for count in counts:
+            config = MinAtarEnv.model_validate({"name": game, "envs": count})
+            games_ = make(config, seeds=(0,), salt=0, device=place)
+            games_.reset()
+            key = draw.seed_keys((0,), device=place)
+            counter = torch.zeros((), dtype=torch.int64, device=place)
+
+            def step(games_: VecEnv = games_, key: Tensor = key, counter: Tensor = counter) -> None:
+                actions = games_.spec.actions
+                u = draw.randint(key, draw.ACTION, counter, (games_.spec.envs,), high=actions)
+                games_.step(u)
+                counter.add_(1)
+
+            spent = microseconds(captured(step, place), place, calls=calls)
+            rows.append(
+                {
+                    "what": game,
+                    "games": count,
+                    "microseconds a step": spent,
+                    "million steps a second": count / spent,
+                }
+            )
+    show(f"MinAtar on {device_name(place)}", rows, out)
+    return rows
+
+
+def replay(
+    *,
+    capacity: int = 1_000_000,
+    batch: int = 32,
+    device: str = "auto",
+    calls: int = 200,
+    out: Path | None = None,
+) -> Rows:
+    """Inserting into and sampling from a full replay of 84x84 frames, stacks of 4.
+
+    Args:
+        capacity: rows (frames)
+        batch: windows of a sample
+        device: cpu, cuda or auto
+        calls: calls per timing
+        out: JSON-lines file that rows are appended to
+    """
+    place = training.pick_device(device)
+    spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
+    before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
+    ring = Replay(spec, keys=draw.seed_keys((0,), device=place), capacity=capacity, device=place)
+    held = torch.cuda.memory_allocated(place) - before if place.type == "cuda" else 0
+    fill_randomly(ring, spec, 1)
+    zeros = torch.zeros(1, 1, dtype=torch.int64, device=place)
+    flags = zeros.bool()
+    frame = torch.zeros(1, 1, 84, 84, dtype=torch.uint8, device=place)
+    row = Row(frame, zeros, zeros.float(), flags, ~flags, zeros)
+    counter = torch.zeros((), dtype=torch.int64, device=place)
+
+    def sample() -> None:
+        ring.sample(step=counter, batch=batch, context=3, ahead=1)
+        counter.add_(1)
+
+    rows: Rows = []
+    for name, step in {"insert": lambda: ring.add(row), "sample": sample}.items():
+        spent = microseconds(captured(step, place), place, calls=calls)
+        rows.append({"what": name, "rows": capacity, "GB": held / 1e9, "microseconds": spent})
+    show(f"Replay on {device_name(place)}", rows, out)
+    return rows
+
+
+def train(
+    *,
+    presets: tuple[str, ...] = ("minatar/bootdqn", "minatar/cerl"),
+    seeds: int = 10,
+    envs: tuple[int, ...] = (1, 8),
+    device: str = "auto",
+    compile: bool = False,
+    calls: int = 200,
+    profile: bool = False,
+    out: Path | None = None,
+) -> Rows:
+    """Where the time of a training step goes: act, env, insert, update, and all of them in one loop.
+
+    Args:
+        presets: which agents
+        seeds: S
+        envs: environments per seed, each in rows of its own
+        device: cpu, cuda or auto
+        compile: fuse the loss with torch.compile
+        calls: calls per timing
+        profile: print the kernels that take the time of one iteration (CUDA)
+        out: JSON-lines file that rows are appended to
+    """
+    rows: Rows = []
+    for preset in presets:
+        for count in envs:
+            changes = {
+                "device": device,
+                "compile": compile,
+                "seeds": tuple(range(seeds)),
+                "env": {"envs": count},
+                "eval": {"episodes": 1},
+            }
+            rows += _train_rows(load(preset, changes), preset, calls=calls, profile=profile)
+    show(f"Training on {device_name(training.pick_device(device))}", rows, out)
+    return rows
+
+
+def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Rows:
+    parts = training.assemble(config)
+    collector, learner, place = parts.collector, parts.learner, parts.device
+    fill_randomly(parts.replay, parts.env.spec, config.ensemble.members)
+    action = torch.zeros_like(collector.action)
+    update = captured(learner.update, place)
+    every, envs = config.schedule.update_every, parts.env.spec.envs
+    steps = 0
+
+    def iteration() -> None:
+        nonlocal steps
+        collector.step()
+        for _ in range((steps + envs) // every - steps // every):
+            update()
+        steps += envs
+
+    resident = parts.env.spec.resident
+    pieces: dict[str, Callable[[], None]] = {
+        "act": captured(collector.decide_now, place),
+        "env": captured(lambda: _drop(parts.env.step(action)), place) if resident else (lambda: _drop(parts.env.step(action))),
+        "insert and count": captured(collector.record_now, place),
+        "collect (the three)": collector.step,
+        "sample": captured(lambda: _drop(learner.sample()), place),
+        "update": update,
+        "iteration": iteration,
+    }
+    rows: Rows = []
+    for name, step in pieces.items():
+        spent = microseconds(step, place, calls=calls)
+        whole = name == "iteration"
+        rows.append(
+            {
+                "what": preset,
+                "part": name,
+                "S": len(config.seeds),
+                "N": config.ensemble.members,
+                "E": envs,
+                "microseconds": spent,
+                "agent steps a second, all seeds": envs * len(config.seeds) * 1e6 / spent if whole else "",
+                "updates a second": envs / every * 1e6 / spent if whole else "",
+            }
+        )
+    if profile and place.type == "cuda":
+        for name in ("collect (the three)", "update"):
+            print(preset, envs, name)
+            _profile(pieces[name])
+    training.close(parts)
     return rows
 
 

@@ -61,14 +61,14 @@ class Collector:
         if whole:
             self.step = captured(self._whole, device)
         else:
-            self.decide = captured(self._decide, device)
-            self.record = captured(self._record, device) if replay.placement == "device" else self._record
+            self.decide = captured(self.decide_now, device)
+            self.record = captured(self.record_now, device) if replay.placement == "device" else self.record_now
             self.step = self._around_host
 
     def _whole(self) -> None:
-        self._decide()
+        self.decide_now()
         self._look(self.env.step(self.action))
-        self._record()
+        self.record_now()
 
     def _around_host(self) -> None:
         self.decide()
@@ -80,7 +80,7 @@ class Collector:
             mine.copy_(new)
 
     @torch.no_grad()
-    def _decide(self) -> None:
+    def decide_now(self) -> None:
         """Draws members where episodes start and their actions."""
         config, spec = self.config, self.env.spec
         noise = explore.noise(
@@ -103,7 +103,7 @@ class Collector:
         self.carry.copy_(decision.carry)
 
     @torch.no_grad()
-    def _record(self) -> None:
+    def record_now(self) -> None:
         """Writes the row of the step taken and counts it."""
         last, step, clip = self.last, self.next, self.config.replay.reward_clip
         real = ~(last.terminated | last.truncated)

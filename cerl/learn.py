@@ -24,11 +24,8 @@ class Learner:
         shape = (len(keys), config.ensemble.members)
         names = ["loss", "q_data", "q_pi"] + (["mico_loss"] if config.loss.mico_weight else [])
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in names}
-        self.grads = (
-            torch.compile(self._grads, fullgraph=True, dynamic=False)
-            if config.compile and keys.device.type == "cuda"
-            else self._grads
-        )
+        fuse = config.compile and keys.device.type == "cuda"
+        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False) if fuse else self._loss
         self.sync()
 
     @torch.no_grad()
@@ -59,17 +56,21 @@ class Learner:
         u = draw.bits(self.keys, draw.MASK, window.row, member)
         return (u < self.config.loss.mask_probability * 2.0**32).float()
 
-    def _grads(self, window: Window) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        with torch.enable_grad():
-            loss, metrics = self.agent.loss(self.net, self.target, window, self.mask(window))
-            return torch.autograd.grad(loss.sum(), self.leaves), metrics
+    def _loss(self, window: Window, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = self.agent.loss(self.net, self.target, window, mask)
+        return loss.sum(), metrics
+
+    def grads(self, window: Window) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Gradient of every leaf, and the metrics of the loss."""
+        with precision(self.config.precision, self.keys.device), torch.enable_grad():
+            loss, metrics = self.loss(window, self.mask(window))
+            return torch.autograd.grad(loss, self.leaves), metrics
 
     def update(self) -> None:
         """Samples a batch, takes one gradient step, counts."""
-        with precision(self.config.precision, self.keys.device):
-            with torch.no_grad():
-                window = self.sample()
-            grads, metrics = self.grads(window)
+        with torch.no_grad():
+            window = self.sample()
+        grads, metrics = self.grads(window)
         self.optimiser.step(grads)
         for name, mine in self.metrics.items():
             mine.copy_(metrics[name])
