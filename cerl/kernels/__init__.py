@@ -1,0 +1,37 @@
+"""Triton kernels, each beside the plain-torch definition of the same name and signature.
+
+`impl` picks one: "reference" is the definition, "triton" the kernel (CUDA tensors, or Triton's
+interpreter), "auto" the kernel on CUDA and the definition on the CPU. No kernel ever gives way to its
+definition on its own.
+"""
+
+import importlib.util
+import os
+from typing import Literal
+
+import torch
+
+Impl = Literal["auto", "reference", "triton"]
+
+
+def runs_triton(impl: str, device: torch.device) -> bool:
+    """Whether `impl` means the Triton kernel for tensors on `device`.
+
+    Raises: ValueError for an unknown `impl` or a device that Triton cannot run on; RuntimeError where
+            Triton is needed and not installed.
+    """
+    if impl not in ("auto", "reference", "triton"):
+        raise ValueError(f"impl: expected auto, reference or triton, got {impl!r}")
+    if impl == "reference" or (impl == "auto" and device.type != "cuda"):
+        return False
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f'impl="triton" needs CUDA tensors, got {device.type}; use impl="auto", or set '
+            "TRITON_INTERPRET=1 before Triton is imported to run kernels in its interpreter"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            'impl="triton" needs the package triton, which is not installed; install it with '
+            '`pip install triton`, or pass impl="reference"'
+        )
+    return True

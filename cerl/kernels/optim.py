@@ -1,9 +1,15 @@
-"""Optimiser passes: the plain-torch definitions; in place over lists of leaves."""
+"""Optimiser passes over lists of leaves, in place: the plain-torch definitions, and their dispatch.
+
+On CUDA a pass is one launch for up to sixteen leaves that reads and writes everything once
+(`optim_triton.py`); the definitions read and write each tensor about three times as often.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from cerl.kernels import Impl, runs_triton
 
 Leaves = Sequence[Tensor]
 
@@ -19,12 +25,32 @@ def rmsprop(
     decay: float,
     eps: float,
     momentum: float,
+    impl: Impl = "auto",
 ) -> None:
     """Centred RMSProp, epsilon inside the root (Graves 2013, equations 38 to 45).
 
     m <- decay m + (1 - decay) g;  v <- decay v + (1 - decay) g^2;  u = lr g / sqrt(v - m^2 + eps)
     w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
+
+    Args:   velocity holds d and is empty without momentum; impl as in `cerl.kernels`.
+    Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape a
+            leaf; a gradient alone may be strided.
     """
+    if runs_triton(impl, leaves[0].device):
+        from cerl.kernels import optim_triton
+
+        optim_triton.rmsprop(
+            leaves,
+            grads,
+            first,
+            second,
+            velocity,
+            lr=lr,
+            decay=decay,
+            eps=eps,
+            momentum=momentum,
+        )
+        return
     torch._foreach_lerp_(first, grads, 1.0 - decay)
     torch._foreach_mul_(second, decay)
     torch._foreach_addcmul_(second, grads, grads, 1.0 - decay)
@@ -52,11 +78,29 @@ def adam(
     beta1: float,
     beta2: float,
     eps: float,
+    impl: Impl = "auto",
 ) -> None:
     """Adam (Kingma and Ba 2015, algorithm 1).
 
-    Args: scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t).
+    Args:   scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t), both float32 on the
+            device of the leaves; impl as in `cerl.kernels`.
+    Raises: as `rmsprop`.
     """
+    if runs_triton(impl, leaves[0].device):
+        from cerl.kernels import optim_triton
+
+        optim_triton.adam(
+            leaves,
+            grads,
+            first,
+            second,
+            scale=scale,
+            correction=correction,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+        )
+        return
     torch._foreach_lerp_(first, grads, 1.0 - beta1)
     torch._foreach_mul_(second, beta2)
     torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
