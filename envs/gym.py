@@ -34,14 +34,14 @@ def _make(config: GymEnv) -> gymnasium.Env:
         env = gymnasium.make(
             name, max_episode_steps=config.time_limit or None, disable_env_checker=True
         )
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound) as error:
+    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
+        raise ImportError(f"env.name: {name!r} needs a package that is missing: {error}") from error
+    except gymnasium.error.Error as error:
         close = nearest(name, gymnasium.registry)
         raise ValueError(
-            f"env.name: gymnasium has no environment {name!r}{close}; `cerl list` prints the "
-            "built-in ones, module:Id imports the module that registers it first"
+            f"env.name: gymnasium has no environment {name!r}{close}; `cerl list` prints its own, "
+            f"module:Id imports the module that registers it first ({error})"
         ) from error
-    except ModuleNotFoundError as error:
-        raise ImportError(f"env.name: {name!r} needs a missing module: {error}") from error
     if not isinstance(env.action_space, spaces.Discrete):
         raise ValueError(
             f"env.name: expected discrete actions, got {env.action_space} of {name}; "
@@ -49,16 +49,23 @@ def _make(config: GymEnv) -> gymnasium.Env:
         )
     if isinstance(env.observation_space, spaces.Box):
         return env
-    try:
-        flat = spaces.flatten_space(env.observation_space)
-    except NotImplementedError:
-        flat = None
-    if not isinstance(flat, spaces.Box):
+    known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    if not all(isinstance(part, known) for part in _parts(env.observation_space)):
         raise ValueError(
-            f"env.name: expected observations of fixed size, got {env.observation_space} of {name}; "
-            "wrap it in an id of yours whose observations are a Box"
+            f"env.name: expected observations of numbers and fixed size, got "
+            f"{env.observation_space} of {name}; register an id whose observations are a Box"
         )
     return gymnasium.wrappers.FlattenObservation(env)
+
+
+def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
+    """The spaces that a Tuple or Dict is made of."""
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        for part in inner:
+            yield from _parts(part)
+    else:
+        yield space
 
 
 def builtin_ids() -> list[str]:
@@ -78,21 +85,13 @@ def builtin_ids() -> list[str]:
 
 
 def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and type of an observation in replay: bytes and flags stay small, the rest is float32."""
+    """Shape and type of an observation in replay: bytes and flags (all parts are one-hot or binary)
+    stay small, the rest is float32."""
     if space.dtype == np.bool_:
         dtype = torch.bool
     else:
         dtype = torch.uint8 if flags or space.dtype == np.uint8 else torch.float32
     return space.shape or (1,), dtype
-
-
-def _only_flags(space: spaces.Space) -> bool:
-    """Whether the flattened observation holds zeros and ones only."""
-    if isinstance(space, spaces.Tuple):
-        return all(_only_flags(part) for part in space.spaces)
-    if isinstance(space, spaces.Dict):
-        return all(_only_flags(part) for part in space.spaces.values())
-    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
 def _layers(env: gymnasium.Env) -> Iterator[Any]:
@@ -175,7 +174,9 @@ class Gym:
         assert isinstance(env.action_space, spaces.Discrete)  # _make checks it
         assert isinstance(env.observation_space, spaces.Box)
         self._first_action = int(env.action_space.start)
-        flags = _only_flags(env.unwrapped.observation_space)
+        flattened = isinstance(env, gymnasium.wrappers.FlattenObservation)
+        parts = _parts(env.env.observation_space if flattened else env.observation_space)
+        flags = not any(isinstance(part, spaces.Box) for part in parts)
         shape, dtype = _stored(env.observation_space, flags=flags)
         self.spec = EnvSpec(
             name=config.name,

@@ -1,0 +1,298 @@
+"""Gymnasium: against its own SyncVectorEnv, saved and restored bit for bit, and bad simulators."""
+
+import io
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from cerl import envs
+from cerl.config import AtariEnv, GymEnv
+from cerl.data import Step
+from cerl.envs.gym import Gym, builtin_ids
+from cerl.envs.host import simulator_seeds
+
+# Gymnasium takes flags, its annotation of dtype does not.
+FLAGS = spaces.Box(0, 1, (2,), np.bool_)  # pyright: ignore
+
+
+class Probe(gymnasium.Env):
+    """Shows what it is told to; episodes end as `ends` says, by step number."""
+
+    def __init__(self, space, values, rewards=(0.0,), ends=None, actions=None):
+        self.observation_space = space
+        self.action_space = actions or spaces.Discrete(2)
+        self.values, self.rewards, self.ends = values, rewards, ends or {}
+        self.time, self.noise = 0, 0.0
+        self.taken = []
+
+    def _value(self):
+        return self.values[self.time % len(self.values)]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.noise = 0, self.np_random.random()
+        return self._value(), {}
+
+    def step(self, action):
+        self.time += 1
+        self.taken.append(action)
+        reward = self.rewards[(self.time - 1) % len(self.rewards)]
+        return self._value(), reward, *self.ends.get(self.time, (False, False)), {}
+
+
+@pytest.fixture
+def probe():
+    """Registers a Probe as Probe-v0."""
+
+    def register(*args, **kwargs):
+        gymnasium.register("Probe-v0", entry_point=lambda **_: Probe(*args, **kwargs))
+
+    yield register
+    gymnasium.registry.pop("Probe-v0", None)
+
+
+def build(name="Probe-v0", seeds=(0,), salt=0, **options) -> Gym:
+    return Gym(GymEnv(name=name, **options), seeds=seeds, salt=salt, device="cpu")
+
+
+def random_actions(env: Gym, steps: int, *, seeds: int) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    shape = (steps, seeds, env.spec.envs)
+    return torch.from_numpy(rng.integers(0, env.spec.actions, shape))
+
+
+def act(*actions: int) -> torch.Tensor:
+    return torch.tensor([actions])
+
+
+def same(a: Step, b: Step) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("name", "limit"), [("CartPole-v1", 0), ("Acrobot-v1", 23)])
+def test_steps_equal_gymnasium_s_own_vector_environment(name, limit):
+    env = build(name, seeds=[7, 2], envs=3, time_limit=limit)
+    kwargs = {"max_episode_steps": limit} if limit else {}
+    theirs = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make(name, **kwargs)] * 6)
+    seeds = simulator_seeds([7, 2], salt=0, envs=3)
+    obs, _ = theirs.reset(seed=seeds.tolist())
+    assert np.array_equal(env.reset().obs.flatten(0, 1), obs)
+    ends = 0
+    for action in random_actions(env, 200, seeds=2):
+        step = env.step(action)
+        obs, reward, terminated, truncated, _ = theirs.step(action.flatten().numpy())
+        assert np.array_equal(step.obs.flatten(0, 1), obs)
+        assert np.array_equal(step.reward.flatten(), reward.astype(np.float32))
+        assert np.array_equal(step.terminated.flatten(), terminated)
+        assert np.array_equal(step.truncated.flatten(), truncated)
+        ends += int((terminated | truncated).sum())
+    assert ends > 6
+    theirs.close()
+
+
+@pytest.mark.parametrize("name", builtin_ids())
+def test_a_saved_simulator_goes_on_bit_for_bit(name):
+    env = build(name, seeds=[3, 4], envs=2, time_limit=25)
+    assert env.spec.exact_state
+    actions = random_actions(env, 110, seeds=2)
+    env.reset()
+    for action in actions[:31]:
+        env.step(action)
+    file = io.BytesIO()
+    torch.save(env.state_dict(), file)
+    file.seek(0)
+    restored = build(name, seeds=[3, 4], envs=2, time_limit=25)
+    assert restored.load_state_dict(torch.load(file, weights_only=True)) is None
+    ends = 0
+    for action in actions[31:]:
+        step = env.step(action)
+        assert same(step, restored.step(action))
+        ends += int((step.terminated | step.truncated).sum())
+    assert ends >= 8
+    assert same(env.reset(), restored.reset())
+
+
+def test_a_saved_state_does_not_change_with_its_simulator():
+    env = build("CartPole-v1")
+    env.reset()
+    state = env.state_dict()
+    going_on = [env.step(act(1)) for _ in range(5)]
+    assert env.load_state_dict(state) is None
+    again = [env.step(act(1)) for _ in range(5)]
+    assert all(same(a, b) for a, b in zip(going_on, again, strict=True))
+
+
+def test_a_state_of_another_number_of_simulators_is_refused():
+    env, other = build("CartPole-v1", envs=2), build("CartPole-v1", envs=3)
+    with pytest.raises(ValueError, match="expected the state of 3 simulators, got 2"):
+        other.load_state_dict(env.state_dict())
+
+
+def test_a_simulator_that_may_hide_state_starts_new_episodes_with_new_seeds(probe):
+    probe(spaces.Box(-1, 1, (2,)), [np.zeros(2, np.float32)])
+    env = build()
+    assert not env.spec.exact_state
+    env.reset()
+    assert env.state_dict() == {"generation": 0}
+    before = env._envs[0].unwrapped.noise  # pyright: ignore[reportAttributeAccessIssue]
+    env.step(act(0))
+    first = env.load_state_dict(env.state_dict())
+    assert first is not None and not first.terminated.any()
+    assert env._envs[0].unwrapped.noise != before  # pyright: ignore[reportAttributeAccessIssue]
+    assert env.state_dict() == {"generation": 1}
+
+
+def test_a_seed_plays_the_same_alone_or_among_others_and_no_two_play_alike():
+    among = build("CartPole-v1", seeds=[3, 5], envs=2)
+    alone, salted = build("CartPole-v1", seeds=[5], envs=2), build("CartPole-v1", seeds=[5], salt=1)
+    start = among.reset()
+    assert torch.equal(start.obs[1:], alone.reset().obs)
+    assert len(torch.cat([start.obs.flatten(0, 1), salted.reset().obs[0]]).unique(dim=0)) == 5
+    for action in random_actions(among, 100, seeds=2):
+        both, one = among.step(action), alone.step(action[1:])
+        assert all(torch.equal(x[1:], y) for x, y in zip(both, one, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "shape", "dtype", "expected"),
+    [
+        (spaces.Box(-9, 9, (2,), np.float64), np.array([0.5, 2.0]), (2,), torch.float32, [0.5, 2]),
+        (spaces.Box(0, 255, (1, 2), np.uint8), np.array([[3, 250]], np.uint8), (1, 2), torch.uint8, [[3, 250]]),
+        (FLAGS, np.array([True, False]), (2,), torch.bool, [1, 0]),
+        (spaces.Box(-9, 9, (2,), np.int64), np.array([-4, 5]), (2,), torch.float32, [-4, 5]),
+        (spaces.Box(0, 9, (), np.float32), np.float32(2.5), (1,), torch.float32, [2.5]),
+        (spaces.Discrete(3, start=5), np.int64(6), (3,), torch.uint8, [0, 1, 0]),
+        (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), (3,), torch.uint8, [1, 0, 1]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 2]), (5,), torch.uint8, [0, 1, 0, 0, 1]),
+        (
+            spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(-9, 9, (2,))),
+            {"a": 1, "b": np.array([-1.5, 4], np.float32)},
+            (4,),
+            torch.float32,
+            [0, 1, -1.5, 4],
+        ),
+    ],
+    ids=["float64", "uint8", "bool", "int64", "scalar", "discrete", "binary", "multi", "dict"],
+)  # fmt: skip
+def test_observations_become_one_tensor(probe, space, value, shape, dtype, expected):
+    probe(space, [value])
+    env = build()
+    assert env.spec.observation == shape and env.spec.dtype == dtype
+    for step in (env.reset(), env.step(act(0))):
+        assert step.obs.dtype == dtype
+        assert torch.equal(step.obs[0, 0], torch.tensor(expected, dtype=dtype))
+
+
+def test_a_terminal_on_the_time_limit_is_not_truncated_and_the_next_step_ignores_its_action(probe):
+    values = [np.full(1, t, np.float32) for t in range(5)]
+    probe(spaces.Box(0, 9, (1,)), values, rewards=(1.0, 2.0, 3.0), ends={2: (True, False)})
+    env = build(time_limit=2)
+    steps = [env.reset(), *(env.step(act(1)) for _ in range(4))]
+    assert [s.obs.item() for s in steps] == [0, 1, 2, 0, 1]
+    assert [s.reward.item() for s in steps] == [0, 1, 2, 0, 1]
+    assert [s.terminated.item() for s in steps] == [False, False, True, False, False]
+    assert not any(s.truncated.item() for s in steps)
+    taken = env._envs[0].unwrapped.taken  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(taken) == 3
+
+
+def test_actions_are_counted_from_the_space_s_start(probe):
+    probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], actions=spaces.Discrete(3, start=-1))
+    env = build()
+    env.reset()
+    for action in range(3):
+        env.step(act(action))
+    taken = env._envs[0].unwrapped.taken  # pyright: ignore[reportAttributeAccessIssue]
+    assert taken == [-1, 0, 1]
+    with pytest.raises(ValueError, match=r"in \[0, 3\), got 3 at seed row 0, environment 0"):
+        env.step(act(3))
+
+
+def test_an_observation_or_reward_that_is_not_finite_names_the_simulator(probe):
+    nan = np.array([0.0, np.nan])
+    probe(spaces.Box(-1, 1, (2,), np.float64), [np.zeros(2), nan])
+    env = build(seeds=[7, 9], envs=2)
+    env.reset()
+    message = "Probe-v0, seed 7, environment 0: expected a finite observation, got .*nan"
+    with pytest.raises(RuntimeError, match=message):
+        env.step(torch.zeros(2, 2, dtype=torch.int64))
+
+
+def test_a_reward_that_is_not_finite_names_the_simulator(probe):
+    probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], rewards=(0.0, float("inf")))
+    env = build(seeds=[7, 9], envs=2)
+    env.reset()
+    env._envs[3].unwrapped.time = 1  # pyright: ignore[reportAttributeAccessIssue]
+    message = "Probe-v0, seed 9, environment 1: expected a finite reward, got inf"
+    with pytest.raises(RuntimeError, match=message):
+        env.step(torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [np.zeros(3, np.uint8), np.full(2, 0.5)])
+def test_an_observation_that_contradicts_its_space_is_refused(probe, value):
+    probe(spaces.Box(0, 255, (2,), np.uint8), [np.zeros(2, np.uint8), value])
+    env = build()
+    env.reset()
+    with pytest.raises(RuntimeError, match="the simulator contradicts its observation_space"):
+        env.step(act(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("CartPol-v1", ValueError, r"no environment 'CartPol-v1' \(did you mean CartPole-v"),
+        ("CartPole-v99", ValueError, r"no environment 'CartPole-v99' \(did you mean CartPole-v"),
+        ("Nowhere/Cart-v1", ValueError, "no environment 'Nowhere/Cart-v1'"),
+        ("cart pole", ValueError, r"no environment 'cart pole'"),
+        (
+            "no_such_module:Cart-v1",
+            ImportError,
+            "needs a package that is missing: No module named 'no_such_module'",
+        ),
+        ("Pendulum-v1", ValueError, r"expected discrete actions, got Box\(-2.0, 2.0"),
+    ],
+)
+def test_an_id_that_cannot_be_used_says_why(name, error, message):
+    with pytest.raises(error, match=message):
+        build(name)
+
+
+def test_observations_that_are_no_numbers_are_refused(probe):
+    probe(spaces.Text(5), ["a"])
+    with pytest.raises(
+        ValueError, match=r"expected observations of numbers and fixed size, got Text"
+    ):
+        build()
+
+
+def test_an_id_with_a_module_imports_it_first(tmp_path, monkeypatch):
+    code = (
+        "import gymnasium\n"
+        "gymnasium.register('Given-v0',"
+        " entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    (tmp_path / "module_with_an_id.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    env = build("module_with_an_id:Given-v0")
+    gymnasium.registry.pop("Given-v0")
+    assert env.spec.name == "module_with_an_id:Given-v0" and env.reset().obs.shape == (1, 1, 4)
+
+
+def test_make_builds_the_family_that_a_config_names():
+    env = envs.make(GymEnv(name="CartPole-v1"), seeds=[0], salt=0, device="cpu")
+    assert isinstance(env, Gym) and env.spec.actions == 2
+    with pytest.raises(TypeError, match="got dict"):
+        envs.make({"family": "gym"}, seeds=[0], salt=0, device="cpu")  # pyright: ignore
+    with pytest.raises((ValueError, ImportError), match=r"Atari game|cerl\[atari\]"):
+        envs.make(AtariEnv(name="Pongg"), seeds=[0], salt=0, device="cpu")
+
+
+def test_the_list_of_ids_can_be_built_and_leaves_out_continuous_actions():
+    ids = envs.available()["gym"]
+    assert {"CartPole-v1", "FrozenLake-v1", "Acrobot-v1"} <= set(ids)
+    assert not {"Pendulum-v1", "CartPole-v0"} & set(ids)
+    for name in ids:
+        assert build(name).reset().obs.shape[:2] == (1, 1)
