@@ -68,7 +68,15 @@ def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
     """
     members, heads = table.action.shape
     if choose.shape[1] != members or value.shape[1] != members:
-        raise ValueError(f"head table of {members} members, got values of {choose.shape[1]}")
+        raise ValueError(
+            f"head table of {members} members, got choices of {choose.shape[1]} and values of "
+            f"{value.shape[1]}"
+        )
+    if (choose.shape[4], value.shape[4]) != (table.action_heads, table.value_heads):
+        raise ValueError(
+            f"head table needs {table.action_heads} heads to choose and {table.value_heads} to value, "
+            f"got {choose.shape[4]} and {value.shape[4]}"
+        )
     best = choose.argmax(-1).movedim(1, 3).flatten(3)  # [S, B, T, N * heads]
     best = best.index_select(3, table.action.flatten())  # [S, B, T, N * J]
     value = value.movedim(1, 3).flatten(3, 4).index_select(3, table.value.flatten())

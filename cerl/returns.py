@@ -16,9 +16,8 @@ def n_step(
              gamma [J], discount of each value head.
     Returns: sum of rewards [..., T, J], discount of the bootstrap value [..., T, J], k [..., T] int64.
     """
-    span = reward.shape[-1] - n + 1
     last = first + learnt
-    if last > span:
+    if last + n > reward.shape[-1]:
         raise ValueError(f"window too short: {reward.shape[-1]} rows, needs {last + n}")
     total = reward[..., first:last, None].expand(*reward.shape[:-1], learnt, gamma.shape[0])
     ended = terminated[..., first:last]

@@ -1,0 +1,97 @@
+"""The head table against the definitions of the variants, next values against loops."""
+
+import pytest
+import torch
+
+from cerl.config import EnsembleConfig
+from cerl.heads import head_table, next_values
+
+
+def table_of(kind, members=3, gamma=0.99, horizons=10):
+    config = EnsembleConfig(members=members, heads=kind, horizons=horizons)
+    return head_table(config, gamma=gamma, device="cpu")
+
+
+# (member, head) whose greedy action is taken; (member, head) whose value it gets; with m = (i + j) mod N
+RULES = {
+    "own": lambda i, j, m: ((i, 0), (i, 0)),
+    "cerl": lambda i, j, m: ((m, 0), (m, 0)),
+    "own_target": lambda i, j, m: ((m, 0), (i, j)),
+    "single_actor": lambda i, j, m: ((0, 0), (m, 0)),
+    "multi_horizon": lambda i, j, m: ((i, 0), (i, j)),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_every_head_names_the_action_and_value_of_its_definition(kind, members):
+    table = table_of(kind, members, horizons=4)
+    heads = {"own": 1, "multi_horizon": 4}.get(kind, members)
+    assert table.heads == heads and table.gamma.shape == (heads,)
+    assert table.action.shape == table.value.shape == (members, heads)
+    for i in range(members):
+        for j in range(heads):
+            action, value = RULES[kind](i, j, (i + j) % members)
+            assert divmod(int(table.action[i, j]), table.action_heads) == action
+            assert divmod(int(table.value[i, j]), table.value_heads) == value
+
+
+def test_head_0_is_always_the_members_own():
+    for kind in ("own", "cerl", "own_target", "multi_horizon"):
+        table = table_of(kind, 4)
+        own = [(i, 0) for i in range(4)]
+        assert [divmod(int(x), table.action_heads) for x in table.action[:, 0]] == own
+        assert [divmod(int(x), table.value_heads) for x in table.value[:, 0]] == own
+
+
+def test_the_ten_horizons_are_the_originals():
+    gammas = [0.99, 0.98889, 0.9875, 0.98571, 0.98333, 0.98, 0.975, 0.96667, 0.95, 0.90]
+    assert table_of("multi_horizon").gamma.tolist() == pytest.approx(gammas, abs=5e-6)
+    for kind in ("own", "cerl", "own_target", "single_actor"):
+        assert table_of(kind, gamma=0.97).gamma.tolist() == pytest.approx(
+            [0.97] * table_of(kind).heads
+        )
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("atoms", [(), (6,)])
+def test_next_values_equal_a_loop_over_heads(kind, atoms):
+    seeds, members, batch, learnt, actions = 2, 3, 4, 2, 5
+    table = table_of(kind, members, horizons=4)
+    generator = torch.Generator().manual_seed(1)
+    lead = (seeds, members, batch, learnt)
+    choose = torch.randn(*lead, table.action_heads, actions, generator=generator)
+    value = torch.randn(*lead, table.value_heads, actions, *atoms, generator=generator)
+    got = next_values(table, choose, value)
+    assert got.shape == (*lead, table.heads, *atoms)
+    for s in range(seeds):
+        for i in range(members):
+            for b in range(batch):
+                for t in range(learnt):
+                    for j in range(table.heads):
+                        chooser, valuer = RULES[kind](i, j, (i + j) % members)
+                        greedy = choose[s, chooser[0], b, t, chooser[1]].tolist()
+                        best = greedy.index(max(greedy))
+                        want = value[s, valuer[0], b, t, valuer[1], best]
+                        assert torch.equal(got[s, i, b, t, j], want)
+
+
+def test_ties_of_the_next_action_go_to_the_first():
+    table = table_of("own", 1)
+    choose = torch.tensor([1.0, 3.0, 3.0, 3.0]).view(1, 1, 1, 1, 1, 4)
+    value = torch.arange(4.0).view(1, 1, 1, 1, 1, 4)
+    assert float(next_values(table, choose, value)) == 1.0
+
+
+def test_values_that_do_not_fit_the_table_are_refused():
+    table = table_of("cerl", 3)
+    fits = torch.zeros(1, 3, 2, 1, 1, 4)
+    next_values(table, fits, fits)
+    with pytest.raises(ValueError, match="3 members"):
+        next_values(table, torch.zeros(1, 2, 2, 1, 1, 4), fits)
+    with pytest.raises(ValueError, match="3 members"):
+        next_values(table, fits, torch.zeros(1, 1, 2, 1, 1, 4))
+    with pytest.raises(ValueError, match="heads"):
+        next_values(table, fits, torch.zeros(1, 3, 2, 1, 3, 4))
+    with pytest.raises(ValueError, match="heads"):
+        next_values(table_of("own_target", 3), fits, fits)
