@@ -1,0 +1,49 @@
+"""How fast a run goes and how long it will take; durations and rates in words."""
+
+import math
+import time
+from collections import deque
+
+WINDOW = 240  # samples that rates are measured over; four a second make a minute
+
+
+class Pace:
+    """Agent steps and updates per second over the last minute, and the time left."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.samples: deque[tuple[float, int, int]] = deque(maxlen=WINDOW)
+
+    def add(self, step: int, updates: int) -> None:
+        self.samples.append((time.monotonic(), step, updates))
+
+    def rates(self) -> tuple[float, float]:
+        """Agent steps of one seed, and updates, per second; NaN before there are two samples."""
+        if len(self.samples) < 2 or self.samples[-1][0] <= self.samples[0][0]:
+            return math.nan, math.nan
+        (t0, s0, u0), (t1, s1, u1) = self.samples[0], self.samples[-1]
+        return (s1 - s0) / (t1 - t0), (u1 - u0) / (t1 - t0)
+
+    def left(self) -> float:
+        """Seconds until the end at this pace."""
+        rate = self.rates()[0]
+        return (self.total - self.samples[-1][1]) / rate if rate > 0 else math.nan
+
+
+def clock(seconds: float) -> str:
+    """hours:minutes:seconds."""
+    if not math.isfinite(seconds):
+        return "-:--:--"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def count(value: float) -> str:
+    """A rate in about four characters, e.g. 12.3k."""
+    if not math.isfinite(value):
+        return "-"
+    for unit in ("", "k", "M"):
+        if abs(value) < 1000:
+            return f"{value:.1f}{unit}" if abs(value) < 10 or unit else f"{value:.0f}"
+        value /= 1000
+    return f"{value:.1f}G"

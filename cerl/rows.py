@@ -1,0 +1,161 @@
+"""Result rows: what a run scored, in two long tables beside its config; their only definition.
+
+`rows.parquet` has one row for each score (seed, member or aggregate, policy, step);
+`metrics.parquet` one for each diagnostic. Files are replaced whole: a reader never sees half a one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cerl.checkpoint import sync_folder
+from cerl.config import Config
+
+ROWS = pa.schema(
+    [
+        ("preset", pa.string()),  # name of the preset the run started from
+        ("agent", pa.string()),  # dqn, quantile
+        ("env", pa.string()),  # family/name, e.g. minatar/breakout, atari/Pong
+        ("seed", pa.int64()),  # the user's number
+        ("member", pa.int64()),  # 0..N-1; -1: an aggregate, or a member drawn for each episode
+        ("role", pa.string()),  # member, active, passive (tandem), aggregate, random
+        ("policy", pa.string()),  # individual, vote, mean, random (evaluations), train
+        ("step", pa.int64()),  # agent steps of one seed, reset rows included: the clock of a run
+        ("frames", pa.int64()),  # emulator frames that this seed played: real_steps x frame skip
+        ("real_steps", pa.int64()),  # agent steps of this seed without reset rows
+        ("updates", pa.int64()),  # gradient steps so far
+        ("episodes", pa.int64()),  # how many the next three are over
+        ("return", pa.float64()),  # mean undiscounted, unclipped return
+        ("return_std", pa.float64()),  # over the episodes, divisor `episodes`; null: not recorded
+        ("length", pa.float64()),  # mean agent steps of an episode
+        ("wall_seconds", pa.float64()),  # since the run began, all sessions, pauses excluded
+        ("members", pa.int64()),  # N
+        ("config_hash", pa.string()),  # `config_hash`: runs that differ only in seeds share it
+        ("version", pa.string()),  # of cerl
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        ("step", pa.int64()),  # agent steps of one seed
+        ("seed", pa.int64()),
+        ("member", pa.int64()),  # -1: one value for the seed
+        ("name", pa.string()),
+        ("value", pa.float64()),  # null: not measured at this step; NaN: measured, not a number
+    ]
+)
+
+
+class RowsError(RuntimeError):
+    """Result rows that cannot be read or written: says which file, and what to do."""
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits of everything that decides a score, seeds excepted.
+
+    Left out: preset (a name), seeds, device, out, log (what is written, and when).
+    """
+    tree = config.model_dump(mode="json", exclude={"preset", "seeds", "device", "out", "log"})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def env_name(config: Config) -> str:
+    """family/name, as in `ROWS`; the name alone where both are the same."""
+    family, name = config.env.family, config.env.name
+    return name if name == family else f"{family}/{name}"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file by what `write` writes, once it is on the disk.
+
+    Raises: OSError; the old file is then as it was and no temporary file stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table of this schema, columns in its order; other columns are left out.
+
+    Raises: RowsError if the file is missing, damaged, or lacks a column.
+    """
+    if not path.is_file():
+        raise RowsError(f"{path}: no such file; expected the rows of a run")
+    try:
+        table = pq.read_table(path, memory_map=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RowsError(
+            f"{path}: damaged, not a readable parquet file ({reason}); restore it from a copy, or "
+            "move it away to go on without its rows"
+        ) from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise RowsError(
+            f"{path}: expected the columns {', '.join(schema.names)}; got none named "
+            f"{', '.join(missing)}: it is not a table of cerl, or of a version too far away"
+        )
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise RowsError(f"{path}: a column has another type than expected: {error}") from error
+
+
+class Rows:
+    """One growing table and its file."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.table = schema.empty_table()
+        self.pending: list[pa.Table] = []
+        self.owned = False  # whether the file, if there is one, is this table's
+
+    def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Adds rows, given by column; every column of the schema, all of the same length."""
+        self.pending.append(pa.table(dict(columns), schema=self.schema))
+
+    def keep_until(self, step: int) -> int:
+        """Takes over the file's rows up to a step and forgets later ones.
+
+        Returns: how many were dropped.
+        """
+        self.owned = True
+        if not self.path.is_file():
+            return 0
+        table = read(self.path, self.schema)
+        self.table = table.filter(pc.field("step") <= step)
+        self.pending = []
+        return table.num_rows - self.table.num_rows
+
+    def flush(self) -> None:
+        """Writes everything.
+
+        Raises: RowsError if the file is another run's; OSError (the file is then as it was and
+                the rows stay in memory for the next attempt).
+        """
+        if not self.owned and self.path.exists():
+            raise RowsError(
+                f"{self.path}: there are rows of another run in this folder; resume that run, or "
+                "start this one in a new folder"
+            )
+        if not self.pending and self.path.exists():
+            return
+        table = pa.concat_tables([self.table, *self.pending]).combine_chunks()
+        write_atomically(self.path, lambda file: pq.write_table(table, file, compression="zstd"))
+        self.table, self.pending, self.owned = table, [], True
