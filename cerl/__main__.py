@@ -274,37 +274,32 @@ def _sweep(arguments: list[str]) -> None:
     if not arguments or _asks_help(arguments):
         print(SWEEP)
         return
-    names, options = _split(arguments)
+    words, options = _split(arguments)
     where, options = _taken(options, "--envs")
     out, options = _taken(options, "--out")
-    runs = [run for name in names for run in _study(name, options, envs=where)]
+    folder = _one_folder("sweep", out, default="runs/sweep")
+    cells = [cell for word in words for cell in _cells(word, options)]
+    places = [["--env.name", name] for name in where] if where else [[]]
+    runs = [
+        overridden(name, [*changes, *place], prog=f"cerl sweep {name}")
+        for place in places
+        for name, changes in cells
+    ]
     if not runs:
         raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
-    from cerl import sweep
+    from cerl import report, sweep
 
-    _check_one_folder("sweep", out)
-    folder = Path(out[0] if out else "runs/sweep")
-    folders = sweep.sweep(runs, folder)
-    from cerl import report
-
-    report.main(folders, folder)
+    report.main(sweep.sweep(runs, folder), folder)
 
 
-def _study(name: str, options: list[str], *, envs: list[str] | None) -> list[Config]:
-    """The runs of one word of a sweep: a preset, or a study's presets for the device at hand."""
-    if name in preset.studies():
-        words, _ = _taken(list(options), "--device")
-        study = config.load_study(name, _device_kind(words[0] if words else "auto"))
-        extra = [word for key, value in study.options.items() for word in (f"--{key}", str(value))]
-        presets, options = study.presets, extra + options
-    else:
-        presets = (name,)
-    places = [["--env.name", env] for env in envs] if envs else [[]]
-    return [
-        overridden(each, options + place, prog=f"cerl sweep {each}")
-        for place in places
-        for each in presets
-    ]
+def _cells(word: str, options: list[str]) -> list[tuple[str, list[str]]]:
+    """Presets and their options of one word of a sweep: a preset, or a study's presets."""
+    if word not in preset.studies():
+        return [(word, options)]
+    device, _ = _taken(options, "--device")
+    study = config.load_study(word, _device_kind(device[0] if device else "auto"))
+    own = [part for key, value in study.options.items() for part in (f"--{key}", str(value))]
+    return [(name, own + options) for name in study.presets]
 
 
 def _device_kind(device: str) -> Literal["cpu", "cuda"]:
@@ -334,9 +329,10 @@ def _taken(arguments: list[str], flag: str) -> tuple[list[str] | None, list[str]
     return words, arguments[:at] + rest
 
 
-def _check_one_folder(command: str, out: list[str] | None) -> None:
+def _one_folder(command: str, out: list[str] | None, *, default: str) -> Path:
     if out and len(out) > 1:
         raise ConfigError(f"{command} --out: expected one folder, got {' '.join(out)}")
+    return Path(out[0] if out else default)
 
 
 def _report(arguments: list[str]) -> None:
@@ -347,13 +343,13 @@ def _report(arguments: list[str]) -> None:
     out, options = _taken(options, "--out")
     if options:
         raise ConfigError(f"report: no such option {options[0]!r}; see `cerl report --help`")
-    _check_one_folder("report", out)
+    folder = _one_folder("report", out, default=names[0] if len(names) == 1 else "report")
     folders = [folder for name in names for folder in run_folders(Path(name))]
     if not folders:
         raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
     from cerl import report
 
-    report.main(folders, Path(out[0] if out else names[0] if len(names) == 1 else "report"))
+    report.main(folders, folder)
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,0 +1,334 @@
+"""The command line: what it hands on, what it refuses, and how."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import cerl
+from cerl import __main__ as command
+from cerl import config, preset
+from cerl.config import load
+from cerl.mistakes import ConfigError, keys
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replaces a module of cerl by functions that note how they are called."""
+
+    def replace(name, **functions):
+        module = types.ModuleType(f"cerl.{name}")
+        for key, value in functions.items():
+            setattr(module, key, value)
+        monkeypatch.setitem(sys.modules, f"cerl.{name}", module)
+        monkeypatch.setattr(cerl, name, module, raising=False)
+
+    return replace
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config.dump(load("catch/cerl"), folder / "config.yaml")
+    return folder
+
+
+def refused(capsys, *arguments):
+    assert command.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    return err
+
+
+def test_train_hands_the_overridden_config_to_the_loop(stand_in, capsys):
+    seen = []
+    stand_in("train", train=lambda run: seen.append(run) or Path("runs/x"))
+    line = "train minatar/cerl --env.name asterix --seeds 0 1 2 3 --optim.lr 1e-4 "
+    line += "--loss.no-double --net.hidden 64 32 --schedule.steps 2_000_000"
+    assert command.main(line.split()) == 0
+    overrides = {"env.name": "asterix", "seeds": [0, 1, 2, 3], "optim.lr": 1e-4}
+    overrides |= {"loss.double": False, "net.hidden": [64, 32], "schedule.steps": 2_000_000}
+    assert seen == [load("minatar/cerl", overrides)]
+    assert capsys.readouterr().out == "runs/x\n"
+
+
+def test_train_without_options_is_the_preset(stand_in):
+    seen = []
+    stand_in("train", train=seen.append)
+    names = [
+        "catch/tandem",
+        "minatar/qrdqn",
+        "atari/paper-cerl",
+        "atari/machado-dqn",
+        "gym/cartpole",
+    ]
+    for name in names:
+        assert command.main(["train", name]) == 0
+    assert seen == [load(name) for name in names]
+
+
+def test_train_takes_the_config_file_of_a_run(stand_in, run_folder):
+    seen = []
+    stand_in("train", train=seen.append)
+    assert command.main(["train", str(run_folder / "config.yaml")]) == 0
+    assert seen == [load("catch/cerl")]
+
+
+def test_resume_hands_on_the_folder(stand_in, run_folder, capsys):
+    seen = []
+    stand_in("train", resume=lambda folder: seen.append(folder) or folder)
+    assert command.main(["train", "--resume", str(run_folder)]) == 0
+    assert seen == [run_folder]
+    assert capsys.readouterr().out == f"{run_folder}\n"
+    assert "keeps the options" in refused(capsys, "train", "--resume", str(run_folder), "--seeds")
+    assert "no such folder" in refused(capsys, "train", "--resume", str(run_folder / "no"))
+    assert "no config.yaml" in refused(capsys, "train", "--resume", str(run_folder.parent))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("trian catch/ddqn", "no command 'trian'; did you mean train?"),
+        ("train catch/dqn", "did you mean catch/ddqn"),
+        ("train --env.name breakout", "expected a preset first"),
+        ("train minatar/ddqn --env.name brekout", "did you mean breakout?"),
+        ("train minatar/ddqn --seeds 1 1", "seeds: 1 is given 2 times"),
+        ("train minatar/ddqn --seeds", "at least one seed"),
+        ("train minatar/ddqn --loss.gamma 2", "loss.gamma: expected less than or equal to 1"),
+        ("train atari/cerl --ensemble.shared-layers 4", "expected at most 3 with heads cerl"),
+        ("train catch/ddqn --device gpu", "device: expected auto, cpu, cuda or cuda:NUMBER"),
+        ("eval nowhere", "expected a run folder, got no such folder"),
+        ("report nowhere", "expected a run folder"),
+        ("report --oot x", "no such option '--oot'"),
+        ("sweep --envs breakout", "expected at least one preset"),
+        ("sweep catch/ddqn --out a b", "expected one folder"),
+        ("sweep minatar/ddqn --envs", "expected a value, got nothing"),
+        ("sweep minatar/ddqn --envs pong", "expected asterix, breakout"),
+        ("list presets games", "expected presets or envs, got 'games'"),
+    ],
+)
+def test_mistakes_are_one_clear_error(arguments, message, capsys):
+    assert message in refused(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("train catch/ddqn --lr 1", ("--lr", "--optim.lr")),
+        ("train catch/ddqn --schedule.steps 1e6", ("--schedule.steps", "1e6")),
+    ],
+)
+def test_options_that_cannot_be_read_exit_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments.split())
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert all(word in out + err for word in words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device exists here")
+def test_device_that_is_not_there_is_refused(capsys, tmp_path):
+    arguments = ("train", "catch/ddqn", "--device", "cuda", "--out", str(tmp_path))
+    assert "cuda" in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_is_exit_130(stand_in, capsys):
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    stand_in("train", train=interrupted)
+    assert command.main(["train", "catch/ddqn"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_expected_errors_have_no_traceback_unless_asked(stand_in, capsys, monkeypatch):
+    def full(run):
+        raise OSError(28, "No space left on device")
+
+    stand_in("train", train=full)
+    assert "No space left on device" in refused(capsys, "train", "catch/ddqn")
+    monkeypatch.setenv("CERL_DEBUG", "1")
+    with pytest.raises(OSError, match="No space left"):
+        command.main(["train", "catch/ddqn"])
+
+
+def test_faults_of_ours_keep_their_traceback(stand_in):
+    stand_in("train", train=lambda run: run["no"])
+    with pytest.raises(TypeError):
+        command.main(["train", "catch/ddqn"])
+
+
+def test_help_of_a_preset_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["train", "minatar/cerl", "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    words = " ".join(out.replace("│", " ").split())
+    asked = type(load("minatar/cerl"))
+    for path in keys(asked):
+        family, _, key = path.partition(".")
+        if not key or (family == "env" and key not in ("name", "envs", "sticky", "ramping")):
+            continue
+        assert f"--{path.replace('_', '-')}" in out, path
+    assert "agent steps of one seed per update (default: 4)" in words
+    assert "E, environments per seed (default: 8)" in words
+    assert "{own,cerl,own_target,single_actor,multi_horizon}" in out
+    assert "--env.family" not in out
+
+
+def test_form_has_the_values_of_the_model():
+    for name in ("minatar/cerl", "atari/paper-qrdqn", "gym/cartpole", "catch/tandem"):
+        run = load(name)
+        _, default = command._form(run)
+        tree = dataclasses.asdict(default)
+        tree["env"]["family"] = run.env.family
+        assert tree == run.model_dump()
+
+
+def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
+    seen = []
+
+    def evaluate(folder, **asked):
+        seen.append((folder, asked))
+        result = types.SimpleNamespace(
+            returns=torch.tensor([[[1.0, 3.0], [5.0, torch.nan]]]), lengths=torch.ones(1, 2, 2) * 9
+        )
+        return {"individual": result}
+
+    stand_in("train", evaluate=evaluate)
+    assert command.main(["eval", str(run_folder)]) == 0
+    options = ["--episodes", "20", "--policies", "vote", "mean"]
+    assert command.main(["eval", str(run_folder), *options]) == 0
+    assert seen == [
+        (run_folder, {}),
+        (run_folder, {"episodes": 20, "policies": ("vote", "mean")}),
+    ]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    cells = [[word for word in row if word not in "│┃"] for row in rows]
+    assert ["individual", "0", "2.000", "1.000", "2", "9.0"] in cells
+    assert ["individual", "1", "5.000", "0.000", "1", "9.0"] in cells
+    assert "policies.0" in refused(capsys, "eval", str(run_folder), "--policies", "best")
+    assert "eval.epsilon" in refused(capsys, "eval", str(run_folder), "--epsilon", "2")
+
+
+def test_sweep_is_presets_times_environments_with_options(stand_in):
+    swept, reported = [], []
+    stand_in("sweep", sweep=lambda runs, out: swept.append((runs, out)) or [Path("a"), Path("b")])
+    stand_in("report", main=lambda folders, out: reported.append((folders, out)))
+    arguments = "sweep minatar/ddqn minatar/cerl --envs asterix freeway --seeds 1 2 --out study"
+    assert command.main(arguments.split()) == 0
+    runs, out = swept[0]
+    assert out == Path("study")
+    assert runs == [
+        load(name, {"env.name": env, "seeds": [1, 2]})
+        for env in ("asterix", "freeway")
+        for name in ("minatar/ddqn", "minatar/cerl")
+    ]
+    assert reported == [([Path("a"), Path("b")], Path("study"))]
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
+    swept = []
+    stand_in("sweep", sweep=lambda runs, out: swept.append(runs) or [])
+    stand_in("report", main=lambda folders, out: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert command.main(["sweep", "demo"]) == 0
+    study = config.load_study("demo", "cuda" if cuda else "cpu")
+    assert swept[0] == [load(name, dict(study.options)) for name in study.presets]
+    assert swept[0][0].env.family == ("minatar" if cuda else "catch")
+    assert command.main(["sweep", "demo", "--device", "cpu", "--seeds", "9"]) == 0
+    assert [run.env.family for run in swept[1]] == ["catch"] * 4
+    assert {run.seeds for run in swept[1]} == {(9,)}
+
+
+def test_report_finds_run_folders_below(stand_in, tmp_path):
+    reported = []
+    stand_in("report", main=lambda folders, out: reported.append((folders, out)))
+    runs = []
+    for name in ("study/b", "study/a/deep", "other"):
+        (tmp_path / name).mkdir(parents=True)
+        config.dump(load("catch/ddqn"), tmp_path / name / "config.yaml")
+        runs.append(tmp_path / name)
+    study, other = tmp_path / "study", tmp_path / "other"
+    assert command.main(["report", str(study)]) == 0
+    assert command.main(["report", str(study), str(other), "--out", "here"]) == 0
+    assert reported == [([runs[1], runs[0]], study), ([runs[1], runs[0], other], Path("here"))]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="none has a config.yaml"):
+        command.run_folders(tmp_path / "empty")
+
+
+def test_bench_shows_help_of_each_measure(stand_in, capsys):
+    seen = []
+
+    def measure(*, games: int = 8) -> None:
+        """Times something.
+
+        Args:
+            games: games that step together
+        """
+        seen.append(games)
+
+    stand_in("bench", env=measure, update=measure, train=measure, replay=measure)
+    assert command.main(["bench", "env", "--games", "3"]) == 0
+    assert seen == [3]
+    with pytest.raises(SystemExit) as caught:
+        command.main(["bench", "env", "--help"])
+    assert caught.value.code == 0
+    assert "games that step together" in capsys.readouterr().out
+
+
+def test_list_names_every_preset_with_its_description(capsys):
+    assert command.main(["list", "presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(preset.presets())
+    for line, name in zip(lines, preset.presets(), strict=True):
+        assert line.split()[0] == name
+        assert line.endswith(preset.description(name))
+
+
+def test_list_names_environments_of_every_family(capsys):
+    assert command.main(["list", "envs"]) == 0
+    families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(families) == {"catch", "minatar", "atari", "gym"}
+    assert families["minatar"] == "asterix breakout freeway seaquest space_invaders"
+    assert "CartPole-v1" in families["gym"]
+
+
+def cerl_process(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "cerl", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, **options)
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    probe = (
+        "import sys; from cerl.__main__ import main; main(['--help']); main(['list', 'presets']); "
+        "sys.exit('torch' in sys.modules or 'tyro' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, env=environment)
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 5  # 0.3 s on an idle core
+    assert cerl_process("--version").stdout == f"cerl {cerl.__version__}\n"
+
+
+def test_closed_pipe_is_no_error():
+    line = f"{sys.executable} -m cerl list presets | true; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
