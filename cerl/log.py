@@ -5,12 +5,9 @@ Rows and metrics are the record (`cerl/rows.py`), TensorBoard shows the same num
 too high: the opposite sign of what the original code logs as `Overestimation`.
 """
 
-import json
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,8 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from cerl import __version__, board, explore, rows
@@ -31,7 +31,6 @@ Array = Tensor | np.ndarray
 
 REFRESH = 0.25  # seconds between looks of the progress bar
 FLUSH = 60.0  # seconds after which training metrics are written even without an evaluation
-LIBRARIES = ("torch", "numpy", "triton", "gymnasium", "ale-py", "envpool", "pydantic", "pyarrow")
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -87,7 +86,7 @@ class Logger:
         self.board = board.Board(self.folder / "tensorboard", self.seeds)
         self.pace = Pace(steps_total)
         self.console = Console(highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
+        self.live: Live | None = None
         self.step, self.updates, self.spent = 0, 0, 0.0  # spent: seconds of earlier sessions
         self.began = self.flushed = time.monotonic()
         self.refreshed = 0.0
@@ -106,14 +105,11 @@ class Logger:
 
     def __enter__(self) -> "Logger":
         self.began = self.flushed = time.monotonic()
-        self._versions()
         if not self.quiet:
             self._introduce()
             if self.console.is_terminal:
-                columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
-                self.bar = Progress(*columns, console=self.console, auto_refresh=False)
-                self.bar.add_task("", total=self.pace.total, completed=self.step)
-                self.bar.start()
+                self.live = Live(console=self.console, auto_refresh=False)
+                self.live.start()
         self.pace.add(self.step, self.updates)
         return self
 
@@ -123,10 +119,10 @@ class Logger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.bar is not None:
+        if self.live is not None:
             self._show()
-            self.bar.stop()
-            self.bar = None
+            self.live.stop()
+            self.live = None
         try:
             self.flush(final=kind is None)
         finally:
@@ -154,29 +150,6 @@ class Logger:
                 text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
                 self._line(f"  {name}: {text.strip()}")
 
-    def _versions(self) -> None:
-        """Adds this session's library versions to versions.json."""
-        path = self.folder / "versions.json"
-        session: dict[str, Any] = {"began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": self.step}
-        session |= {"cerl": __version__, "python": platform.python_version()}
-        for name in LIBRARIES:
-            try:
-                session[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                session[name] = None
-        session["platform"] = platform.platform()
-        session["cuda"] = torch.version.cuda
-        session["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = []
-        text = json.dumps([*before, session], indent=1) + "\n"
-        try:
-            rows.write_atomically(path, lambda file: file.write(text.encode()))
-        except OSError as error:
-            raise rows.RowsError(f"{path}: could not be written ({error.strerror})") from error
-
     # --- printing
 
     def _line(self, text: str) -> None:
@@ -196,19 +169,22 @@ class Logger:
             self._show()
 
     def _show(self) -> None:
-        if self.bar is not None:
-            task = self.bar.task_ids[0]
-            self.bar.update(task, completed=self.step, description=self.headline(), refresh=True)
+        if self.live is not None:
+            where, scores = self.headline()
+            grid = Table.grid(padding=(0, 1))
+            bar = ProgressBar(total=self.pace.total, completed=self.step, width=10)
+            grid.add_row(bar, Text(where, no_wrap=True, overflow="ellipsis"))
+            self.live.update(Group(grid, Text(scores)), refresh=True)
 
-    def headline(self) -> str:
-        """Where the run is, its pace and its latest scores (means over seeds), in one line."""
+    def headline(self) -> tuple[str, str]:
+        """Where the run is and its pace; its latest scores (means over seeds)."""
         steps, updates = self.pace.rates()
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self.latest.items())
         return (
             f"{self.step:,}/{self.pace.total:,} steps  ETA {clock(self.pace.left())}  "
-            f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s  {scores}"
-        ).rstrip()
+            f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s"
+        ), scores
 
     # --- what is recorded
 
@@ -259,9 +235,9 @@ class Logger:
             finite = np.where(np.isfinite(values["return"]), played, 0)
             self.latest["train"] = board.weighted(values["return"], finite)
         self._flush_if_old()
-        if self.bar is None and not self.quiet:
+        if self.live is None and not self.quiet:
             self.pace.add(step, updates)
-            self._line(self.headline())
+            self._line("  ".join(self.headline()).rstrip())
 
     def evaluation(
         self, step: int, updates: int, real_steps: Array, results: Mapping[str, Sequence[Array]]
