@@ -1,8 +1,8 @@
 """Device-resident games: S x E copies of one game stepped by tensor arithmetic, never a host sync.
 
-A game is three pure functions of tensors with one leading axis G = S * E. This file adds what every
-game needs: counter-based draws, sticky actions, autoreset on the next step, a time limit, and a state
-that is allocated once and updated in place, so that a CUDA graph can hold the step.
+A game is three pure functions of tensors with one leading axis G = S * E. This file adds what
+every game needs: counter-based draws, sticky actions, autoreset on the next step, a time limit, and
+a state that is allocated once and updated in place, so that a CUDA graph can hold the step.
 """
 
 import types
@@ -15,7 +15,6 @@ from torch import Tensor
 from cerl import draw
 from cerl.data import EnvSpec, Step
 
-
 _NEVER = 1 << 62
 
 
@@ -24,8 +23,8 @@ class Game(NamedTuple):
 
     `reset(u [G, reset_draws]) -> state`; `step(state, action [G] int64, u [G, draws]) -> (state,
     reward [G] float32, terminal [G] bool)`; `observe(state) -> [G, *observation]` of type `dtype`.
-    Only pointwise operations and small reductions, no shape and no branch that depends on data. A step
-    from a finished game may return anything, but must not fail.
+    Only pointwise operations and small reductions, no shape and no branch that depends on data. A
+    step from a finished game may return anything, but must not fail.
     """
 
     reset: Callable[[Tensor], Any]
@@ -49,10 +48,12 @@ class Memory(NamedTuple):
 class Resident:
     """A VecEnv of S x E copies of one game, on any device, exactly restorable.
 
-    Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced by the
-             last one executed; time_limit in agent steps (0: none), reaching it truncates unless the
-             game ends by itself; salt separates consumers (training, evaluation) of one seed.
-             fuse compiles the step into few kernels (None: on CUDA only); the numbers are the same.
+    Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced
+             by the last one executed (at first id 0); time_limit in agent steps (0: none), reaching
+             it truncates unless the game ends by itself; salt separates consumers (training,
+             evaluation) of one seed; fuse compiles the step into few kernels (None: on CUDA only),
+             the numbers are the same.
+    Raises:  ValueError for no seed, no game, or action ids outside 0..7.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class Resident:
             raise ValueError(f"{name}: expected at most 8 action ids in 0..7, got {game.actions}")
         if not seeds or envs < 1:
             raise ValueError(
-                f"{name} needs at least one seed and one game per seed, got seeds {tuple(seeds)} and "
-                f"envs {envs}; give --seeds and --env.envs"
+                f"{name} needs at least one seed and one game per seed, got seeds "
+                f"{tuple(seeds)} and envs {envs}; give --seeds and --env.envs"
             )
         device = torch.device(device)
         games = len(seeds) * envs
@@ -90,7 +91,9 @@ class Resident:
         )
         blank = game.reset(torch.zeros(games, game.reset_draws, device=device))
         # A reset may share or expand tensors; what is updated in place must own its memory.
-        self._state = type(blank)(*(field.clone(memory_format=torch.contiguous_format) for field in blank))
+        self._state = type(blank)(
+            *(torch.empty(f.shape, dtype=f.dtype, device=device).copy_(f) for f in blank)
+        )
         self._idle = torch.zeros(self._shape, dtype=torch.int64, device=device)
         self._spec = EnvSpec(
             name=name,
@@ -113,8 +116,10 @@ class Resident:
 
     @property
     def columns(self) -> int:
-        """Uniforms that a game is given on each step: the sticky draw, then the rules' (one step either
-        plays or resets, so both read the same columns from the second on)."""
+        """Uniforms that a game is given on each step: the sticky draw, then the rules' own.
+
+        One step either plays or resets, so both read the same columns from the second on.
+        """
         return 1 + max(self._game.draws, self._game.reset_draws)
 
     def draws(self) -> Tensor:
@@ -129,14 +134,15 @@ class Resident:
     def step(self, action: Tensor) -> Step:
         """Advances every game by one agent step.
 
-        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an episode.
+        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an
+                 episode.
         Raises:  ValueError for another shape or type, and on the CPU for an action out of range (on
                  CUDA the test would wait for the device: such an action is then undefined).
         """
         if action.shape != self._shape or action.dtype != torch.int64:
             raise ValueError(
-                f"{self._spec.name}: expected actions [S, E] = {list(self._shape)} of torch.int64, got "
-                f"{list(action.shape)} of {action.dtype}; one action per seed and environment"
+                f"{self._spec.name}: expected actions [S, E] = {list(self._shape)} of torch.int64, "
+                f"got {list(action.shape)} of {action.dtype}; one action per seed and environment"
             )
         if action.device.type == "cpu":
             low, high = action.aminmax()
@@ -154,20 +160,22 @@ class Resident:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores in place, so compiled and captured steps go on with it.
 
-        Raises:  ValueError if a tensor is missing, unknown, or of another shape or type.
+        Raises:  ValueError if a tensor is missing, unknown, or of another shape or type; nothing is
+                 changed then.
         """
         own = self._tensors()
         if own.keys() != state.keys():
             raise ValueError(
-                f"{self._spec.name}: the saved state holds {sorted(state)}, expected {sorted(own)}; "
-                "it is from another game or another version"
+                f"{self._spec.name}: the saved state holds {sorted(state)}, expected "
+                f"{sorted(own)}; it is from another game or another version"
             )
         for name, tensor in own.items():
             saved = state[name]
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise ValueError(
-                    f"{self._spec.name}: saved {name} is {list(saved.shape)} of {saved.dtype}, expected "
-                    f"{list(tensor.shape)} of {tensor.dtype}; restore with the seeds and envs of the run"
+                    f"{self._spec.name}: saved {name} is {list(saved.shape)} of {saved.dtype}, "
+                    f"expected {list(tensor.shape)} of {tensor.dtype}; restore with as many seeds "
+                    "and envs as the run had"
                 )
         for name, tensor in own.items():
             tensor.copy_(state[name])
@@ -186,7 +194,9 @@ class Resident:
         for old, new in zip((*self._memory, *self._state), (*memory, *state), strict=True):
             old.copy_(new)
         self._counter.add_(1)
-        return Step(*(out.unflatten(0, self._shape) for out in (obs, reward, terminated, truncated)))
+        return Step(
+            *(out.unflatten(0, self._shape) for out in (obs, reward, terminated, truncated))
+        )
 
     def _transition(self, action: Tensor, u: Tensor) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
         game, over = self._game, self._memory.done
@@ -224,6 +234,9 @@ def _own_code(method: Any) -> Callable[[Tensor], Step]:
     # The compiler counts recompilations by code object, and every instance is a new specialisation.
     function = method.__func__
     copy = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, closure=function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        closure=function.__closure__,
     )
     return types.MethodType(copy, method.__self__)

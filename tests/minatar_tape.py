@@ -1,12 +1,12 @@
-"""Steps a MinAtar game of ours and of the `minatar` package side by side on the same random numbers.
+"""Steps a MinAtar game of ours and of the `minatar` package side by side on the same randomness.
 
-The package draws from `RandomState` objects; here a tape takes their place and hands out the uniforms
-that our environment uses for that game and step. The package is only ever an oracle.
+The package draws from `RandomState` objects; here a tape takes their place and hands out the
+uniforms that our environment uses for that game and step. The package is only ever an oracle.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import minatar
 import numpy as np
@@ -40,12 +40,10 @@ class Tape:
     def rand(self, size: int | None = None) -> np.ndarray | float:
         return self._next(size)
 
-    def randint(
-        self, low: int, high: int | None = None, size: int | None = None
-    ) -> np.ndarray | int:
+    def randint(self, low: int, high: int | None = None, size: int | None = None) -> Any:
         low, high = (0, low) if high is None else (low, high)
         scaled = np.float32(self._next(size)) * np.float32(high - low)
-        return low + (int(scaled) if size is None else scaled.astype(np.int64))
+        return low + (int(scaled) if size is None else np.asarray(scaled).astype(np.int64))
 
     def _next(self, size: int | None) -> np.ndarray | float:
         caller = sys._getframe(2)
@@ -82,9 +80,9 @@ def side_by_side(
 ) -> Report:
     """Asserts that observation, reward and terminal are equal at every step of every game.
 
-    Args:    policy gives the actions (None: uniform over all six); watch is called after every step
-             with the package's game objects (`minatar.environments.<name>.Env`) and our environment,
-             e.g. to count rare events.
+    Args:    policy gives the actions (None: uniform over all six); watch is called after every
+             step with the package's game objects (`minatar.environments.<name>.Env`) and our
+             environment, e.g. to count rare events.
     """
     config = MinAtarEnv(
         name=name,  # type: ignore[arg-type]
@@ -97,7 +95,7 @@ def side_by_side(
     theirs = [minatar.Environment(name, sticky, ramping) for _ in range(games)]
     tapes = [Tape(sections or {}) for _ in range(games)]
     for env, tape in zip(theirs, tapes, strict=True):
-        env.random = env.env.random = tape
+        env.__dict__["random"] = env.env.random = tape
     rng = np.random.default_rng(seed)
 
     def fill() -> None:

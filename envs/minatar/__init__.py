@@ -1,9 +1,10 @@
 """MinAtar (Young and Tian 2019, arXiv:1903.03176) on the device: five games, S x E copies of each.
 
-Every game is a module of pure functions over its own `State` (tensors [G, ...], G = S * E): `reset`,
-`step` and `observe`, with `CHANNELS` planes of 10 x 10 cells, `MINIMAL` the ids of its minimal action
-set (no-op, left, up, right, down, fire = 0..5), and the numbers of uniforms that a step (`DRAWS`) and
-a reset (`RESET_DRAWS`) may use. Dynamics are those of the `minatar` package 1.0.15, quirks included.
+Every game is a module of pure functions over its own `State` (tensors [G, ...], G = S * E):
+`reset`, `step` and `observe`, with `CHANNELS` planes of 10 x 10 cells, `MINIMAL` the ids of its
+minimal action set (no-op, left, up, right, down, fire = 0..5), and the numbers of uniforms that a
+step (`DRAWS`) and a reset (`RESET_DRAWS`) may use. Dynamics are those of the `minatar` package
+1.0.15, quirks included.
 """
 
 from collections.abc import Sequence

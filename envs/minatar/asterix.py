@@ -1,8 +1,8 @@
 """Asterix: dodge enemies and collect gold (reward 1) that cross eight rows from either side.
 
-Row y can hold only the entity of slot y - 1, so at most one slot can meet the player. With ramping,
-entities appear and move faster as an episode goes on. Quirk of the original: a spawn decides side and
-kind before it finds that no slot is free.
+Row y can hold only the entity of slot y - 1, so at most one slot can meet the player. With
+ramping, entities appear and move faster as an episode goes on. Quirk of the original: a spawn
+decides side and kind before it finds that no slot is free.
 """
 
 from typing import NamedTuple
@@ -46,9 +46,7 @@ def reset(u: Tensor) -> State:
     return State(*scalars, present=empty, at=empty.int(), right=empty, gold=empty)
 
 
-def step(
-    state: State, action: Tensor, u: Tensor, *, ramping: bool
-) -> tuple[State, Tensor, Tensor]:
+def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Spawns, moves the player, then the entities, then raises the difficulty.
 
     Args:    u [G, 3]: side, kind (a third is gold), and which of the free slots.

@@ -1,8 +1,8 @@
 """Breakout: a paddle keeps a ball in play that breaks three rows of bricks; reward 1 per brick.
 
-The wall is one mask of 30 bits, so a game is nine numbers and the whole step is pointwise. Quirks of
-the original: a ball that has just broken a brick flies through the next one, the wall is built anew
-only when the ball reaches the paddle's row, and that row counts only where no brick was met.
+The wall is one mask of 30 bits, so a game is nine numbers and the whole step is pointwise. Quirks
+of the original: a ball that has just broken a brick flies through the next one, and the wall is
+built anew only when the ball reaches the paddle's row.
 """
 
 from typing import NamedTuple
@@ -49,9 +49,7 @@ def reset(u: Tensor) -> State:
     )
 
 
-def step(
-    state: State, action: Tensor, u: Tensor, *, ramping: bool
-) -> tuple[State, Tensor, Tensor]:
+def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Moves the paddle, then the ball. Args: `u` and `ramping` are unused, the game has neither."""
     paddle = (state.paddle + (action == 3).int() - (action == 1).int()).clamp(0, 9)
     ahead = state.column + state.right

@@ -50,9 +50,7 @@ def reset(u: Tensor) -> State:
     )
 
 
-def step(
-    state: State, action: Tensor, u: Tensor, *, ramping: bool
-) -> tuple[State, Tensor, Tensor]:
+def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Moves the chicken, then the cars. Args: `ramping` is unused, the game has none."""
     lane = torch.arange(1, _LANES + 1, dtype=torch.int32, device=u.device)
     able = state.rest == 0

@@ -1,0 +1,184 @@
+"""The contract of `cerl.envs.api`, asked of every environment. Append a builder to join."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from cerl.config import AtariEnv, CatchEnv, GymEnv, MinAtarEnv
+from cerl.envs.api import VecEnv
+from cerl.envs.catch import Catch
+from cerl.envs.gym import Gym
+from cerl.envs.minatar import MinAtar
+from cerl.envs.pool import AtariPool
+
+# name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
+# by terminal or time limit, within STEPS steps.
+Build = Callable[[Sequence[int], int], VecEnv]
+STEPS = 60
+
+
+def catch(seeds: Sequence[int], salt: int) -> VecEnv:
+    return Catch(CatchEnv(envs=3, rows=6), seeds=seeds, salt=salt, device="cpu")
+
+
+def minatar(name: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        config = MinAtarEnv.model_validate({"name": name, "envs": 3, "time_limit": 40})
+        return MinAtar(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def atari(backend: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        pytest.importorskip({"ale": "ale_py"}.get(backend, backend))
+        options = {"backend": backend, "sticky": 0.25, "fire_reset": True, "threads": 1}
+        config = AtariEnv.model_validate({"name": "Pong", "envs": 2, "time_limit": 40, **options})
+        return AtariPool(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def gymnasium(name: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        config = GymEnv(name=name, envs=3, time_limit=40)
+        return Gym(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+BUILDERS: dict[str, Build] = {
+    "catch": catch,
+    "asterix": minatar("asterix"),
+    "breakout": minatar("breakout"),
+    "freeway": minatar("freeway"),
+    "seaquest": minatar("seaquest"),
+    "space_invaders": minatar("space_invaders"),
+    "atari_ale": atari("ale"),
+    "atari_envpool": atari("envpool"),
+    "gym_cartpole": gymnasium("CartPole-v1"),
+    "gym_frozen_lake": gymnasium("FrozenLake-v1"),
+}
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def build(request):
+    opened = []
+
+    def open_one(seeds: Sequence[int] = (4, 9), salt: int = 0) -> VecEnv:
+        opened.append(BUILDERS[request.param](seeds, salt))
+        return opened[-1]
+
+    yield open_one
+    for env in opened:
+        env.close()
+
+
+def plan(env: VecEnv, seeds: int, steps: int = STEPS) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, env.spec.actions, (steps, seeds, env.spec.envs), generator=generator)
+
+
+def copy(step):
+    """Steps may be overwritten by later ones; a test keeps its own."""
+    return type(step)(*(field.clone() for field in step))
+
+
+def play(env: VecEnv, actions: torch.Tensor):
+    return [copy(env.reset()), *(copy(env.step(action)) for action in actions)]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_shapes_and_types_are_those_of_the_spec(build):
+    env = build()
+    spec = env.spec
+    assert spec.envs >= 2 and spec.actions >= 2 and spec.frames >= 1 and spec.name
+    for step in play(env, plan(env, 2, 5)):
+        assert step.obs.shape == (2, spec.envs, *spec.observation) and step.obs.dtype == spec.dtype
+        assert step.reward.shape == (2, spec.envs) and step.reward.dtype == torch.float32
+        for flag in (step.terminated, step.truncated):
+            assert flag.shape == (2, spec.envs) and flag.dtype == torch.bool
+
+
+def test_the_step_after_an_end_is_the_first_of_the_next_episode(build):
+    env = build()
+    steps = play(env, plan(env, 2))
+    assert not steps[0].reward.any() and not (steps[0].terminated | steps[0].truncated).any()
+    ends = 0
+    for last, first in zip(steps[:-1], steps[1:], strict=True):
+        over = last.terminated | last.truncated
+        ends += int(over.sum())
+        assert not first.reward[over].any()
+        assert not (first.terminated | first.truncated)[over].any()
+    assert ends > 0
+
+
+def test_the_action_after_an_end_is_ignored(build):
+    if not build().spec.exact_state:
+        pytest.skip("needs two environments in one state")
+    one, two = build(), build()
+    actions = plan(one, 2)
+    last = play(one, actions[:0])[0]
+    play(two, actions[:0])
+    ignored = 0
+    for action in actions:
+        over = last.terminated | last.truncated
+        other = torch.where(over, (action + 1) % one.spec.actions, action)
+        last = copy(one.step(action))
+        assert same(last, two.step(other))
+        ignored += int(over.sum())
+    assert ignored > 0
+
+
+def test_terminated_and_truncated_exclude_each_other(build):
+    env = build()
+    for step in play(env, plan(env, 2)):
+        assert not (step.terminated & step.truncated).any()
+
+
+def test_reset_starts_new_episodes_everywhere(build):
+    env = build()
+    play(env, plan(env, 2, 7))
+    first = env.reset()
+    assert not first.reward.any() and not (first.terminated | first.truncated).any()
+
+
+def test_a_saved_state_goes_on_bit_for_bit_or_starts_new_episodes(build):
+    one, two = build(), build()
+    actions = plan(one, 2)
+    play(one, actions[:20])
+    saved = one.state_dict()
+    play(two, actions[:3])
+    if not one.spec.exact_state:
+        first = two.load_state_dict(saved)
+        assert first is not None
+        assert not first.reward.any() and not (first.terminated | first.truncated).any()
+        return
+    want = [copy(one.step(action)) for action in actions[20:]]
+    assert two.load_state_dict(saved) is None
+    assert all(
+        same(two.step(action), step) for action, step in zip(actions[20:], want, strict=True)
+    )
+
+
+def test_a_seed_plays_the_same_alone_and_among_others(build):
+    among, alone = build((4, 9, 1)), build((9,))
+    actions = plan(among, 3)
+    for a, b in zip(play(among, actions), play(alone, actions[:, 1:2]), strict=True):
+        assert same([field[1:2] for field in a], b)
+
+
+def test_seeds_envs_and_salts_differ(build):
+    env = build((4, 9))
+    actions = plan(env, 2)
+    # All games get the same actions, so what differs is their randomness.
+    actions = actions[:, :1, :1].expand_as(actions).contiguous()
+    one, other = play(env, actions), play(build((4, 9), 1), actions)
+    obs = torch.stack([step.obs for step in one])
+    assert not torch.equal(obs[:, 0], obs[:, 1])
+    assert not torch.equal(obs[:, :, 0], obs[:, :, 1])
+    assert not torch.equal(obs, torch.stack([step.obs for step in other]))
