@@ -16,7 +16,6 @@ from cerl.envs.pool import AtariPool, EnvPoolGames
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("envpool")
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def build(seeds=(0,), salt=0, **options) -> AtariPool:
@@ -302,8 +301,8 @@ def test_fire_has_the_emulator_s_place_among_the_actions_of_every_game():
 def test_ale_plays_no_no_ops_when_none_are_allowed():
     # With a no-op frame in some of the games, the cars of Freeway would be elsewhere in these.
     config = AtariEnv(name="Freeway", noop_max=0, fire_reset=True)
-    games = AleGames(config, seeds=range(100, 106), threads=1)
-    frames = [games.reset(None)[0], *(games.step(np.zeros(6))[0] for _ in range(10))]
+    games = AleGames(config, seeds=range(100, 104), threads=1)
+    frames = [games.reset(None)[0], *(games.step(np.zeros(4))[0] for _ in range(10))]
     games.close()
     assert all((frame == frame[:1]).all() for frame in frames)
 
@@ -343,9 +342,7 @@ def test_bad_actions_are_refused_by_shape_type_and_range():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_results_arrive_on_the_device_as_they_were_sent(dtype, device):
     spec = EnvSpec("odd", (3, 5), dtype, 2, 3, 1, False, False)
     outbox = Outbox(spec, seeds=2, device=device)
