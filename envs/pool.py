@@ -1,4 +1,4 @@
-"""Atari 2600, S x E games on the host's cores, one 84x84 grey frame an agent step (stacks come from replay).
+"""Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step, stacked by replay.
 
 `AtariPool` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
 EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A frame is
@@ -11,7 +11,8 @@ What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine'
   (both back ends read it after), and an agent step later when the game ends on a skip's last frame.
 - EnvPool cannot start an episode without a no-op frame unless it presses FIRE; ale-py can. So
   `noop_max: 0` without FIRE asks for `backend: ale`.
-- The first frame there is a maximum with zeros, which is the frame itself: the same here.
+- The first frame there is a maximum with zeros, which is the frame itself: the same here. Episodes are
+  cut at 27,000 agent steps by its runner, gym's TimeLimit being removed: `time_limit` here.
 - The last frame of a game: EnvPool pools it with what its buffer holds, ale-py leaves it out. It is the
   observation of a terminal, which nothing learns from. A time limit's last frame is right in both.
 - Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
