@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import checkpoint, config as configuration, draw, envs
+from cerl import checkpoint, draw, envs
+from cerl import config as configuration
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.collect import Collector
@@ -22,6 +23,9 @@ from cerl.graph import captured
 from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
+
+
+FINISHED = "finished"  # file of a run folder whose run came to its end
 
 
 class Parts(NamedTuple):
@@ -105,6 +109,8 @@ def train(config: Config) -> Path:
 def resume(folder: Path) -> Path:
     """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can."""
     config = configuration.load_file(folder / "config.yaml")
+    if (folder / FINISHED).is_file():
+        raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
     parts = assemble(config)
     state = checkpoint.load(folder, map_location=parts.device)
     logger = _logger(config, parts, folder)
@@ -211,6 +217,7 @@ def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Log
                 raise KeyboardInterrupt
             logger.progress(steps, done)
     close(parts)
+    (folder / FINISHED).write_text(f"{schedule.steps} agent steps of one seed\n")
     return folder
 
 
