@@ -15,7 +15,7 @@ MOVES = np.array([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1], [0, 0]])  # columns,
 
 
 def hunter(obs: np.ndarray, t: int, rng: np.random.Generator) -> np.ndarray:
-    """Keeps a column away from enemies, shoots at what is ahead, fetches divers, surfaces in time."""
+    """Keeps away from enemies, shoots at what is ahead, fetches divers, surfaces in time."""
     games = np.arange(len(obs))
     y, x = np.divmod(obs[:, BOW].reshape(len(obs), 100).argmax(1), 10)
     after = np.clip(np.stack([x, y], 1)[:, None] + MOVES, 0, [9, 8])  # [G, 6, 2]
@@ -29,7 +29,8 @@ def hunter(obs: np.ndarray, t: int, rng: np.random.Generator) -> np.ndarray:
     rows, columns = np.mgrid[:10, :10]
     away = abs(rows - y[:, None, None]) + abs(columns - x[:, None, None]) + 100 * ~obs[:, DIVER]
     nearest = away.reshape(len(obs), 100).argmin(1)
-    goal = np.where(obs[:, DIVER].any((1, 2))[:, None], np.stack([nearest % 10, nearest // 10], 1), 5)
+    near = np.stack([nearest % 10, nearest // 10], 1)
+    goal = np.where(away.min((1, 2))[:, None] < 100, near, 5)
     # Some games fill the boat before they surface, some take each diver up, some stay below.
     home = (crew >= np.where(games % 2 == 0, 6, 1 + games // 2 % 6)) | ((crew > 0) & (air <= 3))
     home &= games % 16 != 15
@@ -109,7 +110,7 @@ def test_skilled_play_matches_the_package(ramping: bool) -> None:
     report = side_by_side(
         "seaquest",
         games=64,
-        steps=1200,
+        steps=1000,
         ramping=ramping,
         sticky=0.05,
         policy=hunter,
@@ -118,7 +119,7 @@ def test_skilled_play_matches_the_package(ramping: bool) -> None:
         watch=witness,
     )
     seen = witness.seen
-    assert report.steps > 70_000
+    assert report.steps > 60_000
     for crew in range(-1, 7):
         assert seen[f"surfaced with {crew}"] > 0, seen
     for cause in ("no oxygen", "fish", "submarine", "missile", "nobody on board"):
@@ -126,13 +127,14 @@ def test_skilled_play_matches_the_package(ramping: bool) -> None:
     assert report.rewards[1.0] > 1000 and max(report.rewards) >= 8, report.rewards
     assert seen["missiles"] > 10_000
     if ramping:
-        assert seen["level"] == 19 and seen["most enemies"] > 20 and seen["cells shared"] > 500, seen
+        assert seen["level"] == 19 and seen["most enemies"] > 20, seen
+        assert seen["cells shared"] > 500, seen
     else:
         assert seen["level"] == 0 and seen["most enemies"] > 2, seen
 
 
 def test_crowded_water_matches_the_package() -> None:
-    """Crews of -1, as after six rescued divers, surface at will until an enemy comes on every step."""
+    """Crews of -1, as after a rescue, surface at will until an enemy comes on every step."""
     witness = Witness(64)
 
     def crew_of_minus_one(theirs: list, ours: Resident) -> None:
@@ -170,10 +172,12 @@ def test_compiled_step_traces_and_agrees() -> None:
     compiled = torch.compile(seaquest.step, fullgraph=True, dynamic=False, backend="aot_eager")
     generator = torch.Generator().manual_seed(0)
     state = seaquest.State(*(x.contiguous() for x in seaquest.reset(torch.empty(16, 0))))
-    seen = dict.fromkeys(("fish", "subs", "missiles_left", "missiles_right", "newer", "older"), False)
+    met = ("fish", "subs", "missiles_left", "missiles_right", "newer", "older")
+    seen = dict.fromkeys(met, False)
     for t in range(80):
         # Down first, so that enemies, divers and torpedoes meet the boat.
-        action = torch.randint(0, 6, (16,), generator=generator) if t > 3 else torch.full((16,), DOWN)
+        action = torch.randint(0, 6, (16,), generator=generator)
+        action = torch.full_like(action, DOWN) if t < 4 else action
         u = torch.rand(16, seaquest.DRAWS, generator=generator)
         want = seaquest.step(state, action, u, ramping=True)
         got = compiled(state, action, u, ramping=True)

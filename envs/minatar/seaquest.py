@@ -1,16 +1,15 @@
-"""Seaquest: hunt fish and submarines, collect divers and surface before the oxygen runs out.
+"""Seaquest: hunt fish and submarines, collect divers, surface before the oxygen runs out.
 
-Each of the ten rows is one word of 60 bits: bit 6 * column + wait is an enemy that moves after `wait`
-more steps. The rules admit nothing else: all enemies of a row swim the same way; enemies that share a
-cell differ in their wait, because they appear at least one step apart once the speed is at its limit
-and at least 15 apart before; of those in one cell the oldest has the shortest wait. So no number of
-enemies can overflow a word, and to move them all is to shift words.
+Each of the ten rows is one word of 60 bits: bit 6 * column + wait is an enemy that moves after
+`wait` more steps. The rules admit nothing else: the enemies of a row all swim the same way, and two
+in one cell differ in their wait, the older one's being shorter. (They swim at one speed, which
+changes only while they appear at least 15 steps apart; later it is one step.) So no number of
+enemies can overflow a word, and shifting words moves them all. A torpedo or a missile is the lowest
+bit of its cell. At most two divers are in the water: one appears every 30 steps and needs 60 to
+cross it, so a diver's column follows from the clock.
 
-A torpedo or a missile is the lowest bit of its cell. At most two divers are in the water: one appears
-every 30 steps and needs 60 to cross it, so a diver's column follows from the clock.
-
-Quirks of the original: surfacing with six divers leaves -1 on board, and with any number but zero the
-next surfacing is safe; a submarine that is hit still launches its missile in that step.
+Quirks of the original: surfacing with six divers leaves -1 on board, and surfacing is safe with any
+number but zero; a submarine that is hit still launches its missile in that step.
 """
 
 from typing import NamedTuple
@@ -55,7 +54,8 @@ class State(NamedTuple):
     heading: Tensor  # [G, 10] bool, enemies of this row swim to the right
     fish: Tensor  # [G, 10] int64 words
     subs: Tensor  # [G, 10] int64 words
-    phase_0: Tensor  # [G, 10] int64 words; binary digits of the clock at which each submarine launches
+    # The clock at which each submarine launches, a word for each of its binary digits.
+    phase_0: Tensor  # [G, 10] int64 words
     phase_1: Tensor  # [G, 10] int64 words
     phase_2: Tensor  # [G, 10] int64 words
     phase_3: Tensor  # [G, 10] int64 words
@@ -122,7 +122,8 @@ def step(
     danger = before | moved | missiles_right | missiles_left | arrived
     arrived, left_over = _strike(arrived, left_over)
     fish = waiting | arrived
-    hits = (_cells(flying ^ left_over) * _FIRST >> 54 & _CELL).sum(1)  # the product adds up the cells
+    # The product adds up the cells, in the last of them.
+    hits = ((flying ^ left_over) * _FIRST >> 54 & _CELL).sum(1)
     terminal = (here & (danger >> 6 * x[:, None] & _CELL != 0)).any(1) | (state.oxygen <= 0)
 
     under = y > 0
@@ -188,11 +189,11 @@ def observe(state: State) -> Tensor:
         ],
         1,
     )  # [G, 10, 10]
-    return words[..., None] >> 6 * rows & _CELL != 0  # [G, 10, 10, 10]
+    return words[..., None] & (_CELL << 6 * rows) != 0  # [G, 10, 10, 10]
 
 
 def _speed(level: Tensor) -> Tensor:
-    # Steps that an enemy waits between two moves: 5, then one less at every other level, at least 2.
+    # Steps that an enemy waits between moves: 5, one less at every other level, at least 2.
     return (5 - (level >> 1)).clamp(min=2)
 
 

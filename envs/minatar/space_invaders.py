@@ -1,12 +1,12 @@
 """Space Invaders: shoot a block of aliens (reward 1 each) that comes down and shoots back.
 
-A board of 100 cells is two words of 50 bits, bit 10 * (row % 5) + column of the upper or the lower five
-rows, so a step needs nothing but arithmetic on a few numbers of each game. No randomness. With
-ramping, every cleared block is followed by one that moves a step earlier, down to every sixth step.
+A board of 100 cells is two words of 50 bits, bit 10 * (row % 5) + column of the upper or the lower
+five rows, so a step is arithmetic on a few numbers of each game. There is no randomness. With
+ramping, a cleared block is followed by one that moves a step earlier, down to every sixth step.
 
-Quirks of the original: the nearest column of aliens shoots, of two equally near the left one; aliens
-that reach the floor when the block steps down come in again at the top, in the episode's last state; a
-new block keeps the direction and the clock of the last one.
+Quirks of the original: the nearest column of aliens shoots, of two equally near the left one;
+aliens on the floor when the block steps down come in again at the top, in the episode's last state;
+a new block keeps the direction and the clock of the last one.
 """
 
 from typing import NamedTuple
@@ -118,36 +118,30 @@ def step(
 
 
 def observe(state: State) -> Tensor:
-    bit = torch.arange(50, device=state.column.device)
-    zero, left = torch.zeros_like(state.column), state.goes_left
-    words = [
-        zero,
-        1 << 40 + state.column,
-        state.upper_aliens,
-        state.lower_aliens,
-        torch.where(left, state.upper_aliens, 0),
-        torch.where(left, state.lower_aliens, 0),
-        torch.where(left, 0, state.upper_aliens),
-        torch.where(left, 0, state.lower_aliens),
-        state.upper_shots,
-        state.lower_shots,
-        state.upper_bombs,
-        state.lower_bombs,
-    ]
-    cells = torch.stack(words, 1)[..., None] >> bit & 1 != 0  # [G, 12, 50]
-    return cells.view(-1, CHANNELS, 10, 10)
+    left, cannon = state.goes_left, 1 << 40 + state.column
+    # Nothing of the cannon is in the upper half.
+    upper = (cannon >> 50, state.upper_aliens, state.upper_shots, state.upper_bombs)
+    lower = (cannon, state.lower_aliens, state.lower_shots, state.lower_bombs)
+    planes = []
+    for first, aliens, *rest in (upper, lower):
+        ways = torch.where(left, aliens, 0), torch.where(left, 0, aliens)
+        planes.append(torch.stack([first, aliens, *ways, *rest], 1)[..., None, None])
+    ten = torch.arange(10, device=cannon.device)
+    row = ten[:, None]
+    word = torch.where(row < 5, planes[0], planes[1])  # [G, 6, 10, 1]
+    return word & (1 << 10 * (row % 5) + ten) != 0  # [G, 6, 10, 10]
 
 
 def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # The block one cell on, or one row down where it meets the wall; its direction; whether it landed.
+    # The block one cell on, or one row down at the wall; its direction; whether it has landed.
     upper, lower, left = state.upper_aliens, state.lower_aliens, state.goes_left
     wall = torch.where(left, _COLUMN, _COLUMN << 9)
     turns = (upper | lower) & wall != 0
     upper_down = upper << 10 & _HALF | lower >> 40
     lower_down = lower << 10 & _HALF | upper >> 40
-    upper = torch.where(turns, upper_down, torch.where(left, upper >> 1, upper << 1))
+    upper_on = torch.where(turns, upper_down, torch.where(left, upper >> 1, upper << 1))
     lower_on = torch.where(turns, lower_down, torch.where(left, lower >> 1, lower << 1))
-    return upper, lower_on, left ^ turns, turns & (lower >> 40 != 0)
+    return upper_on, lower_on, left ^ turns, turns & (lower >> 40 != 0)
 
 
 def _bomber(upper: Tensor, lower: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +155,8 @@ def _bomber(upper: Tensor, lower: Tensor, column: Tensor) -> tuple[Tensor, Tenso
     left = left | left >> 4
     left = left | left >> 8
     left, right = left ^ left >> 1, right & -right  # the nearest of either side: 2**i and 2**j
-    # column - i <= j - column is 2**i * 2**j >= 2**(2 * column); without a left one the product is 0.
+    # The left one is as near: column - i <= j - column, so 2**i * 2**j >= 2**(2 * column). Without
+    # a left one the product is 0.
     nearest = torch.where((right == 0) | (left * right >= 1 << 2 * column), left, right)
     shaft = nearest * _COLUMN
     upper, lower = upper & shaft, lower & shaft
