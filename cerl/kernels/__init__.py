@@ -1,8 +1,8 @@
 """Triton kernels, each beside the plain-torch definition of the same name and signature.
 
 `impl` picks one: "reference" is the definition, "triton" the kernel (CUDA tensors, or Triton's
-interpreter), "auto" the kernel on CUDA and the definition on the CPU. No kernel ever gives way to its
-definition on its own.
+interpreter), "auto" the kernel on CUDA and the definition on the CPU. No kernel ever gives way to
+its definition on its own.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ Impl = Literal["auto", "reference", "triton"]
 def runs_triton(impl: str, device: torch.device) -> bool:
     """Whether `impl` means the Triton kernel for tensors on `device`.
 
-    Raises: ValueError for an unknown `impl` or a device that Triton cannot run on; RuntimeError where
-            Triton is needed and not installed.
+    Raises: ValueError for an unknown `impl` or a device that Triton cannot run on; RuntimeError
+            where Triton is needed and not installed.
     """
     if impl not in ("auto", "reference", "triton"):
         raise ValueError(f"impl: expected auto, reference or triton, got {impl!r}")

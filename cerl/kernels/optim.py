@@ -33,8 +33,8 @@ def rmsprop(
     w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
 
     Args:   velocity holds d and is empty without momentum; impl as in `cerl.kernels`.
-    Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape a
-            leaf; a gradient alone may be strided.
+    Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape
+            a leaf; a gradient alone may be strided.
     """
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
@@ -82,8 +82,8 @@ def adam(
 ) -> None:
     """Adam (Kingma and Ba 2015, algorithm 1).
 
-    Args:   scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t), both float32 on the
-            device of the leaves; impl as in `cerl.kernels`.
+    Args:   scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t), both float32 on
+            the device of the leaves; impl as in `cerl.kernels`.
     Raises: as `rmsprop`.
     """
     if runs_triton(impl, leaves[0].device):

@@ -215,8 +215,8 @@ def _groups(
                 )
             if tensor.shape != tensors[0].shape or not tensor.is_contiguous():
                 raise ValueError(
-                    f"leaf {number}: expected contiguous tensors of shape {list(tensors[0].shape)}, "
-                    f"got {list(tensor.shape)} with strides {list(tensor.stride())}"
+                    f"leaf {number}: expected contiguous tensors of shape "
+                    f"{list(tensors[0].shape)}, got {list(tensor.shape)} with strides {list(tensor.stride())}"
                 )
     lists = (leaves, grads, *state)
     return [
