@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     values: Tensor  # [N, B, J, A] (or [..., A, atoms]) of the given parameters at the states
     targets: Tensor  # [N, B, J] (or [..., atoms]) regression target of every head
     head_losses: list[Tensor]  # of each update: [N, J] mean over the batch, before the update
-    losses: list[Tensor]  # of each update: [N], sum over heads, before the update
+    losses: list[Tensor]  # of each update: [N], sum over heads (with MICo), before the update
     parameters: list[dict[str, Tensor]]  # after each update, by leaf name
 
 
@@ -62,9 +62,15 @@ def run_updates(
              states, next_states [B, height, width, stack] or [B, features], raw (scaled inside by
              config.net.scale); actions [B] int64; rewards [B], n-step sums where n_step > 1;
              terminals [B], 1 where nothing follows; action_count A.
-    Raises:  ValueError if a leaf is missing, unknown or of another shape.
+    Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
+             config asks for batches or bootstrap masks, which one given batch cannot have.
     Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given transitions.
     """
+    if config.loss.batches != "shared" or config.loss.mask_probability < 1.0:
+        raise ValueError(
+            "every member learns from every transition given; expected loss.batches shared and "
+            f"loss.mask_probability 1, got {config.loss.batches} and {config.loss.mask_probability:g}"
+        )
     image = states.dim() == 4
     shape = tuple(states.shape[1:3]) if image else tuple(states.shape[1:])
     spec = EnvSpec("batch", shape, states.dtype, action_count, len(states), 1, True, True)
@@ -101,7 +107,7 @@ def run_updates(
     outcome: Outcome | None = None
     for _ in range(updates):
         losses, values = agent.head_losses(net, target, batch)
-        loss = losses.sum(-1)
+        loss, _ = agent.member_losses(net, target, batch, losses, values)
         if outcome is None:
             q, y = values.q[0].squeeze(2).detach(), values.target[0].squeeze(2)
             outcome = Outcome(q, y, [], [], [])

@@ -81,10 +81,17 @@ class QNet(nn.Module):
 
     def values(self, features: Tensor, heads: int) -> Tensor:
         """Values of the first `heads` heads [S, N, rows, heads, A], or [..., A, atoms]."""
-        if self.feature_norm:
-            features = features / (features.norm(dim=-1, keepdim=True) + 1e-6)
-        q = self.final(scale_gradient(features, self.fork_scale), heads)
+        features = scale_gradient(features, self.fork_scale)
+        if isinstance(self.final, ForkedHeads):
+            q = self.final.output(self._normed(self.final.features(features, heads)))
+        else:
+            q = self.final(self._normed(features), heads)
         return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
+
+    def _normed(self, features: Tensor) -> Tensor:
+        if not self.feature_norm:
+            return features
+        return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, heads: int) -> Tensor:
         """Values of stacked, scaled inputs x [S, M, rows, ...]."""
@@ -270,6 +277,12 @@ class DQN:
         if mask is not None:
             batch = batch._replace(weight=batch.weight * mask.unsqueeze(-1))
         losses, values = self.head_losses(net, target, batch)
+        return self.member_losses(net, target, batch, losses, values)
+
+    def member_losses(
+        self, net: QNet, target: QNet, batch: Transition, losses: Tensor, values: Values
+    ) -> tuple[Tensor, Metrics]:
+        """What `loss` returns, from the losses of the heads: their sum, with MICo where asked."""
         loss, weight = losses.sum(-1), self.config.loss.mico_weight
         metrics = {
             "loss": losses[..., 0].detach(),
@@ -277,9 +290,11 @@ class DQN:
             "q_pi": self.kind.mean(values.q.detach())[..., 0, :].max(-1)[0].mean((2, 3)),
         }
         if weight:
-            encoded = scale_gradient(values.encoded, net.fork_scale)
+            # Layers shared above the convolutions scale only what passes them: repeat it here.
+            above = net.shared > len(net.encoder.convs)
+            scale = net.fork_scale * (net.share_scale if above else 1.0)
             metric = mico(
-                encoded,
+                scale_gradient(values.encoded, scale),
                 *(target.features(x)[0].detach() for x in (batch.x, batch.x_next)),
                 reward=batch.reward[..., 0].flatten(2),
                 weight=batch.weight.flatten(2),
