@@ -27,7 +27,7 @@ commands:
   train --resume RUN              go on from the newest checkpoint of a run folder
   eval RUN [OPTIONS]              play the newest checkpoint: every member, and the aggregate
   sweep PRESET... [OPTIONS]       train presets x environments one after the other, then report
-  report RUN... [--out FOLDER]    tables and learning curves of finished or running runs
+  report RUN... [OPTIONS]          tables and learning curves of finished or running runs
   bench NAME [OPTIONS]            measure this machine: env, update, train, replay
   list [presets|envs]             what can be trained, and on what
   --version                       print the version
@@ -60,12 +60,13 @@ A PRESET may be a preset, a YAML file, or the study `demo`, which picks its pres
   OPTIONS           any option of `cerl train PRESET --help`, applied to every run"""
 
 REPORT = """\
-usage: cerl report RUN... [--out FOLDER]
+usage: cerl report RUN... [--out FOLDER] [--last K]
 
 Tables and learning curves. A RUN is a run folder, or a folder that holds run folders.
 
   --out FOLDER      receives table.md, table.csv, summary.parquet and curves.png
-                    (default: the RUN, if there is one only, else report)"""
+                    (default: the RUN, if there is one only, else report)
+  --last K          scores are means over the last K evaluations of a run (default: 1)"""
 
 LIST = "usage: cerl list [presets|envs]"
 
@@ -341,25 +342,19 @@ def _report(arguments: list[str]) -> None:
         return
     names, options = _split(arguments)
     out, options = _taken(options, "--out")
+    last, options = _taken(options, "--last")
     if options:
         raise ConfigError(f"report: no such option {options[0]!r}; see `cerl report --help`")
-    folder = _one_folder("report", out, default=names[0] if len(names) == 1 else "report")
-    folders = [folder for name in names for folder in run_folders(Path(name))]
-    if not folders:
+    if not names:
         raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
+    count = " ".join(last or ["1"])
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"report --last: expected a number of evaluations, got {count!r}")
+    alone = len(names) == 1 and not Path(names[0]).is_file()
+    folder = _one_folder("report", out, default=names[0] if alone else "report")
     from cerl import report
 
-    report.main(folders, folder)
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The run folders at or below a folder, sorted. Raises: ConfigError if there is none."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: expected a run folder, got {_nature(folder)}")
-    found = sorted(path.parent for path in folder.rglob("config.yaml"))
-    if not found:
-        raise ConfigError(f"{folder}: no run folder at or below it (none has a config.yaml)")
-    return found
+    report.main([Path(name) for name in names], folder, last=int(count))
 
 
 def _bench(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ import cerl
 from cerl import __main__ as command
 from cerl import config, preset
 from cerl.config import load
-from cerl.mistakes import ConfigError, keys
+from cerl.mistakes import keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,8 +109,10 @@ def test_resume_hands_on_the_folder(stand_in, run_folder, capsys):
         ("train atari/cerl --ensemble.shared-layers 4", "expected at most 3 with heads cerl"),
         ("train catch/ddqn --device gpu", "device: expected auto, cpu, cuda or cuda:NUMBER"),
         ("eval nowhere", "expected a run folder, got no such folder"),
-        ("report nowhere", "expected a run folder"),
-        ("report --oot x", "no such option '--oot'"),
+        ("report nowhere", "nowhere"),
+        ("report --out x", "expected at least one run folder"),
+        ("report a --last 0", "expected a number of evaluations, got '0'"),
+        ("report a --oot x", "no such option '--oot'"),
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
         ("sweep minatar/ddqn --envs", "expected a value, got nothing"),
@@ -254,21 +256,17 @@ def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
     assert {run.seeds for run in swept[1]} == {(9,)}
 
 
-def test_report_finds_run_folders_below(stand_in, tmp_path):
+def test_report_hands_on_folders_and_options(stand_in):
     reported = []
-    stand_in("report", main=lambda folders, out: reported.append((folders, out)))
-    runs = []
-    for name in ("study/b", "study/a/deep", "other"):
-        (tmp_path / name).mkdir(parents=True)
-        config.dump(load("catch/ddqn"), tmp_path / name / "config.yaml")
-        runs.append(tmp_path / name)
-    study, other = tmp_path / "study", tmp_path / "other"
-    assert command.main(["report", str(study)]) == 0
-    assert command.main(["report", str(study), str(other), "--out", "here"]) == 0
-    assert reported == [([runs[1], runs[0]], study), ([runs[1], runs[0], other], Path("here"))]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="none has a config.yaml"):
-        command.run_folders(tmp_path / "empty")
+    stand_in("report", main=lambda folders, out, **more: reported.append((folders, out, more)))
+    assert command.main(["report", "runs/study"]) == 0
+    assert command.main(["report", "a", "b", "--last", "3"]) == 0
+    assert command.main(["report", "a", "--out", "here"]) == 0
+    assert reported == [
+        ([Path("runs/study")], Path("runs/study"), {"last": 1}),
+        ([Path("a"), Path("b")], Path("report"), {"last": 3}),
+        ([Path("a")], Path("here"), {"last": 1}),
+    ]
 
 
 def test_bench_shows_help_of_each_measure(stand_in, capsys):
