@@ -1,4 +1,4 @@
-"""Environments: `make` builds what a config names, `available` lists what this installation can build.
+"""Environments: `make` builds what a config names, `available` lists what can be built here.
 
 Families import only when they are asked for, so a missing extra hurts nobody who does not use it.
 """
@@ -20,8 +20,8 @@ def make(
 ) -> VecEnv:
     """The environments of a config.
 
-    Args:    seeds are the user's numbers, S of them; salt separates consumers (training, evaluation)
-             of one seed; device is where steps arrive.
+    Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
+             evaluation) of one seed; device is where steps arrive.
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """
@@ -68,7 +68,8 @@ def available() -> dict[str, list[str]]:
     """Names that `env.name` may have, by family.
 
     Returns: for Atari a note with the pip command where no back end is installed; for gymnasium its
-             built-in ids with discrete actions that need no further package (any registered id works).
+             built-in ids with discrete actions that need no further package (any registered id
+             works).
     """
     from cerl.envs.gym import builtin_ids
 

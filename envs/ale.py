@@ -2,9 +2,9 @@
 
 The emulator is ALE 0.12 where the original's is 0.7.5, which reads game-over before acting: there a
 terminal came one emulator frame late, with reward 0; what else changed in single games between the
-two is not undone. ale-py does not capture a game's very last frame (the observation of a terminal step
-shows frames before it), which nothing learns from. Every option of the original's environment can be
-had here, a start without no-ops included.
+two is not undone. ale-py does not capture a game's very last frame (the observation of a terminal
+step shows frames before it), which nothing learns from. Every option of the original's environment
+can be had here, a start without no-ops included.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ class AleGames:
         self.actions = len(self._env.ale.get_action_set())
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Starts new games, of the indices `which` or of all: their frames [., 84, 84] and lives."""
+        """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
         if which is None:
             frame, info = self._env.reset(seed=self._seeds)
             self._seeds = None

@@ -1,8 +1,9 @@
-"""Gymnasium environments with discrete actions: S x E simulators of one registered id, stepped in turn.
+"""Gymnasium environments with discrete actions: S x E simulators of one registered id, in turn.
 
-The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its own
-for every simulator. Classic control and toy text are saved and restored exactly, by what their Python
-objects hold; other simulators may hide state in a library, so they start new episodes instead.
+The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its
+own for every simulator. Classic control and toy text are saved and restored exactly, by what their
+Python objects hold; other simulators may hide state in a library, so they start new episodes
+instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,12 @@ from cerl.envs.host import Outbox, host_actions, nearest, simulator_seeds
 
 # Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
 _EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+# Wrappers of which the same is true.
+_EXACT_WRAPPERS = (
+    gymnasium.wrappers.TimeLimit,
+    gymnasium.wrappers.OrderEnforcing,
+    gymnasium.wrappers.FlattenObservation,
+)
 # The table of transitions, a large constant of an id.
 _CONSTANT = frozenset(["P"])
 
@@ -27,7 +34,8 @@ _CONSTANT = frozenset(["P"])
 def _make(config: GymEnv) -> gymnasium.Env:
     """One simulator, its observations an array.
 
-    Raises:  ValueError on an unknown id, actions that are not discrete, observations that are no array.
+    Raises:  ValueError on an unknown id, actions that are not discrete, observations that are no
+             array.
     """
     name = config.name
     try:
@@ -132,6 +140,14 @@ def _decode(code: dict[str, Any]) -> Any:
     return kind(_decode(part) for part in code[kind.__name__])
 
 
+def _exact(env: gymnasium.Env) -> bool:
+    """Whether the data that its Python objects hold is all the state there is."""
+    *wrappers, inner = _layers(env)
+    return type(inner).__module__.startswith(_EXACT) and all(
+        type(wrapper) in _EXACT_WRAPPERS for wrapper in wrappers
+    )
+
+
 def _save(env: gymnasium.Env) -> list[dict[str, Any]]:
     """Every attribute that is data, of the environment and of each wrapper."""
     saved = []
@@ -153,9 +169,10 @@ class Gym:
     MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
     Steps have memory of their own: they stay valid as long as somebody holds them.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a seed.
-    Raises:  ValueError on an unknown id, actions that are not discrete, observations without a fixed
-             size; ImportError or gymnasium's DependencyNotInstalled where a package is missing.
+    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
+             seed.
+    Raises:  ValueError on an unknown id, actions that are not discrete, observations without a
+             fixed size; ImportError where a package is missing.
     """
 
     def __init__(
@@ -186,7 +203,7 @@ class Gym:
             envs=config.envs,
             frames=1,
             resident=False,
-            exact_state=type(env.unwrapped).__module__.startswith(_EXACT),
+            exact_state=_exact(env),
         )
         self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
         count = len(self._envs)

@@ -1,4 +1,4 @@
-"""What environments on the host share: seeds of their simulators, actions in, one copy to the device out.
+"""What environments on the host share: seeds of simulators, actions in, one copy out.
 
 A host environment costs two transfers an agent step: `host_actions` waits for the device, `Outbox`
 sends everything back in one buffer, from pinned memory and without waiting.
@@ -20,8 +20,9 @@ def simulator_seeds(
 ) -> np.ndarray:
     """A seed of its own for every simulator, hash(seed value, salt, generation, environment).
 
-    Args:    salt separates consumers (training, evaluation) of one seed; generation counts how often
-             the simulators were built anew, so that a resumed run does not draw its start again.
+    Args:    salt separates consumers (training, evaluation) of one seed; generation counts how
+             often the simulators were built anew, so that a resumed run does not draw its start
+             again.
     Returns: [S * E] int64 in [1, 2**31), the same for a seed alone or among others.
     """
     key = draw.seed_keys(seeds, salt=salt)
@@ -32,8 +33,8 @@ def simulator_seeds(
 def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
     """The actions on the host; waits for the device, the one sync of a step.
 
-    Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, rows whose action
-             does not matter (they come back as 0).
+    Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, rows whose
+             action does not matter (they come back as 0).
     Returns: [S, E] int64.
     Raises:  ValueError on a wrong shape, dtype or an action out of range.
     """

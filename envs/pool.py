@@ -1,20 +1,21 @@
-"""Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step, stacked by replay.
+"""Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step.
 
 `AtariPool` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
-EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A frame is
-ALE's grey screen, the maximum of an agent step's last two, resized by INTER_AREA. Rewards are raw;
-clipping belongs to the collector.
+EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A
+frame is ALE's grey screen, the maximum of an agent step's last two, resized by INTER_AREA. Rewards
+are raw; clipping belongs to the collector, stacking to replay.
 
 What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine's preprocessing):
 
-- Its emulator reads game-over before acting, so its terminals come one emulator frame later than here
-  (both back ends read it after), and an agent step later when the game ends on a skip's last frame.
+- Its emulator reads game-over before acting, so its terminals come one emulator frame later than
+  here (both back ends read it after), and an agent step later when the game ends on a skip's last
+  frame.
 - EnvPool cannot start an episode without a no-op frame unless it presses FIRE; ale-py can. So
   `noop_max: 0` without FIRE asks for `backend: ale`.
-- The first frame there is a maximum with zeros, which is the frame itself: the same here. Episodes are
-  cut at 27,000 agent steps by its runner, gym's TimeLimit being removed: `time_limit` here.
-- The last frame of a game: EnvPool pools it with what its buffer holds, ale-py leaves it out. It is the
-  observation of a terminal, which nothing learns from. A time limit's last frame is right in both.
+- The first frame there is a maximum with zeros, which is the frame itself: the same here. Episodes
+  are cut at 27,000 agent steps by its runner, gym's TimeLimit being removed: `time_limit` here.
+- The last frame of a game: EnvPool pools it with what its buffer holds, ale-py leaves it out. It is
+  the observation of a terminal, which nothing learns from. After a time limit it is right in both.
 - Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
 """
 
@@ -50,8 +51,8 @@ class EnvPoolGames:
     """G games of EnvPool: single frames, raw rewards, no limit on the episode.
 
     Args:    seeds [G] of the emulators; threads of the emulators.
-    Raises:  ImportError without envpool; ValueError on an unknown game, or on no no-ops at the start
-             of a game that is not started by FIRE.
+    Raises:  ImportError without envpool; ValueError on an unknown game, or on no no-ops at the
+             start of a game that is not started by FIRE.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class EnvPoolGames:
         presses = config.fire_reset and self.fire is not None
         if config.noop_max == 0 and not presses:
             raise ValueError(
-                "env.noop_max: EnvPool plays at least one no-op frame where it does not press FIRE, "
+                "env.noop_max: EnvPool plays at least one no-op frame where it presses no FIRE, "
                 f"got 0 for {config.name}; set env.noop_max to 1 or more, or env.backend to 'ale'"
             )
         # Its count of no-ops is 1..noop_max; FIRE takes the place of one.
@@ -98,7 +99,7 @@ class EnvPoolGames:
         self.actions = int(self._env.action_space.n)
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Starts new games, of the indices `which` or of all: their frames [., 84, 84] and lives."""
+        """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
         frame, info = self._env.reset(*(() if which is None else (which.astype(np.int32),)))
         return frame[:, 0], info["lives"]
 
@@ -108,7 +109,7 @@ class EnvPoolGames:
         A game that was over starts anew instead and returns its first frame and reward 0.
         """
         frame, reward, _, _, info = self._env.step(action.astype(np.int32))
-        # Its `terminated` is False when a game ends on the time limit; the info's is the emulator's.
+        # The info's flag is the emulator's game over, without EnvPool's own notion of truncation.
         return frame[:, 0], reward, info["terminated"].astype(bool), info["lives"]
 
     def close(self) -> None:
@@ -121,14 +122,16 @@ class AtariPool:
 
     With `life_loss`, a lost life is terminal for the agent and the game plays on. On the step after
     it, the agent's action is ignored as after any episode's end; the game plays one agent step of
-    no-op (of FIRE with `fire_reset`, where the game has it), whose reward is dropped, and its frame is
-    the first of the next episode. Should the game end in that very step, a new game starts at once.
-    `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game ends.
+    no-op (of FIRE with `fire_reset`, where the game has it), whose reward is dropped, and its frame
+    is the first of the next episode. Should the game end in that very step, a new game starts at
+    once. `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game
+    ends.
 
     Steps have memory of their own: they stay valid as long as somebody holds them. The emulators
     cannot be saved: `load_state_dict` builds new ones with new seeds and starts new episodes.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a seed.
+    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
+             seed.
     Raises:  ImportError without the back end; ValueError on an unknown game or an option that the
              back end cannot express.
     """

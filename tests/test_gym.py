@@ -14,6 +14,7 @@ from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
 from cerl.envs.host import simulator_seeds
 
+BYTES = spaces.Box(0, 255, (1, 2), np.uint8)
 # Gymnasium takes flags, its annotation of dtype does not.
 FLAGS = spaces.Box(0, 1, (2,), np.bool_)  # pyright: ignore
 
@@ -145,6 +146,16 @@ def test_a_simulator_that_may_hide_state_starts_new_episodes_with_new_seeds(prob
     assert env.state_dict() == {"generation": 1}
 
 
+def test_a_wrapper_with_a_state_of_its_own_makes_a_simulator_inexact():
+    def wrapped(**_):
+        return gymnasium.wrappers.NormalizeObservation(gymnasium.make("CartPole-v1"))
+
+    gymnasium.register("Wrapped-v0", entry_point=wrapped)
+    env = build("Wrapped-v0")
+    gymnasium.registry.pop("Wrapped-v0")
+    assert not env.spec.exact_state and build("CartPole-v1").spec.exact_state
+
+
 def test_a_seed_plays_the_same_alone_or_among_others_and_no_two_play_alike():
     among = build("CartPole-v1", seeds=[3, 5], envs=2)
     alone, salted = build("CartPole-v1", seeds=[5], envs=2), build("CartPole-v1", seeds=[5], salt=1)
@@ -160,7 +171,7 @@ def test_a_seed_plays_the_same_alone_or_among_others_and_no_two_play_alike():
     ("space", "value", "shape", "dtype", "expected"),
     [
         (spaces.Box(-9, 9, (2,), np.float64), np.array([0.5, 2.0]), (2,), torch.float32, [0.5, 2]),
-        (spaces.Box(0, 255, (1, 2), np.uint8), np.array([[3, 250]], np.uint8), (1, 2), torch.uint8, [[3, 250]]),
+        (BYTES, np.array([[3, 250]], np.uint8), (1, 2), torch.uint8, [[3, 250]]),
         (FLAGS, np.array([True, False]), (2,), torch.bool, [1, 0]),
         (spaces.Box(-9, 9, (2,), np.int64), np.array([-4, 5]), (2,), torch.float32, [-4, 5]),
         (spaces.Box(0, 9, (), np.float32), np.float32(2.5), (1,), torch.float32, [2.5]),
