@@ -1,0 +1,189 @@
+"""Result rows as curves: every score of one preset on one environment, seed by seed.
+
+The unit is the seed: its `individual` score is the average over all of its members. Curves hold the
+steps that all seeds of a preset have in common; what had to be left out is said in notes.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cerl import rows
+from cerl.rows import RowsError
+
+# Scores of a cell, in the order of a table's columns, and how the columns are headed.
+SCORES = {
+    "individual": "individual",
+    "random": "drawn member",
+    "vote": "aggregate (vote)",
+    "mean": "aggregate (mean Q)",
+    "active": "active",
+    "passive": "passive",
+}
+
+
+class Curve(NamedTuple):
+    """One score of one preset on one environment, at the steps that all of its seeds have."""
+
+    steps: np.ndarray  # [T] int64, agent steps of one seed
+    returns: np.ndarray  # [T, S]; NaN: not a number in the run
+    episodes: np.ndarray  # [T, S] int64, all members together
+
+
+class Cell(NamedTuple):
+    """One preset on one environment."""
+
+    env: str
+    preset: str  # as shown: with its hash where one preset has several configurations
+    config_hash: str
+    members: int
+    seeds: tuple[int, ...]
+    curves: dict[str, Curve]  # by key of SCORES
+
+
+def run_folders(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Tables of result rows: a parquet file, a run folder, or every run anywhere below a folder.
+
+    Raises: RowsError naming a path that has none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        own = path / "rows.parquet"
+        if path.is_file() or own.is_file():
+            found.append(path if path.is_file() else own)
+            continue
+        below = sorted(path.rglob("rows.parquet")) if path.is_dir() else []
+        if not below:
+            what = "no rows.parquet in or below it" if path.is_dir() else "no such file or folder"
+            raise RowsError(f"{path}: expected a run folder or a folder of runs; {what}")
+        found += below
+    if not found:
+        raise RowsError("report: expected at least one run folder, got none")
+    return list(dict.fromkeys(file.resolve() for file in found))
+
+
+def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
+    """All rows of some runs, with a column `run`: the file that they are from.
+
+    Raises: RowsError if a path has no rows or a damaged file.
+    """
+    tables = []
+    for file in run_folders(paths):
+        table = rows.read(file, rows.ROWS)
+        run = pa.array([str(file)] * table.num_rows, pa.string())
+        tables.append(table.append_column("run", run))
+    return pa.concat_tables(tables)
+
+
+def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
+    """Curves of every preset on every environment, and what a reader has to know about them.
+
+    Environments in alphabetical order, presets in that of the rows.
+    Raises: RowsError if no evaluation is among the rows.
+    """
+    table = table.filter(pc.field("policy") != "train")
+    if table.num_rows == 0:
+        raise RowsError(
+            "no evaluation among the rows: the runs ended before their first one, which comes "
+            "after eval.every agent steps; train longer, or evaluate more often"
+        )
+    notes: list[str] = []
+    points = _newest(_points(table), notes)
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for point in points:
+        groups.setdefault((point["env"], point["preset"], point["config_hash"]), []).append(point)
+    hashes: dict[tuple[str, str], int] = {}
+    for env, preset, _ in groups:
+        hashes[env, preset] = hashes.get((env, preset), 0) + 1
+    for (env, preset), count in hashes.items():
+        if count > 1:
+            notes.append(
+                f"{preset} on {env} was run with {count} different configurations; each has lines "
+                "of its own, under the first digits of its config_hash"
+            )
+    out = []
+    for (env, preset, code), own in groups.items():
+        name = f"{preset} [{code[:6]}]" if hashes[env, preset] > 1 else preset
+        out.append(_cell(env, name, code, own, notes))
+    return sorted(out, key=lambda cell: cell.env), notes
+
+
+_KEYS = ["env", "preset", "config_hash", "members", "seed", "run", "score", "step"]
+
+
+def _points(table: pa.Table) -> list[dict]:
+    """One dict a score, seed and step; `individual` is the average over the seed's members."""
+    policy, role = table["policy"], table["role"]
+    tandem = pc.is_in(role, pa.array(["active", "passive"]))  # pyright: ignore
+    score = pc.if_else(tandem, role, policy)  # pyright: ignore
+    grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
+    points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()
+    return [point for point in points if point["score"] in SCORES]
+
+
+def _newest(points: list[dict], notes: list[str]) -> list[dict]:
+    """Leaves one run for each seed of a configuration: the one that got furthest."""
+    last: dict[tuple, dict[str, int]] = {}
+    for p in points:
+        runs = last.setdefault((p["env"], p["preset"], p["config_hash"], p["seed"]), {})
+        runs[p["run"]] = max(runs.get(p["run"], 0), p["step"])
+    chosen = {key: max(runs, key=lambda run: (runs[run], run)) for key, runs in last.items()}
+    for key, runs in last.items():
+        if len(runs) > 1:
+            env, preset, _, seed = key
+            left = ", ".join(sorted(set(runs) - {chosen[key]}))
+            notes.append(
+                f"seed {seed} of {preset} on {env} was run {len(runs)} times with one "
+                f"configuration; the run that got furthest counts, not {left}"
+            )
+    return [
+        p
+        for p in points
+        if chosen[p["env"], p["preset"], p["config_hash"], p["seed"]] == p["run"]
+    ]
+
+
+def _cell(env: str, name: str, code: str, points: list[dict], notes: list[str]) -> Cell:
+    seeds = tuple(sorted({p["seed"] for p in points}))
+    ends = {seed: max(p["step"] for p in points if p["seed"] == seed) for seed in seeds}
+    if len(set(ends.values())) > 1:
+        text = ", ".join(f"seed {seed} at {step:,}" for seed, step in ends.items())
+        notes.append(
+            f"{name} on {env}: seeds got to different steps ({text}); they are compared at the "
+            "last step that all of them have"
+        )
+    curves = {}
+    for score in SCORES:
+        own = {(p["step"], p["seed"]): p for p in points if p["score"] == score}
+        steps = sorted({step for step, _ in own})
+        steps = [step for step in steps if all((step, seed) in own for seed in seeds)]
+        if steps:
+            grid = [[own[step, seed] for seed in seeds] for step in steps]
+            curves[score] = Curve(
+                np.array(steps, dtype=np.int64),
+                np.array([[_number(p["return_mean"]) for p in line] for line in grid]),
+                np.array([[p["episodes_sum"] for p in line] for line in grid], dtype=np.int64),
+            )
+        elif own:
+            notes.append(f"{name} on {env}: {score} has no step that all seeds share; left out")
+    lost = [
+        seed
+        for k, seed in enumerate(seeds)
+        if any(not np.isfinite(c.returns[:, k]).all() for c in curves.values())
+    ]
+    if lost:
+        notes.append(
+            f"{name} on {env}: a return of seed {' '.join(map(str, lost))} is not a finite number; "
+            "such scores do not count, and the table says how many seeds do"
+        )
+    return Cell(env, name, code, points[0]["members"], seeds, curves)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,126 @@
+"""Learning curves as a PNG: one panel for each environment, one colour for each preset.
+
+Solid: individual, or the active member; dashed: aggregate; dotted: passive. Bands are bootstrap
+intervals over seeds. Colours are those of Okabe and Ito, told apart by colour-blind readers too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from cerl import rows, scores
+from cerl.cells import Cell, Curve
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+MARKERS = ("", "o", "s", "^")  # of the second, third, ... eight presets
+
+# Style and legend of each score; the vote and the mean Q of a single member are the member itself.
+STYLES: dict[str, tuple[Any, str]] = {
+    "individual": ("-", "individual (mean over members)"),
+    "random": ((0, (8, 2)), "individual (drawn member)"),
+    "vote": ("--", "aggregate (vote)"),
+    "mean": ("-.", "aggregate (mean Q)"),
+    "active": ("-", "active"),
+    "passive": (":", "passive"),
+}
+SAMPLES = 2_000  # bootstrap samples of a band
+
+
+def shown(cell: Cell) -> dict[str, Curve]:
+    """The curves that tell something: no aggregate of one member, none of a tandem's two."""
+    plain = cell.members > 1 and "active" not in cell.curves
+    hidden = set() if plain else {"vote", "mean"}
+    if "individual" in cell.curves:
+        hidden.add("random")
+    return {score: curve for score, curve in cell.curves.items() if score not in hidden}
+
+
+def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> None:
+    """Draws the learning curves of all cells into a PNG, which is replaced whole."""
+    envs = sorted({cell.env for cell in cells})
+    presets = list(dict.fromkeys(cell.preset for cell in cells))
+    columns = 2 if len(envs) in (2, 4) else min(len(envs), 3)
+    lines = -(-len(envs) // columns)
+    figure = Figure(figsize=(max(5.4 * columns, 7.0), 3.9 * lines + 1.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # pyright: ignore
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, env in zip(panels, envs, strict=False):
+        own = [cell for cell in cells if cell.env == env]
+        for cell in own:
+            _draw(panel, cell, presets.index(cell.preset), confidence)
+        _label(panel, env, own)
+    for panel in panels[len(envs) :]:
+        panel.set_axis_off()
+    _legend(figure, cells, presets)
+    rows.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
+
+
+def _look(number: int) -> dict[str, Any]:
+    marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
+    return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 4}
+
+
+def _draw(panel: Any, cell: Cell, number: int, confidence: float) -> None:
+    for score, curve in shown(cell).items():
+        look = _look(number) | {"linestyle": STYLES[score][0], "linewidth": 1.8}
+        if len(curve.steps) == 1 and not look["marker"]:
+            look["marker"] = "o"
+        value, low, high = band(curve, confidence=confidence)
+        panel.plot(curve.steps, value, markevery=max(len(curve.steps) // 8, 1), **look)
+        if low is not None:
+            strength = 0.07 if score in ("vote", "mean") else 0.16
+            colour = look["color"]
+            panel.fill_between(curve.steps, low, high, color=colour, alpha=strength, linewidth=0)
+
+
+def band(
+    curve: Curve, *, confidence: float
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Mean over seeds [T] and its interval, without seeds that are not finite throughout."""
+    returns = curve.returns[:, np.isfinite(curve.returns).all(0)]
+    if returns.shape[1] == 0:
+        return np.full(len(curve.steps), np.nan), None, None
+    if returns.shape[1] == 1:
+        return returns[:, 0], None, None
+    low, high = scores.interval(scores.mean, [returns], samples=SAMPLES, confidence=confidence)
+    return returns.mean(1), low, high
+
+
+def _label(panel: Any, env: str, own: Sequence[Cell]) -> None:
+    counts = sorted({len(cell.seeds) for cell in own})
+    seeds = "1 seed" if counts == [1] else f"{'-'.join(map(str, counts))} seeds"
+    panel.set_title(f"{env} ({seeds})", fontsize=11)
+    panel.set_xlabel("agent steps of one seed")
+    panel.set_ylabel("return")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set_xlim(left=0)
+    panel.grid(alpha=0.25, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, cells: Sequence[Cell], presets: Sequence[str]) -> None:
+    handles = [
+        Line2D([], [], label=preset, linewidth=2.5, **_look(k)) for k, preset in enumerate(presets)
+    ]
+    used = {score for cell in cells for score in shown(cell)}
+    handles += [
+        Line2D([], [], color="#555555", linestyle=style, linewidth=1.8, label=label)
+        for score, (style, label) in STYLES.items()
+        if score in used
+    ]
+    columns = min(4, len(handles))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=2.8,
+    )
