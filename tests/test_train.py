@@ -1,0 +1,203 @@
+"""The whole path: train, interrupt, resume, evaluate, sweep; every preset runs updates."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cerl import checkpoint, preset, train
+from cerl.config import Config, load, load_file
+from cerl.sweep import sweep
+
+TINY = {
+    "seeds": (3, 1),
+    "device": "cpu",
+    "net": {"hidden": (16, 16)},
+    "replay": {"capacity": 400, "batch": 8, "start": 40},
+    "schedule": {"steps": 240, "update_every": 4, "target_every": 20},
+    "explore": {"hold": 20, "decay": 100},
+    "eval": {"every": 80, "episodes": 2},
+    "log": {"every": 40, "checkpoint_every": 120},
+}
+
+
+def tiny(out: Path, name: str = "catch/cerl", **changes) -> Config:
+    return load(name, preset.merged(TINY, {"out": str(out), **changes}))
+
+
+def final_state(folder: Path) -> dict:
+    return checkpoint.load(folder, map_location="cpu")
+
+
+def assert_same(a, b, path=""):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(
+            a, b
+        ), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key not in ("wall_seconds",):
+                assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{k}]")
+    else:
+        assert a == b, path
+
+
+def columns_without_time(folder: Path) -> dict:
+    table = pq.read_table(folder / "rows.parquet")
+    return table.drop_columns(["wall_seconds"]).to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("catch/cerl", {}),
+        ("minatar/bootdqn", {"env": {"name": "asterix", "envs": 2}, "net": {"hidden": (16,)}}),
+        ("gym/cartpole", {"env": {"envs": 2}}),
+    ],
+)
+def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
+    changes = {**changes, "ensemble": {"members": 3}}
+    whole = train.train(tiny(tmp_path / "whole", name, **changes))
+    stop_at_first_checkpoint(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny(tmp_path / "halves", name, **changes))
+    monkeypatch.undo()
+    (half,) = (tmp_path / "halves").iterdir()
+    assert not (half / train.FINISHED).exists()
+    train.resume(half)
+    assert_same(final_state(whole), final_state(half))
+    assert columns_without_time(whole) == columns_without_time(half)
+    with pytest.raises(ValueError, match="finished"):
+        train.resume(half)
+
+
+def stop_at_first_checkpoint(monkeypatch):
+    """As a user does: Ctrl-C, here right after the first checkpoint was written."""
+    save = checkpoint.save
+
+    def save_and_interrupt(folder, state, **options):
+        path = save(folder, state, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", save_and_interrupt)
+
+
+def test_interrupt_saves_and_says_how_to_resume(tmp_path, capsys, monkeypatch):
+    config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 10_000_000})
+    progress = train.Logger.progress
+
+    def interrupt_at_80(self, step, updates):
+        progress(self, step, updates)
+        if step == 80:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.Logger, "progress", interrupt_at_80)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    (folder,) = tmp_path.iterdir()
+    assert f"cerl train --resume {folder}" in capsys.readouterr().out
+    assert 80 <= final_state(folder)["iteration"] * 4 <= 88
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert threading.active_count() >= 1
+
+
+def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch):
+    config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
+    stop_at_first_checkpoint(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    monkeypatch.undo()
+    (folder,) = tmp_path.iterdir()
+    before = final_state(folder)
+    assert before["replay"] is None
+    train.resume(folder)
+    after = final_state(folder)
+    made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
+    assert made == (240 - 120 - 40) // 4 + 1
+
+
+def test_evaluate_a_finished_run(tmp_path):
+    folder = train.train(tiny(tmp_path))
+    results = train.evaluate(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
+    assert results["individual"].returns.shape == (2, 5, 3)
+    for policy in ("vote", "mean", "random"):
+        assert results[policy].returns.shape == (2, 1, 3)
+    assert results["individual"].returns.abs().eq(1).all()  # Catch ends with +1 or -1
+
+
+def test_rows_hold_every_member_and_the_vote(tmp_path):
+    folder = train.train(tiny(tmp_path))
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    last = [r for r in rows if r["step"] == 240 and r["policy"] == "individual"]
+    assert {(r["seed"], r["member"]) for r in last} == {(s, m) for s in (3, 1) for m in range(5)}
+    assert {r["preset"] for r in rows} == {"catch/cerl"}
+    assert all(r["updates"] == (240 - 40) // 4 for r in last)
+    metrics = pq.read_table(folder / "metrics.parquet").to_pylist()
+    names = {r["name"] for r in metrics}
+    assert {"own_data_share", "value_error", "feature_rank", "dormant_share"} <= names
+    assert any("entropy" in name for name in names)
+    shares = [r["value"] for r in metrics if r["name"] == "own_data_share" and r["step"] == 240]
+    assert sum(shares) == pytest.approx(2.0)
+    assert load_file(folder / "config.yaml") == tiny(tmp_path)
+
+
+def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch):
+    configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
+    first = sweep(configs[:1], tmp_path)
+    stop_at_first_checkpoint(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(configs, tmp_path)
+    monkeypatch.undo()
+    folders = sweep(configs, tmp_path)
+    assert folders[0] == first[0]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert all((folder / train.FINISHED).is_file() for folder in folders)
+
+
+def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path):
+    few = train.train(tiny(tmp_path / "a", seeds=(2,)))
+    many = train.train(tiny(tmp_path / "b", seeds=(0, 2, 5)))
+    for key in ("action", "member", "real", "obs"):
+        alone, among = (final_state(f)["replay"][key] for f in (few, many))
+        # Before the first update everything is exact; afterwards products of other batch sizes round
+        # differently, so greedy actions may part.
+        assert torch.equal(alone[0, :10], among[1, :10]), key
+
+
+SMALL = {
+    "seeds": (0,),
+    "device": "cpu",
+    "replay": {"capacity": 200, "batch": 2, "start": 8},
+    "schedule": {"steps": 20, "update_every": 4, "target_every": 16},
+    "eval": {"every": 20, "episodes": 1, "time_limit": 6, "steps": 0, "slots": 0},
+    "log": {"every": 16, "checkpoint_every": 1000, "save_replay": False},
+}
+
+
+@pytest.mark.parametrize("name", preset.presets())
+def test_every_preset_loads_and_runs_updates(tmp_path, name):
+    config = load(name)
+    changes = {**SMALL, "out": str(tmp_path), "env": {"envs": 2}}
+    if config.ensemble.members > 3 and config.ensemble.heads != "multi_horizon":
+        changes["ensemble"] = {"members": 3}
+    if config.env.family == "atari":
+        pytest.importorskip("envpool")
+    if config.agent == "quantile":
+        changes["loss"] = {"quantiles": 5}
+    if config.loss.batches in ("own", "disjoint"):
+        changes["replay"] = {**SMALL["replay"], "candidates": 128}
+    folder = train.train(load(name, changes))
+    state = final_state(folder)
+    assert int(state["learner"]["updates"]) == 3
+    assert all(leaf.isfinite().all() for leaf in state["learner"]["net"].values())
+    assert len(pq.read_table(folder / "rows.parquet")) > 0
