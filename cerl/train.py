@@ -65,6 +65,8 @@ def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> DQN:
 def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     """Environments of the evaluation: their own seeds, one lane each, episodes cut at the limit."""
     changes: dict = {"envs": lanes(config)}
+    if config.env.family == "atari":
+        changes["life_loss"] = False  # scores are of whole games
     own = getattr(config.env, "time_limit", None)
     if own is not None:
         changes["time_limit"] = min(own or config.eval.time_limit, config.eval.time_limit)
