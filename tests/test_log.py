@@ -1,0 +1,406 @@
+"""The record of a run: rows, metrics, TensorBoard, progress, and what a resumed run keeps."""
+
+import errno
+import io
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cerl import board, config, log, pace, rows
+from cerl.data import EnvSpec
+from cerl.log import Logger
+from cerl.rows import RowsError
+
+SEEDS = (3, 8)
+NAN = math.nan
+
+
+def make_logger(folder, *, preset="catch/bootdqn", seeds=SEEDS, quiet=True, **overrides) -> Logger:
+    options = {"ensemble.members": 3, **overrides}
+    if preset == "catch/tandem":
+        options["ensemble.members"] = 2
+    c = config.load(preset, {"seeds": list(seeds), **options})
+    spec = EnvSpec("catch", (10, 5), torch.float32, 3, 4, 4, True, True)
+    return Logger(folder, config=c, spec=spec, seeds=seeds, steps_total=1000, quiet=quiet)
+
+
+def scores_at(step: int, *, members: int = 3) -> dict:
+    """Returns and lengths of 4 episodes, different for every seed, member and step."""
+    g = torch.Generator().manual_seed(step)
+    individual = torch.rand(2, members, 4, generator=g, dtype=torch.float64)
+    vote = torch.rand(2, 1, 4, generator=g, dtype=torch.float64) + 1
+    return {
+        "individual": (individual, torch.full_like(individual, 9.0), torch.ones(2, members)),
+        "vote": (vote, torch.full_like(vote, 7.0), torch.ones(2, 1)),
+    }
+
+
+def finished(count) -> dict:
+    """Training episodes by member: `count` [S, N]."""
+    episodes = torch.tensor(count, dtype=torch.float64)
+    nothing = torch.where(episodes > 0, 1.0, NAN)
+    k = torch.arange(episodes.numel()).view_as(episodes)
+    return {
+        "episodes": episodes,
+        "return": k * nothing,
+        "length": 9 * nothing,
+        "value": (2.0 + k) * nothing,
+        "mc": 1.5 * nothing,
+    }
+
+
+def run_until(logger: Logger, steps) -> None:
+    for step in steps:
+        real = torch.tensor([step - 10, step - 20])
+        logger.training(step, step // 4, {"loss": torch.rand(2, 3), "misses": torch.zeros(2)})
+        logger.episodes(step, step // 4, real, finished([[1, 2, 1], [3, 0, 1]]))
+        logger.evaluation(step, step // 4, real, scores_at(step))
+
+
+def read_rows(folder) -> list[dict]:
+    return pq.read_table(folder / "rows.parquet").to_pylist()
+
+
+def read_metrics(folder) -> list[dict]:
+    return pq.read_table(folder / "metrics.parquet").to_pylist()
+
+
+def scalars(folder, seed) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / "tensorboard" / f"seed_{seed}"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def test_evaluation_rows_equal_a_loop_over_the_episodes(tmp_path):
+    results = scores_at(100)
+    with make_logger(tmp_path) as logger:
+        logger.evaluation(100, 25, torch.tensor([90, 95]), results)
+    assert pq.read_schema(tmp_path / "rows.parquet").equals(rows.ROWS)
+    found = {(r["seed"], r["policy"], r["member"]): r for r in read_rows(tmp_path)}
+    assert len(found) == 2 * 3 + 2
+    for s, seed in enumerate(SEEDS):
+        for policy, (returns, lengths, _) in results.items():
+            for k in range(returns.shape[1]):
+                row = found[seed, policy, k if policy == "individual" else -1]
+                each = [float(x) for x in returns[s, k]]
+                mean = sum(each) / 4
+                assert row["return"] == pytest.approx(mean, rel=1e-12)
+                square = sum((x - mean) ** 2 for x in each) / 4
+                assert row["return_std"] == pytest.approx(math.sqrt(square), rel=1e-12)
+                assert row["length"] == float(lengths[0, 0, 0])
+                assert row["role"] == ("member" if policy == "individual" else "aggregate")
+                assert (row["episodes"], row["step"], row["updates"]) == (4, 100, 25)
+                assert row["real_steps"] == (90, 95)[s] and row["frames"] == 4 * (90, 95)[s]
+                assert (row["preset"], row["env"]) == ("catch/bootdqn", "catch")
+                assert row["members"] == 3 and row["version"] == log.__version__
+                assert 0 <= row["wall_seconds"] < 60
+
+
+def test_roles_of_a_tandem_and_of_a_drawn_member(tmp_path):
+    one = (torch.zeros(2, 1, 4), torch.ones(2, 1, 4))
+    two = (torch.arange(16.0).view(2, 2, 4), torch.ones(2, 2, 4))
+    with make_logger(tmp_path, preset="catch/tandem") as logger:
+        logger.evaluation(10, 0, np.array([10, 10]), {"individual": two, "random": one})
+    roles = {(r["policy"], r["member"]): r["role"] for r in read_rows(tmp_path)}
+    assert roles == {
+        ("individual", 0): "active",
+        ("individual", 1): "passive",
+        ("random", -1): "random",
+    }
+    tags = scalars(tmp_path, 3)
+    assert tags["Eval/Active/AverageReturns"] == [(10, 1.5)]
+    assert tags["Eval/Passive/AverageReturns"] == [(10, 5.5)]
+    assert tags["Eval/Random/AverageReturns"] == [(10, 0.0)]
+    assert scalars(tmp_path, 8)["Eval/Active/AverageReturns"] == [(10, 9.5)]
+
+
+def test_episodes_that_were_not_played_do_not_count():
+    returns = np.array([[[1.0, 3.0, NAN], [NAN, NAN, NAN], [NAN, 1.0, 2.0]]])
+    lengths = np.array([[[10.0, 20.0, NAN], [NAN, NAN, NAN], [5.0, 5.0, 5.0]]])
+    found = log.over_episodes(returns, torch.from_numpy(lengths))
+    np.testing.assert_array_equal(found["episodes"], [[2, 0, 3]])
+    # The last member played an episode whose return is not a number: neither is its mean.
+    np.testing.assert_array_equal(found["return"], [[2.0, NAN, NAN]])
+    np.testing.assert_array_equal(found["return_std"], [[1.0, NAN, NAN]])
+    np.testing.assert_array_equal(found["length"], [[15.0, NAN, 5.0]])
+
+
+def test_training_rows_only_where_a_member_acted(tmp_path):
+    with make_logger(tmp_path) as logger:
+        logger.episodes(40, 10, torch.tensor([30, 35]), finished([[1, 2, 0], [0, 0, 4]]))
+    found = {(r["seed"], r["member"]): r for r in read_rows(tmp_path)}
+    assert {key: r["episodes"] for key, r in found.items()} == {(3, 0): 1, (3, 1): 2, (8, 2): 4}
+    assert {r["policy"] for r in found.values()} == {"train"}
+    assert found[8, 2]["return"] == 5.0 and found[8, 2]["return_std"] is None
+    # value_error = Q - Monte Carlo return: here 2 + k - 1.5, positive as Q is too high.
+    errors = [m for m in read_metrics(tmp_path) if m["name"] == "value_error"]
+    assert {(m["seed"], m["member"]): m["value"] for m in errors} == {
+        (3, 0): 0.5,
+        (3, 1): 1.5,
+        (8, 2): 5.5,
+    }
+
+
+def test_metrics_hold_every_seed_and_member_once(tmp_path):
+    loss = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    with make_logger(tmp_path) as logger:
+        logger.training(20, 5, {"loss": loss, "misses": np.array([7.0, 8.0])})
+    assert pq.read_schema(tmp_path / "metrics.parquet").equals(rows.METRICS)
+    found = {(m["name"], m["seed"], m["member"]): m["value"] for m in read_metrics(tmp_path)}
+    expected = {("loss", s, k): float(loss[i, k]) for i, s in enumerate(SEEDS) for k in range(3)}
+    assert found == expected | {("misses", 3, -1): 7.0, ("misses", 8, -1): 8.0}
+
+
+def test_tensorboard_has_both_naming_schemes_and_a_folder_for_each_seed(tmp_path):
+    with make_logger(tmp_path, **{"explore.hold": 10, "explore.decay": 100}) as logger:
+        q = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        logger.progress(4, 1)
+        logger.training(60, 15, {"loss": q, "q_data": 2 * q, "q_pi": 3 * q, "rank": 4 * q})
+        logger.episodes(60, 15, torch.tensor([50, 50]), finished([[1, 3, 0], [2, 0, 0]]))
+        logger.evaluation(60, 15, torch.tensor([50, 50]), scores_at(60))
+    first, second = scalars(tmp_path, 3), scalars(tmp_path, 8)
+    assert first["losses/td_loss"] == [(60, 2.0)] and second["losses/td_loss"] == [(60, 5.0)]
+    assert first["losses/q_values"] == [(60, 4.0)]
+    # Half of the decay is left after the 10 steps of hold: (10 + 100 - 60) / 100.
+    assert first["charts/epsilon"][0][1] == pytest.approx(0.05 + 0.95 * 0.5, abs=1e-6)
+    # Members 0 and 1 returned 0 and 1 in 1 and 3 episodes.
+    assert first["charts/episodic_return"] == [(60, 0.75)]
+    assert first["Train/AverageReturns"] == [(60, 0.75)]
+    assert first["charts/episodic_length"] == [(60, 9.0)]
+    assert first["Train/NumEpisodes"] == [(60, 4.0)]
+    assert first["Agent/loss_2"] == [(60, 3.0)] and second["Agent/q_values_data_0"] == [(60, 8.0)]
+    assert second["Agent/q_values_pi_2"] == [(60, 18.0)]
+    assert second["Diagnostics/rank_1"] == [(60, 20.0)]
+    assert first["Train/ByAgent/NumEpisodes_1"] == [(60, 3.0)]
+    assert first["Train/ByAgent/AverageQValues_1"] == [(60, 3.0)]
+    assert first["Train/ByAgent/AverageMCReturns_1"] == [(60, 1.5)]
+    assert first["Train/ByAgent/value_error_1"] == [(60, 1.5)]
+    assert "Train/ByAgent/NumEpisodes_2" not in first
+    individual, vote = (scores_at(60)[name][0] for name in ("individual", "vote"))
+    for s, tags in enumerate((first, second)):
+        for k in range(3):
+            (point,) = tags[f"Eval/ByAgent/AverageReturns_{k}"]
+            assert point[1] == pytest.approx(float(individual[s, k].mean()), rel=1e-6)
+        ((_, value),) = tags["Eval/Random/AverageReturns"]
+        assert value == pytest.approx(float(individual[s].mean()), rel=1e-6)
+        ((_, value),) = tags["Eval/Vote/AverageReturns"]
+        assert value == pytest.approx(float(vote[s].mean()), rel=1e-6)
+        assert tags["Eval/Random/NumEpisodes"] == [(60, 12.0)]
+        assert tags["Eval/Vote/Entropy"] == [(60, 1.0)]
+    assert first["charts/SPS"][0][1] > 0
+
+
+def test_nan_in_one_seed_leaves_the_other_and_the_log_alone(tmp_path):
+    clean, dirty = tmp_path / "clean", tmp_path / "dirty"
+    for folder in (clean, dirty):
+        folder.mkdir()
+        results = scores_at(50)
+        loss = torch.arange(6.0).view(2, 3)
+        if folder is dirty:
+            results["individual"][0][1] = NAN
+            results["vote"][0][1] = NAN
+            loss[1] = NAN
+        with make_logger(folder) as logger:
+            logger.training(50, 12, {"loss": loss})
+            logger.evaluation(50, 12, torch.tensor([50, 50]), results)
+            assert all(math.isfinite(value) for value in logger.latest.values())
+    for name in ("rows", "metrics"):
+        one, other = (
+            [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read if r["seed"] == 3]
+            for read in (
+                pq.read_table(folder / f"{name}.parquet").to_pylist() for folder in (clean, dirty)
+            )
+        )
+        assert one == other and one
+    bad = [r for r in read_rows(dirty) if r["seed"] == 8]
+    assert len(bad) == 4 and all(math.isnan(r["return"]) and r["episodes"] == 4 for r in bad)
+    tags = scalars(dirty, 8)
+    assert math.isnan(tags["Eval/Vote/AverageReturns"][0][1])
+    assert scalars(dirty, 3)["Agent/loss_1"] == [(50, 1.0)]
+
+
+def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    torch.manual_seed(0)
+    with make_logger(whole) as logger:
+        run_until(logger, [100, 200, 300, 400])
+    torch.manual_seed(0)
+    with make_logger(broken) as logger:
+        run_until(logger, [100, 200])
+        state = logger.state_dict()
+        random = torch.get_rng_state()
+        run_until(logger, [250, 300])  # lost: the run dies after its checkpoint
+    torch.set_rng_state(random)
+    resumed = make_logger(broken)
+    resumed.load_state_dict(state)
+    assert resumed.wall_seconds >= state["wall_seconds"]
+    with resumed:
+        run_until(resumed, [300, 400])
+
+    def timeless(found):
+        return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in found]
+
+    assert timeless(read_rows(broken)) == timeless(read_rows(whole))
+    assert read_metrics(broken) == read_metrics(whole)
+    for seed in SEEDS:
+        one, other = scalars(broken, seed), scalars(whole, seed)
+        assert [step for step, _ in one["Agent/loss_0"]] == [100, 200, 300, 400]
+        assert one["Agent/loss_0"] == other["Agent/loss_0"]
+
+
+def test_the_state_survives_a_checkpoint(tmp_path):
+    from cerl import checkpoint
+
+    logger = make_logger(tmp_path)
+    run_until(logger, [100])
+    checkpoint.save(tmp_path, {"logger": logger.state_dict()})
+    again = make_logger(tmp_path)
+    again.load_state_dict(checkpoint.load(tmp_path)["logger"])
+    assert (again.step, again.updates, again.latest) == (100, 25, logger.latest)
+    logger.board.close()
+
+
+def test_rows_of_another_run_are_never_overwritten(tmp_path):
+    with make_logger(tmp_path) as logger:
+        run_until(logger, [100])
+    before = (tmp_path / "rows.parquet").read_bytes()
+    with pytest.raises(RowsError, match="rows of another run"), make_logger(tmp_path) as logger:
+        run_until(logger, [100])
+    assert (tmp_path / "rows.parquet").read_bytes() == before
+
+
+def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
+    logger = make_logger(tmp_path)
+    text = io.StringIO()
+    logger.console = Console(file=text, soft_wrap=True)
+    with logger:
+        run_until(logger, [100])
+        before = (tmp_path / "rows.parquet").read_bytes()
+
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(rows.os, "fsync", full)
+        run_until(logger, [200, 300])
+        assert (tmp_path / "rows.parquet").read_bytes() == before
+        assert not list(tmp_path.glob(".*tmp"))
+        monkeypatch.undo()
+        run_until(logger, [400])
+        assert {r["step"] for r in read_rows(tmp_path)} == {100, 200, 300, 400}
+    said = text.getvalue()
+    assert said.count("No space left on device") == 1 and "rows stay in memory" in said
+    # At the very end there is no next time.
+    monkeypatch.setattr(rows.os, "fsync", full)
+    logger.training(500, 125, {"loss": torch.zeros(2, 3)})
+    with pytest.raises(RowsError, match="last rows are lost. Free some space"):
+        logger.flush(final=True)
+    logger.board.close()
+
+
+def test_damaged_and_foreign_tables_are_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1 but not really")
+    logger = make_logger(tmp_path)
+    state = {"step": 10, "updates": 2, "wall_seconds": 1.0, "latest": {}}
+    with pytest.raises(RowsError, match=f"{path}: damaged"):
+        logger.load_state_dict(state)
+    pq.write_table(pa.table({"step": [1]}), path)
+    with pytest.raises(RowsError, match="got none named preset"):
+        logger.load_state_dict(state)
+    path.unlink()
+    with pytest.raises(RowsError, match="no such file"):
+        rows.read(path, rows.ROWS)
+
+
+def test_config_hash_ignores_seeds_and_nothing_that_decides_a_score():
+    def hash_of(**overrides):
+        return rows.config_hash(config.load("catch/ddqn", overrides))
+
+    same = hash_of()
+    assert hash_of(seeds=[5], out="elsewhere", device="cpu", **{"log.every": 77}) == same
+    changes = {"optim.lr": 2e-3, "env.envs": 2, "precision": "fp32", "eval.episodes": 3}
+    assert len({same, *(hash_of(**{key: value}) for key, value in changes.items())}) == 5
+    assert len(same) == 12 and int(same, 16) >= 0
+
+
+def test_env_name_tells_families_apart():
+    assert rows.env_name(config.load("catch/ddqn")) == "catch"
+    game = config.load("minatar/ddqn", {"env.name": "seaquest"})
+    assert rows.env_name(game) == "minatar/seaquest"
+    assert rows.env_name(config.load("atari/ddqn", {"env.name": "Pong"})) == "atari/Pong"
+
+
+def printed(tmp_path, *, terminal: bool) -> str:
+    text = io.StringIO()
+    logger = make_logger(tmp_path, quiet=False)
+    look = {"highlight": False, "soft_wrap": True, "width": 100}
+    logger.console = Console(file=text, force_terminal=terminal, **look)
+    with logger:
+        logger.refreshed = -1.0
+        logger.progress(50, 12)
+        run_until(logger, [100, 200])
+    return text.getvalue()
+
+
+def test_without_a_terminal_there_is_one_plain_line_per_log_interval(tmp_path):
+    lines = printed(tmp_path, terminal=False).splitlines()
+    assert "\x1b" not in "".join(lines)
+    assert sum(line.startswith("100/1,000 steps  ETA ") for line in lines) == 1
+    assert sum(line.startswith("200/1,000 steps  ETA ") for line in lines) == 1
+    at = [line for line in lines if "evaluation at 200 agent steps" in line]
+    results = scores_at(200)
+    means = {name: float(results[name][0].mean()) for name in results}
+    assert len(at) == 1 and f"individual {means['individual']:.4g}" in at[0]
+    assert f"vote {means['vote']:.4g}" in at[0]
+    assert any(line.startswith("  optim: {name: adam, lr: 0.001") for line in lines)
+    assert lines[-1].startswith("done: 200 agent steps of 2 seeds")
+    assert f"tensorboard --logdir {tmp_path}" in lines[-1]
+
+
+def test_a_terminal_shows_a_bar_that_is_redrawn(tmp_path):
+    text = printed(tmp_path, terminal=True)
+    assert "\x1b" in text and "━" in text and "50/1,000 steps" in text
+    assert "evaluation at 200 agent steps" in text and "done: 200" in text
+
+
+def test_quiet_prints_notes_and_nothing_else(tmp_path):
+    text = io.StringIO()
+    logger = make_logger(tmp_path)
+    logger.console = Console(file=text, soft_wrap=True)
+    with logger:
+        run_until(logger, [100])
+        logger.note("resumed at agent step [100]")
+    assert text.getvalue() == "resumed at agent step [100]\n"
+
+
+def test_pace_is_measured_over_the_window(monkeypatch):
+    now = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: next(now))
+    watch = pace.Pace(1000)
+    watch.add(100, 0)
+    assert all(math.isnan(rate) for rate in watch.rates()) and math.isnan(watch.left())
+    watch.add(200, 30)
+    watch.add(400, 60)
+    assert watch.rates() == (15.0, 3.0) and watch.left() == 40.0
+    assert pace.clock(3723.4) == "1:02:03" and pace.clock(NAN) == "-:--:--"
+    assert [pace.count(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
+        "3.1",
+        "314",
+        "31.4k",
+        "3.1M",
+        "4.0G",
+    ]
+
+
+def test_weighted_mean_leaves_out_what_has_no_weight():
+    assert board.weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
+    assert math.isnan(board.weighted(np.array([1.0]), np.array([0.0])))
