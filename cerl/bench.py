@@ -309,9 +309,9 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
 
     resident = parts.env.spec.resident
     pieces: dict[str, Callable[[], None]] = {
-        "act": captured(collector.decide_now, place),
+        "act": captured(collector.decide, place),
         "env": captured(lambda: _drop(parts.env.step(action)), place) if resident else (lambda: _drop(parts.env.step(action))),
-        "insert and count": captured(collector.record_now, place),
+        "insert and count": captured(collector.record, place),
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,

@@ -57,31 +57,37 @@ class Collector:
         shape = (seeds, config.ensemble.members, len(FINISHED))
         self.finished = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ids = torch.arange(config.ensemble.members, device=device)
-        whole = env.spec.resident and replay.placement == "device"
-        if whole:
+        fuse = config.compile and device.type == "cuda"
+        self._deciding = torch.compile(self._decide, dynamic=False) if fuse else self._decide
+        self._recording = torch.compile(self._record, dynamic=False) if fuse else self._record
+        on_device = replay.placement == "device"
+        if env.spec.resident and on_device:
             self.step = captured(self._whole, device)
         else:
-            self.decide = captured(self.decide_now, device)
-            self.record = captured(self.record_now, device) if replay.placement == "device" else self.record_now
-            self.step = self._around_host
+            self.decide = captured(self.decide, device)
+            self.record = captured(self.record, device) if on_device else self.record
+            self.step = self._whole
 
     def _whole(self) -> None:
-        self.decide_now()
-        self._look(self.env.step(self.action))
-        self.record_now()
-
-    def _around_host(self) -> None:
         self.decide()
         self._look(self.env.step(self.action))
         self.record()
+
+    def decide(self) -> None:
+        """First third of a step: draws members where episodes start, and their actions."""
+        with precision(self.config.precision, self.keys.device):
+            self._deciding()
+
+    def record(self) -> None:
+        """Last third of a step: writes the row of the step taken and counts it."""
+        self._recording()
 
     def _look(self, step: Step) -> None:
         for mine, new in zip(self.next, step, strict=True):
             mine.copy_(new)
 
     @torch.no_grad()
-    def decide_now(self) -> None:
-        """Draws members where episodes start and their actions."""
+    def _decide(self) -> None:
         config, spec = self.config, self.env.spec
         noise = explore.noise(
             self.keys,
@@ -94,17 +100,15 @@ class Collector:
         drawn = explore.duty(config.ensemble, noise.member)
         anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
         self.member.copy_(torch.where(anew, drawn, self.member))
-        with precision(config.precision, self.keys.device):
-            decision = self.agent.act(
-                self.net, self.last.obs, self.start, self.carry, self.member, noise=noise
-            )
+        decision = self.agent.act(
+            self.net, self.last.obs, self.start, self.carry, self.member, noise=noise
+        )
         self.action.copy_(decision.action)
         self.value.copy_(decision.value)
         self.carry.copy_(decision.carry)
 
     @torch.no_grad()
-    def record_now(self) -> None:
-        """Writes the row of the step taken and counts it."""
+    def _record(self) -> None:
         last, step, clip = self.last, self.next, self.config.replay.reward_clip
         real = ~(last.terminated | last.truncated)
         reward = step.reward.clamp(-clip, clip) if clip else step.reward

@@ -58,8 +58,7 @@ def _grid_bits(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[in
     """32 random bits at indices 0, 1, ... of every key, [S, *shape]."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=key.device)
-    on_gpu = key.is_cuda and not torch.compiler.is_compiling()
-    hashed = hash_grid_triton if on_gpu else hash_grid
+    hashed = hash_grid_triton if key.is_cuda else hash_grid
     offset, count = purpose_offset(purpose), math.prod(shape)
     return hashed(key, step, offset=offset, count=count).view(-1, *shape)
 
