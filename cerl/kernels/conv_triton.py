@@ -160,7 +160,7 @@ def _input_gradient(
     tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["share", "splits"])
 def _weight_gradient(
     p_grad,
     p_y,
@@ -171,6 +171,7 @@ def _weight_gradient(
     batch,
     members,
     share,
+    splits,
     H: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
@@ -179,15 +180,15 @@ def _weight_gradient(
     STRIDE: tl.constexpr,
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WHOLE: tl.constexpr,
     BK: tl.constexpr,
     BF: tl.constexpr,
     BR: tl.constexpr,
 ):
     """One tile of the gradient of the weight, BK patch entries by BF columns (member, filter).
 
-    The sum runs over one of SPLITS shares of the rows, `share` rows each; with more than one it goes to
-    `p_part` [SPLITS, G, N, fan in + 1, F], whose last row is the bias, for `_add_shares`.
+    The sum runs over one of `splits` shares of the rows, `share` rows each; unless that is the WHOLE
+    of them it goes to `p_part` [splits, G, N, fan in + 1, F], whose last row is the bias's.
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -200,8 +201,8 @@ def _weight_gradient(
     i = tl.program_id(0)
     i_column, i = i % tiles, i // tiles
     i_k, i = i % TILES_K, i // TILES_K
-    i_share = i % SPLITS
-    i_group = (i // SPLITS).to(tl.int64)
+    i_share = i % splits
+    i_group = (i // splits).to(tl.int64)
     p_x += i_group * batch * (H * W * C)
     p_grad += i_group * members * rows * F
     p_y += i_group * members * rows * F
@@ -236,14 +237,14 @@ def _weight_gradient(
     sums = tl.sum(total, 0)
     filter = column % F
     m_weight = m_k[:, None] & m_column[None, :]
-    if SPLITS == 1:
+    if WHOLE:
         net = i_group * members + column // F
         o_weight = (net * FAN_IN)[None, :] + k[:, None]
         o_weight = o_weight * F + filter[None, :]
         tl.store(p_weight + o_weight, b_weight.to(p_weight.dtype.element_ty), m_weight)
         tl.store(p_bias + net * F + filter, sums, m_column & (i_k == 0))
     else:
-        groups = tl.num_programs(0) // (SPLITS * TILES_K * tiles)
+        groups = tl.num_programs(0) // (splits * TILES_K * tiles)
         net = (i_share * groups + i_group) * members + column // F
         o_weight = (net * (FAN_IN + 1))[None, :] + k[:, None]
         tl.store(p_part + o_weight * F + filter[None, :], b_weight, m_weight)
@@ -251,23 +252,28 @@ def _weight_gradient(
         tl.store(p_part + o_bias, sums, m_column & (i_k == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _add_shares(
     p_part,
     p_weight,
     p_bias,
     size,
-    SPLITS: tl.constexpr,
+    splits,
     FAN_IN: tl.constexpr,
     F: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients from the shares' sums, added in the order of the shares; `size` elements a share."""
+    """Gradients from the shares' sums, `size` elements a share; SHARES >= splits, a power of two."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    share = tl.arange(0, SHARES)
     mask = i < size
-    acc = tl.zeros([BLOCK], tl.float32)
-    for share in range(SPLITS):
-        acc += tl.load(p_part + share * size + i, mask, other=0.0)
+    b_part = tl.load(
+        p_part + (share.to(tl.int64) * size)[:, None] + i[None, :],
+        (share < splits)[:, None] & mask[None, :],
+        other=0.0,
+    )
+    acc = tl.sum(b_part, 0)
     net = i // ((FAN_IN + 1) * F)
     at = i % ((FAN_IN + 1) * F)
     m_weight = at < FAN_IN * F
@@ -408,6 +414,7 @@ def weight_gradient(
         batch,
         members,
         share,
+        splits,
         H=height,
         W=width,
         C=channels,
@@ -416,7 +423,7 @@ def weight_gradient(
         STRIDE=stride,
         RELU=relu,
         PRECISION=_precision(),
-        SPLITS=splits,
+        WHOLE=splits == 1,
         BK=tile.rows,
         BF=tile.columns,
         BR=tile.depth,
@@ -424,9 +431,18 @@ def weight_gradient(
         num_stages=tile.stages,
     )
     if splits > 1:
-        count, block = part.shape[1], 256
+        count, shares = part.shape[1], triton.next_power_of_2(splits)
+        block = max(2048 // shares, 32)
         _add_shares[(triton.cdiv(count, block),)](
-            part, weight, bias, count, SPLITS=splits, FAN_IN=fan_in, F=filters, BLOCK=block
+            part,
+            weight,
+            bias,
+            count,
+            splits,
+            FAN_IN=fan_in,
+            F=filters,
+            SHARES=shares,
+            BLOCK=block,
         )
     return weight, bias
 
