@@ -56,17 +56,40 @@ class Replay:
         self.member = ring(torch.int16)
         self.total = torch.zeros((), dtype=torch.int64, device=home)  # time indices ever written
         self.misses = torch.zeros(seeds, dtype=torch.int64, device=device)
+        self.checked = False  # whether a row has been seen to fit
 
     def _fields(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in Row._fields}
 
     def add(self, row: Row) -> None:
-        """Writes one time index of all environments, over the oldest one once the ring is full."""
+        """Writes one time index of all environments, over the oldest one once the ring is full.
+
+        Raises: ValueError on the first call if the row does not fit the ring.
+        """
+        if not self.checked:
+            self._check(row)
+            self.checked = True
         at = (self.total % self.rows).view(1)
         for name, ring in self._fields().items():
             value = getattr(row, name).to(device=ring.device, dtype=ring.dtype)
             ring.index_copy_(1, at, value.unsqueeze(1))
         self.total += 1
+
+    def _check(self, row: Row) -> None:
+        """A wrong shape would be broadcast, a wrong type converted: both change what is learnt from."""
+        for name, ring in self._fields().items():
+            value, shape = getattr(row, name), (ring.shape[0], *ring.shape[2:])
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"replay.add: expected {name} of shape {list(shape)}, [S, E, ...] of the seeds and "
+                    f"environments that replay was made for, got {list(value.shape)}"
+                )
+            integers = not (value.is_floating_point() or value.dtype == torch.bool)
+            if value.dtype != ring.dtype and not (name == "member" and integers):
+                raise ValueError(
+                    f"replay.add: expected {name} of {ring.dtype}, got {value.dtype}; "
+                    "convert it where it is made"
+                )
 
     def sample(
         self,

@@ -1,10 +1,9 @@
-"""What every test runs under: one thread, NaN for memory that nobody filled, no CUDA device no GPU test."""
+"""What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils import deterministic
 
 torch.set_num_threads(1)
 
@@ -24,8 +23,8 @@ def unfilled_memory_is_nan(
 ) -> Iterator[None]:
     """`torch.empty` holds NaN (the largest integer where there is none).
 
-    On the CPU every allocation does. Deterministic mode, which that needs, refuses operations that the
-    GPU path uses, so GPU tests replace only what Python code calls.
+    On the CPU every allocation does. Deterministic mode, which that needs, refuses operations that
+    the GPU path uses, so GPU tests replace only what Python code calls.
     """
     if request.node.get_closest_marker("gpu"):
         for owner, name in (
@@ -37,10 +36,10 @@ def unfilled_memory_is_nan(
             monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
         yield
         return
-    assert (
-        deterministic.fill_uninitialized_memory
-    )  # torch's default; without it the mode fills nothing
     torch.use_deterministic_algorithms(True)
+    assert bool(torch.empty(1).isnan()), (
+        "torch.utils.deterministic.fill_uninitialized_memory is off"
+    )
     try:
         yield
     finally:

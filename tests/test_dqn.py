@@ -1,12 +1,13 @@
 """The loss and its gradients against slow loops in plain torch, one member and one row at a time.
 
 The loops know nothing of the head table, of batched layers or of gradient hooks: they follow the
-definitions (one `conv2d` and `linear` for each member, one target for each head and row) and apply the
-originals' factors to the finished gradients.
+definitions (one `conv2d` and `linear` for each member, one target for each head and row) and apply
+the originals' factors to the finished gradients.
 """
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,17 @@ GAMMA, N, B = 0.9, 3, 5
 
 
 def config(
-    *, seeds=(0, 1), heads="own", shared=0, fork="final", members=N, agent="dqn", net=(), **loss
+    *,
+    seeds=(0, 1),
+    heads: Any = "own",
+    shared=0,
+    fork: Any = "final",
+    members=N,
+    agent: Any = "dqn",
+    net: Any = (),
+    **loss: Any,
 ):
-    shape = dict(
+    shape: dict[str, Any] = dict(
         channels=(3, 4, 4),
         kernels=(3, 3, 2),
         strides=(1, 1, 1),
@@ -109,7 +118,7 @@ class Member:
         self.cfg = cfg
 
     def encoded(self, stack):
-        """stack [stack * C, h, w] -> flat output of the last convolution, in order h, w, channel."""
+        """stack [stack * C, h, w] -> flat output of the last convolution: h, w, channel."""
         x = (stack.float() / self.cfg.net.scale).unsqueeze(0)
         for k, (kernel, stride) in enumerate(
             zip(self.cfg.net.kernels, self.cfg.net.strides, strict=True)
@@ -221,7 +230,7 @@ def slow_mico(cfg, online, target, rows):
 
 def slow_loss(cfg, leaves, target_leaves, window, mask):
     """Loss of every member [S][N] as the definitions say it, and the sum that is minimised."""
-    first, n, losses, total = cfg.net.stack - 1, cfg.loss.n_step, [], 0.0
+    first, n, losses, total = cfg.net.stack - 1, cfg.loss.n_step, [], torch.zeros(())
     gammas, weight = horizons(cfg), cfg.loss.mico_weight
     for s in range(len(cfg.seeds)):
         online = [Member(leaves, s, i, cfg) for i in range(cfg.ensemble.members)]

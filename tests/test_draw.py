@@ -128,8 +128,8 @@ def test_every_bit_is_fair_and_flips_with_every_coordinate():
 
 
 def test_no_two_coordinates_of_a_run_share_a_hash_input():
-    # Gauss reduction of the lattice {(a, b): a STEP + b INDEX = 0 mod 2**64}: its shortest vector is
-    # the smallest change of (step, index) that draws the same number again.
+    # Gauss reduction of the lattice {(a, b): a STEP + b INDEX = 0 mod 2**64}: its shortest vector
+    # is the smallest change of (step, index) that draws the same number again.
     step, index = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
     u, v = (2**64, 0), (-index * pow(step, -1, 2**64) % 2**64, 1)
 

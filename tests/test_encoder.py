@@ -1,5 +1,7 @@
 """Frame stacks of windows and of acting against a loop that zeroes what lies before a start."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,14 +16,14 @@ def spec(*observation, dtype=torch.uint8):
     return EnvSpec("scripted", observation, dtype, 3, 2, 1, True, True)
 
 
-def encoder(shape, *, stack, scale=1.0, dtype=torch.uint8, **net):
+def encoder(shape, *, stack, scale=1.0, dtype=torch.uint8, **net: Any):
     config = NetConfig(stack=stack, scale=scale, **net)
     return Encoder(
         config, spec(*shape, dtype=dtype), seeds=2, layer_members=[1] * len(config.channels)
     )
 
 
-CONVS = dict(channels=(3,), kernels=(2,), strides=(1,))
+CONVS: Any = dict(channels=(3,), kernels=(2,), strides=(1,))
 
 
 def stream(shape, *, seeds=2, envs=2, rows=30, seed=0):

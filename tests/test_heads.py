@@ -12,7 +12,7 @@ def table_of(kind, members=3, gamma=0.99, horizons=10):
     return head_table(config, gamma=gamma, device="cpu")
 
 
-# (member, head) whose greedy action is taken; (member, head) whose value it gets; with m = (i + j) mod N
+# (member, head) whose greedy action is taken and (member, head) that values it; m = (i + j) mod N
 RULES = {
     "own": lambda i, j, m: ((i, 0), (i, 0)),
     "cerl": lambda i, j, m: ((m, 0), (m, 0)),
@@ -26,7 +26,8 @@ RULES = {
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_every_head_names_the_action_and_value_of_its_definition(kind, members):
     table = table_of(kind, members, horizons=4)
-    heads = {"own": 1, "multi_horizon": 4}.get(kind, members)
+    fixed = {"own": 1, "multi_horizon": 4}
+    heads = fixed[kind] if kind in fixed else members
     assert table.heads == heads and table.gamma.shape == (heads,)
     assert table.action.shape == table.value.shape == (members, heads)
     for i in range(members):

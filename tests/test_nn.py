@@ -1,6 +1,7 @@
-"""Layers against einsum and torch's convolution, initialisation, gradient scaling of every variant."""
+"""Layers against einsum and torch's convolution, initialisation, gradient scaling of variants."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -144,8 +145,10 @@ def test_scale_gradient_is_the_identity_with_a_scaled_gradient():
 IMAGE = EnvSpec("image", (12, 12), torch.uint8, 6, 1, 1, True, True)
 
 
-def config(*, heads="own", shared=0, fork="final", members=3, scale=True, **net):
-    shape = dict(channels=(5, 6, 7), kernels=(4, 3, 3), strides=(2, 1, 1), hidden=(32,), stack=2)
+def config(*, heads: Any = "own", shared=0, fork: Any = "final", members=3, scale=True, **net: Any):
+    shape: dict[str, Any] = dict(
+        channels=(5, 6, 7), kernels=(4, 3, 3), strides=(2, 1, 1), hidden=(32,), stack=2
+    )
     return Config(
         net=NetConfig(**{**shape, **net}),
         ensemble=EnsembleConfig(
@@ -161,7 +164,7 @@ def config(*, heads="own", shared=0, fork="final", members=3, scale=True, **net)
     )
 
 
-def build(config, *, seeds=(0,), spec=IMAGE):
+def build(config, *, seeds=(0,), spec=IMAGE) -> Any:
     heads = head_table(config.ensemble, gamma=config.loss.gamma, device="cpu").heads
     net = QNet(config, spec, seeds=len(seeds), heads=heads, atoms=1)
     nn.initialise(net, keys=draw.seed_keys(seeds), scheme=config.net.init)

@@ -1,6 +1,7 @@
 """Optimisers against loops in float64 and torch's Adam; members do not feel each other."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def numbers(x):
 @pytest.mark.parametrize("momentum", [0.0, 0.95])
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_rmsprop_is_centred_with_epsilon_inside_the_root(momentum, scale):
-    options = dict(lr=2.5e-4, decay=0.95, eps=9.765625e-6, momentum=momentum)
+    options: dict[str, Any] = dict(lr=2.5e-4, decay=0.95, eps=9.765625e-6, momentum=momentum)
     start, grads = tensors(0, 1e-3), [tensors(k, scale) for k in range(1, 21)]
     ours = run(OptimConfig(name="rmsprop", **options), grads, start)
     for k, leaf in enumerate(ours):
@@ -80,7 +81,7 @@ def test_rmsprop_survives_a_constant_gradient_whose_variance_rounds_below_zero()
 
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
 def test_adam_equals_the_published_algorithm_and_torchs(scale):
-    options = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=3.125e-4)
+    options: dict[str, Any] = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=3.125e-4)
     start, grads = tensors(0, 1e-3), [tensors(k, scale) for k in range(1, 31)]
     ours = run(OptimConfig(name="adam", **options), grads, start)
     theirs = [torch.nn.Parameter(leaf.clone()) for leaf in start]

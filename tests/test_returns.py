@@ -1,6 +1,7 @@
 """n-step returns and losses against loops over single rows and numbers worked out by hand."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_n_step_by_hand():
 def test_a_window_without_the_bootstrap_row_is_refused(n):
     rows = torch.zeros(4 + n)
     flags = torch.zeros(4 + n, dtype=torch.bool)
-    options = dict(first=1, n=n, gamma=torch.tensor([0.9]))
+    options: dict[str, Any] = dict(first=1, n=n, gamma=torch.tensor([0.9]))
     returns.n_step(rows, flags, ~flags, learnt=3, **options)
     with pytest.raises(ValueError, match=f"{4 + n} rows, needs {5 + n}"):
         returns.n_step(rows, flags, ~flags, learnt=4, **options)
