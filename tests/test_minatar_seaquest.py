@@ -1,9 +1,11 @@
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from minatar_tape import side_by_side
+from minatar.environments.seaquest import Env
+from minatar_tape import Tape, side_by_side
 
 from cerl.envs.minatar import seaquest
 from cerl.envs.resident import Resident
@@ -166,6 +168,121 @@ def test_crowded_water_matches_the_package() -> None:
     assert report.steps > 25_000 and report.episodes > 100, report
     assert seen["surfaced with -1"] > 1000 and seen["level"] == 19, seen
     assert seen["cells shared"] > 1000 and seen["most enemies"] > 20, seen
+
+
+class Waters(NamedTuple):
+    """One position, as the rules allow it, for the package and for ours."""
+
+    theirs: Env
+    scalars: dict[str, int]
+    words: dict[str, list[int]]
+
+
+def waters(rng: np.random.Generator, *, ramping: bool) -> Waters:
+    """A position that play reaches seldom or never: crowded, often with something at the boat."""
+    level = int(rng.integers(6, 20)) if ramping else 0
+    speed = max(2, 5 - level // 2)
+    env = Env(ramping=ramping)
+    env.ramp_index, env.move_speed, env.e_spawn_speed = level, speed, 20 - level
+    env.e_spawn_timer, env.d_spawn_timer = int(rng.integers(3)), int(rng.integers(30))
+    env.oxygen, env.diver_count = int(rng.choice([0, 1, 90, 195, 200])), int(rng.integers(-2, 7))
+    clock = int(rng.integers(11))
+    heading = rng.random(10) < 0.5
+    words = {name: [0] * 10 for name in seaquest.State._fields[13:]}
+
+    swimmers = []  # age, kind, row, column, wait
+    for _ in range(rng.integers(60)):
+        column, wait = int(rng.integers(10)), int(rng.integers(speed + 1))
+        age = column * (speed + 1) + speed - wait
+        row, kind = int(rng.integers(1, 9)), int(rng.integers(3))
+        # Who has not swum yet would be the twin of the next to appear.
+        if age > 0 and not any(other[0] == age and other[2] == row for other in swimmers):
+            swimmers.append((age, kind, row, column if heading[row] else 9 - column, wait))
+    for _, kind, row, column, wait in sorted(swimmers, reverse=True):
+        bit, right = 1 << (6 * column + wait), bool(heading[row])
+        if kind:
+            env.e_fish.append([column, row, right, wait])
+            words["fish"][row] |= bit
+        else:
+            shot = int(rng.integers(11))
+            env.e_subs.append([column, row, right, wait, shot])
+            words["subs"][row] |= bit
+            for digit in range(4):
+                words[f"phase_{digit}"][row] |= bit * ((clock + shot) % 11 >> digit & 1)
+
+    scalars = {}
+    for name, age in (("older", 60 - env.d_spawn_timer), ("newer", 30 - env.d_spawn_timer)):
+        row, right = int(rng.integers(1, 9)), bool(rng.integers(2))
+        column = age // 6 if right else 9 - age // 6
+        scalars[name] = 0
+        if age < 60 and rng.random() < 0.8:
+            env.divers.append([column, row, right, 5 - age % 6])
+            scalars[name] = row + 16 * right
+    if len(env.divers) == 2 and rng.random() < 0.5:  # both in one row, so that they may meet
+        env.divers[1][1] = env.divers[0][1]
+        scalars["newer"] = scalars["newer"] & 16 | env.divers[0][1]
+
+    targets = 4 * env.divers + env.e_fish + env.e_subs + [[5, 0], [5, 4]]
+    env.sub_x, env.sub_y = targets[rng.integers(len(targets))][:2]
+    env.sub_or = bool(rng.integers(2)) if 0 < env.sub_x < 9 else env.sub_x == 9
+    env.surface = env.sub_y == 0
+    for _ in range(rng.integers(3)):
+        row, column = int(rng.integers(9)), int(rng.integers(10))
+        right = column > env.sub_x  # a torpedo is always ahead of the boat
+        if column != env.sub_x and not any(b[1] == row for b in env.f_bullets):
+            env.f_bullets.append([column, row, right])
+            words["torpedoes_right" if right else "torpedoes_left"][row] |= 1 << 6 * column
+    env.shot_timer = 4 if env.f_bullets else int(rng.integers(2))
+    for _ in range(rng.integers(8)):
+        row, column, right = int(rng.integers(1, 9)), int(rng.integers(10)), bool(rng.integers(2))
+        env.e_bullets.append([column, row, right])
+        words["missiles_right" if right else "missiles_left"][row] |= 1 << 6 * column
+
+    scalars |= {"x": env.sub_x, "y": env.sub_y, "right": env.sub_or, "cooldown": env.shot_timer}
+    scalars |= {"oxygen": env.oxygen, "crew": env.diver_count, "level": level, "clock": clock}
+    scalars |= {"spawn_wait": env.e_spawn_timer, "diver_wait": env.d_spawn_timer}
+    words["heading"] = heading.tolist()
+    return Waters(env, scalars, words)
+
+
+@pytest.mark.parametrize("ramping", [True, False])
+def test_steps_from_any_position_match_the_package(ramping: bool) -> None:
+    rng, games = np.random.default_rng(8), 1000
+    positions = [waters(rng, ramping=ramping) for _ in range(games)]
+    fields = {}
+    for name, like in seaquest.reset(torch.empty(1, 0))._asdict().items():
+        values = [{**position.scalars, **position.words}[name] for position in positions]
+        fields[name] = torch.tensor(values, dtype=like.dtype)
+    state = seaquest.State(**fields)
+    tapes = [Tape(SECTIONS) for _ in positions]
+    for position, tape in zip(positions, tapes, strict=True):
+        position.theirs.random = tape  # type: ignore[assignment]
+    alive, rewards = np.ones(games, bool), 0.0
+
+    def check(where: str) -> None:
+        got = seaquest.observe(state).numpy()
+        for game in np.flatnonzero(alive):
+            want = positions[game].theirs.state().transpose(2, 0, 1)
+            assert np.array_equal(got[game], want), f"{where}, game {game}: observation"
+        for digit in (state.phase_0, state.phase_1, state.phase_2, state.phase_3):
+            assert not (digit & ~state.subs).any(), f"{where}: a clock without its submarine"
+
+    check("start")
+    for t in range(13):
+        action = rng.integers(0, 6, games)
+        u = rng.random((games, 1 + seaquest.DRAWS), dtype=np.float32)
+        state, reward, terminal = seaquest.step(
+            state, torch.from_numpy(action), torch.from_numpy(u[:, 1:]), ramping=ramping
+        )
+        for game in np.flatnonzero(alive):
+            tapes[game].put(u[game], at=1)
+            want = positions[game].theirs.act(int(action[game]))
+            got = reward[game].item(), terminal[game].item()
+            assert got == want, f"step {t}, game {game}: ours {got}, package {want}"
+            rewards += got[0]
+        check(f"step {t}")
+        alive &= ~terminal.numpy()
+    assert rewards > 100 and 20 < alive.sum() < games - 100, (rewards, alive.sum())
 
 
 def test_compiled_step_traces_and_agrees() -> None:
