@@ -21,13 +21,13 @@ SEEDS = (3, 8)
 NAN = math.nan
 
 
-def make_logger(folder, *, preset="catch/bootdqn", seeds=SEEDS, quiet=True, **overrides) -> Logger:
-    options = {"ensemble.members": 3, **overrides}
+def make_logger(folder, *, preset="catch/bootdqn", quiet=True, changes=None) -> Logger:
+    options = {"ensemble.members": 3, **(changes or {})}
     if preset == "catch/tandem":
         options["ensemble.members"] = 2
-    c = config.load(preset, {"seeds": list(seeds), **options})
+    c = config.load(preset, {"seeds": list(SEEDS), **options})
     spec = EnvSpec("catch", (10, 5), torch.float32, 3, 4, 4, True, True)
-    return Logger(folder, config=c, spec=spec, seeds=seeds, steps_total=1000, quiet=quiet)
+    return Logger(folder, config=c, spec=spec, seeds=SEEDS, steps_total=1000, quiet=quiet)
 
 
 def scores_at(step: int, *, members: int = 3) -> dict:
@@ -159,7 +159,7 @@ def test_metrics_hold_every_seed_and_member_once(tmp_path):
 
 
 def test_tensorboard_has_both_naming_schemes_and_a_folder_for_each_seed(tmp_path):
-    with make_logger(tmp_path, **{"explore.hold": 10, "explore.decay": 100}) as logger:
+    with make_logger(tmp_path, changes={"explore.hold": 10, "explore.decay": 100}) as logger:
         q = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
         logger.progress(4, 1)
         logger.training(60, 15, {"loss": q, "q_data": 2 * q, "q_pi": 3 * q, "rank": 4 * q})

@@ -1,0 +1,338 @@
+"""From rows to tables and curves: averages, intervals, which rows count, and what is said."""
+
+import io
+import itertools
+import math
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from cerl import cells, plot, report, rows, scores
+from cerl.rows import RowsError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def row(**changes) -> dict:
+    """One result row; member 0 of N = 1 unless changed."""
+    whole = {
+        "preset": "catch/ddqn",
+        "agent": "dqn",
+        "env": "catch",
+        "seed": 0,
+        "member": 0,
+        "role": "member",
+        "policy": "individual",
+        "step": 100,
+        "frames": 100,
+        "real_steps": 100,
+        "updates": 25,
+        "episodes": 10,
+        "return": 0.0,
+        "return_std": 0.0,
+        "length": 9.0,
+        "wall_seconds": 1.0,
+        "members": 1,
+        "config_hash": "abcdef012345",
+        "version": "0.1.0",
+    }
+    return whole | changes
+
+
+def ensemble(returns: np.ndarray, vote: np.ndarray, **changes) -> list[dict]:
+    """Rows of a run: returns [T, S, N], vote [T, S]; step t is 100 (t + 1), seed s is s."""
+    found = []
+    for (t, s, i), value in np.ndenumerate(returns):
+        own = {"step": 100 * (t + 1), "seed": s, "member": i, "return": value}
+        found.append(row(members=returns.shape[2], **own) | changes)
+    for (t, s), value in np.ndenumerate(vote):
+        own = {"step": 100 * (t + 1), "seed": s, "member": -1, "return": value}
+        own |= {"role": "aggregate", "policy": "vote", "members": returns.shape[2]}
+        found.append(row(**own) | changes)
+    return found
+
+
+def write(folder, found: list[dict]):
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(found, schema=rows.ROWS), folder / "rows.parquet")
+    return folder
+
+
+def summary_of(*folders, last: int = 1) -> tuple[dict, list[str]]:
+    """{(env, preset, score, statistic): line} and the notes."""
+    found, notes = cells.cells(cells.load_rows(folders))
+    lines = report.summarise(found, last=last).to_pylist()
+    return {(r["env"], r["preset"], r["score"], r["statistic"]): r for r in lines}, notes
+
+
+def numbers(shape, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(1.0, 0.3, shape)
+
+
+def test_individual_is_the_average_over_all_members_and_seeds_are_the_unit(tmp_path):
+    returns, vote = numbers((3, 4, 5)), numbers((3, 4), 1)
+    returns += np.array([0.0, 1.0, 1.5, 3.0])[:, None]  # seeds differ more than members
+    lines, notes = summary_of(write(tmp_path / "a", ensemble(returns, vote)))
+    assert not notes
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    per_seed = [sum(returns[2, s]) / 5 for s in range(4)]
+    assert one["value"] == pytest.approx(sum(per_seed) / 4, rel=1e-12)
+    assert (one["seeds"], one["members"], one["step"], one["episodes"]) == (4, 5, 300, 200)
+    # The interval against every one of the 4^4 equally likely resamples.
+    every = [np.mean(draw) for draw in itertools.product(per_seed, repeat=4)]
+    low, high = np.percentile(every, [2.5, 97.5])
+    assert one["low"] == pytest.approx(low, abs=0.03)
+    assert one["high"] == pytest.approx(high, abs=0.03)
+    aggregate = lines["catch", "catch/ddqn", "vote", "mean"]
+    assert aggregate["value"] == pytest.approx(vote[2].mean(), rel=1e-12)
+    assert aggregate["episodes"] == 40
+
+
+def test_the_last_evaluations_are_averaged_before_anything_else(tmp_path):
+    returns, vote = numbers((5, 3, 2)), numbers((5, 3), 1)
+    folder = write(tmp_path / "a", ensemble(returns, vote))
+    lines, _ = summary_of(folder, last=3)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert one["value"] == pytest.approx(returns[2:].mean(), rel=1e-12)
+    assert one["evaluations"] == 3 and one["step"] == 500
+    # More than there are: all of them, and the line says how many that is.
+    lines, _ = summary_of(folder, last=99)
+    assert lines["catch", "catch/ddqn", "vote", "mean"]["evaluations"] == 5
+    with pytest.raises(ValueError, match="last: expected at least 1"):
+        summary_of(folder, last=0)
+
+
+def test_tandem_has_active_and_passive_scores_and_no_individual(tmp_path):
+    found = [
+        row(seed=s, member=i, role=role, members=2, **{"return": 10.0 * i + s})
+        for s in range(3)
+        for i, role in enumerate(("active", "passive"))
+    ]
+    lines, _ = summary_of(write(tmp_path / "a", found))
+    assert {key[2] for key in lines} == {"active", "passive"}
+    assert lines["catch", "catch/ddqn", "active", "mean"]["value"] == 1.0
+    assert lines["catch", "catch/ddqn", "passive", "mean"]["value"] == 11.0
+
+
+def test_training_rows_do_not_count(tmp_path):
+    found = [row(**{"return": 2.0}), row(policy="train", **{"return": 50.0})]
+    lines, _ = summary_of(write(tmp_path / "a", found))
+    assert lines["catch", "catch/ddqn", "individual", "mean"]["value"] == 2.0
+    with pytest.raises(RowsError, match="no evaluation among the rows"):
+        summary_of(write(tmp_path / "b", found[1:]))
+
+
+def test_one_seed_has_a_value_and_no_interval(tmp_path):
+    lines, _ = summary_of(write(tmp_path / "a", [row(**{"return": 2.0})]))
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["value"], one["low"], one["high"], one["seeds"]) == (2.0, None, None, 1)
+
+
+def test_seeds_of_several_runs_of_one_preset_are_pooled(tmp_path):
+    for seed in range(3):
+        write(tmp_path / f"run{seed}", [row(seed=seed, **{"return": float(seed)})])
+    lines, notes = summary_of(tmp_path)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert one["seeds"] == 3 and one["value"] == 1.0 and not notes
+
+
+def test_a_seed_that_ran_twice_counts_once_as_far_as_it_got(tmp_path):
+    write(tmp_path / "long", [row(step=s, **{"return": 1.0}) for s in (100, 200)])
+    write(tmp_path / "short", [row(step=100, **{"return": 9.0})])
+    lines, notes = summary_of(tmp_path)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["seeds"], one["value"], one["step"]) == (1, 1.0, 200)
+    assert len(notes) == 1 and "run 2 times" in notes[0]
+    assert f"not {(tmp_path / 'short').resolve()}" in notes[0]
+
+
+def test_seeds_that_got_to_different_steps_meet_at_the_last_common_one(tmp_path):
+    write(tmp_path / "a", [row(seed=0, step=s, **{"return": s / 100}) for s in (100, 200, 300)])
+    write(tmp_path / "b", [row(seed=1, step=s, **{"return": s / 10}) for s in (100, 200)])
+    lines, notes = summary_of(tmp_path)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert one["step"] == 200 and one["value"] == (2.0 + 20.0) / 2
+    assert len(notes) == 1 and "seed 0 at 300, seed 1 at 200" in notes[0]
+
+
+def test_configurations_of_one_preset_are_kept_apart(tmp_path):
+    write(tmp_path / "a", [row(**{"return": 1.0})])
+    write(tmp_path / "b", [row(config_hash="0123456789ab", **{"return": 2.0})])
+    lines, notes = summary_of(tmp_path)
+    values = {key[1]: line["value"] for key, line in lines.items()}
+    assert values == {"catch/ddqn [abcdef]": 1.0, "catch/ddqn [012345]": 2.0}
+    assert len(notes) == 1 and "2 different configurations" in notes[0]
+
+
+def test_a_seed_that_diverged_is_left_out_and_said(tmp_path):
+    found = [row(seed=s, **{"return": v}) for s, v in enumerate((1.0, math.nan, 3.0))]
+    lines, notes = summary_of(write(tmp_path / "a", found))
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["value"], one["seeds"], one["seeds_lost"]) == (2.0, 2, 1)
+    assert "a return of seed 1 is not a finite number" in notes[0]
+    _, text = report.table(report.summarise(cells.cells(cells.load_rows([tmp_path]))[0]))
+    assert text[0][3] == "2 (1 lost)"
+    bad = [row(seed=s, **{"return": math.inf}) for s in range(2)]
+    lines, _ = summary_of(write(tmp_path / "b", bad))
+    assert lines["catch", "catch/ddqn", "individual", "mean"]["value"] is None
+
+
+def test_atari_games_are_summarised_by_human_normalised_scores(tmp_path):
+    games = {"Pong": numbers((1, 3, 2)) * 10, "Breakout": numbers((1, 3, 2), 1) * 40}
+    found = []
+    for game, returns in games.items():
+        found += ensemble(returns, returns.mean(2), env=f"atari/{game}", preset="atari/cerl")
+        # Every game is a configuration of its own.
+        found = [r | {"config_hash": f"{r['env']:<12}"} for r in found]
+    found += [row(preset="atari/ddqn", env="atari/Pong", **{"return": 3.0})]
+    lines, _ = summary_of(write(tmp_path / "a", found))
+    tasks = []
+    for game, returns in games.items():
+        random, human = scores.human_random()[game]
+        tasks.append((returns[0].mean(1) - random) / (human - random))
+    pooled = sorted(np.concatenate(tasks))
+    expected = {
+        "mean": np.mean(tasks),
+        "median": np.median([task.mean() for task in tasks]),
+        "iqm": np.mean(pooled[1:5]),
+        "optimality_gap": 1 - np.mean(np.minimum(pooled, 1)),
+    }
+    for name, value in expected.items():
+        line = lines["atari (2 games)", "atari/cerl", "individual", name]
+        assert line["value"] == pytest.approx(value, rel=1e-12)
+        assert line["unit"] == "human-normalised" and line["low"] < value < line["high"]
+    # One game is no suite.
+    assert not any(key[1] == "atari/ddqn" and "games" in key[0] for key in lines)
+
+
+def test_numbers_show_the_digits_that_matter():
+    assert [report.number(x) for x in (0.1234, -0.5, 1.234, 13.87, -20.94, 418.5, 16452.7)] == [
+        "0.123",
+        "-0.500",
+        "1.23",
+        "13.9",
+        "-20.9",
+        "418",
+        "16,453",
+    ]
+    assert report.number(None) == report.number(math.nan) == "n/a"
+
+
+def test_missing_empty_and_damaged_rows_are_clear_errors(tmp_path):
+    with pytest.raises(RowsError, match="no such file or folder"):
+        cells.load_rows([tmp_path / "nowhere"])
+    with pytest.raises(RowsError, match=r"no rows\.parquet in or below it"):
+        cells.load_rows([tmp_path])
+    with pytest.raises(RowsError, match="at least one run folder"):
+        cells.load_rows([])
+    good, bad = write(tmp_path / "good", [row()]), write(tmp_path / "bad", [row()])
+    data = (bad / "rows.parquet").read_bytes()
+    for content in (b"", data[: len(data) // 2], b"not parquet at all"):
+        (bad / "rows.parquet").write_bytes(content)
+        with pytest.raises(RowsError, match=r"bad/rows\.parquet: damaged"):
+            cells.load_rows([good, bad])
+    with pytest.raises(RowsError, match="no evaluation"):
+        report.main([write(tmp_path / "empty", [])], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_runs_a_run_and_a_file_name_the_same_rows_once(tmp_path):
+    run = write(tmp_path / "runs" / "a", [row()])
+    paths = [tmp_path / "runs", run, run / "rows.parquet"]
+    assert cells.run_folders(paths) == [(run / "rows.parquet").resolve()]
+    assert cells.load_rows(paths).num_rows == 1
+
+
+def study(tmp_path):
+    """Two environments; four presets, one of them a tandem, one with a single member."""
+    for env, level in (("catch", 1.0), ("minatar/breakout", 12.0)):
+        for k, name in enumerate(("bootdqn", "cerl")):
+            returns = level * numbers((6, 4, 3), k) * np.linspace(0.2, 1, 6)[:, None, None]
+            found = ensemble(returns, returns.max(2), env=env, preset=f"catch/{name}")
+            write(tmp_path / "runs" / f"{env[:5]}-{name}", found)
+        returns = level * numbers((6, 4, 1), 7)
+        found = ensemble(returns, returns[..., 0], env=env)
+        write(tmp_path / "runs" / f"{env[:5]}-ddqn", found)
+        found = ensemble(level * numbers((6, 4, 2), 8), np.zeros((0, 4)), env=env)
+        for r in found:
+            r |= {"preset": "catch/tandem", "role": ("active", "passive")[r["member"]]}
+        write(tmp_path / "runs" / f"{env[:5]}-tandem", found)
+    return tmp_path / "runs"
+
+
+def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
+    runs, out = study(tmp_path), tmp_path / "report"
+    (runs / "catch-ddqn" / "tensorboard").mkdir()
+    text = io.StringIO()
+    summary = report.main([runs], out, console=Console(file=text, width=80))
+    printed = text.getvalue()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "curves.png",
+        "summary.parquet",
+        "table.csv",
+        "table.md",
+    ]
+    assert (out / "curves.png").read_bytes().startswith(PNG)
+    assert f"plot:  {out / 'curves.png'}" in printed
+    assert f"tensorboard --logdir {(runs / 'catch-ddqn').resolve()}" in printed
+    assert "catch, 4 seeds, 600 agent steps" in printed and "95%" in printed
+    assert pq.read_table(out / "summary.parquet").equals(summary)
+    assert summary.schema.equals(report.SUMMARY)
+    # Every value and interval is whole, in the file and on an 80 column terminal.
+    marked = (out / "table.md").read_text().splitlines()
+    assert marked[0].startswith("| env | preset | N | seeds | agent steps | individual | aggregate")
+    for line in summary.to_pylist():
+        value = report.number(line["value"])
+        interval = f"[{report.number(line['low'])}, {report.number(line['high'])}]"
+        of_preset = [m for m in marked if m.startswith(f"| {line['env']} | {line['preset']} |")]
+        assert len(of_preset) == 1 and f"{value} {interval}" in of_preset[0]
+        assert value in printed and interval in printed
+    table = (out / "table.csv").read_text().splitlines()
+    assert table[0] == ",".join(report.SUMMARY.names) and len(table) == 1 + summary.num_rows
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    runs, out = study(tmp_path), tmp_path / "report"
+    quiet = Console(file=io.StringIO())
+    report.main([runs], out, console=quiet)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(rows.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        report.main([runs], out, last=3, console=quiet)
+    assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
+
+
+def test_curves_show_individual_aggregate_active_and_passive_only_where_they_tell_something(
+    tmp_path,
+):
+    found, _ = cells.cells(cells.load_rows([study(tmp_path)]))
+    shown = {(cell.env, cell.preset): list(plot.shown(cell)) for cell in found}
+    assert shown["catch", "catch/cerl"] == ["individual", "vote"]
+    assert shown["catch", "catch/ddqn"] == ["individual"]
+    assert shown["catch", "catch/tandem"] == ["active", "passive"]
+
+
+def test_the_band_of_a_curve_is_its_mean_and_interval_without_diverged_seeds():
+    returns = numbers((5, 6))
+    returns[3, 2] = math.nan
+    curve = cells.Curve(np.arange(5), returns, np.ones((5, 6), dtype=np.int64))
+    value, low, high = plot.band(curve, confidence=0.95)
+    left = np.delete(returns, 2, axis=1)
+    np.testing.assert_allclose(value, left.mean(1))
+    assert low is not None and high is not None
+    expected = scores.interval(scores.mean, [left], samples=plot.SAMPLES)
+    np.testing.assert_array_equal((low, high), expected)
+    assert (low < value).all() and (value < high).all()
+    alone = cells.Curve(np.arange(5), returns[:, 2:4], np.ones((5, 2), dtype=np.int64))
+    value, low, high = plot.band(alone, confidence=0.95)
+    np.testing.assert_array_equal(value, returns[:, 3])
+    assert low is None and high is None
+
+
+def test_colours_of_many_presets_stay_different():
+    looks = [tuple(sorted(plot._look(k).items())) for k in range(32)]
+    assert len(set(looks)) == 32
