@@ -302,10 +302,12 @@ class Config(Model):
     """seeds trained side by side in this process; all different"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
+    threads: int = Field(default=1, ge=0)
+    """CPU threads of tensor arithmetic (small networks are fastest with 1); 0: one for each core"""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
     """of matrix products on a GPU; everything else is float32"""
     compile: bool = False
-    """fuses the update with torch.compile (GPU; about a minute at start)"""
+    """fuses acting and the update with torch.compile (GPU; about a minute at start)"""
     out: str = "runs"
     """folder that receives the run folder"""
     env: EnvConfig = CatchEnv()

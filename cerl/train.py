@@ -1,6 +1,7 @@
 """The loop: collect, learn, now and then evaluate, log, save. Everything is wired here and only here."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,7 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
 def assemble(config: Config) -> Parts:
     """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
     device = pick_device(config.device)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
     agent = make_agent(config, env.spec, device)
