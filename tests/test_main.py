@@ -254,6 +254,8 @@ def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
     assert command.main(["sweep", "demo", "--device", "cpu", "--seeds", "9"]) == 0
     assert [run.env.family for run in swept[1]] == ["catch"] * 4
     assert {run.seeds for run in swept[1]} == {(9,)}
+    assert command.main(["sweep", "demo", "--schedule.steps", "30_000"]) == 0
+    assert {run.schedule.steps for run in swept[2]} == {30_000}  # wins over the study's own
 
 
 def test_report_hands_on_folders_and_options(stand_in):
