@@ -86,10 +86,10 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
 def observe(state: State) -> Tensor:
     ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
     # Ten bits for each row of each channel.
-    row = torch.stack([torch.full_like(state.row, _FLOOR), state.row, state.trail_row], 1)
-    column = torch.stack([state.paddle, state.column, state.trail_column], 1)  # [G, 3]
-    single = torch.where(row[..., None] == ten, 1 << column[..., None], 0)  # [G, 3, 10]
-    wall = state.bricks[:, None] >> (10 * ten - 10).clamp(0, 20)
-    wall = torch.where((ten >= 1) & (ten <= 3), wall & 1023, 0)
-    shown = torch.cat([single, wall[:, None]], 1)
+    paddle = torch.where(ten == _FLOOR, 1 << state.paddle[:, None], 0)  # [G, 10]
+    ball = torch.where(ten == state.row[:, None], 1 << state.column[:, None], 0)
+    trail = torch.where(ten == state.trail_row[:, None], 1 << state.trail_column[:, None], 0)
+    wall = (state.bricks[:, None] >> (10 * ten - 10).clamp(0, 20)) & 1023
+    wall = torch.where((ten >= 1) & (ten <= 3), wall, 0)
+    shown = torch.stack([paddle, ball, trail, wall], 1)
     return shown[..., None] & (1 << ten) != 0  # [G, 4, 10, 10]
