@@ -379,6 +379,7 @@ class Logger:
             "updates": self.updates,
             "wall_seconds": self.wall_seconds,
             "latest": dict(self.latest),
+            "config_hash": self.fixed["config_hash"],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -389,6 +390,8 @@ class Logger:
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self.spent, self.latest = float(state["wall_seconds"]), dict(state["latest"])
         self.board.after = self.step
+        # A newer cerl may know more options; the rows of one run stay one configuration.
+        self.fixed["config_hash"] = str(state["config_hash"])
         for table in (self.rows, self.metrics):
             if not table.path.is_file():
                 self.note(f"{table.path} is gone, and with it all before step {self.step:,}")

@@ -47,7 +47,11 @@ def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> No
     presets = list(dict.fromkeys(cell.preset for cell in cells))
     columns = 2 if len(envs) in (2, 4) else min(len(envs), 3)
     lines = -(-len(envs) // columns)
-    figure = Figure(figsize=(max(5.4 * columns, 7.0), 3.9 * lines + 1.1), layout="constrained")
+    handles = _handles(cells, presets)
+    width = max(5.4 * columns, 7.0)
+    legend = min(int(width / 2.6), len(handles))  # columns
+    height = 3.9 * lines + 0.24 * -(-len(handles) // legend) + 0.4
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # pyright: ignore
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -58,7 +62,8 @@ def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> No
         _label(panel, env, own)
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
-    _legend(figure, cells, presets)
+    look = {"frameon": False, "fontsize": 9, "handlelength": 2.8}
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend, **look)
     rows.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 
@@ -105,22 +110,12 @@ def _label(panel: Any, env: str, own: Sequence[Cell]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, cells: Sequence[Cell], presets: Sequence[str]) -> None:
-    handles = [
-        Line2D([], [], label=preset, linewidth=2.5, **_look(k)) for k, preset in enumerate(presets)
-    ]
+def _handles(cells: Sequence[Cell], presets: Sequence[str]) -> list[Line2D]:
+    """Lines of the legend: a colour for each preset, then a style for each score that is shown."""
     used = {score for cell in cells for score in shown(cell)}
-    handles += [
-        Line2D([], [], color="#555555", linestyle=style, linewidth=1.8, label=label)
-        for score, (style, label) in STYLES.items()
-        if score in used
+    styles = [style for score, style in STYLES.items() if score in used]
+    look = {"color": "#555555", "linewidth": 1.8}
+    return [
+        *(Line2D([], [], label=name, linewidth=2.5, **_look(k)) for k, name in enumerate(presets)),
+        *(Line2D([], [], linestyle=line, label=label, **look) for line, label in styles),
     ]
-    columns = min(4, len(handles))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-        handlelength=2.8,
-    )

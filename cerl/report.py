@@ -149,13 +149,21 @@ def _estimate(
     return out
 
 
-def number(value: float | None) -> str:
-    """A score with about three digits that matter."""
+def number(value: float | None, *, size: float | None = None) -> str:
+    """A score with about three digits that matter, in numbers as large as `size` (itself)."""
     if value is None or not math.isfinite(value):
         return "n/a"
-    size = abs(value)
+    size = abs(value) if size is None else size
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:,.{digits}f}"
+
+
+def estimate(line: Mapping[str, float | None]) -> str:
+    """Value and interval of a line of a summary, with the same number of digits."""
+    found = [line[name] for name in ("value", "low", "high")]
+    size = max((abs(value) for value in found if value is not None), default=0.0)
+    value, low, high = (number(value, size=size) for value in found)
+    return value if line["low"] is None else f"{value} [{low}, {high}]"
 
 
 def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
@@ -169,7 +177,7 @@ def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
         if row["unit"] != "return":
             env = f"{env}, {row['unit']} {row['statistic'].replace('_', ' ')}"
         line = lines.setdefault((env, row["preset"], row["config_hash"]), {**row, "scores": {}})
-        line["scores"][row["score"]] = _with_interval(row)
+        line["scores"][row["score"]] = estimate(row)
         line["step"] = min(line["step"], row["step"])
         line["seeds"] = min(line["seeds"], row["seeds"])
         line["seeds_lost"] = max(line["seeds_lost"], row["seeds_lost"])
@@ -183,24 +191,18 @@ def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
     return headings, text
 
 
-def _with_interval(row: dict) -> str:
-    if row["low"] is None:
-        return number(row["value"])
-    return f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]"
-
-
 def caption(summary: pa.Table) -> str:
     """What the numbers of a table are."""
     rows_ = summary.to_pylist()
     evaluations = sorted({row["evaluations"] for row in rows_})
     last = " or ".join(map(str, evaluations))
-    drawn = "; drawn member: a member drawn for each episode"
+    drawn = any(row["score"] == "random" for row in rows_)
+    also = "; drawn member: a member drawn for each episode" if drawn else ""
     which = "the last evaluation" if evaluations == [1] else f"the last {last} evaluations"
     return (
         f"Mean return over seeds at {which} that all seeds have, with "
         f"{100 * rows_[0]['confidence']:g}% stratified bootstrap intervals over seeds. Individual: "
-        f"average over all members{drawn if any(row['score'] == 'random' for row in rows_) else ''}. "
-        "Agent steps are those of one seed."
+        f"average over all members{also}. Agent steps are those of one seed."
     )
 
 
@@ -222,7 +224,7 @@ def _csv(summary: pa.Table) -> str:
 
 
 def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
-    """One table for each environment, narrow enough for 80 columns: intervals below their values."""
+    """One table for each environment, narrow enough for 80 columns: intervals below values."""
     headings, lines = table(summary)
     families = {line[1].partition("/")[0] for line in lines if "/" in line[1]}
     prefix = f"{families.pop()}/" if len(families) == 1 else ""

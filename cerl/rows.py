@@ -60,9 +60,10 @@ class RowsError(RuntimeError):
 def config_hash(config: Config) -> str:
     """Twelve hex digits of everything that decides a score, seeds excepted.
 
-    Left out: preset (a name), seeds, device, out, log (what is written, and when).
+    Left out: preset (a name), seeds, device and threads, out, log (what is written, and when).
     """
-    tree = config.model_dump(mode="json", exclude={"preset", "seeds", "device", "out", "log"})
+    aside = {"preset", "seeds", "device", "threads", "out", "log"}
+    tree = config.model_dump(mode="json", exclude=aside)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 

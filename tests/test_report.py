@@ -220,6 +220,10 @@ def test_numbers_show_the_digits_that_matter():
         "16,453",
     ]
     assert report.number(None) == report.number(math.nan) == "n/a"
+    assert report.estimate({"value": 0.91, "low": -0.82, "high": 1.0}) == "0.91 [-0.82, 1.00]"
+    assert report.estimate({"value": 950.4, "low": 90.0, "high": 1234.5}) == "950 [90, 1,234]"
+    assert report.estimate({"value": 2.0, "low": None, "high": None}) == "2.00"
+    assert report.estimate({"value": None, "low": None, "high": None}) == "n/a"
 
 
 def test_missing_empty_and_damaged_rows_are_clear_errors(tmp_path):
@@ -286,8 +290,7 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     marked = (out / "table.md").read_text().splitlines()
     assert marked[0].startswith("| env | preset | N | seeds | agent steps | individual | aggregate")
     for line in summary.to_pylist():
-        value = report.number(line["value"])
-        interval = f"[{report.number(line['low'])}, {report.number(line['high'])}]"
+        value, _, interval = report.estimate(line).partition(" ")
         of_preset = [m for m in marked if m.startswith(f"| {line['env']} | {line['preset']} |")]
         assert len(of_preset) == 1 and f"{value} {interval}" in of_preset[0]
         assert value in printed and interval in printed
