@@ -17,21 +17,22 @@ DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
 def feature_rank(features: Tensor) -> Tensor:
     """Effective rank of a batch of features (Kumar et al. 2021, arXiv:2010.14498).
 
-    The number of largest singular values that hold 99% of their sum.
+    The number of largest singular values that hold 99% of their sum; 0 where all features are.
     Args: features [..., rows, D]. Returns: [...] float32; NaN where a feature is not finite.
     """
     finite = features.isfinite().all(-1).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], features, 0.0).double())
-    held = values.cumsum(-1) / values.sum(-1, keepdim=True).clamp(min=1e-30)
-    rank = (held < RANK_SHARE).sum(-1) + 1
+    total = values.sum(-1)
+    held = values.cumsum(-1) / total.clamp(min=1e-30).unsqueeze(-1)
+    rank = ((held < RANK_SHARE).sum(-1) + 1) * (total > 0)
     return torch.where(finite, rank.float(), float("nan"))
 
 
 def dormant_share(layers: list[Tensor]) -> Tensor:
     """Share of units whose mean |activation| is at most 0.025 of their layer's (Sokar et al. 2023).
 
-    Args: layers, activations after the ReLU [S, N or 1, rows, ..., units], a unit being one entry of the
-          last axis (a filter or a hidden unit). Returns: [S, N or 1] over all layers.
+    Args: layers, activations after the ReLU [S, N or 1, rows, ..., units], a unit being one entry of
+          the last axis (a filter or a hidden unit). Returns: [S, N or 1] over all layers.
     """
     dormant, units = [], 0
     for layer in layers:
@@ -51,9 +52,11 @@ def diagnose(agent: DQN, learner: Learner) -> dict[str, Tensor]:
     if window.obs.shape[1] > 1:
         window = window._replace(**{k: v[:, :1] for k, v in window._asdict().items()})
     shape = (window.obs.shape[0], agent.config.ensemble.members)
-    outputs = net.layers(agent.transition(net, window).x)
+    x = agent.transition(net, window).x
+    outputs = net.layers(x)
     if isinstance(net.final, ForkedHeads):
-        outputs.append(net.final.features(outputs[-1].flatten(3), 1)[:, :, 0])
+        below = (outputs[-1] if outputs else x).flatten(3)
+        outputs.append(net.final.features(below, 1)[:, :, 0])
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
         result["feature_rank"] = feature_rank(outputs[-1].flatten(3))

@@ -47,13 +47,17 @@ def unfilled_memory_is_nan(
 
 
 def _poisoned(allocate):
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
     def empty(*args, **kwargs):
         tensor = allocate(*args, **kwargs)
         with torch.no_grad():
-            if tensor.is_floating_point():
-                return tensor.fill_(float("nan"))
-            return tensor.fill_(
-                True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
-            )
+            if tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                tensor.fill_(float("nan"))
+            elif tensor.dtype in integers:
+                tensor.fill_(torch.iinfo(tensor.dtype).max)
+            elif tensor.dtype == torch.bool:
+                tensor.fill_(True)
+        return tensor
 
     return empty

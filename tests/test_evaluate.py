@@ -1,0 +1,194 @@
+"""The Evaluator on written episodes: who plays, how often, what it scored."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scripted import Scripted
+
+from cerl import draw
+from cerl.agents.dqn import DQN, scalar_value
+from cerl.config import Config, EnsembleConfig, EvalConfig, NetConfig
+from cerl.evaluate import Evaluator, evaluation_keys, lanes
+
+CPU = torch.device("cpu")
+
+
+def config(*, seeds=(0, 1), members=2, **evaluation: Any):
+    return Config(
+        seeds=seeds,
+        net=NetConfig(hidden=()),
+        ensemble=EnsembleConfig(members=members),
+        eval=EvalConfig(**{"epsilon": 0.0, **evaluation}),
+    )
+
+
+def evaluator(cfg, choices, *, length, reward=lambda s, e, k, t, a: float(a), **options):
+    """Member i always prefers action choices[i]; an action's number is its reward."""
+    env = Scripted(
+        seeds=cfg.seeds, envs=lanes(cfg), length=length, reward=reward, actions=4, **options
+    )
+    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    net = agent.build(keys=draw.seed_keys(cfg.seeds))
+    with torch.no_grad():
+        net.final.weight.zero_()
+        net.final.bias.zero_()
+        for i, action in enumerate(choices):
+            net.final.bias[:, i, 0, action] = 1.0 + i
+    return Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
+
+
+def actions_of(ours):
+    """[S, E] of every step of its environments."""
+    assert isinstance(ours.env, Scripted)
+    return ours.env.taken
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_every_lane_plays_its_episodes_and_short_ones_are_not_favoured(resident):
+    # lanes: member 0, member 0, member 1, member 1; lane 1 plays single steps, lane 2 long episodes
+    def length(seed, e, k):
+        return (3, 1, 40, 7)[e] + seed + k
+
+    cfg = config(policies=("individual",), episodes=4, slots=2)
+    assert lanes(cfg) == 4
+    ours = evaluator(cfg, [1, 2], length=length, resident=resident)
+    result = ours.run()["individual"]
+    assert result.returns.shape == result.lengths.shape == (2, 2, 4)
+    assert result.returns.dtype == torch.float64 and result.entropy.shape == (2, 2)
+    for s in range(2):
+        # building the evaluator began episode 0 everywhere, the run plays 1 and 2
+        played = [[length(s, e, k) for k in (1, 2)] for e in range(4)]
+        assert result.lengths[s].tolist() == [played[0] + played[1], played[2] + played[3]]
+    assert torch.equal(result.returns[:, 0], result.lengths[:, 0])
+    assert torch.equal(result.returns[:, 1], 2 * result.lengths[:, 1])
+
+
+def test_episodes_that_slots_do_not_divide_are_rounded_up():
+    cfg = config(policies=("individual",), episodes=5, slots=2)
+    ours = evaluator(cfg, [1, 2], length=lambda s, e, k: 2)
+    assert ours.run()["individual"].returns.shape == (2, 2, 6)
+    alone = config(policies=("individual",), episodes=3)
+    assert lanes(alone) == 6
+    assert (
+        evaluator(alone, [1, 2], length=lambda s, e, k: 2).run()["individual"].returns.shape[2] == 3
+    )
+
+
+def test_policies_by_hand():
+    # greedy actions 3, 0, 3, 1, 0, 0: the vote is 0; the mean Q of 0, 1, 3 is (13, 4, 4) / 6
+    cfg = config(members=6, policies=("individual", "vote", "mean"), episodes=2)
+    ours = evaluator(cfg, [3, 0, 3, 1, 0, 0], length=lambda s, e, k: 5)
+    results = ours.run()
+    assert list(results) == ["individual", "vote", "mean"]
+    individual = results["individual"].returns[0, :, 0].tolist()
+    assert individual == [15, 0, 15, 5, 0, 0]
+    assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
+    assert results["mean"].returns.tolist() == [[[0, 0]]] * 2
+    # a strong preference moves the mean, not the vote
+    ours.net.final.bias.data[:, 3, 0, 1] = 50.0
+    results = ours.run()
+    assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
+    assert results["mean"].returns.tolist() == [[[5, 5]]] * 2
+    shares = (3 / 6, 2 / 6, 1 / 6)
+    want = -sum(p * math.log(p) for p in shares)
+    for result in results.values():
+        assert result.entropy.flatten().tolist() == pytest.approx([want] * result.entropy.numel())
+
+
+def test_ties_of_the_vote_are_broken_anew_at_every_step():
+    cfg = config(seeds=(0,), members=2, policies=("vote",), episodes=1)
+    ours = evaluator(cfg, [1, 3], length=lambda s, e, k: 400)
+    score = float(ours.run()["vote"].returns)
+    taken = torch.stack(actions_of(ours)).flatten().tolist()[:400]
+    assert set(taken) == {1, 3} and sum(taken) == score
+    assert taken.count(1) == pytest.approx(200, abs=45)
+
+
+def test_the_random_policy_draws_a_member_for_each_episode_and_keeps_it():
+    cfg = config(members=3, policies=("random",), episodes=150, slots=1)
+    ours = evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 4)
+    first, second = ours.run()["random"], ours.run()["random"]
+    assert first.returns.shape == (2, 1, 150)
+    assert set(first.returns.unique().tolist()) == {4, 8, 12}  # one member a whole episode
+    for result in (first, second):
+        for score in (4, 8, 12):
+            for s in range(2):
+                assert int((result.returns[s] == score).sum()) == pytest.approx(50, abs=4.5 * 5.8)
+    assert not torch.equal(first.returns[0], first.returns[1])
+    assert not torch.equal(first.returns, second.returns)
+
+
+def test_a_step_budget_is_whole_episodes_until_it_is_spent():
+    # slots 2 of a budget of 10: each lane plays until 5 steps are done
+    def length(seed, e, k):
+        return ((4, 5), (1, 3))[seed][e % 2]
+
+    cfg = config(members=1, policies=("individual", "vote"), steps=10, slots=2)
+    results = evaluator(cfg, [1], length=length).run()
+    for result in results.values():
+        lengths = result.lengths[:, 0].tolist()
+        known = [[x for x in row if x == x] for row in lengths]
+        assert known == [[4, 4, 5], [1, 1, 1, 1, 1, 3, 3]]
+        assert torch.equal(result.lengths.isnan(), result.returns.isnan())
+        assert not result.returns.isnan().all(0).any()  # no column that nobody played
+
+
+def test_a_budget_below_an_episode_plays_one_episode():
+    cfg = config(seeds=(0,), members=1, policies=("individual",), steps=3, slots=1)
+    result = evaluator(cfg, [2], length=lambda s, e, k: 9).run()["individual"]
+    assert result.lengths.tolist() == [[[9]]] and result.returns.tolist() == [[[18]]]
+
+
+def test_truncated_episodes_count_like_terminal_ones():
+    cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=3, slots=1)
+    ours = evaluator(cfg, [2], length=lambda s, e, k: k, terminal=lambda s, e, k: k % 2 == 0)
+    assert ours.run()["individual"].lengths.tolist() == [[[1, 2, 3]]]
+
+
+def test_epsilon_of_the_evaluation_is_the_share_of_random_actions():
+    cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=1, epsilon=0.4)
+    ours = evaluator(cfg, [3], length=lambda s, e, k: 2_000)
+    ours.run()
+    taken = torch.stack(actions_of(ours)).flatten()[:2_000]
+    limit = 4.5 * 0.5 / math.sqrt(2_000)
+    assert float((taken == 3).double().mean()) == pytest.approx(0.6 + 0.1, abs=limit)
+    assert float((taken == 0).double().mean()) == pytest.approx(0.1, abs=limit)
+
+
+def test_noise_is_not_that_of_training():
+    assert not torch.equal(evaluation_keys((0, 1), CPU), draw.seed_keys((0, 1)))
+
+
+def test_a_seed_scores_the_same_alone_and_among_others():
+    options: dict[str, Any] = dict(members=3, policies=("random", "vote"), episodes=6, epsilon=0.3)
+
+    def run(seeds):
+        cfg = config(seeds=seeds, **options)
+        return evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 3 + k % 2).run()
+
+    together, alone = run((4, 9)), run((9,))
+    for name, result in alone.items():
+        for got, want in zip(together[name], result, strict=True):
+            assert torch.equal(got[1:], want), name
+
+
+def test_a_saved_evaluator_goes_on_with_the_same_numbers():
+    options: dict[str, Any] = dict(members=3, policies=("random",), episodes=20, epsilon=0.3)
+    first, second = (
+        evaluator(config(**options), [1, 2, 3], length=lambda s, e, k: 3) for _ in range(2)
+    )
+    first.run()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.run()["random"].returns, second.run()["random"].returns)
+
+
+def test_environments_of_the_wrong_number_are_refused():
+    cfg, ours = config(episodes=3), None
+    env = Scripted(seeds=(0, 1), envs=4, length=lambda *_: 2, reward=lambda *_: 0.0)
+    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    net = agent.build(keys=draw.seed_keys(cfg.seeds))
+    with pytest.raises(ValueError, match="evaluation needs 9 environments per seed, got 4"):
+        ours = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
+    assert ours is None
