@@ -15,7 +15,7 @@ from cerl.agents.dqn import DQN, QNet
 from cerl.config import Config
 from cerl.data import Row, Step
 from cerl.envs.api import VecEnv
-from cerl.graph import captured
+from cerl.graph import captured, fused
 from cerl.precision import precision
 from cerl.replay import Replay
 
@@ -58,8 +58,8 @@ class Collector:
         self.finished = torch.zeros(shape, dtype=torch.float64, device=device)
         self.ids = torch.arange(config.ensemble.members, device=device)
         fuse = config.compile and device.type == "cuda"
-        self._deciding = torch.compile(self._decide, dynamic=False) if fuse else self._decide
-        self._recording = torch.compile(self._record, dynamic=False) if fuse else self._record
+        self._deciding = fused(self._decide) if fuse else self._decide
+        self._recording = fused(self._record) if fuse else self._record
         on_device = replay.placement == "device"
         if env.spec.resident and on_device:
             self.step = captured(self._whole, device)

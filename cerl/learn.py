@@ -7,6 +7,7 @@ from cerl import draw
 from cerl.agents.dqn import DQN, QNet
 from cerl.config import Config
 from cerl.data import Window
+from cerl.graph import fused
 from cerl.optim import Optimiser
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -25,7 +26,7 @@ class Learner:
         names = ["loss", "q_data", "q_pi"] + (["mico_loss"] if config.loss.mico_weight else [])
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in names}
         fuse = config.compile and keys.device.type == "cuda"
-        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False) if fuse else self._loss
+        self.loss = fused(self._loss) if fuse else self._loss
         self.sync()
 
     @torch.no_grad()

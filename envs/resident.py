@@ -5,7 +5,6 @@ every game needs: counter-based draws, sticky actions, autoreset on the next ste
 a state that is allocated once and updated in place, so that a CUDA graph can hold the step.
 """
 
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Step
+from cerl.graph import fused
 
 _NEVER = 1 << 62
 
@@ -108,7 +108,7 @@ class Resident:
         fuse = device.type == "cuda" if fuse is None else fuse
         self._advance: Callable[[Tensor], Step] = self._eager
         if fuse:
-            self._advance = torch.compile(_own_code(self._eager), fullgraph=True, dynamic=False)
+            self._advance = fused(self._eager)
 
     @property
     def spec(self) -> EnvSpec:
@@ -228,15 +228,3 @@ def _game_id(actions: tuple[int, ...], action: Tensor) -> Tensor:
 
 def _choose(over: Tensor, fresh: Tensor, played: Tensor) -> Tensor:
     return torch.where(over.view(-1, *([1] * (played.dim() - 1))), fresh, played)
-
-
-def _own_code(method: Any) -> Callable[[Tensor], Step]:
-    # The compiler counts recompilations by code object, and every instance is a new specialisation.
-    function = method.__func__
-    copy = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        closure=function.__closure__,
-    )
-    return types.MethodType(copy, method.__self__)
