@@ -111,6 +111,12 @@ def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
     for (env, preset, code), own in groups.items():
         name = f"{preset} [{code[:6]}]" if hashes[env, preset] > 1 else preset
         out.append(_cell(env, name, code, own, notes))
+    for env in sorted({cell.env for cell in out}):
+        own = [cell for cell in out if cell.env == env and cell.curves]
+        ends = {c.preset: max(int(x.steps[-1]) for x in c.curves.values()) for c in own}
+        if len(set(ends.values())) > 1:
+            text = ", ".join(f"{preset} at {step:,}" for preset, step in ends.items())
+            notes.append(f"{env}: presets ended at different steps ({text}); each counts at its own")
     return sorted(out, key=lambda cell: cell.env), notes
 
 

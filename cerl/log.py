@@ -30,7 +30,7 @@ from cerl.pace import Pace, clock, count
 Array = Tensor | np.ndarray
 
 REFRESH = 0.25  # seconds between looks of the progress bar
-FLUSH = 60.0  # seconds after which training metrics are written even without an evaluation
+FLUSH = 60.0  # seconds after which metrics are written even without a checkpoint
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -274,7 +274,8 @@ class Logger:
                 )
                 self.board.write(index, step, scalars)
             self._remember(policy, scores["return"])
-        self.flush()
+        self.flush(metrics=False)
+        self._flush_if_old()
         if not self.quiet:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in self.latest.items() if k != "train")
             self._line(f"  evaluation at {step:,} agent steps: {numbers}")
@@ -348,14 +349,16 @@ class Logger:
         if time.monotonic() - self.flushed > FLUSH:
             self.flush()
 
-    def flush(self, *, final: bool = False) -> None:
-        """Writes rows and metrics. A full disk is noted and tried again at the next flush.
+    def flush(self, *, metrics: bool = True, final: bool = False) -> None:
+        """Writes rows, and metrics too unless told not to: their table soon is the larger one.
 
+        A full disk is noted and tried again at the next flush.
         Raises: RowsError if this is the last chance, or the folder holds another run's rows.
         """
-        self.flushed = time.monotonic()
+        if metrics:
+            self.flushed = time.monotonic()
         complaint = ""
-        for table in (self.rows, self.metrics):
+        for table in (self.rows, self.metrics) if metrics else (self.rows,):
             try:
                 table.flush()
             except OSError as error:

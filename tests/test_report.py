@@ -159,6 +159,17 @@ def test_seeds_that_got_to_different_steps_meet_at_the_last_common_one(tmp_path)
     assert len(notes) == 1 and "seed 0 at 300, seed 1 at 200" in notes[0]
 
 
+def test_presets_that_ended_at_different_steps_are_said(tmp_path):
+    write(tmp_path / "a", [row(step=s, **{"return": s / 100}) for s in (100, 200)])
+    write(tmp_path / "b", [row(preset="catch/cerl", **{"return": 5.0})])
+    lines, notes = summary_of(tmp_path)
+    assert {key[1]: (r["step"], r["value"]) for key, r in lines.items()} == {
+        "catch/ddqn": (200, 2.0),
+        "catch/cerl": (100, 5.0),
+    }
+    assert len(notes) == 1 and "catch/ddqn at 200, catch/cerl at 100" in notes[0]
+
+
 def test_configurations_of_one_preset_are_kept_apart(tmp_path):
     write(tmp_path / "a", [row(**{"return": 1.0})])
     write(tmp_path / "b", [row(config_hash="0123456789ab", **{"return": 2.0})])
