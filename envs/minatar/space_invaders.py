@@ -125,11 +125,11 @@ def observe(state: State) -> Tensor:
     planes = []
     for first, aliens, *rest in (upper, lower):
         ways = torch.where(left, aliens, 0), torch.where(left, 0, aliens)
-        planes.append(torch.stack([first, aliens, *ways, *rest], 1)[..., None, None])
+        planes.append(torch.stack([first, aliens, *ways, *rest], 1)[..., None])  # [G, 6, 1]
     ten = torch.arange(10, device=cannon.device)
-    row = ten[:, None]
-    word = torch.where(row < 5, planes[0], planes[1])  # [G, 6, 10, 1]
-    return word & (1 << 10 * (row % 5) + ten) != 0  # [G, 6, 10, 10]
+    # The ten bits of each row, narrow before they spread out to cells.
+    rows = torch.where(ten < 5, planes[0], planes[1]) >> 10 * (ten % 5) & 1023  # [G, 6, 10]
+    return rows.short()[..., None] & (1 << ten).short() != 0  # [G, 6, 10, 10]
 
 
 def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
