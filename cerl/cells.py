@@ -116,7 +116,7 @@ def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
         ends = {c.preset: max(int(x.steps[-1]) for x in c.curves.values()) for c in own}
         if len(set(ends.values())) > 1:
             text = ", ".join(f"{preset} at {step:,}" for preset, step in ends.items())
-            notes.append(f"{env}: presets ended at different steps ({text}); each counts at its own")
+            notes.append(f"{env}: presets ended at different steps ({text}); each has its own")
     return sorted(out, key=lambda cell: cell.env), notes
 
 
