@@ -31,8 +31,8 @@ def feature_rank(features: Tensor) -> Tensor:
 def dormant_share(layers: list[Tensor]) -> Tensor:
     """Share of units whose mean |activation| is at most 0.025 of their layer's (Sokar et al. 2023).
 
-    Args: layers, activations after the ReLU [S, N or 1, rows, ..., units], a unit being one entry of
-          the last axis (a filter or a hidden unit). Returns: [S, N or 1] over all layers.
+    Args: layers, activations after the ReLU [S, N or 1, rows, ..., units], a unit being one entry
+          of the last axis (a filter or a hidden unit). Returns: [S, N or 1] over all layers.
     """
     dormant, units = [], 0
     for layer in layers:

@@ -14,11 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from cerl import draw, explore
+from cerl.agents.check import run_updates
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig, ReplayConfig
-from cerl.data import EnvSpec, Row
+from cerl.data import EnvSpec, Row, Window
 from cerl.learn import Learner
+from cerl.optim import Optimiser
 from cerl.replay import Replay
 
 CPU = torch.device("cpu")
@@ -405,6 +407,74 @@ def test_metrics_are_the_main_heads_loss_and_values():
         assert metrics["q_data"][s, i].item() == pytest.approx(taken.mean().item(), abs=1e-5)
     alone, _ = learner.agent.loss(learner.net, learner.target, window)
     assert bool((metrics["loss"] < alone.detach()).all())  # one of N heads
+
+
+# The loss for checking from outside.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(heads="cerl", shared=3),
+        dict(heads="multi_horizon"),
+        dict(mico_weight=0.3),
+        dict(agent="quantile", quantiles=4),
+        dict(heads="cerl", fork="both", double=False, kind="mse"),
+    ],
+    ids=str,
+)
+def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
+    options: dict[str, Any],
+):
+    cfg = config(seeds=(0,), net=dict(stack=1), **options)
+    spec = SPEC._replace(observation=(8, 8))
+    agent, generator = make_agent(cfg, spec), torch.Generator().manual_seed(2)
+    online, target = (agent.build(keys=draw.seed_keys([k])) for k in (0, 9))
+    given = [{k: v.detach().clone() for k, v in n.named_parameters()} for n in (online, target)]
+    frames = torch.randint(0, 256, (1, 1, B, 2, 8, 8), generator=generator, dtype=torch.uint8)
+    action = torch.randint(0, 4, (1, 1, B, 2), generator=generator)
+    reward = torch.randn(1, 1, B, 2, generator=generator)
+    ended = torch.zeros(1, 1, B, 2, dtype=torch.bool)
+    ended[..., 1, 0] = True
+    window = Window(
+        obs=frames,
+        action=action,
+        reward=reward,
+        terminated=ended,
+        real=torch.cat([torch.ones_like(ended[..., :1]), ~ended[..., :1]], -1),
+        member=torch.zeros_like(action),
+        row=torch.arange(B).view(1, 1, B),
+        weight=torch.ones(1, 1, B),
+    )
+    outcome = run_updates(
+        *given,
+        states=frames[0, 0, :, 0].unsqueeze(-1),
+        actions=action[0, 0, :, 0],
+        rewards=reward[0, 0, :, 0],
+        terminals=ended[0, 0, :, 0].float(),
+        next_states=frames[0, 0, :, 1].unsqueeze(-1),
+        config=cfg,
+        action_count=4,
+        updates=2,
+    )
+    leaves = list(online.parameters())
+    optimiser = Optimiser(cfg.optim, leaves)
+    for k in range(2):
+        loss, _ = agent.loss(online, target, window)
+        torch.testing.assert_close(outcome.losses[k], loss[0].detach(), atol=1e-6, rtol=1e-5)
+        optimiser.step(torch.autograd.grad(loss.sum(), leaves))
+        for name, leaf in online.named_parameters():
+            torch.testing.assert_close(outcome.parameters[k][name], leaf.detach(), msg=name)
+
+
+def test_given_transitions_refuse_what_they_cannot_have():
+    empty = torch.zeros(1, 8, 8, 1)
+    batch: Any = dict(
+        states=empty, next_states=empty, actions=empty, rewards=empty, terminals=empty
+    )
+    for options in (dict(batches="own"), dict(mask_probability=0.5)):
+        with pytest.raises(ValueError, match="expected loss.batches shared and loss.mask_prob"):
+            run_updates({}, {}, **batch, config=config(**options), action_count=4)
 
 
 # Seeds do not touch each other.
