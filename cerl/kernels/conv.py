@@ -106,31 +106,27 @@ def _conv2d(
     return conv_triton.forward(x, weight, bias, kernel=kernel, stride=stride, relu=relu)
 
 
-@torch.library.custom_op("cerl::conv2d_input_gradient", mutates_args=())
-def _input_gradient(
+@torch.library.custom_op("cerl::conv2d_backward", mutates_args=())
+def _conv2d_backward(
     grad: Tensor,
     y: Tensor,
+    x: Tensor,
     weight: Tensor,
-    height: int,
-    width: int,
     kernel: int,
     stride: int,
     relu: bool,
-) -> Tensor:
+    wants_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless wanted), weight and, in float32, bias."""
     from cerl.kernels import conv_triton
 
-    return conv_triton.input_gradient(
-        grad, y, weight, size=(height, width), kernel=kernel, stride=stride, relu=relu
-    )
-
-
-@torch.library.custom_op("cerl::conv2d_weight_gradient", mutates_args=())
-def _weight_gradient(
-    grad: Tensor, y: Tensor, x: Tensor, kernel: int, stride: int, relu: bool
-) -> tuple[Tensor, Tensor]:
-    from cerl.kernels import conv_triton
-
-    return conv_triton.weight_gradient(grad, y, x, kernel=kernel, stride=stride, relu=relu)
+    options = {"kernel": kernel, "stride": stride}
+    grad, turned, part = conv_triton.output_gradient(grad, y, relu=relu, plain=wants_x)
+    grad_weight, grad_bias = conv_triton.weight_gradient(turned, part, x, **options)
+    if not wants_x:
+        return x.new_empty(0), grad_weight, grad_bias
+    grad_x = conv_triton.input_gradient(grad, weight, size=(x.shape[2], x.shape[3]), **options)
+    return grad_x, grad_weight, grad_bias
 
 
 @_conv2d.register_fake
@@ -140,17 +136,10 @@ def _(x, weight, bias, kernel, stride, relu):
     return x.new_empty(groups, members, x.shape[1], height, width, filters)
 
 
-@_input_gradient.register_fake
-def _(grad, y, weight, height, width, kernel, stride, relu):
-    groups, _, rows = grad.shape[:3]
-    return grad.new_empty(groups, rows, height, width, weight.shape[2] // kernel**2)
-
-
-@_weight_gradient.register_fake
-def _(grad, y, x, kernel, stride, relu):
-    groups, members, filters = *grad.shape[:2], grad.shape[5]
-    weight = grad.new_empty(groups, members, kernel**2 * x.shape[4], filters)
-    return weight, grad.new_empty(groups, members, filters, dtype=torch.float32)
+@_conv2d_backward.register_fake
+def _(grad, y, x, weight, kernel, stride, relu, wants_x):
+    bias = grad.new_empty(*weight.shape[:2], weight.shape[3], dtype=torch.float32)
+    return x.new_empty(x.shape if wants_x else 0), weight.new_empty(weight.shape), bias
 
 
 def _save(ctx, inputs, output) -> None:
@@ -161,14 +150,10 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     x, weight, y = ctx.saved_tensors
+    wants_x = ctx.needs_input_grad[0]
     options = ctx.kernel, ctx.stride, ctx.relu
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _input_gradient(grad, y, weight, *x.shape[2:4], *options)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_weight, grad_bias = _weight_gradient(grad, y, x, *options)
-        grad_bias = grad_bias.to(ctx.bias_dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None
+    grad_x, grad_weight, grad_bias = _conv2d_backward(grad, y, x, weight, *options, wants_x)
+    return grad_x if wants_x else None, grad_weight, grad_bias.to(ctx.bias_dtype), None, None, None
 
 
 _conv2d.register_autograd(_backward, setup_context=_save)

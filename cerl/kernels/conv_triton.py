@@ -1,8 +1,8 @@
 """Ensemble convolution in Triton: forward, gradient of the input, gradients of weight and bias.
 
-Each is a matrix product whose left operand is read straight from the image: in a channels-last image
-the entries of a patch that share ky lie side by side. Group g of G holds rows that all its N weights
-see; filters of several members are columns of one product. Sums run in a fixed order.
+Each is a matrix product that reads patches straight from the image: channels last, the entries of a
+patch that share ky lie side by side. Group g of G holds rows that all its N weights see; filters of
+several members are columns of one product. Sums run in a fixed order.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+
+PROCESSORS = 132  # of the H200 that the tables below were measured on
+
+
+@triton.jit
+def _round(b, PRECISION: tl.constexpr):
+    """float32 rounded to tf32; the matrix units would cut the low bits off, at twice the error."""
+    if PRECISION == "tf32" and b.dtype == tl.float32:
+        bits = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [b], dtype=tl.int32, is_pure=True, pack=1
+        )
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return b
 
 
 @triton.jit
@@ -70,6 +85,7 @@ def _forward(
         else:
             b_a = tl.load(p_x + o_a, (k < RUN)[None, :], other=0.0)
             b_w = tl.load(p_weight + o_w, (k < RUN)[:, None] & m_column[None, :], other=0.0)
+        b_a, b_w = _round(b_a, PRECISION), _round(b_w, PRECISION)
         acc = tl.dot(b_a, b_w, acc, input_precision=PRECISION)
     acc += tl.load(p_bias + column, m_column, other=0.0).to(tl.float32)[None, :]
     if RELU:
@@ -79,10 +95,54 @@ def _forward(
     tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), m_y)
 
 
+@triton.jit(do_not_specialize=["steps", "shares"])
+def _output_gradient(
+    p_grad,
+    p_y,
+    p_out,
+    p_turned,
+    p_part,
+    rows,
+    steps,
+    shares,
+    F: tl.constexpr,
+    RELU: tl.constexpr,
+    PLAIN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BR: tl.constexpr,
+    BF: tl.constexpr,
+):
+    """Gradient before the ReLU, rounded for the products, and its sums over shares of the rows.
+
+    p_turned [G * N, F, rows] and, if PLAIN, p_out [G * N, rows, F] take the gradient;
+    p_part [shares, G * N, F] the sums, of what was not rounded, for the gradient of the bias.
+    """
+    i_net = tl.program_id(0) // shares
+    i_share = tl.program_id(0) % shares
+    f = tl.arange(0, BF)
+    base = i_net.to(tl.int64) * rows * F
+    start = i_share * steps * BR
+    total = tl.zeros([BR, BF], tl.float32)
+    for first in range(start, tl.minimum(start + steps * BR, rows), BR):
+        row = first + tl.arange(0, BR)
+        o = base + row[:, None] * F + f[None, :]
+        m = (row < rows)[:, None] & (f < F)[None, :]
+        b_g = tl.load(p_grad + o, m, other=0.0)
+        if RELU:
+            b_g = tl.where(tl.load(p_y + o, m, other=0.0) <= 0.0, 0.0, b_g)
+        total += b_g.to(tl.float32)
+        b_g = _round(b_g, PRECISION)
+        if PLAIN:
+            tl.store(p_out + o, b_g, m)
+        o_turned = base + f[:, None] * rows + row[None, :]
+        tl.store(p_turned + o_turned, tl.trans(b_g), (f < F)[:, None] & (row < rows)[None, :])
+    nets = tl.num_programs(0) // shares
+    tl.store(p_part + (i_share * nets + i_net) * F + f, tl.sum(total, 0), f < F)
+
+
 @triton.jit
 def _input_gradient(
     p_grad,
-    p_y,
     p_weight,
     p_out,
     batch,
@@ -93,7 +153,6 @@ def _input_gradient(
     F: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
-    RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BQ: tl.constexpr,
@@ -120,7 +179,6 @@ def _input_gradient(
     i_row = i_row % tl.cdiv(rows, BR)
     size = batch * (OH * OW * F)  # elements of a member's output
     p_grad += i_group * members * size
-    p_y += i_group * members * size
     p_weight += i_group * members * (KERNEL * KERNEL * C * F)
     p_out += i_group * batch * (H * W * C)
 
@@ -149,9 +207,7 @@ def _input_gradient(
         o_w = (o_column + o_tap)[:, None] + k[None, :]
         m_w = m_tap[:, None] & (k < F)[None, :] if F % BK else m_tap[:, None]
         b_a = tl.load(p_grad + o_a, m_a, other=0.0)
-        if RELU:
-            b_a = tl.where(tl.load(p_y + o_a, m_a, other=0.0) <= 0.0, 0.0, b_a)
-        b_w = tl.load(p_weight + o_w, m_w, other=0.0)
+        b_w = _round(tl.load(p_weight + o_w, m_w, other=0.0), PRECISION)
         acc = tl.dot(b_a, tl.trans(b_w), acc, input_precision=PRECISION)
     y = by[:, None] * STRIDE + py[None, :]
     x = bx[:, None] * STRIDE + px[None, :]
@@ -160,17 +216,14 @@ def _input_gradient(
     tl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), m_out)
 
 
-@triton.jit(do_not_specialize=["share", "splits"])
+@triton.jit(do_not_specialize=["steps", "splits"])
 def _weight_gradient(
-    p_grad,
-    p_y,
+    p_turned,
     p_x,
     p_weight,
-    p_bias,
-    p_part,
     batch,
     members,
-    share,
+    steps,
     splits,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -178,7 +231,6 @@ def _weight_gradient(
     F: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
-    RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,
     BK: tl.constexpr,
@@ -187,8 +239,8 @@ def _weight_gradient(
 ):
     """One tile of the gradient of the weight, BK patch entries by BF columns (member, filter).
 
-    The sum runs over one of `splits` shares of the rows, `share` rows each; unless that is the WHOLE
-    of them it goes to `p_part` [splits, G, N, fan in + 1, F], whose last row is the bias's.
+    The sum runs over one of `splits` shares of the rows, `steps` BR rows each; unless that is the WHOLE
+    of them, p_weight is [splits, G, N, fan in, F].
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -204,82 +256,72 @@ def _weight_gradient(
     i_share = i % splits
     i_group = (i // splits).to(tl.int64)
     p_x += i_group * batch * (H * W * C)
-    p_grad += i_group * members * rows * F
-    p_y += i_group * members * rows * F
+    p_turned += i_group * members * rows * F
 
     k = i_k * BK + tl.arange(0, BK)
     m_k = k < FAN_IN
     o_k = (k // RUN) * (W * C) + k % RUN
     column = i_column * BF + tl.arange(0, BF)
     m_column = column < columns
-    o_column = (column // F) * (rows * F) + column % F
-    start = i_share * share
-    # The transpose of the tile: its right operand, x, then reaches the matrix units as it lies.
+    o_column = column * rows
+    start = i_share * steps * BR
+    # The transpose of the tile, so that both operands reach the matrix units as they lie.
     acc = tl.zeros([BF, BK], tl.float32)
-    total = tl.zeros([BR, BF], tl.float32)
-    for first in range(start, tl.minimum(start + share, rows), BR):
+    for first in range(start, tl.minimum(start + steps * BR, rows), BR):
         row = first + tl.arange(0, BR)
-        m_row = row < rows  # a share is a multiple of BR
+        m_row = row < rows
         cell = row % (OH * OW)
         o_x = ((row // (OH * OW)) * H + (cell // OW) * STRIDE) * (W * C)
         o_x += (cell % OW) * (STRIDE * C)
         m_a = m_row[:, None] & m_k[None, :] if FAN_IN % BK else m_row[:, None]
         b_a = tl.load(p_x + o_x[:, None] + o_k[None, :], m_a, other=0.0)
-        o_g = (row * F)[:, None] + o_column[None, :]
-        m_g = m_row[:, None] & m_column[None, :]
-        b_g = tl.load(p_grad + o_g, m_g, other=0.0)
-        if RELU:
-            b_g = tl.where(tl.load(p_y + o_g, m_g, other=0.0) <= 0.0, 0.0, b_g)
-        total += b_g.to(tl.float32)
-        acc = tl.dot(tl.trans(b_g), b_a, acc, input_precision=PRECISION)
+        b_a = _round(b_a, PRECISION)
+        m_g = m_column[:, None] & m_row[None, :]
+        b_g = tl.load(p_turned + o_column[:, None] + row[None, :], m_g, other=0.0)
+        acc = tl.dot(b_g, b_a, acc, input_precision=PRECISION)
 
-    b_weight = tl.trans(acc)
-    sums = tl.sum(total, 0)
-    filter = column % F
+    net = i_group * members + column // F
+    if not WHOLE:
+        net += i_share * (tl.num_programs(0) // (splits * TILES_K * tiles)) * members
+    o_weight = ((net * FAN_IN)[None, :] + k[:, None]) * F + (column % F)[None, :]
     m_weight = m_k[:, None] & m_column[None, :]
-    if WHOLE:
-        net = i_group * members + column // F
-        o_weight = (net * FAN_IN)[None, :] + k[:, None]
-        o_weight = o_weight * F + filter[None, :]
-        tl.store(p_weight + o_weight, b_weight.to(p_weight.dtype.element_ty), m_weight)
-        tl.store(p_bias + net * F + filter, sums, m_column & (i_k == 0))
-    else:
-        groups = tl.num_programs(0) // (splits * TILES_K * tiles)
-        net = (i_share * groups + i_group) * members + column // F
-        o_weight = (net * (FAN_IN + 1))[None, :] + k[:, None]
-        tl.store(p_part + o_weight * F + filter[None, :], b_weight, m_weight)
-        o_bias = (net * (FAN_IN + 1) + FAN_IN) * F + filter
-        tl.store(p_part + o_bias, sums, m_column & (i_k == 0))
+    tl.store(p_weight + o_weight, tl.trans(acc).to(p_weight.dtype.element_ty), m_weight)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit
+def _add(p_part, p_out, i_block, size, splits, SHARES: tl.constexpr, BLOCK: tl.constexpr):
+    i = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    share = tl.arange(0, SHARES)
+    o = (share.to(tl.int64) * size)[:, None] + i[None, :]
+    b_part = tl.load(p_part + o, (share < splits)[:, None] & (i < size)[None, :], other=0.0)
+    tl.store(p_out + i, tl.sum(b_part, 0).to(p_out.dtype.element_ty), i < size)
+
+
+@triton.jit(do_not_specialize=["blocks", "splits", "shares"])
 def _add_shares(
-    p_part,
+    p_weights,
+    p_biases,
     p_weight,
     p_bias,
+    blocks,
     size,
     splits,
-    FAN_IN: tl.constexpr,
-    F: tl.constexpr,
+    bias_size,
+    shares,
+    SPLITS: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients from the shares' sums, `size` elements a share; SHARES >= splits, a power of two."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    share = tl.arange(0, SHARES)
-    mask = i < size
-    b_part = tl.load(
-        p_part + (share.to(tl.int64) * size)[:, None] + i[None, :],
-        (share < splits)[:, None] & mask[None, :],
-        other=0.0,
-    )
-    acc = tl.sum(b_part, 0)
-    net = i // ((FAN_IN + 1) * F)
-    at = i % ((FAN_IN + 1) * F)
-    m_weight = at < FAN_IN * F
-    o_weight = net * (FAN_IN * F) + at
-    tl.store(p_weight + o_weight, acc.to(p_weight.dtype.element_ty), mask & m_weight)
-    tl.store(p_bias + net * F + at - FAN_IN * F, acc, mask & ~m_weight)
+    """Adds the shares of the weight's gradient (the first `blocks` programs) and of the bias's.
+
+    Args: p_weights [splits, size]; p_biases [shares, bias_size]; SPLITS >= splits and SHARES >= shares,
+          powers of two; a program adds about BLOCK elements.
+    """
+    i_block = tl.program_id(0)
+    if i_block < blocks:
+        _add(p_weights, p_weight, i_block, size, splits, SPLITS, BLOCK // SPLITS)
+    else:
+        _add(p_biases, p_bias, i_block - blocks, bias_size, shares, SHARES, BLOCK // SHARES)
 
 
 class Blocks(NamedTuple):
@@ -336,29 +378,61 @@ def forward(
     return y
 
 
+def output_gradient(
+    grad: Tensor, y: Tensor, *, relu: bool, plain: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the other two gradients begin with: the gradient before the ReLU, rounded as they want it.
+
+    Returns: that gradient [G, N, B, h', w', F] (empty unless `plain`); the same, turned,
+             [G, N, F, B, h', w']; its sums over shares of the rows, float32 [shares, G, N, F].
+    """
+    groups, members, *cells, filters = y.shape
+    rows, wide = cells[0] * cells[1] * cells[2], triton.next_power_of_2(filters)
+    tall = max(2048 // wide, 1)
+    shares = max(min(triton.cdiv(rows, 2 * tall), triton.cdiv(8 * PROCESSORS, groups * members)), 1)
+    steps = triton.cdiv(rows, min(shares, 64) * tall)
+    shares = triton.cdiv(rows, steps * tall)
+    out = y.new_empty(y.shape if plain else 0)
+    turned = y.new_empty(groups, members, filters, *cells)
+    part = y.new_empty(shares, groups, members, filters, dtype=torch.float32)
+    _output_gradient[(groups * members * shares,)](
+        grad.contiguous(),
+        y.contiguous(),
+        out,
+        turned,
+        part,
+        rows,
+        steps,
+        shares,
+        F=filters,
+        RELU=relu,
+        PLAIN=plain,
+        PRECISION=_precision(),
+        BR=tall,
+        BF=wide,
+    )
+    return out, turned, part
+
+
 def input_gradient(
     grad: Tensor,
-    y: Tensor,
     weight: Tensor,
     *,
     size: tuple[int, int],
     kernel: int,
     stride: int,
-    relu: bool,
     blocks: Blocks | None = None,
 ) -> Tensor:
-    """Gradient of x [G, B, *size, c] from that of y [G, N, B, h', w', F], summed over members."""
+    """Gradient of x [G, B, *size, c], summed over members, from `output_gradient`'s."""
     groups, members, batch = grad.shape[:3]
     channels, filters = weight.shape[2] // kernel**2, weight.shape[3]
     out = grad.new_empty(groups, batch, *size, channels)
-    _check_sizes(out, y)
     rows = batch * triton.cdiv(size[0], stride) * triton.cdiv(size[1], stride)
     columns = stride * stride * channels
     tile = blocks or _input_gradient_blocks(groups, rows, columns, filters=filters)
     grid = groups * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     _input_gradient[(grid,)](
-        grad.contiguous(),
-        y.contiguous(),
+        grad,
         weight.contiguous(),
         out,
         batch,
@@ -369,7 +443,6 @@ def input_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        RELU=relu,
         PRECISION=_precision(),
         BR=tile.rows,
         BQ=tile.columns,
@@ -381,39 +454,36 @@ def input_gradient(
 
 
 def weight_gradient(
-    grad: Tensor,
-    y: Tensor,
+    turned: Tensor,
+    part: Tensor,
     x: Tensor,
     *,
     kernel: int,
     stride: int,
-    relu: bool,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of weight [G, N, fan in, F] and, in float32, of bias [G, N, F]."""
+    """Gradients of weight [G, N, fan in, F] and, in float32, of bias [G, N, F].
+
+    Args: turned and part as `output_gradient` returns them; x [G, B, h, w, c].
+    """
     groups, batch, height, width, channels = x.shape
-    members, high, wide, filters = grad.shape[1], *grad.shape[3:]
+    members, filters, _, high, wide = turned.shape[1:]
     fan_in, rows, columns = kernel**2 * channels, batch * high * wide, members * filters
-    weight = grad.new_empty(groups, members, fan_in, filters)
-    bias = grad.new_empty(groups, members, filters, dtype=torch.float32)
-    _check_sizes(x, y)
+    weight = turned.new_empty(groups, members, fan_in, filters)
+    bias = part.new_empty(groups, members, filters)
     tile = blocks or _weight_gradient_blocks(groups, fan_in, columns, rows=rows)
-    share = triton.cdiv(triton.cdiv(rows, tile.splits), tile.depth) * tile.depth
-    splits = triton.cdiv(rows, share)
-    part = bias
-    if splits > 1:
-        part = bias.new_empty(splits, groups * members * (fan_in + 1) * filters)
+    steps = triton.cdiv(rows, tile.splits * tile.depth)
+    splits = triton.cdiv(rows, steps * tile.depth)
+    whole = splits == 1
+    weights = weight if whole else part.new_empty(splits, *weight.shape)
     tiles = triton.cdiv(fan_in, tile.rows) * triton.cdiv(columns, tile.columns)
     _weight_gradient[(groups * splits * tiles,)](
-        grad.contiguous(),
-        y.contiguous(),
+        turned,
         x.contiguous(),
-        weight,
-        bias,
-        part,
+        weights,
         batch,
         members,
-        share,
+        steps,
         splits,
         H=height,
         W=width,
@@ -421,29 +491,30 @@ def weight_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        RELU=relu,
         PRECISION=_precision(),
-        WHOLE=splits == 1,
+        WHOLE=whole,
         BK=tile.rows,
         BF=tile.columns,
         BR=tile.depth,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    if splits > 1:
-        count, shares = part.shape[1], triton.next_power_of_2(splits)
-        block = max(2048 // shares, 32)
-        _add_shares[(triton.cdiv(count, block),)](
-            part,
-            weight,
-            bias,
-            count,
-            splits,
-            FAN_IN=fan_in,
-            F=filters,
-            SHARES=shares,
-            BLOCK=block,
-        )
+    block, powers = 2048, [triton.next_power_of_2(n) for n in (splits, part.shape[0])]
+    count = 0 if whole else triton.cdiv(weight.numel(), block // powers[0])
+    _add_shares[(count + triton.cdiv(bias.numel(), block // powers[1]),)](
+        weights,
+        part,
+        weight,
+        bias,
+        count,
+        weight.numel(),
+        splits,
+        bias.numel(),
+        part.shape[0],
+        SPLITS=powers[0],
+        SHARES=powers[1],
+        BLOCK=block,
+    )
     return weight, bias
 
 
