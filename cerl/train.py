@@ -68,9 +68,9 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     changes: dict = {"envs": lanes(config)}
     if config.env.family == "atari":
         changes["life_loss"] = False  # scores are of whole games
-    own = getattr(config.env, "time_limit", None)
-    if own is not None:
-        changes["time_limit"] = min(own or config.eval.time_limit, config.eval.time_limit)
+    own, limit = getattr(config.env, "time_limit", None), config.eval.time_limit
+    if own is not None and (own or config.env.family != "gym"):  # gym's 0 is the id's own limit
+        changes["time_limit"] = min(own or limit, limit)
     return envs.make(
         config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
     )
@@ -116,7 +116,7 @@ def resume(folder: Path) -> Path:
     if (folder / FINISHED).is_file():
         raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
     parts = assemble(config)
-    state = checkpoint.load(folder, map_location=parts.device)
+    state = checkpoint.load(folder)  # stays in the file until it is copied in place
     logger = _logger(config, parts, folder)
     exact = restore(parts, logger, state)
     logger.note(
@@ -260,7 +260,7 @@ def evaluate(
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
-    state = checkpoint.load(folder, map_location=device)
+    state = checkpoint.load(folder)
     net.load_state_dict(state["learner"]["net"])
     try:
         return Evaluator(config, env, agent, net, keys=keys).run()

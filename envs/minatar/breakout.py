@@ -89,7 +89,9 @@ def observe(state: State) -> Tensor:
     paddle = torch.where(ten == _FLOOR, 1 << state.paddle[:, None], 0)  # [G, 10]
     ball = torch.where(ten == state.row[:, None], 1 << state.column[:, None], 0)
     trail = torch.where(ten == state.trail_row[:, None], 1 << state.trail_column[:, None], 0)
-    wall = (state.bricks[:, None] >> (10 * ten - 10).clamp(0, 20)) & 1023
-    wall = torch.where((ten >= 1) & (ten <= 3), wall, 0)
+    # Only comparisons of `ten`: the compiler of torch 2.11 fails on a clamp of arithmetic with it.
+    wall = torch.zeros_like(ball)
+    for line in range(3):
+        wall = torch.where(ten == line + 1, (state.bricks[:, None] >> 10 * line) & 1023, wall)
     shown = torch.stack([paddle, ball, trail, wall], 1)
     return shown[..., None] & (1 << ten) != 0  # [G, 4, 10, 10]
