@@ -1,8 +1,8 @@
-"""2-D convolution of an ensemble, channels last, with bias and ReLU: the definition and its dispatch.
+"""2-D convolution of an ensemble, channels last, with bias and ReLU: definition and dispatch.
 
-On CUDA it is an implicit matrix product that never writes patches to memory (`conv_triton.py`), behind
-custom operators, so that torch.compile traces over it. A member axis of one is shared: an input by
-all members, or a weight by all inputs.
+On CUDA it is an implicit matrix product that never writes patches to memory (`conv_triton.py`),
+behind custom operators, so that torch.compile traces over it. A member axis of one is shared: an
+input by all members, or a weight by all inputs.
 """
 
 import torch
@@ -25,12 +25,12 @@ def conv2d(
 ) -> Tensor:
     """Valid convolution, plus bias, then ReLU if asked.
 
-    Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under autocast
-    x and weight are cast to its dtype, sums stay float32, the output has the dtype of the cast x.
+    Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under
+    autocast x and weight are cast to its dtype and the output has it too, sums stay float32.
 
-    Args:    x [S, M, B, height, width, channels]; weight [S, N, kernel * kernel * channels, filters]
-             ordered (ky, kx, c); bias [S, N, filters]; M and N equal or one of them 1; impl as in
-             `cerl.kernels`.
+    Args:    x [S, M, B, height, width, channels]; weight [S, N, kernel * kernel * channels,
+             filters] ordered (ky, kx, c); bias [S, N, filters]; M and N equal or one of them 1;
+             impl as in `cerl.kernels`.
     Returns: [S, max(M, N), B, out height, out width, filters].
     Raises:  ValueError where the shapes do not fit together.
     """
@@ -65,13 +65,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, *, kernel: int) -> None:
     expected = (x.shape[0], weight.shape[1], fan_in, filters)
     if weight.shape != expected or bias.shape != (*expected[:2], filters):
         raise ValueError(
-            f"conv2d: expected weight {list(expected)} (kernel {kernel}, {x.shape[5]} channels) and "
-            f"bias {[*expected[:2], filters]}, got {list(weight.shape)} and {list(bias.shape)}"
+            f"conv2d: expected weight {list(expected)} (kernel {kernel}, {x.shape[5]} channels) "
+            f"and bias {[*expected[:2], filters]}, got {list(weight.shape)} and {list(bias.shape)}"
         )
     if x.shape[1] != weight.shape[1] and 1 not in (x.shape[1], weight.shape[1]):
         raise ValueError(
-            f"conv2d: inputs of {x.shape[1]} members met weights of {weight.shape[1]}; the two must "
-            "be equal or one of them 1"
+            f"conv2d: inputs of {x.shape[1]} members met weights of {weight.shape[1]}; the two "
+            "must be equal or one of them 1"
         )
     if min(x.shape[3], x.shape[4]) < kernel:
         raise ValueError(
@@ -120,12 +120,14 @@ def _conv2d_backward(
     """Gradients of x (empty unless wanted), weight and, in float32, bias."""
     from cerl.kernels import conv_triton
 
-    options = {"kernel": kernel, "stride": stride}
     grad, turned, part = conv_triton.output_gradient(grad, y, relu=relu, plain=wants_x)
-    grad_weight, grad_bias = conv_triton.weight_gradient(turned, part, x, **options)
+    grad_weight, grad_bias = conv_triton.weight_gradient(
+        turned, part, x, kernel=kernel, stride=stride
+    )
     if not wants_x:
         return x.new_empty(0), grad_weight, grad_bias
-    grad_x = conv_triton.input_gradient(grad, weight, size=(x.shape[2], x.shape[3]), **options)
+    size = x.shape[2], x.shape[3]
+    grad_x = conv_triton.input_gradient(grad, weight, size=size, kernel=kernel, stride=stride)
     return grad_x, grad_weight, grad_bias
 
 

@@ -1,3 +1,6 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Ensemble convolution in Triton: forward, gradient of the input, gradients of weight and bias.
 
 Each is a matrix product that reads patches straight from the image: channels last, the entries of a
@@ -11,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
 
 PROCESSORS = 132  # of the H200 that the tables below were measured on
 
@@ -158,11 +160,11 @@ def _input_gradient(
     BQ: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One tile of the gradient of x: BR blocks of STRIDE x STRIDE pixels by BQ of (py, px, channel).
+    """One tile of the gradient of x: BR blocks of STRIDE x STRIDE pixels by BQ (py, px, channel).
 
-    Pixel (STRIDE by + py, STRIDE bx + px) is reached by tap (STRIDE jy + py, STRIDE jx + px) from the
-    output cell (by - jy, bx - jx): all pixels of a block read the same cells, with weights of their
-    own. The sum runs over members, taps (jy, jx) and filters.
+    Pixel (STRIDE by + py, STRIDE bx + px) is reached by tap (STRIDE jy + py, STRIDE jx + px) from
+    the output cell (by - jy, bx - jx): all pixels of a block read the same cells, with weights of
+    their own. The sum runs over members, taps (jy, jx) and filters.
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -239,8 +241,8 @@ def _weight_gradient(
 ):
     """One tile of the gradient of the weight, BK patch entries by BF columns (member, filter).
 
-    The sum runs over one of `splits` shares of the rows, `steps` BR rows each; unless that is the WHOLE
-    of them, p_weight is [splits, G, N, fan in, F].
+    The sum runs over one of `splits` shares of the rows, `steps` BR rows each; unless that is the
+    WHOLE of them, p_weight is [splits, G, N, fan in, F].
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -314,8 +316,8 @@ def _add_shares(
 ):
     """Adds the shares of the weight's gradient (the first `blocks` programs) and of the bias's.
 
-    Args: p_weights [splits, size]; p_biases [shares, bias_size]; SPLITS >= splits and SHARES >= shares,
-          powers of two; a program adds about BLOCK elements.
+    Args: p_weights [splits, size]; p_biases [shares, bias_size]; SPLITS >= splits and
+          SHARES >= shares, powers of two; a program reads BLOCK elements.
     """
     i_block = tl.program_id(0)
     if i_block < blocks:
@@ -352,7 +354,7 @@ def forward(
     y = x.new_empty(groups, members, batch, high, wide, filters)
     _check_sizes(x, y)
     rows, columns = batch * high * wide, members * filters
-    tile = blocks or _forward_blocks(groups, rows, columns, run=kernel * channels)
+    tile = blocks or _forward_blocks(groups, rows, columns, kernel=kernel, run=kernel * channels)
     grid = groups * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     _forward[(grid,)](
         x.contiguous(),
@@ -368,7 +370,7 @@ def forward(
         KERNEL=kernel,
         STRIDE=stride,
         RELU=relu,
-        PRECISION=_precision(),
+        PRECISION=_precision(x),
         BR=tile.rows,
         BF=tile.columns,
         BK=tile.depth,
@@ -381,10 +383,11 @@ def forward(
 def output_gradient(
     grad: Tensor, y: Tensor, *, relu: bool, plain: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the other two gradients begin with: the gradient before the ReLU, rounded as they want it.
+    """What the other two gradients begin with: the gradient before the ReLU, as they want it.
 
-    Returns: that gradient [G, N, B, h', w', F] (empty unless `plain`); the same, turned,
-             [G, N, F, B, h', w']; its sums over shares of the rows, float32 [shares, G, N, F].
+    Returns: that gradient [G, N, B, h', w', F], rounded to tf32 where products are (empty unless
+             `plain`); the same, turned, [G, N, F, B, h', w']; its sums before rounding over shares
+             of the rows, float32 [shares, G, N, F].
     """
     groups, members, *cells, filters = y.shape
     rows, wide = cells[0] * cells[1] * cells[2], triton.next_power_of_2(filters)
@@ -407,7 +410,7 @@ def output_gradient(
         F=filters,
         RELU=relu,
         PLAIN=plain,
-        PRECISION=_precision(),
+        PRECISION=_precision(y),
         BR=tall,
         BF=wide,
     )
@@ -443,7 +446,7 @@ def input_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        PRECISION=_precision(),
+        PRECISION=_precision(grad),
         BR=tile.rows,
         BQ=tile.columns,
         BK=tile.depth,
@@ -491,7 +494,7 @@ def weight_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        PRECISION=_precision(),
+        PRECISION=_precision(x),
         WHOLE=whole,
         BK=tile.rows,
         BF=tile.columns,
@@ -518,9 +521,9 @@ def weight_gradient(
     return weight, bias
 
 
-def _precision() -> str:
-    """How float32 products round: as torch's own matrix products on CUDA."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+def _precision(x: Tensor) -> str:
+    """How float32 products round: as torch's own on CUDA; in the interpreter only as float32."""
+    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _check_sizes(x: Tensor, y: Tensor) -> None:
@@ -533,27 +536,41 @@ def _check_sizes(x: Tensor, y: Tensor) -> None:
             )
 
 
-def _power(size: int, *, least: int = 16, most: int) -> int:
-    """The smallest power of two that holds `size`, within bounds."""
-    return min(max(triton.next_power_of_2(size), least), most)
+def _power(size: int, *, most: int) -> int:
+    """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
+    return min(max(triton.next_power_of_2(size), 16), most)
 
 
-def _forward_blocks(groups: int, rows: int, columns: int, *, run: int) -> Blocks:
+def _wide(columns: int) -> int:
+    """Columns of a tile: 64 unless that leaves more than a tenth of the tiles empty."""
+    return 64 if triton.cdiv(columns, 64) * 64 <= 1.1 * columns else _power(columns, most=32)
+
+
+# Tiles below are the best of some twenty tried on an H200 (tf32, B = 32, the three convolutions of
+# the Nature network with N = 1 and 10, and 10 x 10 boards with S = N = 10). Two warps a tile: four
+# would use wgmma, which wants both float32 operands laid out along the sum and transposes them.
+
+
+def _forward_blocks(groups: int, rows: int, columns: int, *, kernel: int, run: int) -> Blocks:
     depth = _power(run, most=32)
-    wide = _power(columns, most=64)
-    tall = 64 if groups * rows * columns >= 132 * 2 * 64 * wide else 32
-    return Blocks(min(tall, _power(rows, most=64)), wide, depth)
+    stages = 2 if kernel * triton.cdiv(run, depth) < 4 else 3
+    if groups * rows * columns >= PROCESSORS * 64 * 64:
+        return Blocks(_power(rows, most=64), _wide(columns), depth, 2, stages)
+    return Blocks(_power(rows, most=32), _power(columns, most=32), depth, 4, stages)
 
 
 def _input_gradient_blocks(groups: int, rows: int, columns: int, *, filters: int) -> Blocks:
     depth = _power(filters, most=32)
-    wide = _power(columns, most=64)
-    tall = 64 if groups * rows * columns >= 132 * 2 * 64 * wide else 32
-    return Blocks(min(tall, _power(rows, most=64)), wide, depth)
+    if groups * rows * columns >= 2 * PROCESSORS * 64 * 64:
+        return Blocks(_power(rows, most=128), _power(columns, most=64), depth)
+    return Blocks(_power(rows, most=32), _power(columns, most=64), depth)
 
 
 def _weight_gradient_blocks(groups: int, fan_in: int, columns: int, *, rows: int) -> Blocks:
-    tall, wide = _power(fan_in, most=64), _power(columns, most=64)
+    wide = _wide(columns)
+    small = wide == 64 and groups * fan_in * columns < 16 * 64 * 64
+    tall = _power(fan_in, most=32 if small else 64)
+    # Three programs a processor hide each other's latency; a share should be worth its write.
     tiles = groups * triton.cdiv(fan_in, tall) * triton.cdiv(columns, wide)
-    splits = max(min(264 // tiles, rows // 128), 1)
-    return Blocks(tall, wide, 32, splits=splits)
+    splits = max(min(3 * PROCESSORS // tiles, rows // 64), 1)
+    return Blocks(tall, wide, 32, 2, 3, splits)

@@ -1,3 +1,5 @@
+# torch exports its list operators under private names only.
+# pyright: reportPrivateImportUsage=false
 """Optimiser passes over lists of leaves, in place: the plain-torch definitions, and their dispatch.
 
 On CUDA a pass is one launch for up to sixteen leaves that reads and writes everything once
@@ -51,6 +53,7 @@ def rmsprop(
             momentum=momentum,
         )
         return
+    leaves, grads, first, second, velocity = map(list, (leaves, grads, first, second, velocity))
     torch._foreach_lerp_(first, grads, 1.0 - decay)
     torch._foreach_mul_(second, decay)
     torch._foreach_addcmul_(second, grads, grads, 1.0 - decay)
@@ -101,6 +104,7 @@ def adam(
             eps=eps,
         )
         return
+    leaves, grads, first, second = map(list, (leaves, grads, first, second))
     torch._foreach_lerp_(first, grads, 1.0 - beta1)
     torch._foreach_mul_(second, beta2)
     torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)

@@ -1,3 +1,6 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """Optimiser passes in Triton: every element is read once and written once, many leaves a launch.
 
 A program owns one block of one leaf; it finds its leaf by comparing its id with the leaves' first
@@ -86,9 +89,7 @@ def _rmsprop(
     o = tl.arange(0, BLOCK)
     # A mask that depends on the size would forbid 16-byte accesses.
     if left >= BLOCK:
-        _rmsprop_block(
-            p_w, p_g, p_m, p_v, p_d, o, None, lr, decay, rest, eps, momentum, MOMENTUM
-        )
+        _rmsprop_block(p_w, p_g, p_m, p_v, p_d, o, None, lr, decay, rest, eps, momentum, MOMENTUM)
     else:
         _rmsprop_block(
             p_w, p_g, p_m, p_v, p_d, o, o < left, lr, decay, rest, eps, momentum, MOMENTUM
@@ -216,7 +217,8 @@ def _groups(
             if tensor.shape != tensors[0].shape or not tensor.is_contiguous():
                 raise ValueError(
                     f"leaf {number}: expected contiguous tensors of shape "
-                    f"{list(tensors[0].shape)}, got {list(tensor.shape)} with strides {list(tensor.stride())}"
+                    f"{list(tensors[0].shape)}, got {list(tensor.shape)} with strides "
+                    f"{list(tensor.stride())}"
                 )
     lists = (leaves, grads, *state)
     return [
