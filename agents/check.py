@@ -84,7 +84,9 @@ def run_updates(
         wanted = {name: tuple(leaf.shape) for name, leaf in own.items()}
         if given != wanted:
             wrong = sorted(set(given.items()) ^ set(wanted.items()))
-            raise ValueError(f"parameters: expected leaves {wanted}, got {given}; different: {wrong}")
+            raise ValueError(
+                f"parameters: expected leaves {wanted}, got {given}; different: {wrong}"
+            )
         with torch.no_grad():
             for name, leaf in own.items():
                 leaf.copy_(leaves[name])
@@ -137,7 +139,9 @@ def _heads_axis(member: int, heads: int, *, rotated: bool) -> list[int]:
     return [(member + j) % heads if rotated else j for j in range(heads)]
 
 
-def from_original(leaves: Leaves, *, heads: bool, rotated: bool, shared: int = 0) -> dict[str, Tensor]:
+def from_original(
+    leaves: Leaves, *, heads: bool, rotated: bool, shared: int = 0
+) -> dict[str, Tensor]:
     """Leaves of the original by our names, with our axes.
 
     Args: heads: their Final has a head axis; rotated: CERL's order (False: multi-horizon);

@@ -19,7 +19,7 @@ from cerl.data import EnvSpec, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_values
-from cerl.nn import ForkedHeads, Heads, Linear, initialise, scale_gradient
+from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
 
 Metrics = dict[str, Tensor]
 
@@ -27,7 +27,9 @@ Metrics = dict[str, Tensor]
 class QNet(nn.Module):
     """Encoder, hidden layers and J value heads of every member; `atoms` numbers per action."""
 
-    def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int) -> None:
+    def __init__(
+        self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int
+    ) -> None:
         super().__init__()
         net, ensemble = config.net, config.ensemble
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
@@ -66,7 +68,7 @@ class QNet(nn.Module):
         for layer in [*self.encoder.convs, *self.hidden]:
             if isinstance(layer, Linear) and x.dim() > 4:
                 x = x.flatten(3)
-            x = F.relu(layer(x))
+            x = layer(x, relu=True) if isinstance(layer, Conv) else F.relu(layer(x))
             if len(outputs) + 1 == self.shared:
                 x = scale_gradient(x, self.share_scale)
             outputs.append(x)
@@ -102,7 +104,9 @@ class ValueKind(NamedTuple):
     """What a network's output says about a value: the number itself, or a distribution."""
 
     atoms: int  # numbers per action
-    mean: Callable[[Tensor], Tensor]  # output [..., atoms] (or [...] where atoms is 1) -> value [...]
+    mean: Callable[
+        [Tensor], Tensor
+    ]  # output [..., atoms] (or [...] where atoms is 1) -> value [...]
     error: Callable[[Tensor, Tensor], Tensor]  # prediction, target -> loss [...] without atoms
 
 

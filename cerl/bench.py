@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cerl import draw, train as training
+from cerl import draw
+from cerl import train as training
 from cerl.config import Config, MinAtarEnv, load
 from cerl.data import EnvSpec, Row
 from cerl.envs import make
@@ -28,7 +29,9 @@ from cerl.replay import Replay
 Rows = list[dict[str, object]]
 
 
-def microseconds(step: Callable[[], None], device: torch.device, *, calls: int, repeats: int = 5) -> float:
+def microseconds(
+    step: Callable[[], None], device: torch.device, *, calls: int, repeats: int = 5
+) -> float:
     """Median time of one call, after warm-up (and capture)."""
     for _ in range(6):
         step()
@@ -141,7 +144,9 @@ def update(
             "loss and gradients": captured(
                 lambda learner=learner, window=window: _drop(learner.grads(window)), place
             ),
-            "optimiser": captured(lambda learner=learner, g=grads: learner.optimiser.step(g), place),
+            "optimiser": captured(
+                lambda learner=learner, g=grads: learner.optimiser.step(g), place
+            ),
         }
         for name, step in parts.items():
             rows.append(
@@ -310,7 +315,9 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     resident = parts.env.spec.resident
     pieces: dict[str, Callable[[], None]] = {
         "act": captured(collector.decide, place),
-        "env": captured(lambda: _drop(parts.env.step(action)), place) if resident else (lambda: _drop(parts.env.step(action))),
+        "env": captured(lambda: _drop(parts.env.step(action)), place)
+        if resident
+        else (lambda: _drop(parts.env.step(action))),
         "insert and count": captured(collector.record, place),
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
@@ -329,7 +336,9 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
                 "N": config.ensemble.members,
                 "E": envs,
                 "microseconds": spent,
-                "agent steps a second, all seeds": envs * len(config.seeds) * 1e6 / spent if whole else "",
+                "agent steps a second, all seeds": envs * len(config.seeds) * 1e6 / spent
+                if whole
+                else "",
                 "updates a second": envs / every * 1e6 / spent if whole else "",
             }
         )
@@ -350,4 +359,8 @@ def _profile(step: Callable[[], None]) -> None:
         for _ in range(5):
             step()
         torch.cuda.synchronize()
-    print(recorded.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=90))
+    print(
+        recorded.key_averages().table(
+            sort_by="cuda_time_total", row_limit=40, max_name_column_width=90
+        )
+    )

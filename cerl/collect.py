@@ -170,7 +170,9 @@ class Collector:
         """
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
-        for mine, saved in zip([*self.last, *self.running], [*state["last"], *state["running"]], strict=True):
+        for mine, saved in zip(
+            [*self.last, *self.running], [*state["last"], *state["running"]], strict=True
+        ):
             mine.copy_(saved)
         fresh = self.env.load_state_dict(state["env"])
         if fresh is None:

@@ -68,7 +68,9 @@ def uniform(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int])
     return (_grid_bits(key, purpose, step, shape) >> 8).float() * 2.0**-24
 
 
-def randint(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int], *, high: Tensor | int) -> Tensor:
+def randint(
+    key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int], *, high: Tensor | int
+) -> Tensor:
     """Uniform int64 in [0, high) with high <= 2**31; bias below high / 2**32. Returns: [S, *shape]."""
     return (_grid_bits(key, purpose, step, shape) * high) >> 32
 

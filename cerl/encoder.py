@@ -6,7 +6,6 @@ observation with a carry (acting). Frames before an episode's start are zero in 
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cerl.config import NetConfig
 from cerl.data import EnvSpec
@@ -16,7 +15,9 @@ from cerl.nn import Conv, flat_size
 class Encoder(nn.Module):
     """Frame stack and convolutions; without convolutions the observation is flattened."""
 
-    def __init__(self, net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]) -> None:
+    def __init__(
+        self, net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]
+    ) -> None:
         super().__init__()
         self.stack, self.scale, self.shape = net.stack, net.scale, spec.observation
         self.convs = nn.ModuleList()
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
         """Activations of every convolution after its ReLU, [S, M or N, rows, h, w, c]."""
         outputs = []
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = conv(x, relu=True)
             outputs.append(x)
         return outputs
 

@@ -34,7 +34,9 @@ def lanes(config: Config) -> int:
     """Environments per seed that an evaluation needs."""
     count = 0
     for policy in config.eval.policies:
-        count += config.ensemble.members * _slots(config) if policy == "individual" else _slots(config)
+        count += (
+            config.ensemble.members * _slots(config) if policy == "individual" else _slots(config)
+        )
     return count
 
 
@@ -84,7 +86,10 @@ class Evaluator:
         if env.spec.resident:
             self.advance = captured(self._step, device)
         else:
-            self.decide, self.record = captured(self._decide, device), captured(self._record, device)
+            self.decide, self.record = (
+                captured(self._decide, device),
+                captured(self._record, device),
+            )
             self.advance = self._host_step
 
     @torch.no_grad()

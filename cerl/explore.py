@@ -32,7 +32,9 @@ def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
     return config.end + (config.start - config.end) * (left.double() / config.decay).float()
 
 
-def noise(key: Tensor, step: Tensor, *, envs: int, actions: int, eps: Tensor | float, votes: bool) -> Noise:
+def noise(
+    key: Tensor, step: Tensor, *, envs: int, actions: int, eps: Tensor | float, votes: bool
+) -> Noise:
     """Draws the noise of one step. Args: key [S]; step int64 [], counts acting steps."""
     columns = 3 + (actions if votes else 0)
     u = draw.uniform(key, draw.EXPLORE, step, (envs, columns))

@@ -16,7 +16,9 @@ from cerl.replay import Replay
 class Learner:
     """One update of every seed and member a call; no arguments, no host sync."""
 
-    def __init__(self, config: Config, agent: DQN, net: QNet, replay: Replay, *, keys: Tensor) -> None:
+    def __init__(
+        self, config: Config, agent: DQN, net: QNet, replay: Replay, *, keys: Tensor
+    ) -> None:
         self.config, self.agent, self.net, self.replay, self.keys = config, agent, net, replay, keys
         self.target = agent.build(keys=keys).requires_grad_(False)
         self.leaves = list(net.parameters())

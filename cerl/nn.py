@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cerl import draw
-from cerl.kernels.fold import col2im
+from cerl.kernels.conv import conv2d
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -62,27 +62,6 @@ class Linear(nn.Module):
         return matmul(x, self.weight) + self.bias.unsqueeze(-2)
 
 
-def patches(x: Tensor, *, kernel: int, stride: int) -> Tensor:
-    """Every kernel x kernel patch as a row (im2col).
-
-    Args:    x [S, M, rows, height, width, channels].
-    Returns: [S, M, rows, out height, out width, kernel * kernel * channels], ordered (ky, kx, c).
-    """
-    return _Patches.apply(x, kernel, stride)
-
-
-class _Patches(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, kernel: int, stride: int) -> Tensor:
-        ctx.shape, ctx.kernel, ctx.stride = x.shape, kernel, stride
-        view = x.unfold(3, kernel, stride).unfold(4, kernel, stride)
-        return view.permute(0, 1, 2, 3, 4, 6, 7, 5).flatten(5)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return col2im(grads[0], ctx.shape, kernel=ctx.kernel, stride=ctx.stride), None, None
-
-
 class Conv(nn.Module):
     """2-D convolution of every member, channels last.
 
@@ -106,13 +85,11 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.empty(seeds, members, self.fan_in, filters))
         self.bias = nn.Parameter(torch.empty(seeds, members, filters))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters]."""
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters], ReLU included if asked."""
         if self.padding == "same":
             x = F.pad(x, (0, 0, *self._pads(x.shape[4]), *self._pads(x.shape[3])))
-        columns = patches(x, kernel=self.kernel, stride=self.stride)
-        y = matmul(columns.flatten(2, 4), self.weight) + self.bias.unsqueeze(-2)
-        return y.unflatten(2, columns.shape[2:5])
+        return conv2d(x, self.weight, self.bias, kernel=self.kernel, stride=self.stride, relu=relu)
 
     def _pads(self, size: int) -> tuple[int, int]:
         total = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)

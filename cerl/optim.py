@@ -86,7 +86,7 @@ def clip_members(grads: Sequence[Tensor], limit: float) -> list[Tensor]:
         if not group:
             continue
         norms = torch.stack([grads[k].flatten(2).square().sum(-1) for k in group]).sum(0).sqrt()
-        factor = (limit / norms.clamp(min=limit))  # [S, N or 1]
+        factor = limit / norms.clamp(min=limit)  # [S, N or 1]
         for k in group:
             result[k] = grads[k] * factor.view(*factor.shape, *([1] * (grads[k].dim() - 2)))
     return result

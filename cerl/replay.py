@@ -40,11 +40,15 @@ class Replay:
         self.keys, self.envs, self.device, self.placement = keys, envs, device, placement
         self.rows = capacity // envs
         if self.rows < 2:
-            raise ValueError(f"replay.capacity: {capacity} rows hold fewer than 2 steps of {envs} envs")
+            raise ValueError(
+                f"replay.capacity: {capacity} rows hold fewer than 2 steps of {envs} envs"
+            )
         home = torch.device("cpu") if placement == "host" else device
         lead = (seeds, self.rows, envs)
         row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + 8 + 4 + 1 + 1 + 2
-        check_fits(math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds")
+        check_fits(
+            math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds"
+        )
         pin = placement == "host" and device.type == "cuda"
 
         def ring(dtype: torch.dtype, *rest: int) -> Tensor:
@@ -161,4 +165,3 @@ class Replay:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, mine in {**self._fields(), "total": self.total, "misses": self.misses}.items():
             mine.copy_(state[name])
-

@@ -5,7 +5,14 @@ from torch import Tensor
 
 
 def n_step(
-    reward: Tensor, terminated: Tensor, real: Tensor, *, first: int, learnt: int, n: int, gamma: Tensor
+    reward: Tensor,
+    terminated: Tensor,
+    real: Tensor,
+    *,
+    first: int,
+    learnt: int,
+    n: int,
+    gamma: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """n-step return up to the first row that ends its episode.
 

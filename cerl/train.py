@@ -25,7 +25,6 @@ from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
 
-
 FINISHED = "finished"  # file of a run folder whose run came to its end
 
 
@@ -53,7 +52,9 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
-        raise ValueError(f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu")
+        raise ValueError(
+            f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu"
+        )
     return device
 
 
@@ -211,9 +212,13 @@ def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Log
             end = iteration == last
             if due(config.log.every) or end:
                 logger.training(steps, done, _measurements(config, parts))
-                logger.episodes(steps, done, collector.real_steps.cpu().clone(), collector.take_finished())
+                logger.episodes(
+                    steps, done, collector.real_steps.cpu().clone(), collector.take_finished()
+                )
             if due(config.eval.every) or end:
-                logger.evaluation(steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run())
+                logger.evaluation(
+                    steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run()
+                )
             if due(config.log.checkpoint_every) or end or stopped():
                 save()
             if stopped() and not end:

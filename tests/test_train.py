@@ -35,8 +35,10 @@ def final_state(folder: Path) -> dict:
 
 def assert_same(a, b, path=""):
     if isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(
-            a, b
+        assert (
+            torch.equal(a.nan_to_num(), b.nan_to_num())
+            if a.is_floating_point()
+            else torch.equal(a, b)
         ), path
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
