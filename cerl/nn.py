@@ -86,7 +86,7 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.empty(seeds, members, filters))
 
     def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters], ReLU included if asked."""
+        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters], its ReLU if asked."""
         if self.padding == "same":
             x = F.pad(x, (0, 0, *self._pads(x.shape[4]), *self._pads(x.shape[3])))
         return conv2d(x, self.weight, self.bias, kernel=self.kernel, stride=self.stride, relu=relu)
