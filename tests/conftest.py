@@ -1,11 +1,14 @@
 """What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
