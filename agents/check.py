@@ -1,8 +1,8 @@
 """The DQN loss for checking from outside: explicit parameters and one batch in, numbers out.
 
-Nothing of a run is needed: parameters and target parameters by leaf name, transitions as arrays, options
-as a `Config`. `from_original` maps the leaf names of the authors' JAX code (zhixuan-lin/
-ensemble-rl-discrete) to ours, `to_original` back:
+Nothing of a run is needed: parameters and target parameters by leaf name, transitions as arrays,
+options as a `Config`. `from_original` maps the leaf names of the authors' JAX code
+(zhixuan-lin/ensemble-rl-discrete) to ours, `to_original` back:
 
     theirs (member axis first; absent where shared)          ours (leading [S, N] or [S, 1])
     params/Encoder/DQNZooConv_k/Conv_0/kernel [N,h,w,c,out]  encoder.convs.k.weight [1,N,h*w*c,out]
@@ -12,9 +12,9 @@ ensemble-rl-discrete) to ours, `to_original` back:
     params/Final/Dense_0/kernel               [J,N,in,A]     final.weight           [1,N,in,J,A]
     params/Final/bias                         [J,N,1]        final.bias             [1,N,J,1]
 
-Their Final leaf has no head axis without CERL. With it, their head axis names the member whose value
-the head predicts, ours is rotated: ours[i, j] = theirs[(i + j) mod N, i]; multi-horizon heads are not
-rotated: ours[i, h] = theirs[h, i].
+Their Final leaf has no head axis without CERL. With it, their head axis names the member whose
+value the head predicts, ours is rotated: ours[i, j] = theirs[(i + j) mod N, i]; multi-horizon heads
+are not rotated: ours[i, h] = theirs[h, i].
 """
 
 from collections.abc import Mapping
@@ -64,12 +64,14 @@ def run_updates(
              terminals [B], 1 where nothing follows; action_count A.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
              config asks for batches or bootstrap masks, which one given batch cannot have.
-    Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given transitions.
+    Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given
+             transitions.
     """
     if config.loss.batches != "shared" or config.loss.mask_probability < 1.0:
         raise ValueError(
             "every member learns from every transition given; expected loss.batches shared and "
-            f"loss.mask_probability 1, got {config.loss.batches} and {config.loss.mask_probability:g}"
+            f"loss.mask_probability 1, got {config.loss.batches} and "
+            f"{config.loss.mask_probability:g}"
         )
     image = states.dim() == 4
     shape = tuple(states.shape[1:3]) if image else tuple(states.shape[1:])
