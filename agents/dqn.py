@@ -1,8 +1,9 @@
 """Double DQN and its ensembles: Bootstrapped DQN, layer sharing, CERL, tandem, multi-horizon, MICo.
 
 One network, one acting rule, one loss; which of them it is depends on sizes and on the head table
-(`cerl/heads.py`). Lin et al. 2024 (arXiv:2405.04342); van Hasselt et al. 2016 for the double target.
-Stateless: everything that changes lives in the network, the carry and the counters of the callers.
+(`cerl/heads.py`). Lin et al. 2024 (arXiv:2405.04342); van Hasselt et al. 2016 for the double
+target. Stateless: everything that changes lives in the network, the carry and the counters of the
+callers.
 """
 
 from collections.abc import Callable, Sequence
@@ -183,9 +184,9 @@ class DQN:
     ) -> Decision:
         """Epsilon-greedy actions of the members on duty; first-index ties.
 
-        Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for the
-                 k-th of `evaluating` ("vote": the most voted greedy action, ties broken uniformly;
-                 "mean": the greedy action of the mean Q); None while training.
+        Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for
+                 the k-th of `evaluating` ("vote": the most voted greedy action, ties broken
+                 uniformly; "mean": the greedy action of the mean Q); None while training.
         """
         x, carry = net.encoder.step(obs, start, carry)
         envs, members = obs.shape[1], self.config.ensemble.members
@@ -305,7 +306,7 @@ class DQN:
                 gamma=self.config.loss.gamma**self.config.loss.n_step,
                 beta=self.config.loss.mico_beta,
             )
-            # A shared encoder has one metric loss, spread over the members so that their sum holds it once.
+            # A shared encoder has one metric loss, spread so that the members' sum holds it once.
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])
             metrics["mico_loss"] = metric.detach().expand_as(loss)
         return loss, metrics
@@ -323,8 +324,9 @@ def mico(
 ) -> Tensor:
     """MICo metric loss of the encoder (Castro et al. 2021, arXiv:2106.08229, section 5).
 
-    U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) between online features and the target network's is
-    pulled, by Huber, towards |r_x - r_y| + gamma U(x', y') of the target network, over all pairs.
+    U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) between online features and the target
+    network's is pulled, by Huber, towards |r_x - r_y| + gamma U(x', y') of the target network, over
+    all pairs.
 
     Args:    features [S, N or 1, B, D]; reward, weight [S, M, B].
     Returns: [S, N or 1], mean over pairs.
