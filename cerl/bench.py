@@ -1,7 +1,7 @@
 """Benchmarks as commands: `cerl bench {update,env,replay,train}`; each prints one table.
 
-Times are of CUDA-graph replays between device events (wall time on the CPU), medians over repeats, with
-the device, precision and shapes in the table. Compare ratios within one run, not runs.
+Times are of CUDA-graph replays between device events (wall time on the CPU), medians over repeats,
+with the device, precision and shapes in the table. Compare ratios within one run, not runs.
 """
 
 import json
@@ -76,7 +76,7 @@ def device_name(device: torch.device) -> str:
 
 
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
-    """A learner on a full replay of random rows (episodes of 100 rows), as in the middle of a run."""
+    """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
     keys = draw.seed_keys(config.seeds, device=device)
     agent = training.make_agent(config, spec, device)
     replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device)
@@ -269,7 +269,7 @@ def train(
     profile: bool = False,
     out: Path | None = None,
 ) -> Rows:
-    """Where the time of a training step goes: act, env, insert, update, and all of them in one loop.
+    """Where the time of a training step goes: act, env, insert, update, and all in one loop.
 
     Args:
         presets: which agents
