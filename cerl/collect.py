@@ -1,8 +1,8 @@
 """The Collector: steps the environments with the members on duty and writes rows to replay.
 
-It owns what lives between two steps of experience: the last Step, the carry of the acting network, the
-member on duty of every environment, and running returns that the log reads. One call is one CUDA graph where
-the environments are device-resident, two graphs around the simulator elsewhere.
+It owns what lives between two steps of experience: the last Step, the carry of the acting network,
+the member on duty of every environment, and running returns that the log reads. One call is one
+CUDA graph where the environments are device-resident, two graphs around the simulator elsewhere.
 """
 
 from typing import NamedTuple
@@ -144,8 +144,9 @@ class Collector:
     def take_finished(self) -> dict[str, Tensor]:
         """Means over the training episodes since the last call, by member; syncs.
 
-        Returns: {"episodes": [S, N], "return", "length", "value" (mean largest Q), "mc" (mean discounted
-                 clipped return-to-go; a truncated episode's tail counts as 0)}, NaN without episodes.
+        Returns: {"episodes": [S, N], "return", "length", "value" (mean largest Q), "mc" (mean
+                 discounted clipped return-to-go; a truncated episode's tail counts as 0)}, NaN
+                 without episodes.
         """
         sums = self.finished.cpu().clone()  # .cpu() is an alias on the CPU
         self.finished.zero_()
@@ -165,8 +166,8 @@ class Collector:
     def load_state_dict(self, state: dict) -> bool:
         """Restores in place. Returns: True if the environments continued exactly.
 
-        Where a simulator cannot be restored, the episodes under way are cut: one row that is not real
-        follows, so their last rows bootstrap as truncated ones do.
+        Where a simulator cannot be restored, the episodes under way are cut: one row that is not
+        real follows, so their last rows bootstrap as truncated ones do.
         """
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
