@@ -1,8 +1,8 @@
 """The tuples that cross joints, with their shapes; the dims are in `cerl/__init__.py`.
 
-Rows, not transitions: environments reset on the step *after* an episode's last one, so the true last
-observation is already the next row and `real` masks it. n-step returns, frame stacks and sequence
-context are then only a matter of how many rows a window has.
+Rows, not transitions: environments reset on the step *after* an episode's last one, so the true
+last observation is already the next row and `real` masks it. n-step returns, frame stacks and
+sequence context are then only a matter of how many rows a window has.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Consecutive rows of one environment; M is 1 (one batch for the ensemble) or N (one a member)."""
+    """Consecutive rows of one environment; M is 1 (one batch for all) or N (one a member)."""
 
     obs: Tensor  # [S, M, B, W, *observation]
     action: Tensor  # [S, M, B, W]
