@@ -1,8 +1,8 @@
 """Counter-based random numbers: hash(seed, purpose, step, index) in integer torch operations.
 
-No generator holds state, so a seed draws the same numbers alone or among others, CUDA graphs need no
-registration, and a number can be drawn again from its coordinates (a bootstrap mask from the id of its
-row). The hash is the finaliser of splitmix64 over a linear combination of the coordinates.
+No generator holds state, so a seed draws the same numbers alone or among others, CUDA graphs need
+no registration, and a number can be drawn again from its coordinates (a bootstrap mask from the id
+of its row). The hash is the finaliser of splitmix64 over a linear combination of the coordinates.
 """
 
 import math
@@ -34,7 +34,8 @@ def purpose_offset(purpose: int) -> int:
 def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Key of every seed.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one seed.
+    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
+             seed.
     Returns: [S] int64.
     """
     keys = [signed(_mix_int(_mix_int(seed + 1) + salt * _PURPOSE)) for seed in seeds]
@@ -71,7 +72,7 @@ def uniform(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int])
 def randint(
     key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int], *, high: Tensor | int
 ) -> Tensor:
-    """Uniform int64 in [0, high) with high <= 2**31; bias below high / 2**32. Returns: [S, *shape]."""
+    """Uniform int64 in [0, high), high <= 2**31; bias below high / 2**32. Returns: [S, *shape]."""
     return (_grid_bits(key, purpose, step, shape) * high) >> 32
 
 
