@@ -1,7 +1,7 @@
 """Observations to features. Feed-forward so far: frame stacks built from rows, then convolutions.
 
-An encoder has two calls that agree: `forward` on the rows of a window (learning) and `step` on one new
-observation with a carry (acting). Frames before an episode's start are zero in both.
+An encoder has two calls that agree: `forward` on the rows of a window (learning) and `step` on one
+new observation with a carry (acting). Frames before an episode's start are zero in both.
 """
 
 import torch
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         return outputs
 
     def carry(self, seeds: int, envs: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Empty carry of the acting call: the last stack - 1 frames, zero before an episode's start."""
+        """Empty carry of acting: the last stack - 1 frames, zero before an episode's start."""
         shape = (seeds, envs, self.stack - 1, *self.shape)
         return torch.zeros(shape, dtype=dtype, device=device)
 
