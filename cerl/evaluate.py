@@ -1,8 +1,8 @@
 """Returns of every member and of the aggregate.
 
-Every lane (one environment of one policy) plays a fixed number of episodes, never the first to finish,
-so short episodes are not favoured. The original's budget of agent steps stays for the paper presets: a
-lane then plays whole episodes until its share of the budget is spent.
+Every lane (one environment of one policy) plays a fixed number of episodes, never the first to
+finish, so short episodes are not favoured. The original's budget of agent steps stays for the paper
+presets: a lane then plays whole episodes until its share of the budget is spent.
 """
 
 from typing import NamedTuple
@@ -46,7 +46,7 @@ def _slots(config: Config) -> int:
 
 
 class Evaluator:
-    """Plays the current parameters greedily but for `eval.epsilon`; owns its environments and noise."""
+    """Plays the current parameters greedily but for `eval.epsilon`; owns its envs and noise."""
 
     def __init__(self, config: Config, env: VecEnv, agent: DQN, net: QNet, *, keys: Tensor) -> None:
         self.config, self.env, self.agent, self.net, self.keys = config, env, agent, net, keys
