@@ -25,8 +25,8 @@ class Noise(NamedTuple):
 def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
     """Share of random actions after `step` (int64, agent steps of one seed), float32.
 
-    Linear from start to end over `decay` steps once `hold` steps have passed (Lin et al. 2024's code:
-    Dopamine's linearly decaying epsilon).
+    Linear from start to end over `decay` steps once `hold` steps have passed (Lin et al. 2024's
+    code: Dopamine's linearly decaying epsilon).
     """
     left = (config.hold + config.decay - step).clamp(0, config.decay)  # int64: 50M passes 2**24
     return config.end + (config.start - config.end) * (left.double() / config.decay).float()
