@@ -13,10 +13,11 @@ Result = TypeVar("Result")
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Captures `step` after a few calls that run as they are.
 
-    The warm-up calls are real: they change state. The capture executes nothing; the call in which it
-    happens replays the graph once. So the k-th call is the k-th step, captured or not.
+    The warm-up calls are real: they change state. The capture executes nothing; the call in which
+    it happens replays the graph once. So the k-th call is the k-th step, captured or not.
 
-    Args: step must only touch tensors whose storage stays (copy in place, never rebind) and never sync.
+    Args: step must only touch tensors whose storage stays (copy in place, never rebind) and never
+          sync.
     """
     if device.type != "cuda":
         return step
@@ -46,8 +47,8 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
 def fused(method: Callable[..., Result]) -> Callable[..., Result]:
     """A bound method compiled into few kernels (torch.compile), for the shapes of its first call.
 
-    The compiler counts recompilations by code object, and every instance is a new specialisation: so
-    each gets a code object of its own.
+    The compiler counts recompilations by code object, and every instance is a new specialisation:
+    so each gets a code object of its own.
     """
     bound = cast(types.MethodType, method)
     function = cast(types.FunctionType, bound.__func__)
