@@ -1,7 +1,7 @@
 """CERL as a table: what every value head regresses to (Lin et al. 2024, arXiv:2405.04342).
 
-Head (i, j) of member i names whose greedy action is taken in the next state, whose value that action
-gets, and with which discount. With m = (i + j) mod N: head 0 is always the member's own.
+Head (i, j) of member i names whose greedy action is taken in the next state, whose value that
+action gets, and with which discount. With m = (i + j) mod N: head 0 is always the member's own.
 """
 
 from typing import NamedTuple
@@ -74,8 +74,8 @@ def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
         )
     if (choose.shape[4], value.shape[4]) != (table.action_heads, table.value_heads):
         raise ValueError(
-            f"head table needs {table.action_heads} heads to choose and {table.value_heads} to value, "
-            f"got {choose.shape[4]} and {value.shape[4]}"
+            f"head table needs {table.action_heads} heads to choose and {table.value_heads} to "
+            f"value, got {choose.shape[4]} and {value.shape[4]}"
         )
     best = choose.argmax(-1).movedim(1, 3).flatten(3)  # [S, B, T, N * heads]
     best = best.index_select(3, table.action.flatten())  # [S, B, T, N * J]
