@@ -1,3 +1,5 @@
+# The arguments of a Triton kernel are no Python types.
+# pyright: reportArgumentType=false
 """Random bits by hashing coordinates: one launch instead of two dozen."""
 
 import torch
