@@ -1,3 +1,5 @@
+# The arguments of a Triton kernel are no Python types, nor is a jitted function its signature.
+# pyright: reportArgumentType=false, reportCallIssue=false
 """Drawing valid rows of a replay ring and reading their windows, each in one launch.
 
 A slot of a batch draws K candidate rows by hashing its coordinates and takes the first valid one.
@@ -42,9 +44,10 @@ def pick(
 ) -> Picked:
     """Uniformly drawn rows with `context` rows before and `ahead` rows after them in the ring.
 
-    Args:    key [S]; step [] int64; total [] int64, time indices ever written; real, member [S, R, E];
-             offset, owner_offset, places in the random stream; shape (M, B, K);
-             owner "any", "own" (the row's member is the slot's) or "disjoint" (a hash of the row is).
+    Args:    key [S]; step [] int64; total [] int64, time indices ever written; real, member
+             [S, R, E]; offset, owner_offset, places in the random stream; shape (M, B, K);
+             owner "any", "own" (the row's member is the slot's) or "disjoint" (a hash of the row
+             is).
     """
     members, batch, candidates = shape
     seeds, rows, envs = real.shape
