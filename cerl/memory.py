@@ -17,7 +17,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_fits(wanted: int, device: torch.device, *, what: str) -> None:
-    """Raises RuntimeError with the numbers if `wanted` bytes do not fit, before anything is allocated."""
+    """Raises RuntimeError with the numbers, before any allocation, if `wanted` bytes do not fit."""
     try:
         free = free_bytes(device)
     except OSError:  # no /proc: the allocation itself will tell
@@ -27,5 +27,6 @@ def check_fits(wanted: int, device: torch.device, *, what: str) -> None:
         if device.type == "cuda":
             hint += ", or set replay.placement to host (pinned memory)"
         raise RuntimeError(
-            f"{what} needs {wanted / 2**30:.2f} GiB on {device}, where {free / 2**30:.2f} GiB are free; {hint}"
+            f"{what} needs {wanted / 2**30:.2f} GiB on {device}, "
+            f"where {free / 2**30:.2f} GiB are free; {hint}"
         )
