@@ -1,8 +1,8 @@
-"""Layers whose parameters lead with [S, N] (size 1: shared), their initialisation, gradient scaling.
+"""Layers whose parameters lead with [S, N] (size 1: shared), initialisation, gradient scaling.
 
-Activations are [S, M, rows, D] or, for convolutions, [S, M, rows, height, width, channels]: channels
-last, so that a convolution is one batched matrix product over patches and its output flattens in the
-order (height, width, channel). M is 1 where all members see the same input.
+Activations are [S, M, rows, D] or, for convolutions, [S, M, rows, height, width, channels]:
+channels last, so that a convolution is one batched matrix product over patches and its output
+flattens in the order (height, width, channel). M is 1 where all members see the same input.
 """
 
 import math
@@ -105,8 +105,8 @@ class Conv(nn.Module):
 class Heads(nn.Module):
     """Output layer with J value heads of `width` numbers each, forking at this layer.
 
-    weight [S, N, in, J, width]; bias [S, N, J, width], or [S, N, J, 1]: one scalar a head, shared by all
-    actions (the original's output bias, spec of Lin et al. 2024's code).
+    weight [S, N, in, J, width]; bias [S, N, J, width], or [S, N, J, 1]: one scalar a head, shared
+    by all actions (the original's output bias, spec of Lin et al. 2024's code).
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Heads(nn.Module):
 class ForkedHeads(nn.Module):
     """Hidden and output layer of J separate heads (the `both` variant).
 
-    hidden [S, N, J, in, hidden], hidden_bias [S, N, J, hidden]; weight [S, N, J, hidden, width]; bias as
-    in `Heads`.
+    hidden [S, N, J, in, hidden], hidden_bias [S, N, J, hidden]; weight [S, N, J, hidden, width];
+    bias as in `Heads`.
     """
 
     def __init__(
@@ -181,9 +181,10 @@ def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
 def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
     """Fills every parameter from counter-based draws; each seed and member from its own numbers.
 
-    Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases U(+-1/sqrt(fan_in)),
-             PyTorch's and DQN Zoo's default), `xavier` (weights U(+-sqrt(6/(fan_in+fan_out))), biases 0),
-             `variance` (weights U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network).
+    Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases
+             U(+-1/sqrt(fan_in)), PyTorch's and DQN Zoo's default), `xavier` (weights
+             U(+-sqrt(6/(fan_in+fan_out))), biases 0), `variance` (weights
+             U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network).
     Raises:  ValueError for an unknown scheme.
     """
     for number, (name, leaf, fan_in, fan_out) in enumerate(_leaves(net)):
