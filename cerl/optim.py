@@ -1,7 +1,8 @@
 """Optimisers over stacked parameters: elementwise, so one of them is N x S independent ones.
 
-State and step live on the device and change in place (a CUDA graph may capture `step`). Centred RMSProp
-keeps epsilon inside the root (Graves 2013, equations 38 to 45), which `torch.optim.RMSprop` does not.
+State and step live on the device and change in place (a CUDA graph may capture `step`). Centred
+RMSProp keeps epsilon inside the root (Graves 2013, equations 38 to 45), which `torch.optim.RMSprop`
+does not.
 """
 
 from collections.abc import Sequence
