@@ -1,9 +1,9 @@
 """A ring of rows on the device: add one time index of every environment, sample windows.
 
-Why rows: a stored next observation would double the memory, and a stack, an n-step return or a sequence
-is only more rows. Why one write head: seeds stay in lockstep. Why candidates: sampling inside a CUDA
-graph cannot redraw, so each slot draws K rows and takes the first valid one; a slot without any gets
-weight 0 and is counted in `misses`.
+Why rows: a stored next observation would double the memory, and a stack, an n-step return or a
+sequence is only more rows. Why one write head: seeds stay in lockstep. Why candidates: sampling
+inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first valid one; a slot
+without any gets weight 0 and is counted in `misses`.
 """
 
 import math
@@ -80,13 +80,13 @@ class Replay:
         self.total += 1
 
     def _check(self, row: Row) -> None:
-        """A wrong shape would be broadcast, a wrong type converted: both change what is learnt from."""
+        """A wrong shape would be broadcast, a wrong type converted: both change what is learnt."""
         for name, ring in self._fields().items():
             value, shape = getattr(row, name), (ring.shape[0], *ring.shape[2:])
             if tuple(value.shape) != shape:
                 raise ValueError(
-                    f"replay.add: expected {name} of shape {list(shape)}, [S, E, ...] of the seeds and "
-                    f"environments that replay was made for, got {list(value.shape)}"
+                    f"replay.add: expected {name} of shape {list(shape)}, [S, E, ...] of the seeds "
+                    f"and environments that replay was made for, got {list(value.shape)}"
                 )
             integers = not (value.is_floating_point() or value.dtype == torch.bool)
             if value.dtype != ring.dtype and not (name == "member" and integers):
@@ -109,9 +109,10 @@ class Replay:
     ) -> Window:
         """Windows of context + 1 + ahead rows around uniformly drawn learnt rows.
 
-        Args:    step int64 [], counts draws; members M batches per seed (1: shared by the ensemble);
-                 batches "own" takes rows that member acted in, "disjoint" rows that a hash gives it;
-                 probability: share of steps in which that restriction (and one batch each) holds.
+        Args:    step int64 [], counts draws; members M batches per seed (1: shared by the
+                 ensemble); batches "own" takes rows that member acted in, "disjoint" rows that a
+                 hash gives it; probability: share of steps in which that restriction (and one
+                 batch each) holds.
         Returns: Window [S, M, B, W].
         """
         home = self.total.device
