@@ -21,7 +21,8 @@ def n_step(
 
     Args:    reward, terminated, real [..., W]; first learnt row `first`, `learnt` rows T;
              gamma [J], discount of each value head.
-    Returns: sum of rewards [..., T, J], discount of the bootstrap value [..., T, J], k [..., T] int64.
+    Returns: sum of rewards [..., T, J], discount of the bootstrap value [..., T, J], k [..., T]
+             int64.
     """
     last = first + learnt
     if last + n > reward.shape[-1]:
@@ -48,10 +49,11 @@ def huber(error: Tensor, *, delta: float) -> Tensor:
 
 
 def quantile_huber(theta: Tensor, target: Tensor, *, kappa: float) -> Tensor:
-    """Quantile regression loss of a value distribution (Dabney et al. 2018, equation 10, without 1/kappa).
+    """Quantile regression loss of a value distribution, without the factor 1/kappa.
 
     Args:    theta [..., K] predicted quantiles; target [..., K'] samples of the target.
     Returns: [...], mean over the targets, sum over the quantiles.
+    Source:  Dabney et al. 2018, equation 10.
     """
     count = theta.shape[-1]
     tau = (torch.arange(count, device=theta.device, dtype=theta.dtype) + 0.5) / count
