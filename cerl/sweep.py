@@ -1,7 +1,7 @@
 """Grids of runs on this machine, one after the other, and resumable as a whole.
 
-A sweep that was interrupted goes on when it is started again with the same folder: finished runs are
-kept, the run under way is resumed from its checkpoint, the others are trained.
+A sweep that was interrupted goes on when it is started again with the same folder: finished runs
+are kept, the run under way is resumed from its checkpoint, the others are trained.
 """
 
 from collections.abc import Sequence
