@@ -1,4 +1,4 @@
-"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired here and only here."""
+"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired only here."""
 
 import contextlib
 import os
@@ -252,7 +252,7 @@ def evaluate(
     policies: tuple[str, ...] | None = None,
     epsilon: float | None = None,
 ) -> dict[str, Result]:
-    """Evaluates the newest checkpoint of a run with other episodes, policies or epsilon if given."""
+    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given."""
     config = configuration.load_file(folder / "config.yaml")
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
