@@ -1,8 +1,9 @@
 """The contract of every environment: S x E of them step together and reset themselves.
 
-The step after an episode's last one ignores its action and returns the first observation of the next
-episode with reward 0 and both flags False (gymnasium's NEXT_STEP autoreset). A device-resident
-environment never syncs with the host, mutates its state tensors in place and steps inside a CUDA graph.
+The step after an episode's last one ignores its action and returns the first observation of the
+next episode with reward 0 and both flags False (gymnasium's NEXT_STEP autoreset). A device-resident
+environment never syncs with the host, mutates its state tensors in place and steps inside a CUDA
+graph.
 """
 
 from typing import Any, Protocol
@@ -27,7 +28,8 @@ class VecEnv(Protocol):
     def step(self, action: Tensor) -> Step:
         """Advances every environment by one agent step.
 
-        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an episode.
+        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an
+                 episode.
         """
         ...
 
@@ -36,7 +38,7 @@ class VecEnv(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
-        """Restores in place. Returns None, or the first Step of new episodes where the state was lost."""
+        """Restores in place. Returns None, or the first Step of new episodes if state was lost."""
         ...
 
     def close(self) -> None:
