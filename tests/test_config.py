@@ -343,7 +343,7 @@ def test_study_demo_has_presets_for_both_devices():
             load(name, dict(study.options))
 
 
-# Values of the authors' code (configs/boot_dqn_rmsprop.gin and boot_quantile.gin) and of the papers.
+# Values of the authors' code (configs/boot_dqn_rmsprop.gin and boot_quantile.gin) and the papers.
 
 
 def test_paper_presets_hold_the_authors_values():
