@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConf
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "dqn.json").read_text())
 MEMBERS, ACTIONS = GOLDEN["hyper"]["members"], GOLDEN["hyper"]["actions"]
 
-HEADS = {
+HEADS: dict[str, Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"]] = {
     "bootstrapped_l0": "own",
     "bootstrapped_l3": "own",
     "cerl": "cerl",
