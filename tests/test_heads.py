@@ -24,10 +24,10 @@ RULES = {
 
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("members", [1, 2, 5])
-def test_every_head_names_the_action_and_value_of_its_definition(kind, members):
+def test_every_head_names_the_action_and_value_of_its_definition(kind, members: int):
     table = table_of(kind, members, horizons=4)
     fixed = {"own": 1, "multi_horizon": 4}
-    heads = fixed[kind] if kind in fixed else members
+    heads = fixed.get(kind, members)
     assert table.heads == heads and table.gamma.shape == (heads,)
     assert table.action.shape == table.value.shape == (members, heads)
     for i in range(members):
