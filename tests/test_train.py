@@ -171,8 +171,8 @@ def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path):
     many = train.train(tiny(tmp_path / "b", seeds=(0, 2, 5)))
     for key in ("action", "member", "real", "obs"):
         alone, among = (final_state(f)["replay"][key] for f in (few, many))
-        # Before the first update everything is exact; afterwards products of other batch sizes round
-        # differently, so greedy actions may part.
+        # Before the first update everything is exact; afterwards products of other batch sizes
+        # round differently, so greedy actions may part.
         assert torch.equal(alone[0, :10], among[1, :10]), key
 
 
