@@ -472,7 +472,8 @@ def test_given_transitions_refuse_what_they_cannot_have():
     batch: Any = dict(
         states=empty, next_states=empty, actions=empty, rewards=empty, terminals=empty
     )
-    for options in (dict(batches="own"), dict(mask_probability=0.5)):
+    refused: list[dict[str, Any]] = [dict(batches="own"), dict(mask_probability=0.5)]
+    for options in refused:
         with pytest.raises(ValueError, match="expected loss.batches shared and loss.mask_prob"):
             run_updates({}, {}, **batch, config=config(**options), action_count=4)
 

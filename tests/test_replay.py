@@ -150,6 +150,10 @@ def test_disjoint_owners_are_fixed_for_a_rows_life_and_even():
                 for m in range(MEMBERS):
                     for place in starts([window], 0, m, envs):
                         assert owners.setdefault(place, m) == m
+    for (t, e), m in owners.items():
+        zero = torch.zeros(1, 1, dtype=torch.int64)
+        hashed = draw.bits(ring.keys, draw.OWNER, t * envs + e, zero)
+        assert int(hashed) * MEMBERS // 2**32 == m
     sizes = [list(owners.values()).count(m) / len(owners) for m in range(MEMBERS)]
     limit = 4.5 * math.sqrt(3 / 16 / len(owners))
     assert sizes == pytest.approx([0.25] * MEMBERS, abs=limit)
