@@ -87,6 +87,19 @@ def test_the_step_may_be_an_int_a_tensor_or_one_per_coordinate():
     assert torch.equal(each[:, 2], draw.bits(keys, draw.OWNER, 79, index))
 
 
+@pytest.mark.parametrize("step", [0, 7, 50_000_123, 2**45])
+def test_uniform_randint_and_normal_are_made_of_the_bits_of_their_place(step):
+    keys, shape = draw.seed_keys([1, 2]), (3, 4)
+    bits = draw.bits(keys, draw.SAMPLE, step, torch.arange(12).view(1, *shape))
+    for at in (step, torch.tensor(step)):
+        assert torch.equal(draw.uniform(keys, draw.SAMPLE, at, shape), (bits >> 8).float() / 2**24)
+        assert torch.equal(draw.randint(keys, draw.SAMPLE, at, shape, high=10), bits * 10 // 2**32)
+        u = (bits >> 8).double()[..., 0::2] / 2**24, (bits >> 8).double()[..., 1::2] / 2**24
+        normal = (-2 * torch.log(1 - u[0])).sqrt() * torch.cos(2 * math.pi * u[1])
+        got = draw.normal(keys, draw.SAMPLE, at, (3, 2))
+        torch.testing.assert_close(got.double(), normal, atol=2e-6, rtol=1e-5)
+
+
 def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
