@@ -19,6 +19,7 @@ from cerl.config import Config, LossConfig
 from cerl.data import EnvSpec, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
+from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
 
@@ -243,29 +244,43 @@ class DQN:
             weight=weight,
         )
 
-    def targets(self, net: QNet, target: QNet, batch: Transition) -> Tensor:
-        """What every head regresses to [S, N, B, T, J, *rest], detached."""
-        table, shape = self.table, batch.action.shape[2:]
+    def targets(self, batch: Transition, value: Tensor, choose: Tensor) -> Tensor:
+        """What every head regresses to.
+
+        Args:    value [S, N, B * T, heads, A, *rest] of the target network at the bootstrap rows;
+                 choose [S, N, B * T, heads, A], whose argmax is the next action.
+        Returns: [S, N, B, T, J, *rest], detached.
+        """
+        shape = batch.action.shape[2:]
         with torch.no_grad():
-            value = target(batch.x_next, table.value_heads).unflatten(2, shape)
-            if self.config.loss.double:
-                choose = self.kind.mean(net(batch.x_next, table.action_heads)).unflatten(2, shape)
-            else:
-                choose = self.kind.mean(value)[..., : table.action_heads, :]
-            later = next_values(table, choose, value)  # [S, N, B, T, J, *rest]
+            later = next_values(self.table, choose.unflatten(2, shape), value.unflatten(2, shape))
             rest = [1] * (later.dim() - 5)
             reward = batch.reward.view(*batch.reward.shape, *rest)
             return reward + batch.discount.view(*batch.discount.shape, *rest) * later
 
     def head_losses(self, net: QNet, target: QNet, batch: Transition) -> tuple[Tensor, Values]:
         """Mean loss of every head over the batch [S, N, J] and the values behind it."""
-        shape = batch.action.shape[2:]
-        encoded, features = net.features(batch.x)
-        q = net.values(features, self.table.heads).unflatten(2, shape)  # [S, N, B, T, J, A, *rest]
+        table, shape = self.table, batch.action.shape[2:]
+
+        def now() -> tuple[Tensor, Tensor]:
+            encoded, features = net.features(batch.x)
+            return encoded, net.values(features, table.heads).unflatten(2, shape)
+
+        @torch.no_grad()
+        def valued() -> Tensor:
+            return target(batch.x_next, table.value_heads)
+
+        @torch.no_grad()
+        def chosen() -> Tensor:
+            return self.kind.mean(net(batch.x_next, table.action_heads))
+
+        others = (valued, chosen) if self.config.loss.double else (valued,)
+        (encoded, q), later = parallel(batch.x.device, now, *others)
+        choose = later[1] if self.config.loss.double else self.kind.mean(later[0])
+        y = self.targets(batch, later[0], choose[..., : table.action_heads, :])
         index = batch.action.view(*batch.action.shape, 1, 1, *([1] * (q.dim() - 6)))
         index = index.expand(*q.shape[:5], 1, *q.shape[6:])
         taken = q.gather(5, index).squeeze(5)  # [S, N, B, T, J, *rest]
-        y = self.targets(net, target, batch)
         weight = batch.weight / batch.weight.sum((2, 3), keepdim=True).clamp(min=1.0)
         losses = (self.kind.error(taken, y) * weight.unsqueeze(-1)).sum((2, 3))
         return losses, Values(q, taken, y, encoded)

@@ -13,6 +13,9 @@ import torch
 
 Impl = Literal["auto", "reference", "triton"]
 
+# Asked here, since torch.compile cannot trace the question.
+INSTALLED = importlib.util.find_spec("triton") is not None
+
 
 def runs_triton(impl: str, device: torch.device) -> bool:
     """Whether `impl` means the Triton kernel for tensors on `device`.
@@ -29,7 +32,7 @@ def runs_triton(impl: str, device: torch.device) -> bool:
             f'impl="triton" needs CUDA tensors, got {device.type}; use impl="auto", or set '
             "TRITON_INTERPRET=1 before Triton is imported to run kernels in its interpreter"
         )
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         raise RuntimeError(
             'impl="triton" needs the package triton, which is not installed; install it with '
             '`pip install triton`, or pass impl="reference"'
