@@ -17,6 +17,8 @@ from cerl.kernels.fold import col2im, patches
 from cerl.precision import precision
 
 pytest.importorskip("triton")
+# Torch says so when the first matrix product of a process is one of a backward pass.
+pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -42,7 +44,7 @@ SMALL = {
     "shared weights": Shape(2, 2, 1, 1, 11, 11, 5, 7, 5, 3),
     "stride as wide as the kernel, pixels left over": Shape(1, 1, 1, 3, 14, 13, 4, 16, 4, 4),
     "stride wider than the kernel": Shape(1, 1, 2, 2, 11, 9, 2, 3, 2, 3),
-    "rows in shares": Shape(1, 1, 2, 20, 5, 5, 2, 3, 2, 1),
+    "rows in shares": Shape(1, 1, 2, 8, 8, 8, 2, 3, 2, 1),
     "one cell": Shape(1, 2, 2, 1, 3, 3, 1, 1, 3, 1),
     "long runs": Shape(1, 1, 1, 1, 4, 5, 23, 18, 3, 1),
 }

@@ -541,9 +541,9 @@ def _power(size: int, *, most: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), most)
 
 
-def _wide(columns: int) -> int:
-    """Columns of a tile: 64 unless that leaves more than a tenth of the tiles empty."""
-    return 64 if triton.cdiv(columns, 64) * 64 <= 1.1 * columns else _power(columns, most=32)
+def _wide(size: int) -> int:
+    """Side of a tile along `size`: 64 unless that leaves more than a tenth of the tiles empty."""
+    return 64 if triton.cdiv(size, 64) * 64 <= 1.1 * size else _power(size, most=32)
 
 
 # Tiles below are the best of some twenty tried on an H200 (tf32, B = 32, the three convolutions of
@@ -569,8 +569,9 @@ def _input_gradient_blocks(groups: int, rows: int, columns: int, *, filters: int
 def _weight_gradient_blocks(groups: int, fan_in: int, columns: int, *, rows: int) -> Blocks:
     wide = _wide(columns)
     small = wide == 64 and groups * fan_in * columns < 16 * 64 * 64
-    tall = _power(fan_in, most=32 if small else 64)
-    # Three programs a processor hide each other's latency; a share should be worth its write.
+    tall = 32 if small else _wide(fan_in)
+    # A few programs a processor hide each other's latency; a share should be worth its write.
+    programs = (3 if wide == 64 else 5) * PROCESSORS
     tiles = groups * triton.cdiv(fan_in, tall) * triton.cdiv(columns, wide)
-    splits = max(min(3 * PROCESSORS // tiles, rows // 64), 1)
+    splits = max(min(programs // tiles, rows // 192), 1)
     return Blocks(tall, wide, 32, 2, 3, splits)
