@@ -55,6 +55,17 @@ class _File:
         self.file.flush()
 
 
+def put(mine: Tensor, saved: Tensor, *, what: str) -> None:
+    """Copies a saved tensor in place. Raises: CheckpointError if it has another shape or type."""
+    if mine.shape != saved.shape or mine.dtype != saved.dtype:
+        raise CheckpointError(
+            f"checkpoint: expected {what} of shape {list(mine.shape)} and {mine.dtype}, got "
+            f"{list(saved.shape)} and {saved.dtype}; it belongs to a run with other options"
+        )
+    with torch.no_grad():
+        mine.copy_(saved)
+
+
 def files(folder: str | os.PathLike[str]) -> list[Path]:
     """Checkpoints of a run folder, the oldest first; whether they are intact is not looked at."""
     folder = Path(folder)

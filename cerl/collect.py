@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cerl import explore
 from cerl.agents.dqn import DQN, QNet
+from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Row, Step
 from cerl.envs.api import VecEnv
@@ -170,11 +171,11 @@ class Collector:
         real follows, so their last rows bootstrap as truncated ones do.
         """
         for name in _TENSORS:
-            getattr(self, name).copy_(state[name])
+            put(getattr(self, name), state[name], what=f"collector.{name}")
         for mine, saved in zip(
             [*self.last, *self.running], [*state["last"], *state["running"]], strict=True
         ):
-            mine.copy_(saved)
+            put(mine, saved, what="the last step or the running returns")
         fresh = self.env.load_state_dict(state["env"])
         if fresh is None:
             return True

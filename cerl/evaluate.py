@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cerl import draw, explore
 from cerl.agents.dqn import DQN, QNet
+from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Step
 from cerl.envs.api import VecEnv
@@ -195,7 +196,7 @@ class Evaluator:
         return {"noise_step": self.noise_step, "env": self.env.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.noise_step.copy_(state["noise_step"])
+        put(self.noise_step, state["noise_step"], what="evaluator.noise_step")
         self.env.load_state_dict(state["env"])
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.agents.dqn import DQN, QNet
+from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
@@ -93,6 +94,6 @@ class Learner:
         self.net.load_state_dict(state["net"])
         self.target.load_state_dict(state["target"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.updates.copy_(state["updates"])
+        put(self.updates, state["updates"], what="learner.updates")
         for name, mine in self.metrics.items():
-            mine.copy_(state["metrics"][name])
+            put(mine, state["metrics"][name], what=f"learner.metrics.{name}")

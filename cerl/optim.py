@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cerl.checkpoint import put
 from cerl.config import OptimConfig
 from cerl.kernels import optim as kernels
 
@@ -71,8 +72,8 @@ class Optimiser:
     def load_state_dict(self, state: dict) -> None:
         for name in ("first", "second", "velocity"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
-                mine.copy_(saved)
-        self.count.copy_(state["count"])
+                put(mine, saved, what=f"optimiser.{name}")
+        put(self.count, state["count"], what="optimiser.count")
 
 
 def clip_members(grads: Sequence[Tensor], limit: float) -> list[Tensor]:

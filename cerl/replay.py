@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cerl import draw
+from cerl.checkpoint import put
 from cerl.data import EnvSpec, Row, Window
 from cerl.kernels.pick import Picked, pick, pick_triton, windows, windows_triton
 from cerl.memory import check_fits
@@ -165,4 +166,4 @@ class Replay:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, mine in {**self._fields(), "total": self.total, "misses": self.misses}.items():
-            mine.copy_(state[name])
+            put(mine, state[name], what=f"replay.{name}")

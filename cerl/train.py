@@ -108,7 +108,7 @@ def train(config: Config) -> Path:
     """Runs a config from the start. Returns: its run folder."""
     parts = assemble(config)
     folder = configuration.new_folder(config)
-    return _loop(config, parts, folder, first=0, logger=_logger(config, parts, folder))
+    return _loop(config, parts, folder, first=0, refill=0, logger=_logger(config, parts, folder))
 
 
 def resume(folder: Path) -> Path:
@@ -124,7 +124,8 @@ def resume(folder: Path) -> Path:
         f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
         + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
     )
-    return _loop(config, parts, folder, first=state["iteration"], logger=logger)
+    refill = config.replay.start if state["replay"] is None else 0
+    return _loop(config, parts, folder, first=state["iteration"], refill=refill, logger=logger)
 
 
 def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
@@ -179,8 +180,13 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
-def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Logger) -> Path:
-    """Training from iteration `first` to the end; one iteration is E agent steps of every seed."""
+def _loop(
+    config: Config, parts: Parts, folder: Path, *, first: int, refill: int, logger: Logger
+) -> Path:
+    """Training from iteration `first` to the end; one iteration is E agent steps of every seed.
+
+    Args: refill, agent steps without updates, which fill a replay that was not saved.
+    """
     learner, collector, schedule = parts.learner, parts.collector, config.schedule
     envs_per_seed = parts.env.spec.envs
     last = -(-schedule.steps // envs_per_seed)
@@ -188,7 +194,6 @@ def _loop(config: Config, parts: Parts, folder: Path, *, first: int, logger: Log
     update = captured(learner.update, parts.device) if on_device else learner.update
     sync = captured(learner.sync, parts.device)
     done, iteration = updates_by(config, first * envs_per_seed), first
-    refill = 0 if int(parts.replay.total) else config.replay.start  # resumed without its replay
 
     def save() -> None:
         state = snapshot(parts, logger, iteration, replay=config.log.save_replay)

@@ -128,6 +128,36 @@ def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch):
     assert made == (240 - 120 - 40) // 4 + 1
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypatch, capsys, saved):
+    monkeypatch.setattr("cerl.envs.gym.Gym.load_state_dict", lambda self, state: self.reset())
+    log = {"every": 40, "checkpoint_every": 120, "save_replay": saved}
+    config = tiny(tmp_path, "gym/cartpole", env={"envs": 2}, log=log)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at_first_checkpoint(patch)
+        train.train(config)
+    (folder,) = tmp_path.iterdir()
+    before = final_state(folder)
+    train.resume(folder)
+    assert "episodes under way were cut" in capsys.readouterr().out
+    after = final_state(folder)
+    made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
+    assert made == (240 - 120) // 4 if saved else made == (240 - 120 - 40) // 4 + 1
+    if saved:
+        at = int(before["replay"]["total"])
+        assert not after["replay"]["real"][:, at].any()
+        assert after["replay"]["real"][:, at + 1].all()
+        # What the episodes ended with is their true last observation.
+        assert torch.equal(after["replay"]["obs"][:, at], before["collector"]["last"][0])
+
+
+def test_checkpoint_of_other_options_is_refused(tmp_path):
+    folder = train.train(tiny(tmp_path / "a"))
+    other = train.assemble(tiny(tmp_path / "b", seeds=(3,)))
+    with pytest.raises(checkpoint.CheckpointError, match="other options"):
+        other.replay.load_state_dict(final_state(folder)["replay"])
+
+
 def test_evaluate_a_finished_run(tmp_path):
     folder = train.train(tiny(tmp_path))
     results = train.evaluate(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
