@@ -50,12 +50,14 @@ Plays the newest checkpoint of the run folder RUN: every member, and the aggrega
 `cerl eval RUN --help` explains the options, with the run's values."""
 
 SWEEP = """\
-usage: cerl sweep PRESET... [--envs NAME...] [--out FOLDER] [OPTIONS]
+usage: cerl sweep PRESET... [--envs NAME...] [--jobs N] [--out FOLDER] [OPTIONS]
 
-Trains every preset on every environment, one run after the other, then writes the report.
+Trains every preset on every environment, one run after the other or N at a time, then writes the
+report. Started again with the same folder it keeps finished runs and resumes the others.
 A PRESET may be a preset, a YAML file, or the study `demo`, which picks its presets by device.
 
   --envs NAME...    environments of the presets' family (default: each preset's own)
+  --jobs N          runs at a time, as processes of their own (default: 1)
   --out FOLDER      receives the run folders and the report (default: runs/sweep)
   OPTIONS           any option of `cerl train PRESET --help`, applied to every run"""
 
@@ -278,6 +280,7 @@ def _sweep(arguments: list[str]) -> None:
     words, options = _split(arguments)
     where, options = _taken(options, "--envs")
     out, options = _taken(options, "--out")
+    jobs, options = _taken(options, "--jobs")
     folder = _one_folder("sweep", out, default="runs/sweep")
     cells = [cell for word in words for cell in _cells(word, options)]
     places = [["--env.name", name] for name in where] if where else [[]]
@@ -290,7 +293,7 @@ def _sweep(arguments: list[str]) -> None:
         raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
     from cerl import report, sweep
 
-    report.main(sweep.sweep(runs, folder), folder)
+    report.main(sweep.sweep(runs, folder, jobs=_count("--jobs", jobs)), folder)
 
 
 def _cells(word: str, options: list[str]) -> list[tuple[str, list[str]]]:
@@ -328,6 +331,15 @@ def _taken(arguments: list[str], flag: str) -> tuple[list[str] | None, list[str]
     if not words:
         raise ConfigError(f"{flag}: expected a value, got nothing")
     return words, arguments[:at] + rest
+
+
+def _count(flag: str, words: list[str] | None) -> int:
+    """A whole number of at least 1 (1 if the flag is absent)."""
+    if words is None:
+        return 1
+    if len(words) != 1 or not words[0].isdecimal() or int(words[0]) < 1:
+        raise ConfigError(f"{flag}: expected a whole number of at least 1, got {' '.join(words)}")
+    return int(words[0])
 
 
 def _one_folder(command: str, out: list[str] | None, *, default: str) -> Path:

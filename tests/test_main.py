@@ -227,12 +227,15 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
 
 def test_sweep_is_presets_times_environments_with_options(stand_in):
     swept, reported = [], []
-    stand_in("sweep", sweep=lambda runs, out: swept.append((runs, out)) or [Path("a"), Path("b")])
+    stand_in(
+        "sweep",
+        sweep=lambda runs, out, jobs: swept.append((runs, out, jobs)) or [Path("a"), Path("b")],
+    )
     stand_in("report", main=lambda folders, out: reported.append((folders, out)))
     arguments = "sweep minatar/ddqn minatar/cerl --envs asterix freeway --seeds 1 2 --out study"
     assert command.main(arguments.split()) == 0
-    runs, out = swept[0]
-    assert out == Path("study")
+    runs, out, jobs = swept[0]
+    assert out == Path("study") and jobs == 1
     assert runs == [
         load(name, {"env.name": env, "seeds": [1, 2]})
         for env in ("asterix", "freeway")
@@ -241,10 +244,21 @@ def test_sweep_is_presets_times_environments_with_options(stand_in):
     assert reported == [([Path("a"), Path("b")], Path("study"))]
 
 
+def test_sweep_takes_jobs(stand_in, capsys):
+    swept = []
+    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(jobs) or [])
+    stand_in("report", main=lambda folders, out: None)
+    assert command.main(["sweep", "catch/ddqn", "--jobs", "3"]) == 0
+    assert swept == [3]
+    for words in (["0"], ["two"], ["1", "2"]):
+        assert command.main(["sweep", "catch/ddqn", "--jobs", *words]) == 2
+        assert "--jobs: expected a whole number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
     swept = []
-    stand_in("sweep", sweep=lambda runs, out: swept.append(runs) or [])
+    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(runs) or [])
     stand_in("report", main=lambda folders, out: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert command.main(["sweep", "demo"]) == 0

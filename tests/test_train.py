@@ -196,6 +196,24 @@ def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch)
     assert all((folder / train.FINISHED).is_file() for folder in folders)
 
 
+def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypatch, capsys):
+    configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at_first_checkpoint(patch)
+        train.train(configs[0])
+    folders = sweep(configs, tmp_path, jobs=2)
+    assert len(set(folders)) == 2 and all((f / train.FINISHED).is_file() for f in folders)
+    alone = train.train(tiny(tmp_path / "alone", "catch/ddqn"))
+    assert_same(final_state(alone), final_state(folders[0]))
+    output = capsys.readouterr().out
+    assert "resuming" in output and "starting" in output
+    assert sweep(configs, tmp_path, jobs=2) == folders
+    assert capsys.readouterr().out.count("finished before") == 2
+    broken = tiny(tmp_path, "gym/cartpole", env={"name": "NoSuchEnv-v0"})
+    with pytest.raises(RuntimeError, match="1 of 1 runs failed.*NoSuchEnv"):
+        sweep([broken], tmp_path / "broken", jobs=2)
+
+
 def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path):
     few = train.train(tiny(tmp_path / "a", seeds=(2,)))
     many = train.train(tiny(tmp_path / "b", seeds=(0, 2, 5)))
