@@ -334,11 +334,12 @@ def test_new_folders_never_collide(tmp_path):
     assert set(versions) >= {"cerl", "python", "torch", "numpy"}
 
 
-def test_study_demo_has_presets_for_both_devices():
-    assert preset.studies() == ["demo"]
+@pytest.mark.parametrize(("name", "count"), [("curse", 5), ("demo", 4)])
+def test_study_has_presets_for_both_devices(name, count):
+    assert preset.studies() == ["curse", "demo"]
     for device in ("cpu", "cuda"):
-        study = config.load_study("demo", device)
-        assert len(study.presets) == 4
+        study = config.load_study(name, device)
+        assert len(study.presets) == count
         for name in study.presets:
             load(name, dict(study.options))
 

@@ -210,7 +210,7 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
     assert sweep(configs, tmp_path, jobs=2) == folders
     assert capsys.readouterr().out.count("finished before") == 2
     broken = tiny(tmp_path, "gym/cartpole", env={"name": "NoSuchEnv-v0"})
-    with pytest.raises(RuntimeError, match="1 of 1 runs failed.*NoSuchEnv"):
+    with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*NoSuchEnv"):
         sweep([broken], tmp_path / "broken", jobs=2)
 
 
