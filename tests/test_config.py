@@ -340,8 +340,8 @@ def test_study_has_presets_for_both_devices(name, count):
     for device in ("cpu", "cuda"):
         study = config.load_study(name, device)
         assert len(study.presets) == count
-        for name in study.presets:
-            load(name, dict(study.options))
+        for member in study.presets:
+            load(member, dict(study.options))
 
 
 # Values of the authors' code (configs/boot_dqn_rmsprop.gin and boot_quantile.gin) and the papers.
