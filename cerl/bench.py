@@ -60,14 +60,19 @@ def show(title: str, rows: Rows, out: Path | None) -> None:
     for name in rows[0]:
         table.add_column(name, justify="right" if name not in ("what", "variant") else "left")
     for row in rows:
-        cells = [f"{v:,.1f}" if isinstance(v, float) else str(v) for v in row.values()]
-        table.add_row(*cells)
+        table.add_row(*(_cell(value) for value in row.values()))
     Console(width=140).print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             for row in rows:
                 file.write(json.dumps({"table": title, **row}) + "\n")
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def device_name(device: torch.device) -> str:
