@@ -120,11 +120,12 @@ def resume(folder: Path) -> Path:
     state = checkpoint.load(folder)  # stays in the file until it is copied in place
     logger = _logger(config, parts, folder)
     exact = restore(parts, logger, state)
+    refill = config.replay.start if state["replay"] is None else 0
     logger.note(
         f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
         + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
+        + (f"; replay was not saved: {refill:,} agent steps refill it" if refill else "")
     )
-    refill = config.replay.start if state["replay"] is None else 0
     return _loop(config, parts, folder, first=state["iteration"], refill=refill, logger=logger)
 
 
@@ -151,13 +152,13 @@ def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> d
 
 
 def restore(parts: Parts, logger: Logger, state: dict) -> bool:
-    """Loads a snapshot in place. Returns: True if the continuation is exact."""
+    """Loads a snapshot in place. Returns: True if the environments continued exactly."""
     if state["replay"] is not None:
         parts.replay.load_state_dict(state["replay"])
     parts.learner.load_state_dict(state["learner"])
     parts.evaluator.load_state_dict(state["evaluator"])
     logger.load_state_dict(state["logger"])
-    return parts.collector.load_state_dict(state["collector"]) and state["replay"] is not None
+    return parts.collector.load_state_dict(state["collector"])
 
 
 @contextlib.contextmanager
@@ -224,9 +225,11 @@ def _loop(
                 logger.evaluation(
                     steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run()
                 )
-            if due(config.log.checkpoint_every) or end or stopped():
+            saving = due(config.log.checkpoint_every) or end or stopped()
+            if saving:
                 save()
-            if stopped() and not end:
+            # A signal that came after the question waits for the next iteration's checkpoint.
+            if saving and stopped() and not end:
                 logger.note(f"interrupted; go on with: cerl train --resume {folder}")
                 raise KeyboardInterrupt
             logger.progress(steps, done)

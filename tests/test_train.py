@@ -1,5 +1,6 @@
 """The whole path: train, interrupt, resume, evaluate, sweep; every preset runs updates."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -113,7 +114,21 @@ def test_interrupt_saves_and_says_how_to_resume(tmp_path, capsys, monkeypatch):
     assert threading.active_count() >= 1
 
 
-def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch):
+def test_interrupt_between_checkpoints_is_never_taken_without_saving(tmp_path, monkeypatch):
+    answers = iter([False] + [True] * 9)  # the signal comes right after the first look
+
+    @contextlib.contextmanager
+    def stop_flag():
+        yield lambda: next(answers)
+
+    monkeypatch.setattr(train, "_stop_flag", stop_flag)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    assert final_state(folder)["iteration"] == 2
+
+
+def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +137,11 @@ def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch):
     (folder,) = tmp_path.iterdir()
     before = final_state(folder)
     assert before["replay"] is None
+    capsys.readouterr()
     train.resume(folder)
+    said = capsys.readouterr().out
+    assert "40 agent steps refill it" in said
+    assert "episodes under way were cut" not in said  # Catch goes on exactly
     after = final_state(folder)
     made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
     assert made == (240 - 120 - 40) // 4 + 1
