@@ -45,8 +45,7 @@ class Collector:
         self.replay, self.keys = replay, keys
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
-        self.last = Step(*(x.clone() for x in first))
-        self.next = Step(*(x.clone() for x in first))
+        self.last, self.next = first.clone(), first.clone()
         self.action = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.carry = net.encoder.carry(seeds, envs, dtype=env.spec.dtype, device=device)
@@ -71,7 +70,7 @@ class Collector:
 
     def _whole(self) -> None:
         self.decide()
-        self._look(self.env.step(self.action))
+        self.next.copy_(self.env.step(self.action))
         self.record()
 
     def decide(self) -> None:
@@ -82,10 +81,6 @@ class Collector:
     def record(self) -> None:
         """Last third of a step: writes the row of the step taken and counts it."""
         self._recording()
-
-    def _look(self, step: Step) -> None:
-        for mine, new in zip(self.next, step, strict=True):
-            mine.copy_(new)
 
     @torch.no_grad()
     def _decide(self) -> None:
@@ -116,8 +111,7 @@ class Collector:
         self.replay.add(Row(last.obs, self.action, reward, step.terminated, real, self.member))
         self._count(step, reward, self.value, real)
         self.start.copy_(~real)
-        for mine, new in zip(last, step, strict=True):
-            mine.copy_(new)
+        last.copy_(step)
         self.steps += 1
 
     def _count(self, step: Step, reward: Tensor, value: Tensor, real: Tensor) -> None:
@@ -189,8 +183,7 @@ class Collector:
             self.member,
         )
         self.replay.add(cut)
-        for mine, new in zip(self.last, fresh, strict=True):
-            mine.copy_(new)
+        self.last.copy_(fresh)
         for mine in self.running:
             mine.zero_()
         self.start.fill_(True)

@@ -32,6 +32,15 @@ class Step(NamedTuple):
     terminated: Tensor  # [S, E] bool, the value of what follows is 0
     truncated: Tensor  # [S, E] bool, cut off: what follows still has a value
 
+    def copy_(self, other: "Step") -> None:
+        """Takes over the values of another step, in place."""
+        for mine, new in zip(self, other, strict=True):
+            mine.copy_(new)
+
+    def clone(self) -> "Step":
+        """A step of its own memory."""
+        return Step(*(tensor.clone() for tensor in self))
+
 
 class Row(NamedTuple):
     """One time index of every seed and environment, as replay stores it."""

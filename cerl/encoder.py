@@ -88,14 +88,6 @@ class Encoder(nn.Module):
         keep = (later == 0).view(*lead, self.stack, *([1] * len(self.shape)))
         return self.pixels((frames * keep).flatten(2, 3))
 
-    def layers(self, x: Tensor) -> list[Tensor]:
-        """Activations of every convolution after its ReLU, [S, M or N, rows, h, w, c]."""
-        outputs = []
-        for conv in self.convs:
-            x = conv(x, relu=True)
-            outputs.append(x)
-        return outputs
-
     def carry(self, seeds: int, envs: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Empty carry of acting: the last stack - 1 frames, zero before an episode's start."""
         shape = (seeds, envs, self.stack - 1, *self.shape)

@@ -5,6 +5,7 @@ finish, so short episodes are not favoured. The original's budget of agent steps
 presets: a lane then plays whole episodes until its share of the budget is spent.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from cerl import draw, explore
 from cerl.agents.dqn import DQN, QNet
 from cerl.checkpoint import put
 from cerl.config import Config
-from cerl.data import Step
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.precision import precision
@@ -82,16 +82,15 @@ class Evaluator:
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = torch.zeros_like(self.member)
         self.entropy = torch.zeros(seeds, count, device=device)
-        self.last = Step(*(x.clone() for x in env.reset()))
-        self.next = Step(*(x.clone() for x in self.last))
+        self.last = env.reset().clone()
+        self.next = self.last.clone()
+        self.decide, self.record = self._decide, self._record
         if env.spec.resident:
             self.advance = captured(self._step, device)
         else:
-            self.decide, self.record = (
-                captured(self._decide, device),
-                captured(self._record, device),
-            )
-            self.advance = self._host_step
+            self.decide = captured(self._decide, device)
+            self.record = captured(self._record, device)
+            self.advance = self._step
 
     @torch.no_grad()
     def run(self) -> dict[str, Result]:
@@ -100,8 +99,7 @@ class Evaluator:
             tensor.zero_()
         self.scores.fill_(float("nan"))
         self.start.fill_(True)
-        for mine, new in zip(self.last, self.env.reset(), strict=True):
-            mine.copy_(new)
+        self.last.copy_(self.env.reset())
         every = SYNC_EVERY if self.env.spec.resident else 1
         while not bool(self.done):
             for _ in range(every):
@@ -109,18 +107,9 @@ class Evaluator:
         return self._results()
 
     def _step(self) -> None:
-        self._decide()
-        self._look(self.env.step(self.action))
-        self._record()
-
-    def _host_step(self) -> None:
         self.decide()
-        self._look(self.env.step(self.action))
+        self.next.copy_(self.env.step(self.action))
         self.record()
-
-    def _look(self, step: Step) -> None:
-        for mine, new in zip(self.next, step, strict=True):
-            mine.copy_(new)
 
     @torch.no_grad()
     def _decide(self) -> None:
@@ -175,8 +164,7 @@ class Evaluator:
             finished |= (lane["counted"] >= self.quota) & (lane["steps"] == 0)
         self.done.copy_(finished.all())
         self.start.copy_(~real)
-        for mine, new in zip(self.last, step, strict=True):
-            mine.copy_(new)
+        self.last.copy_(step)
 
     def _results(self) -> dict[str, Result]:
         scores = self.scores[..., : self.rounds].double().cpu()
@@ -200,7 +188,7 @@ class Evaluator:
         self.env.load_state_dict(state["env"])
 
 
-def evaluation_keys(seeds: tuple[int, ...], device: torch.device) -> Tensor:
+def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:
     """Keys of the evaluation's noise: never those of training."""
     return draw.seed_keys(seeds, salt=EVAL_SALT, device=device)
 

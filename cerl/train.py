@@ -19,7 +19,7 @@ from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose
 from cerl.envs.api import VecEnv
-from cerl.evaluate import EVAL_SALT, Evaluator, Result, lanes
+from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.graph import captured
 from cerl.learn import Learner
 from cerl.log import Logger
@@ -41,7 +41,10 @@ class Parts(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config. Raises: ValueError if it does not exist here."""
+    """The device of a config, made the current one where it has a number (kernels launch there).
+
+    Raises: ValueError if it does not exist here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -55,6 +58,15 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu"
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def prepare(config: Config) -> torch.device:
+    """Sets this process up for a config. Returns: its device."""
+    device = pick_device(config.device)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     return device
 
 
@@ -79,8 +91,7 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
 
 def assemble(config: Config) -> Parts:
     """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
-    device = pick_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    device = prepare(config)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
     agent = make_agent(config, env.spec, device)
@@ -94,7 +105,7 @@ def assemble(config: Config) -> Parts:
     )
     learner = Learner(config, agent, net, replay, keys=keys)
     collector = Collector(config, env, agent, net, replay, keys=keys)
-    eval_keys = draw.seed_keys(config.seeds, salt=EVAL_SALT, device=device)
+    eval_keys = evaluation_keys(config.seeds, device)
     evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
     return Parts(device, agent, env, replay, learner, collector, evaluator)
 
@@ -268,8 +279,8 @@ def evaluate(
         asked |= {"steps": 0, "slots": 0}
     data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
     config = Config.model_validate(data)
-    device = pick_device(config.device)
-    keys = draw.seed_keys(config.seeds, salt=EVAL_SALT, device=device)
+    device = prepare(config)
+    keys = evaluation_keys(config.seeds, device)
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)

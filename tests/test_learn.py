@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from cerl import bench, train
+from cerl import bench, draw, train
+from cerl.collect import Collector
 from cerl.config import load
-from cerl.data import EnvSpec
+from cerl.data import EnvSpec, Row, Step
 from cerl.graph import captured
+from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
 MINATAR = EnvSpec("random", (4, 10, 10), torch.bool, 3, 8, 1, True, True)
@@ -88,6 +90,86 @@ def test_gpu_run_resumes_bitwise(tmp_path):
     (half,) = (tmp_path / "halves").iterdir()
     train.resume(half)
     assert_same(final_state(whole), final_state(half))
+
+
+class Frames:
+    """Host environments whose 84x84 frames tell environment and time; episodes of 5 and 7 steps."""
+
+    def __init__(self, envs, device):
+        self.envs, self.device, self.times = envs, device, [0] * envs
+        self.spec = EnvSpec("frames", (84, 84), torch.uint8, 4, envs, 4, False, False)
+
+    def _step(self, reward, ended):
+        frames = torch.zeros(1, self.envs, 84, 84, dtype=torch.uint8)
+        for env, time in enumerate(self.times):
+            frames[0, env, time : time + 3] = 50 + 10 * env + time
+        rows = torch.tensor([reward]), torch.tensor([ended]), torch.zeros(1, self.envs).bool()
+        return Step(*(x.to(self.device) for x in (frames, *rows)))
+
+    def reset(self):
+        self.times = [0] * self.envs
+        return self._step([0.0] * self.envs, [False] * self.envs)
+
+    def step(self, action):
+        lengths = [5 + 2 * (env % 2) for env in range(self.envs)]
+        fresh = [time == length for time, length in zip(self.times, lengths, strict=True)]
+        self.times = [0 if new else time + 1 for new, time in zip(fresh, self.times, strict=True)]
+        chosen = action[0].tolist()
+        reward = [0.0 if new else float(a) for new, a in zip(fresh, chosen, strict=True)]
+        ended = [time == length for time, length in zip(self.times, lengths, strict=True)]
+        return self._step(reward, ended)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        return self.reset()
+
+    def close(self):
+        pass
+
+
+def frames_run(device, steps):
+    device = torch.device(device)
+    changes = {
+        "precision": "fp32",
+        "env": {"envs": 4},
+        "replay": {"capacity": 400, "start": 100, "reward_clip": 1.0},
+        "explore": {"start": 1.0, "end": 1.0},  # rounding must not choose actions
+    }
+    config, env = load("atari/ddqn-e8", changes), Frames(4, device)
+    keys = draw.seed_keys((0,), device=device)
+    agent = train.make_agent(config, env.spec, device)
+    net = agent.build(keys=keys)
+    replay = Replay(env.spec, keys=keys, capacity=400, device=device)
+    collector = Collector(config, env, agent, net, replay, keys=keys)
+    for _ in range(steps):
+        collector.step()
+    return collector
+
+
+def test_stack_that_acts_equals_the_stack_that_learns_on_host_environments():
+    collector = frames_run("cpu", 40)
+    net, replay = collector.net, collector.replay
+    time = torch.tensor([[[30, 31, 32, 33]]]).view(1, 1, 1, 4)  # one window of context + 1 rows
+    for env in range(4):
+        obs, real = replay.obs[:, time, env][:, 0], replay.real[:, time, env][:, 0]
+        start = torch.nn.functional.pad(~real[..., :-1], (1, 0), value=True)
+        x = net.encoder(obs, start, torch.full((1, 1, 1, 1), 3))
+        carry = net.encoder.carry(1, 1, dtype=torch.uint8, device=torch.device("cpu"))
+        for t in range(34):
+            began = torch.tensor([[t == 0 or not bool(replay.real[0, t - 1, env])]])
+            acted, carry = net.encoder.step(replay.obs[:, t, env : env + 1], began, carry)
+        assert torch.equal(x.flatten(), acted.flatten())
+
+
+@pytest.mark.gpu
+def test_gpu_collects_from_host_environments_what_the_cpu_does():
+    gpu, cpu = frames_run("cuda", 40), frames_run("cpu", 40)
+    for name in Row._fields:
+        assert torch.equal(getattr(gpu.replay, name).cpu(), getattr(cpu.replay, name)), name
+    assert torch.equal(gpu.carry.cpu(), cpu.carry)
+    assert torch.equal(gpu.finished[..., :3].cpu(), cpu.finished[..., :3])
 
 
 @pytest.mark.parametrize("name", ["minatar/cerl", "minatar/bootdqn-l1", "minatar/mico"])
