@@ -12,15 +12,7 @@ from cerl.config import LossConfig
 
 
 def quantile_value(loss: LossConfig) -> ValueKind:
-    """`loss.quantiles` quantiles per action, kappa = `loss.huber_delta`.
-
-    Raises: ValueError for a single quantile, whose axis a network does not have.
-    """
-    if loss.quantiles < 2:
-        raise ValueError(
-            f"loss.quantiles: a distribution needs at least 2, got {loss.quantiles}; "
-            "agent dqn learns a single number"
-        )
+    """`loss.quantiles` quantiles per action, kappa = `loss.huber_delta`."""
 
     def error(theta: Tensor, target: Tensor) -> Tensor:
         return returns.quantile_huber(theta, target, kappa=loss.huber_delta)

@@ -182,7 +182,7 @@ class LossConfig(Model):
     huber_delta: float = Field(default=1.0, gt=0)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(default=200, ge=2)
-    """quantiles of a value distribution (agent: quantile)"""
+    """quantiles of a value distribution (agent: quantile), at least 2"""
     mico_weight: float = Field(default=0.0, ge=0, le=1)
     """loss = (1 - w) TD + w MICo metric loss"""
     mico_beta: float = Field(default=0.1, ge=0)
