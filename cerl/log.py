@@ -101,7 +101,6 @@ class Logger:
             "version": __version__,
         }
 
-    # --- a session
 
     def __enter__(self) -> "Logger":
         self.began = self.flushed = time.monotonic()
@@ -150,7 +149,6 @@ class Logger:
                 text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
                 self._line(f"  {name}: {text.strip()}")
 
-    # --- printing
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -186,7 +184,6 @@ class Logger:
             f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s"
         ), scores
 
-    # --- what is recorded
 
     def training(self, step: int, updates: int, metrics: Mapping[str, Array]) -> None:
         """Metrics and diagnostics at a step. Args: metrics {name: [S, N] or [S]}, NaN allowed."""
@@ -343,7 +340,6 @@ class Logger:
             }
             self.metrics.append(columns)
 
-    # --- files
 
     def _flush_if_old(self) -> None:
         if time.monotonic() - self.flushed > FLUSH:
