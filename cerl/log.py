@@ -101,7 +101,6 @@ class Logger:
             "version": __version__,
         }
 
-
     def __enter__(self) -> "Logger":
         self.began = self.flushed = time.monotonic()
         if not self.quiet:
@@ -149,7 +148,6 @@ class Logger:
                 text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
                 self._line(f"  {name}: {text.strip()}")
 
-
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False)
 
@@ -183,7 +181,6 @@ class Logger:
             f"{self.step:,}/{self.pace.total:,} steps  ETA {clock(self.pace.left())}  "
             f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s"
         ), scores
-
 
     def training(self, step: int, updates: int, metrics: Mapping[str, Array]) -> None:
         """Metrics and diagnostics at a step. Args: metrics {name: [S, N] or [S]}, NaN allowed."""
@@ -339,7 +336,6 @@ class Logger:
                 "value": value[tuple(index)],
             }
             self.metrics.append(columns)
-
 
     def _flush_if_old(self) -> None:
         if time.monotonic() - self.flushed > FLUSH:
