@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cerl.kernels.draws import FIRST, INDEX, SECOND, STEP, hash_grid, hash_grid_triton, mix, signed
+from cerl.kernels.draws import FIRST, SECOND, hash_at, hash_grid, hash_grid_triton, signed
 
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
@@ -49,10 +49,8 @@ def bits(key: Tensor, purpose: int, step: Tensor | int, index: Tensor) -> Tensor
              index int64 tensor [S or 1, ...].
     Returns: int64 in [0, 2**32), the broadcast shape.
     """
-    offset = purpose_offset(purpose)
-    at = step * signed(STEP) if isinstance(step, Tensor) else signed(step * STEP)
-    z = key.view(-1, *([1] * (index.dim() - 1))) + (at + (index * signed(INDEX) + offset))
-    return (mix(z) >> 32) & 0xFFFFFFFF
+    keys = key.view(-1, *([1] * (index.dim() - 1)))
+    return hash_at(keys, step, index, offset=purpose_offset(purpose))
 
 
 def _grid_bits(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:

@@ -4,12 +4,14 @@ An encoder has two calls that agree: `forward` on the rows of a window (learning
 new observation with a carry (acting). Frames before an episode's start are zero in both.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from cerl.config import NetConfig
 from cerl.data import EnvSpec
-from cerl.nn import Conv, flat_size
+from cerl.nn import Conv
 
 
 class Encoder(nn.Module):
@@ -22,7 +24,7 @@ class Encoder(nn.Module):
         self.stack, self.scale, self.shape = net.stack, net.scale, spec.observation
         self.convs = nn.ModuleList()
         if not net.channels:
-            self.width = flat_size(spec.observation) * net.stack
+            self.width = math.prod(spec.observation) * net.stack
             return
         if len(spec.observation) not in (2, 3):
             raise ValueError(

@@ -7,7 +7,7 @@ pydantic's list of errors into sentences with the nearest key or value.
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -195,12 +195,17 @@ def _time_contradictions(c: "Config") -> Iterator[str]:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """A question for the closest known words, led by a semicolon; empty where nothing is close."""
+    close = closest(word, known, most=2)
+    return f"; did you mean {_or(close)}?" if close else ""
+
+
+def closest(word: str, known: Iterable[str], *, most: int) -> list[str]:
+    """The known words that look like `word`, whatever its case and separators; best first."""
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
-    close = difflib.get_close_matches(plain, folded, n=2, cutoff=0.6)
-    return f"; did you mean {_or([folded[name] for name in close])}?" if close else ""
+    return [folded[name] for name in difflib.get_close_matches(plain, folded, n=most, cutoff=0.6)]
 
 
 def _or(words: Sequence[object]) -> str:

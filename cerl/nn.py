@@ -6,7 +6,7 @@ flattens in the order (height, width, channel). M is 1 where all members see the
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -201,8 +201,3 @@ def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
             continue
         u = draw.uniform(keys, draw.INIT, number, leaf.shape[1:])
         leaf.copy_((2.0 * u - 1.0) * bound)
-
-
-def flat_size(shape: Sequence[int]) -> int:
-    """Number of elements of one observation."""
-    return math.prod(shape)

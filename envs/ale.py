@@ -7,7 +7,7 @@ step shows frames before it), which nothing learns from. Every option of the ori
 can be had here, a start without no-ops included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -47,6 +47,15 @@ def fire_action(config: AtariEnv) -> int | None:
     return 0 if config.name in FIRE_FIRST and not config.full_actions else 1
 
 
+def check_known(name: str, games: Collection[str]) -> None:
+    """Raises ValueError with the nearest names if a back end has no such game."""
+    if name not in games:
+        raise ValueError(
+            f"env.name: no Atari game is called {name!r}{nearest(name, games)}; "
+            f"`cerl list` prints all {len(games)}"
+        )
+
+
 class AleGames:
     """G games of ale-py's AtariVectorEnv: single frames, raw rewards, no limit on the episode.
 
@@ -67,11 +76,7 @@ class AleGames:
         games = {camel_case(rom): rom for rom in roms.get_all_rom_ids()}
         for name in TWO_PLAYERS:
             games.pop(name, None)
-        if config.name not in games:
-            raise ValueError(
-                f"env.name: no Atari game is called {config.name!r}{nearest(config.name, games)}; "
-                f"`cerl list` prints all {len(games)}"
-            )
+        check_known(config.name, games)
         self.fire = fire_action(config)
         # The library's range is open above, and it takes one off for FIRE.
         noop_max = config.noop_max + 1 + int(config.fire_reset and self.fire is not None)

@@ -4,7 +4,6 @@ A host environment costs two transfers an agent step: `host_actions` waits for t
 sends everything back in one buffer, from pinned memory and without waiting.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Step
+from cerl.mistakes import closest
 
 
 def simulator_seeds(
@@ -108,7 +108,5 @@ class Outbox:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names that look like `name`, for an error message; "" if none does."""
-    plain = {"".join(c for c in candidate.lower() if c.isalnum()): candidate for candidate in known}
-    wanted = "".join(c for c in name.lower() if c.isalnum())
-    close = [plain[match] for match in difflib.get_close_matches(wanted, plain, n=3)]
+    close = closest(name, known, most=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
-from cerl.envs.ale import AleGames, camel_case, fire_action
-from cerl.envs.host import Outbox, host_actions, nearest, simulator_seeds
+from cerl.envs.ale import AleGames, camel_case, check_known, fire_action
+from cerl.envs.host import Outbox, host_actions, simulator_seeds
 
 
 class Games(Protocol):
@@ -66,11 +66,7 @@ class EnvPoolGames:
                 f"backend 'envpool' needs envpool ({error}): pip install 'cerl[atari]'"
             ) from error
         names = [camel_case(rom) for rom in atari_game_list]
-        if config.name not in names:
-            raise ValueError(
-                f"env.name: no Atari game is called {config.name!r}{nearest(config.name, names)}; "
-                f"`cerl list` prints all {len(names)}"
-            )
+        check_known(config.name, names)
         self.fire = fire_action(config)
         presses = config.fire_reset and self.fire is not None
         if config.noop_max == 0 and not presses:

@@ -29,15 +29,26 @@ def mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
+def hash_at(key: Tensor, step: Tensor | int, index: Tensor | int, *, offset: int) -> Tensor:
+    """32 random bits at each coordinate; the definition of the stream.
+
+    Args:    key, step, index int64, broadcast against each other; offset, the purpose's place in
+             the stream.
+    Returns: int64 in [0, 2**32).
+    """
+    at = step * signed(STEP) if isinstance(step, Tensor) else signed(step * STEP)
+    place = index * signed(INDEX) if isinstance(index, Tensor) else signed(index * INDEX)
+    return (mix(key + (at + (place + offset))) >> 32) & 0xFFFFFFFF
+
+
 def hash_grid(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
-    """32 random bits at indices 0 .. count - 1 of every key; the definition of the stream.
+    """32 random bits at indices 0 .. count - 1 of every key.
 
     Args:    key [S] int64; step [] int64; offset, the purpose's place in the stream.
     Returns: [S, count] int64 in [0, 2**32).
     """
-    index = torch.arange(count, device=key.device) * signed(INDEX)
-    z = key.unsqueeze(-1) + (step * signed(STEP) + (index + offset))
-    return (mix(z) >> 32) & 0xFFFFFFFF
+    index = torch.arange(count, device=key.device)
+    return hash_at(key.unsqueeze(-1), step, index, offset=offset)
 
 
 if triton is not None:

@@ -63,8 +63,8 @@ def pick(
     if owner == "own":
         valid = valid & (take(member, flat) == me)
     elif owner == "disjoint":
-        z = key.view(-1, 1, 1, 1) + ((row * envs + env) * signed(STEP) + owner_offset)
-        belongs = (((draws.mix(z) >> 32) & 0xFFFFFFFF) * members) >> 32
+        bits = draws.hash_at(key.view(-1, 1, 1, 1), row * envs + env, 0, offset=owner_offset)
+        belongs = (bits * members) >> 32
         valid = valid & (belongs == me)
     first = valid.to(torch.uint8).argmax(-1, keepdim=True)
     return Picked(*(x.gather(-1, first).squeeze(-1) for x in (row, env, valid)))
