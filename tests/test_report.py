@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import cerl.__main__ as command
 from cerl import cells, plot, report, rows, scores
 from cerl.rows import RowsError
 
@@ -350,3 +352,10 @@ def test_the_band_of_a_curve_is_its_mean_and_interval_without_diverged_seeds():
 def test_colours_of_many_presets_stay_different():
     looks = [tuple(sorted(plot._look(k).items())) for k in range(32)]
     assert len(set(looks)) == 32
+
+
+@pytest.mark.parametrize("folder, last", [("catch", 1), ("minatar", 3), ("pong", 1)])
+def test_committed_tables_follow_from_their_rows(folder, last, tmp_path):
+    results = Path(__file__).parents[1] / "docs" / "results" / folder
+    assert command.main(["report", str(results), "--last", str(last), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "table.md").read_text() == (results / "table.md").read_text()
