@@ -27,6 +27,7 @@ class Launch(NamedTuple):
     columns: int
     warps: int
     stages: int
+    registers: int | None = None  # most of a thread; None leaves it to the compiler
 
 
 # Keyed by (role, padded width, bytes of an element). Blocks of the backward pass divide the tiles
@@ -337,57 +338,6 @@ def _forward(
     )
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys"])
-def _backward_rows(
-    p_o,
-    p_do,
-    p_lse,
-    p_dlse,
-    p_decay,
-    p_delta,
-    p_relative,
-    s_ob,
-    s_ot,
-    s_oh,
-    s_db,
-    s_dt,
-    s_dh,
-    s_lb,
-    s_lt,
-    s_lh,
-    pairs,
-    heads,
-    queries,
-    keys,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    DLSE: tl.constexpr,
-    BM: tl.constexpr,
-):
-    """sum(o do) - dlse, and the log-sum-exp in base 2 relative to the first row of the block."""
-    i_pair = tl.program_id(0)
-    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
-    begin = tl.program_id(1) * BM
-    row = begin + tl.arange(0, BM)
-    m_row = row < queries
-    safe = tl.minimum(row, queries - 1)
-    d = tl.arange(0, BD)
-    b_o = _load(p_o + i_b * s_ob + i_h * s_oh, safe, d, s_ot, D, D, BD).to(tl.float32)
-    b_do = _load(p_do + i_b * s_db + i_h * s_dh, safe, d, s_dt, D, D, BD).to(tl.float32)
-    b_delta = tl.sum(b_o * b_do, 1)
-    if DLSE:
-        b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
-    p_high = p_decay + i_pair.to(tl.int64) * keys + keys - queries
-    p_low = p_high + pairs.to(tl.int64) * keys
-    hi_i, lo_i = _decay(p_high, p_low, safe)
-    hi_r, lo_r = _decay(p_high, p_low, begin)
-    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h)
-    b_relative = (b_lse - ((hi_i - hi_r) + (lo_i - lo_r))) * LOG2E
-    o_row = i_pair.to(tl.int64) * queries + row
-    tl.store(p_delta + o_row, b_delta, mask=m_row)
-    tl.store(p_relative + o_row, b_relative, mask=m_row)
-
-
 @triton.jit
 def _keys_block(
     b_k,
@@ -451,10 +401,8 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
 def _backward_keys(
-    i_pair,
-    i_tile,
     p_q,
     p_k,
     p_v,
@@ -489,6 +437,7 @@ def _backward_keys(
     D: tl.constexpr,
     BD: tl.constexpr,
     PRUNE: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     PM: tl.constexpr,
     PN: tl.constexpr,
@@ -497,6 +446,7 @@ def _backward_keys(
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // groups
+    i_pair, i_tile = _swizzle(pairs // groups, tl.cdiv(keys, BN), GROUP)
     i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
     offset = keys - queries
     j0 = i_tile * BN
@@ -557,19 +507,20 @@ def _backward_keys(
     tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
 def _backward_queries(
-    i_pair,
-    i_tile,
     p_q,
     p_k,
     p_v,
+    p_o,
     p_do,
     p_decay,
     p_left,
     p_threshold,
     p_lse,
+    p_dlse,
     p_delta,
+    p_relative,
     p_dq,
     p_row,
     s_qb,
@@ -581,9 +532,15 @@ def _backward_queries(
     s_vb,
     s_vt,
     s_vh,
+    s_ob,
+    s_ot,
+    s_oh,
     s_db,
     s_dt,
     s_dh,
+    s_lb,
+    s_lt,
+    s_lh,
     pairs,
     heads,
     groups,
@@ -593,13 +550,23 @@ def _backward_queries(
     D: tl.constexpr,
     BD: tl.constexpr,
     PRUNE: tl.constexpr,
+    DLSE: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     PM: tl.constexpr,
     PN: tl.constexpr,
+    KM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """dq and the row sums of dS of BM query rows of one head."""
+    """dq and the row sums of dS of BM query rows of one head.
+
+    For the kernel of the keys it leaves sum(o do) - dlse, and the log-sum-exp in base 2 relative
+    to the first row of each block of KM.
+    """
+    tiles = tl.cdiv(queries, BM)
+    i_pair, i_tile = _swizzle(pairs, tiles, GROUP)
+    i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
     p_k += i_b * s_kb + (i_h // groups) * s_kh
@@ -624,9 +591,17 @@ def _backward_queries(
     edge, whole, diagonal, edges = _columns(p_left, first, i0, i1, BN)
     b_q = _load(p_q + i_b * s_qb + i_h * s_qh, safe, d, s_qt, D, D, BD)
     b_do = _load(p_do + i_b * s_db + i_h * s_dh, safe, d, s_dt, D, D, BD)
-    b_delta = tl.load(p_delta + o_pair * queries + safe)
+    b_o = _load(p_o + i_b * s_ob + i_h * s_oh, safe, d, s_ot, D, D, BD)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    if DLSE:
+        b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
     b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
     hi_i, lo_i = _decay(p_high, p_low, i)
+    m_row = row < queries
+    hi_r, lo_r = _decay(p_high, p_low, offset + safe // KM * KM)
+    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    tl.store(p_delta + o_pair * queries + row, b_delta, mask=m_row)
+    tl.store(p_relative + o_pair * queries + row, b_relative, mask=m_row)
     b_left = tl.load(p_left + i)
     b_dq = tl.zeros([BM, BD], tl.float32)
     b_row = tl.zeros([BM], tl.float32)
@@ -662,85 +637,12 @@ def _backward_queries(
         b_ds = b_p * (b_ds - b_delta[:, None])
         b_row += tl.sum(b_ds, 1)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    m_row = row < queries
     tl.store(p_row + o_pair * queries + row, b_row, mask=m_row)
     tl.store(
         p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
         (b_dq * scale).to(p_dq.dtype.element_ty),
         mask=m_row[:, None] & (d < D)[None, :],
     )
-
-
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
-def _backward(
-    p_q,
-    p_k,
-    p_v,
-    p_do,
-    p_decay,
-    p_left,
-    p_threshold,
-    p_lse,
-    p_delta,
-    p_relative,
-    p_dq,
-    p_dk,
-    p_dv,
-    p_row,
-    p_column,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_db,
-    s_dt,
-    s_dh,
-    pairs,
-    heads,
-    groups,
-    queries,
-    keys,
-    scale,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    PRUNE: tl.constexpr,
-    GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-    KM: tl.constexpr,
-    KN: tl.constexpr,
-    QM: tl.constexpr,
-    QN: tl.constexpr,
-):
-    """Both roles in one launch, mixed so that the heaviest tiles of both come first."""
-    key_tiles = tl.cdiv(keys, KN)
-    query_tiles = tl.cdiv(queries, QM)
-    units = key_tiles + groups * query_tiles
-    i_pair, unit = _swizzle(pairs // groups, units, GROUP)
-    i_query = unit * (groups * query_tiles) // units
-    if (unit + 1) * (groups * query_tiles) // units > i_query:
-        _backward_queries(
-            i_pair * groups + i_query % groups, query_tiles - 1 - i_query // groups,
-            p_q, p_k, p_v, p_do, p_decay, p_left, p_threshold, p_lse, p_delta, p_dq, p_row,
-            s_qb, s_qt, s_qh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_db, s_dt, s_dh,
-            pairs, heads, groups, queries, keys, scale,
-            D, BD, PRUNE, PRECISION, PM, PN, QM, QN,
-        )  # fmt: skip
-    else:
-        _backward_keys(
-            i_pair, unit - i_query,
-            p_q, p_k, p_v, p_do, p_decay, p_left, p_threshold, p_lse, p_delta, p_relative,
-            p_dk, p_dv, p_column,
-            s_qb, s_qt, s_qh, s_kb, s_kt, s_kh, s_vb, s_vt, s_vh, s_db, s_dt, s_dh,
-            pairs, heads, groups, queries, keys, scale,
-            D, BD, PRUNE, PRECISION, PM, PN, KM, KN,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -798,6 +700,10 @@ def _width(size: int) -> int:
 
 def _launch(role: str, q: Tensor) -> Launch:
     return CONFIGS[role, max(64, _width(q.shape[-1])), q.element_size()]
+
+
+def _cap(launch: Launch) -> dict[str, int]:
+    return {} if launch.registers is None else {"maxnreg": launch.registers}
 
 
 def _group(pairs: int, keys: int, q: Tensor) -> int:
@@ -860,7 +766,7 @@ def forward(
         *_strides(q, k, v), pairs, heads, groups, queries, keys, scale,
         D=width, BD=_width(width), PRUNE=threshold is not None, GROUP=_group(pairs, keys, q),
         PRECISION="ieee", BM=launch.rows, BN=launch.columns,
-        num_warps=launch.warps, num_stages=launch.stages,
+        num_warps=launch.warps, num_stages=launch.stages, **_cap(launch),
     )  # fmt: skip
     return o, lse, count, decay, left
 
@@ -891,25 +797,28 @@ def backward(
     do = do if do.stride(-1) == 1 else do.contiguous()
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = log_f.new_empty(log_f.shape)
+    dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     delta, relative, row = (log_f.new_empty(batch, heads, queries) for _ in range(3))
     column = log_f.new_empty(batch, heads, keys)
-    sizes = dict(D=width, BD=_width(width))
-    _backward_rows[(pairs, triton.cdiv(queries, by_key.rows))](
-        o, do, lse, lse if dlse is None else dlse, decay, delta, relative,
-        *_strides(o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, queries, keys, **sizes, DLSE=dlse is not None, BM=by_key.rows,
-        num_warps=4,
+    options = dict(
+        D=width, BD=_width(width), PRUNE=threshold is not None, PRECISION="ieee",
+        PM=tile.rows, PN=tile.columns,
     )  # fmt: skip
-    units = triton.cdiv(keys, by_key.columns) + groups * triton.cdiv(queries, by_query.rows)
-    _backward[(pairs // groups * units,)](
-        q, k, v, do, decay, left, lse if threshold is None else threshold, lse, delta, relative,
-        dq, dk, dv, row, column, *_strides(q, k, v, do),
-        pairs, heads, groups, queries, keys, scale, **sizes,
-        PRUNE=threshold is not None, GROUP=_group(pairs // groups, keys, q), PRECISION="ieee",
-        PM=tile.rows, PN=tile.columns, KM=by_key.rows, KN=by_key.columns,
-        QM=by_query.rows, QN=by_query.columns,
+    limit = lse if threshold is None else threshold
+    _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
+        q, k, v, o, do, decay, left, limit, lse, lse if dlse is None else dlse, delta, relative,
+        dq, row, *_strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
+        pairs, heads, groups, queries, keys, scale, **options, DLSE=dlse is not None,
+        GROUP=_group(pairs, keys, q), KM=by_key.rows, BM=by_query.rows, BN=by_query.columns,
+        num_warps=by_query.warps, num_stages=by_query.stages,
+        **_cap(by_query),
+    )  # fmt: skip
+    _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
+        q, k, v, do, decay, left, limit, lse, delta, relative, dk, dv, column,
+        *_strides(q, k, v, do), pairs, heads, groups, queries, keys, scale, **options,
+        GROUP=_group(pairs // groups, keys, q), BM=by_key.rows, BN=by_key.columns,
         num_warps=by_key.warps, num_stages=by_key.stages,
+        **_cap(by_key),
     )  # fmt: skip
     _gates[(pairs,)](
         log_f, log_f if start is None else start, row, column, dlog_f,
