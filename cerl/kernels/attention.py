@@ -1,0 +1,544 @@
+"""Forgetting attention (softmax attention with a forget gate) with adaptive computation pruning.
+
+The definition in plain torch, and the custom operators behind which the Triton kernels run. A score
+is scale * q_i . k_j + D_ij with D_ij the sum of log_f over j+1..i; episodes never see each other.
+Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.06949).
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cerl.kernels import Impl, runs_triton
+
+# Makes up for float32 sums of up to 128 squares and for the rounding to float32 after them.
+SLACK = 2.0**-16
+AGAIN = (
+    "forgetting_attention: its gradient cannot be differentiated again; call backward or grad "
+    "without create_graph=True, or detach the gradient"
+)
+
+
+def forgetting_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    *,
+    start: Tensor | None = None,
+    window: int | None = None,
+    threshold: Tensor | float | None = None,
+    bound: Tensor | float | Literal["measured"] | None = None,
+    log_eps: float = -10.0,
+    scale: float | None = None,
+    check: bool = False,
+    return_lse: bool = False,
+    return_skipped: bool = False,
+    impl: Impl = "auto",
+) -> Any:
+    """Causal softmax attention in which what is older than step t is scaled by exp(log_f_t).
+
+    The queries are the last M of the N positions; query head h reads key head h // (Hq // Hkv).
+    `definition` says what is computed, on the blocks that `tiles` names. Under autocast q, k and v
+    are cast to its type. Decay sums are exact to 2^-46 of the largest sum of their episode. The
+    gradient of log_f is 0 where an episode begins.
+
+    Args:    q [B, M, Hq, D]; k, v [B, N, Hkv, D], all float32, float16 or bfloat16 (the definition
+             also float64), D at most 128, any strides; log_f [B, N, Hq] float32, at most 0, -inf
+             where an episode of that head begins; start [B, N] bool, true where an episode of all
+             heads begins; window: steps that a query sees, its own included.
+             threshold: natural log; a block of scores is skipped if its largest D is below it. A
+             float, or a tensor broadcastable to [B, Hq] whose positive entries count as 0.
+             bound: instead of it, the largest |scale * q . k| of a head, as a float, a tensor
+             broadcastable to [B, Hq] or "measured" from q and k. The share of a row that is skipped
+             is then below exp(log_eps).
+             scale: of the products, D^-0.5 if not given; check: look for errors in the values of
+             log_f, threshold and bound too, which waits for the device; impl as in `cerl.kernels`.
+    Returns: o [B, M, Hq, D]; or a tuple of it and what was asked: lse [B, M, Hq] float32, the
+             natural log of the softmax denominators, differentiable; skipped [B, Hq] float32, the
+             share of the blocks up to the diagonal that were not computed.
+    Raises:  ValueError for arguments that do not fit; RuntimeError when the gradient is
+             differentiated again.
+    Source:  Lin et al. 2025, equations 5 to 7 and (pruning) section 3; differs: episodes, window,
+             sums in two floats.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+    _check(q, k, v, log_f, start, window)
+    use_triton = runs_triton(impl, q.device)
+    if use_triton and q.dtype == torch.float64:
+        raise ValueError(
+            "forgetting_attention: the kernel takes float32, float16 and bfloat16, got float64; "
+            'cast, or pass impl="reference"'
+        )
+    _check_pruning(q, threshold, bound, log_eps)
+    if check:
+        _check_values(log_f, threshold, bound)
+    width, keys = q.shape[3], k.shape[1]
+    scale = width**-0.5 if scale is None else float(scale)
+    tile = tiles(q.shape[1], keys, width, q.dtype)
+    limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
+    if use_triton:
+        q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+        o, lse, skipped, _, _ = _forward(q, k, v, log_f, start, limit, window or 0, scale)
+        if return_skipped:
+            skipped = skipped / _causal_tiles(q.shape[1], keys, tile)
+    else:
+        options: dict[str, Any] = dict(start=start, window=window, threshold=limit, scale=scale)
+        o, lse, skipped = definition(q, k, v, log_f, **options, tiles=tile)
+    if not (return_lse or return_skipped):
+        return o
+    return (o, *(x for x, wanted in ((lse, return_lse), (skipped, return_skipped)) if wanted))
+
+
+def norm_bound(
+    w_q: Tensor, w_k: Tensor, *, width: int, dtype: torch.dtype, scale: float | None = None
+) -> Tensor:
+    """Largest |scale * q . k| where q and k are rows of RMS norm w_q and w_k: a `bound`.
+
+    A normalised row has at most the length sqrt(width) max|w|. Covers up to two roundings of each
+    row to `dtype`, as of a norm computed in that type or in float32.
+
+    Args:    w_q [..., width]; w_k [..., width], leading axes that broadcast (per head, or none; for
+             grouped heads repeat w_k); dtype of the q and k that meet.
+    Returns: float32, the broadcast leading axes.
+    """
+    if w_q.shape[-1:] != (width,) or w_k.shape[-1:] != (width,):
+        raise ValueError(
+            f"norm_bound: expected weights of {width} entries a row, got w_q {list(w_q.shape)} and "
+            f"w_k {list(w_k.shape)}; width is that of a head"
+        )
+    scale = width**-0.5 if scale is None else abs(scale)
+    largest = w_q.detach().abs().amax(-1).double() * w_k.detach().abs().amax(-1).double()
+    rounded = (1.0 + torch.finfo(dtype).eps / 2.0) ** 4 * (1.0 + SLACK)
+    return (largest * (width * scale * rounded)).float()
+
+
+class Tiles(NamedTuple):
+    """Query rows by key columns of the blocks of scores that pruning skips or keeps as a whole."""
+
+    rows: int
+    columns: int
+
+
+def is_short(keys: int, width: int) -> bool:
+    """Whether one program holds a whole sequence; nothing is pruned then."""
+    return keys <= 128 and width <= 64
+
+
+def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
+    """The blocks on which pruning is decided; part of the definition, and a speed choice."""
+    if is_short(keys, width):
+        return Tiles(128, 128)
+    return Tiles(128, 64) if dtype.itemsize == 2 else Tiles(64, 64)
+
+
+def decayed_sums(
+    log_f: Tensor, start: Tensor | None = None, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of log_f since the episode began, and the first key that each position sees.
+
+    An episode of a head begins at index 0, where start is set, and where log_f is -inf; log_f
+    counts as 0 there and passes no gradient. No sum crosses an episode, however large it is.
+
+    Args:    log_f [B, N, H]; start [B, N] bool; window in steps, the own one included.
+    Returns: sums [B, H, N] float64; left [B, H, N] int32. D_ij = sums_i - sums_j for
+             left_i <= j <= i.
+    """
+    keys = log_f.shape[1]
+    reset = log_f == -math.inf
+    if start is not None:
+        reset = reset | start.unsqueeze(2)
+    t = torch.arange(keys, device=log_f.device, dtype=torch.int32)
+    reset = (reset | (t == 0).unsqueeze(1)).transpose(1, 2)  # [B, H, N]
+    sums = log_f.transpose(1, 2).double().masked_fill(reset, 0.0)
+    left = torch.where(reset, t, 0).cummax(2).values
+    step = 1
+    while step < keys:  # after it, sums hold the last 2 * step terms
+        before = F.pad(sums[..., :-step], (step, 0))
+        sums = sums + before.masked_fill(t - step < left, 0.0)
+        step *= 2
+    return sums, left if window is None else left.maximum(t - (window - 1))
+
+
+def visited(
+    log_f: Tensor,
+    *,
+    queries: int,
+    tiles: Tiles,
+    start: Tensor | None = None,
+    window: int | None = None,
+    threshold: Tensor | float | None = None,
+) -> Tensor:
+    """The tiles (m, n) that are computed: a run in every row of tiles, up to the diagonal.
+
+    A tile with a causal pair is visited if its last key is not before the first query of m, or if
+    that query sees the key, over a D of at least the threshold: the largest D of the tile.
+
+    Args:    log_f, start and window as for `decayed_sums`; queries: the last M of N positions;
+             threshold broadcastable to [B, H], taken as 0 where it is larger.
+    Returns: bool [B, H, query tiles, key tiles].
+    """
+    sums, left = decayed_sums(log_f.detach(), start, window)
+    return _visited(sums, left, queries, tiles, threshold)
+
+
+def _visited(
+    sums: Tensor, left: Tensor, queries: int, tiles: Tiles, threshold: Tensor | float | None
+) -> Tensor:
+    keys = sums.shape[2]
+    device = sums.device
+    first = torch.arange(keys - queries, keys, tiles.rows, device=device)  # position of m's row 0
+    last = (first + tiles.rows - 1).clamp(max=keys - 1)
+    begin = torch.arange(0, keys, tiles.columns, device=device)
+    end = begin + tiles.columns - 1  # n's last key; past the end it is on the diagonal
+    seen = left[:, :, first].unsqueeze(3) <= end
+    if threshold is not None:
+        decay = sums[:, :, first].unsqueeze(3) - sums[:, :, end.clamp(max=keys - 1)].unsqueeze(2)
+        if isinstance(threshold, Tensor):
+            threshold = threshold.clamp(max=0.0).expand(sums.shape[:2])[..., None, None]
+        seen &= decay >= threshold
+    return (begin <= last.unsqueeze(1)) & ((end >= first.unsqueeze(1)) | seen)
+
+
+def _skipped(visited: Tensor, queries: int, keys: int, tiles: Tiles) -> Tensor:
+    """Share of the tiles with a causal pair that are not visited, float32 [B, H]."""
+    return 1.0 - visited.sum((2, 3)) / _causal_tiles(queries, keys, tiles)
+
+
+def _causal_tiles(queries: int, keys: int, tiles: Tiles) -> int:
+    ends = (min(keys - queries + row + tiles.rows, keys) for row in range(0, queries, tiles.rows))
+    return sum(-(-end // tiles.columns) for end in ends)
+
+
+def definition(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    *,
+    start: Tensor | None = None,
+    window: int | None = None,
+    threshold: Tensor | None = None,
+    scale: float | None = None,
+    tiles: Tiles,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What forgetting attention computes, with pruning decided on the tiles given.
+
+    Scores and softmax of 16-bit inputs are float32, P and dS are rounded to their type before the
+    products. Sums of log_f are float64 throughout.
+
+    Args:    q [B, M, Hq, D]; k, v [B, N, Hkv, D]; log_f [B, N, Hq] float32, or float64 where q is;
+             the rest as in `forgetting_attention`, threshold broadcastable to [B, Hq].
+    Returns: o [B, M, Hq, D] in q's type; lse [B, M, Hq] and skipped [B, Hq] float32, or float64.
+    """
+    batch, queries, heads, width = q.shape
+    keys, group = k.shape[1], heads // k.shape[2]
+    scale = width**-0.5 if scale is None else scale
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v, log_f = (_Once.apply(x) for x in (q, k, v, log_f))
+    with torch.autocast(q.device.type, enabled=False):
+        sums, left = decayed_sums(log_f, start, window)
+        mask = _visited(sums.detach(), left, queries, tiles, threshold)
+        skipped = _skipped(mask, queries, keys, tiles).to(wide)
+        mask = mask.repeat_interleave(tiles.rows, 2)[:, :, :queries]
+        mask = mask.repeat_interleave(tiles.columns, 3)[..., :keys]  # [B, Hq, M, N]
+        j = torch.arange(keys, device=q.device)
+        i = j[keys - queries :].unsqueeze(1)
+        mask = mask & (j <= i) & (j >= left[:, :, keys - queries :, None])
+
+        b_q, b_k, b_v = (x.transpose(1, 2).to(wide) for x in (q, k, v))
+        b_k, b_v = (x.repeat_interleave(group, 1) for x in (b_k, b_v))  # [B, Hq, N, D]
+        scores = _RoundedGradient.apply(b_q @ b_k.mT * scale, dtype)
+        scores = scores + (sums[:, :, keys - queries :, None] - sums[:, :, None, :]).to(wide)
+        scores = scores.masked_fill(~mask, -math.inf)
+        p = scores.softmax(3).to(dtype).to(wide)
+        o = (p @ b_v).to(dtype).transpose(1, 2)
+        lse = scores.logsumexp(3).transpose(1, 2)
+    return o, lse, skipped
+
+
+class _RoundedGradient(torch.autograd.Function):
+    """Identity; the gradient is rounded to a type on its way."""
+
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.dtype).to(grad.dtype), None
+
+
+class _Once(torch.autograd.Function):
+    """Identity; the gradient cannot be differentiated again, as that of the kernels cannot."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Never.apply(grad)
+
+
+class _Never(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(AGAIN)
+
+
+def _limit(
+    q: Tensor,
+    k: Tensor,
+    threshold: Tensor | float | None,
+    bound: Tensor | float | str | None,
+    log_eps: float,
+    scale: float,
+) -> Tensor | None:
+    """The threshold as a float32 contiguous tensor [B, Hq], from a bound rounded down."""
+    if bound is not None:
+        if isinstance(bound, str):
+            bound = _measured(q, k, scale)
+        elif isinstance(bound, Tensor):
+            bound = bound.detach().double()
+        threshold = (log_eps - math.log(k.shape[1]) - 2.0 * bound) * (1.0 + SLACK)
+    size = q.shape[0], q.shape[2]
+    if isinstance(threshold, Tensor):
+        return threshold.detach().float().expand(size).contiguous()
+    if threshold is None:
+        return None
+    return torch.full(size, threshold, dtype=torch.float32, device=q.device)
+
+
+def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Largest length of a query times that of a key, float64 [B, Hq]."""
+    long_q, long_k = (
+        torch.linalg.vector_norm(x.detach(), dim=3, dtype=torch.float32).amax(1).double()
+        for x in (q, k)
+    )
+    long_k = long_k.repeat_interleave(q.shape[2] // k.shape[2], 1)
+    return long_q * long_k * (abs(scale) * (1.0 + SLACK))
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, start: Tensor | None, window: int | None
+) -> None:
+    name = "forgetting_attention:"
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(
+            f"{name} expected q [B, M, Hq, D] and k, v [B, N, Hkv, D], got {list(q.shape)}, "
+            f"{list(k.shape)} and {list(v.shape)}"
+        )
+    (batch, queries, heads, width), (_, keys, key_heads, _) = q.shape, k.shape
+    if k.shape[0] != batch or k.shape[3] != width:
+        raise ValueError(
+            f"{name} q and k must share B and D, got {list(q.shape)} and {list(k.shape)}"
+        )
+    if min(*q.shape, *k.shape) < 1:
+        raise ValueError(f"{name} an axis is empty: q {list(q.shape)}, k {list(k.shape)}")
+    if width > 128:
+        raise ValueError(f"{name} heads may be 128 wide, got D = {width}; use more heads")
+    if queries > keys:
+        raise ValueError(
+            f"{name} the queries are the last M of N positions, got M = {queries} > N = {keys}"
+        )
+    if heads % key_heads:
+        raise ValueError(
+            f"{name} Hq must be a multiple of Hkv, got Hq = {heads} and Hkv = {key_heads}"
+        )
+    if log_f.shape != (batch, keys, heads):
+        raise ValueError(
+            f"{name} expected log_f [B, N, Hq] = {[batch, keys, heads]}, got {list(log_f.shape)}"
+        )
+    if start is not None and (start.shape != (batch, keys) or start.dtype != torch.bool):
+        raise ValueError(
+            f"{name} expected start [B, N] = {[batch, keys]} of torch.bool, got "
+            f"{list(start.shape)} of {start.dtype}"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"{name} window counts steps from 1 on, got {window}; None for no window")
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if q.dtype not in kinds or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"{name} q, k and v must share float32, float16 or bfloat16, got {q.dtype}, {k.dtype} "
+            f"and {v.dtype}"
+        )
+    if log_f.dtype != torch.float32 and not log_f.dtype == q.dtype == torch.float64:
+        raise ValueError(f"{name} log_f must be float32, got {log_f.dtype}; cast it")
+    for other, tensor in {"k": k, "v": v, "log_f": log_f, "start": start}.items():
+        if tensor is not None and tensor.device != q.device:
+            raise ValueError(
+                f"{name} q is on {q.device} and {other} on {tensor.device}; move one of them"
+            )
+
+
+def _check_pruning(
+    q: Tensor,
+    threshold: Tensor | float | None,
+    bound: Tensor | float | str | None,
+    log_eps: float,
+) -> None:
+    name = "forgetting_attention:"
+    if threshold is not None and bound is not None:
+        raise ValueError(f"{name} got threshold and bound; pass one of them")
+    if not log_eps < 0.0:
+        raise ValueError(
+            f"{name} log_eps must be below 0, got {log_eps}; it is the log of the share of a row "
+            "that may be skipped"
+        )
+    if isinstance(bound, str) and bound != "measured":
+        raise ValueError(f"{name} bound must be a float, a tensor or 'measured', got {bound!r}")
+    if isinstance(threshold, float | int) and not threshold <= 0.0:
+        raise ValueError(
+            f"{name} threshold must be at most 0, got {threshold}; it is the log of a factor below "
+            "which scores are dropped"
+        )
+    if isinstance(bound, float | int) and not 0.0 <= bound < math.inf:
+        raise ValueError(
+            f"{name} bound is the largest |scale * q . k|, at least 0 and finite, got {bound}"
+        )
+    size = q.shape[0], q.shape[2]
+    for what, tensor in (("threshold", threshold), ("bound", bound)):
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device != q.device:
+            raise ValueError(
+                f"{name} q is on {q.device} and {what} on {tensor.device}; move one of them"
+            )
+        fits = tensor.dim() <= 2 and all(
+            given in (1, wanted)
+            for given, wanted in zip(tensor.shape[::-1], size[::-1], strict=False)
+        )
+        if not fits or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} {what} must be of floats and broadcast to [B, Hq] = {list(size)}, got "
+                f"{list(tensor.shape)} of {tensor.dtype}"
+            )
+
+
+def _check_values(log_f: Tensor, threshold: Any, bound: Any) -> None:
+    """Waits for the device."""
+    name = "forgetting_attention:"
+    if not bool((log_f <= 0.0).all()):
+        wrong = int((~(log_f <= 0.0)).sum())
+        raise ValueError(
+            f"{name} log_f must be at most 0, got {wrong} values above it or NaN, the largest "
+            f"{float(log_f.max())}; it is the log of a gate in [0, 1]"
+        )
+    if isinstance(threshold, Tensor) and not bool((threshold <= 0.0).all()):
+        raise ValueError(f"{name} threshold must be at most 0, got {threshold.tolist()}")
+    if isinstance(bound, Tensor) and not bool(((bound >= 0.0) & (bound < math.inf)).all()):
+        raise ValueError(f"{name} bound must be at least 0 and finite, got {bound.tolist()}")
+
+
+@torch.library.custom_op("cerl::forgetting_attention", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o, lse, number of tiles not visited, sums in two floats and left of `decayed_sums`.
+
+    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
+    Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq], count [B, Hq] and sums [2, B, Hq, N]
+             float32; left [B, Hq, N] int32; sums and left are empty where the sequence is short.
+    """
+    inputs = q, k, v, log_f, start, threshold
+    if is_short(k.shape[1], k.shape[3]):
+        from cerl.kernels import attention_short_triton
+
+        o, lse, skipped = attention_short_triton.forward(*inputs, window=window, scale=scale)
+        return o, lse, skipped, lse.new_empty(0), lse.new_empty(0, dtype=torch.int32)
+    from cerl.kernels import attention_triton
+
+    return attention_triton.forward(*inputs, window=window, scale=scale)
+
+
+@_forward.register_fake
+def _(q, k, v, log_f, start, threshold, window, scale):
+    batch, queries, heads, width = q.shape
+    keys = k.shape[1]
+    lse, skipped = log_f.new_empty(batch, queries, heads), log_f.new_empty(batch, heads)
+    short = is_short(keys, width)
+    decay = log_f.new_empty(0 if short else (2, batch, heads, keys))
+    left = log_f.new_empty(0 if short else (batch, heads, keys), dtype=torch.int32)
+    return q.new_empty(q.shape), lse, skipped, decay, left
+
+
+@torch.library.custom_op("cerl::forgetting_attention_backward", mutates_args=())
+def _backward(
+    do: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    decay: Tensor,
+    left: Tensor,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and log_f."""
+    do = do if do.stride(3) == 1 else do.contiguous()
+    inputs = do, dlse, q, k, v, log_f, start, threshold, o, lse
+    if is_short(k.shape[1], k.shape[3]):
+        from cerl.kernels import attention_short_triton
+
+        return attention_short_triton.backward(*inputs, window=window, scale=scale)
+    from cerl.kernels import attention_triton
+
+    return attention_triton.backward(*inputs, decay, left, window=window, scale=scale)
+
+
+@_backward.register_fake
+def _(do, dlse, q, k, v, log_f, start, threshold, o, lse, decay, left, window, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_f))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.window, ctx.scale = inputs
+    o, lse, skipped, decay, left = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(skipped, decay, left)
+    ctx.save_for_backward(*tensors, o, lse, decay, left)
+
+
+def _differentiate(ctx, do, dlse, *_):
+    if do is None and dlse is None:
+        return (None,) * 8
+    tensors = ctx.saved_tensors
+    if do is None:
+        do = torch.zeros_like(tensors[6])
+    grads = _backward(do, dlse, *tensors, ctx.window, ctx.scale)
+    return *grads, None, None, None, None
+
+
+def _save_nothing(ctx, inputs, output) -> None:
+    pass
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError(AGAIN)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse, setup_context=_save_nothing)
