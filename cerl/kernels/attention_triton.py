@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -73,7 +74,15 @@ def _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
     return b_f, m_reset & inside
 
 
-@triton.jit(do_not_specialize=["heads", "keys", "window"])
+@triton.jit
+def _sums(p_decay, i_pair, pairs, length):
+    """Pointers to the decayed sums of a head, high and low parts, and to their fall."""
+    p_high = p_decay + i_pair.to(tl.int64) * length
+    p_low = p_high + pairs.to(tl.int64) * length
+    return p_high, p_low, p_low + pairs.to(tl.int64) * length
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "keys", "length", "window"])
 def _prepare(
     p_log_f,
     p_start,
@@ -88,35 +97,51 @@ def _prepare(
     pairs,
     heads,
     keys,
+    length,
     window,
     STARTS: tl.constexpr,
-    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    """Decayed sums of one head in two floats, and the first key that each position sees."""
+    """Decayed sums of one head in two floats, their fall (base 2) within each block of BC
+    positions, and the first key that each position sees; BR blocks at a time."""
     i_pair = tl.program_id(0).to(tl.int64)
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
     p_start += (i_pair // heads) * s_sb
-    p_high = p_decay + i_pair * keys
-    p_low = p_high + pairs * keys.to(tl.int64)
+    p_high, p_low, p_fall = _sums(p_decay, i_pair, pairs, length)
     p_left += i_pair * keys
+    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
     left, high, low = tl.program_id(0) * 0, 0.0, 0.0
-    for begin in range(0, keys, BT):
-        t = begin + tl.arange(0, BT)
+    for begin in range(0, length, BR * BC):
+        t = begin + row[:, None] * BC + column
         b_f, m_reset = _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         b_f = tl.where(m_reset, 0.0, b_f)
         b_left = tl.where(m_reset, t, -1)
-        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 0, _append)
-        b_left, b_high, b_low = _append(left, high, low, b_left, b_high, b_low)
+        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, _append)
+        # What stands before each block: the carry, then all blocks above it.
+        m_last = column == BC - 1
+        e_left = tl.sum(tl.where(m_last, b_left, 0), 1)
+        e_high = tl.sum(tl.where(m_last, b_high, 0.0), 1)
+        e_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)
+        e_left, e_high, e_low = tl.associative_scan((e_left, e_high, e_low), 0, _append)
+        e_left, e_high, e_low = _append(left, high, low, e_left, e_high, e_low)
+        above = tl.maximum(row - 1, 0)
+        a_left = tl.where(row == 0, left, tl.gather(e_left, above, 0))[:, None]
+        a_high = tl.where(row == 0, high, tl.gather(e_high, above, 0))[:, None]
+        a_low = tl.where(row == 0, low, tl.gather(e_low, above, 0))[:, None]
+        b_left, b_high, b_low = _append(a_left, a_high, a_low, b_left, b_high, b_low)
         b_sum = b_high + b_low
         b_low = b_low - (b_sum - b_high)
-        m_last = t == begin + BT - 1
-        left = tl.sum(tl.where(m_last, b_left, 0))
-        high = tl.sum(tl.where(m_last, b_sum, 0.0))
-        low = tl.sum(tl.where(m_last, b_low, 0.0))
-        inside = t < keys
+        left = tl.sum(tl.where(row == BR - 1, e_left, 0))
+        high = tl.sum(tl.where(row == BR - 1, e_high, 0.0))
+        low = tl.sum(tl.where(row == BR - 1, e_low, 0.0))
+        f_high = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)[:, None]
+        f_low = tl.sum(tl.where(column == 0, b_low, 0.0), 1)[:, None]
+        inside = t < length
         tl.store(p_high + t, b_sum, mask=inside)
         tl.store(p_low + t, b_low, mask=inside)
-        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=inside)
+        tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
+        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=t < keys)
     tl.store(p_count + i_pair, 0.0)
 
 
@@ -199,12 +224,39 @@ def _swizzle(pairs, tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _load(p, t, d, s_t, width, D: tl.constexpr, BD: tl.constexpr):
-    """Rows t of a [time, width] matrix, padded to BD columns with zeros."""
-    if D == BD:
-        return tl.load(p + t[:, None] * s_t + d[None, :])
+def _rows(
+    p,
+    i_b,
+    i_h,
+    begin,
+    limit,
+    s_b,
+    s_t,
+    s_h,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """[BT, BD] rows of a head from `begin`; past D columns zeros, past `limit` rows any row's."""
+    if TMA:
+        return p.load([i_b.to(tl.int32), begin, i_h * D]).reshape([BT, BD])
     else:
-        return tl.load(p + t[:, None] * s_t + d[None, :], mask=(d < D)[None, :], other=0.0)
+        t = tl.minimum(begin + tl.arange(0, BT), limit - 1)
+        d = tl.arange(0, BD)
+        p_tile = p + i_b * s_b + i_h * s_h + t[:, None] * s_t + d[None, :]
+        if D == BD:
+            return tl.load(p_tile)
+        else:
+            return tl.load(p_tile, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN: tl.constexpr, BC: tl.constexpr):
+    """Decays (base 2) from BN keys on to a row r, as a vector and a number to add to all of it."""
+    b_fall = tl.load(p_fall + begin + tl.arange(0, BN), volatile=True)
+    high, low = _decay(p_high, p_low, begin // BC * BC)
+    return b_fall, ((hi_r - high) + (lo_r - low)) * LOG2E
 
 
 @triton.jit
@@ -215,13 +267,13 @@ def _pair_scores(b_qk, hi_i, lo_i, hi_j, lo_j, m_pair):
 
 
 @triton.jit
-def _soften(b_s, b_v, b_max, b_sum, b_o, PRECISION: tl.constexpr, MASKED: tl.constexpr):
-    """One step of the running softmax in base 2."""
-    b_new = tl.maximum(b_max, tl.max(b_s, 1))
+def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED: tl.constexpr):
+    """One step of the running softmax in base 2; scores still lack `frame`."""
+    b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
     b_pivot = b_new
     if MASKED:
         b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
-    b_p = tl.exp2(b_s - b_pivot[:, None])
+    b_p = tl.exp2(b_s - (b_pivot - frame)[:, None])
     b_shrink = tl.exp2(b_max - b_pivot)
     b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
     b_o = b_o * b_shrink[:, None]
@@ -229,7 +281,7 @@ def _soften(b_s, b_v, b_max, b_sum, b_o, PRECISION: tl.constexpr, MASKED: tl.con
     return b_new, b_sum, b_o
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
 def _forward(
     p_q,
     p_k,
@@ -254,6 +306,7 @@ def _forward(
     groups,
     queries,
     keys,
+    length,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -262,6 +315,7 @@ def _forward(
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """Output and log-sum-exp of one query tile of one head."""
     tiles = tl.cdiv(queries, BM)
@@ -269,11 +323,8 @@ def _forward(
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    p_q += i_b * s_qb + i_h * s_qh
-    p_k += i_b * s_kb + (i_h // groups) * s_kh
-    p_v += i_b * s_vb + (i_h // groups) * s_vh
-    p_high = p_decay + i_pair.to(tl.int64) * keys
-    p_low = p_high + pairs.to(tl.int64) * keys
+    i_kh = i_h // groups
+    p_high, p_low, p_fall = _sums(p_decay, i_pair, pairs, length)
     p_left += i_pair.to(tl.int64) * keys
     threshold = 0.0
     if PRUNE:
@@ -288,7 +339,7 @@ def _forward(
     tl.atomic_add(p_count + i_pair, first.to(tl.float32), sem="relaxed")
     edge, whole, diagonal, edges = _columns(p_left, first * BN, i0, i1, BN)
 
-    b_q = _load(p_q, i - offset, d, s_qt, D, D, BD)
+    b_q = _rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
     hi_i, lo_i = _decay(p_high, p_low, i)
     b_left = tl.load(p_left + i)
     b_max = tl.full([BM], float("-inf"), tl.float32)
@@ -298,16 +349,15 @@ def _forward(
     for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
         begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
-        j = tl.minimum(column, keys - 1)
-        b_k = _load(p_k, j, d, s_kt, D, D, BD)
-        b_v = _load(p_v, j, d, s_vt, D, D, BD)
-        hi_j, lo_j = _decay(p_high, p_low, j)
+        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j, lo_j = _decay(p_high, p_low, column)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
         m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
         b_s = _pair_scores(
             b_s, hi_i[:, None], lo_i[:, None], hi_j[None, :], lo_j[None, :], m_pair
         )
-        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, PRECISION, True)
+        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, 0.0, PRECISION, True)
 
     # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
     hi_r, lo_r = _decay(p_high, p_low, i0)
@@ -316,13 +366,11 @@ def _forward(
     b_max = b_near - b_shift
     b_start = b_max
     for begin in range(whole, diagonal, BN):
-        j = begin + tl.arange(0, BN)
-        b_k = _load(p_k, j, d, s_kt, D, D, BD)
-        b_v = _load(p_v, j, d, s_vt, D, D, BD)
-        hi_j, lo_j = _decay(p_high, p_low, j)
-        b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_bias[None, :]
-        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, PRECISION, False)
+        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_fall, frame = _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN, BN)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_fall[None, :]
+        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
 
     # A row whose largest score is a near one keeps it unrounded.
     b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
@@ -349,6 +397,8 @@ def _keys_block(
     b_dv,
     b_column,
     begin,
+    i_b,
+    i_h,
     p_q,
     p_do,
     p_lse,
@@ -357,8 +407,12 @@ def _keys_block(
     p_high,
     p_low,
     p_left,
+    s_qb,
     s_qt,
+    s_qh,
+    s_db,
     s_dt,
+    s_dh,
     offset,
     queries,
     heads,
@@ -367,15 +421,15 @@ def _keys_block(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
+    TMA: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
-    d = tl.arange(0, BD)
     row = begin + tl.arange(0, BM)
     safe = tl.minimum(row, queries - 1)
-    b_q = _load(p_q, safe, d, s_qt, D, D, BD)
-    b_do = _load(p_do, safe, d, s_dt, D, D, BD)
-    b_delta = tl.load(p_delta + safe)
+    b_q = _rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
+    b_do = _rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
+    b_delta = tl.load(p_delta + row, volatile=True)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale
     if MASKED:
         i = offset + safe
@@ -391,7 +445,7 @@ def _keys_block(
     else:
         hi_r, lo_r = _decay(p_high, p_low, offset + begin)
         b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_relative = tl.load(p_relative + row, mask=row < queries, other=float("inf"))
+        b_relative = tl.load(p_relative + row, volatile=True)
         b_p = tl.exp2(b_s + b_bias[:, None] - b_relative[None, :])
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
@@ -401,7 +455,7 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length"])
 def _backward_keys(
     p_q,
     p_k,
@@ -432,7 +486,9 @@ def _backward_keys(
     heads,
     groups,
     queries,
+    padded,
     keys,
+    length,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -443,6 +499,7 @@ def _backward_keys(
     PN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // groups
@@ -451,17 +508,15 @@ def _backward_keys(
     offset = keys - queries
     j0 = i_tile * BN
     column = j0 + tl.arange(0, BN)
-    j = tl.minimum(column, keys - 1)
     d = tl.arange(0, BD)
-    b_k = _load(p_k + i_b * s_kb + i_kh * s_kh, j, d, s_kt, D, D, BD)
-    b_v = _load(p_v + i_b * s_vb + i_kh * s_vh, j, d, s_vt, D, D, BD)
+    b_k = _rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+    b_v = _rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
     for group in range(groups):
         i_h = i_kh * groups + group
         o_pair = i_b * heads + i_h
-        p_high = p_decay + o_pair * keys
-        p_low = p_high + pairs.to(tl.int64) * keys
+        p_high, p_low, _ = _sums(p_decay, o_pair, pairs, length)
         p_l = p_left + o_pair * keys
         threshold = 0.0
         if PRUNE:
@@ -477,27 +532,25 @@ def _backward_keys(
         clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
         near = tl.cdiv(diagonal - first, BM)
         far = tl.cdiv(end - clean, BM)
-        hi_j, lo_j = _decay(p_high, p_low, j)
+        hi_j, lo_j = _decay(p_high, p_low, column)
         b_column = tl.zeros([BN], tl.float32)
-        p_qh = p_q + i_b * s_qb + i_h * s_qh
-        p_doh = p_do + i_b * s_db + i_h * s_dh
         p_lh = p_lse + i_b * queries * heads + i_h
-        p_deltah = p_delta + o_pair * queries
-        p_relativeh = p_relative + o_pair * queries
+        p_deltah = p_delta + o_pair * padded
+        p_relativeh = p_relative + o_pair * padded
         for step in range(near + far):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
             b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin,
-                p_qh, p_doh, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
-                s_qt, s_dt, offset, queries, heads, scale * LOG2E,
-                D, BD, PRECISION, BM, True,
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h,
+                p_q, p_do, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, heads, scale * LOG2E,
+                D, BD, PRECISION, BM, TMA, True,
             )  # fmt: skip
         for begin in range(diagonal, clean, BM):
             b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin,
-                p_qh, p_doh, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
-                s_qt, s_dt, offset, queries, heads, scale * LOG2E,
-                D, BD, PRECISION, BM, False,
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h,
+                p_q, p_do, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, heads, scale * LOG2E,
+                D, BD, PRECISION, BM, TMA, False,
             )  # fmt: skip
         tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
     o_out = (i_b * keys * key_heads + i_kh) * D
@@ -507,7 +560,7 @@ def _backward_keys(
     tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys"])
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
 def _backward_queries(
     p_q,
     p_k,
@@ -546,6 +599,7 @@ def _backward_queries(
     groups,
     queries,
     keys,
+    length,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -558,6 +612,7 @@ def _backward_queries(
     KM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """dq and the row sums of dS of BM query rows of one head.
 
@@ -569,11 +624,9 @@ def _backward_queries(
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    p_k += i_b * s_kb + (i_h // groups) * s_kh
-    p_v += i_b * s_vb + (i_h // groups) * s_vh
+    i_kh = i_h // groups
     o_pair = i_pair.to(tl.int64)
-    p_high = p_decay + o_pair * keys
-    p_low = p_high + pairs.to(tl.int64) * keys
+    p_high, p_low, p_fall = _sums(p_decay, o_pair, pairs, length)
     p_left += o_pair * keys
     threshold = 0.0
     if PRUNE:
@@ -589,9 +642,10 @@ def _backward_queries(
     # A block inside a tile may see fewer keys than the tile's first row does.
     first = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
     edge, whole, diagonal, edges = _columns(p_left, first, i0, i1, BN)
-    b_q = _load(p_q + i_b * s_qb + i_h * s_qh, safe, d, s_qt, D, D, BD)
-    b_do = _load(p_do + i_b * s_db + i_h * s_dh, safe, d, s_dt, D, D, BD)
-    b_o = _load(p_o + i_b * s_ob + i_h * s_oh, safe, d, s_ot, D, D, BD)
+    begin = i_tile * BM
+    b_q = _rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
+    b_do = _rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
+    b_o = _rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, TMA)
     b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
     if DLSE:
         b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
@@ -600,8 +654,10 @@ def _backward_queries(
     m_row = row < queries
     hi_r, lo_r = _decay(p_high, p_low, offset + safe // KM * KM)
     b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
-    tl.store(p_delta + o_pair * queries + row, b_delta, mask=m_row)
-    tl.store(p_relative + o_pair * queries + row, b_relative, mask=m_row)
+    # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    o_padded = o_pair * (tiles * BM) + row
+    tl.store(p_delta + o_padded, tl.where(m_row, b_delta, 0.0))
+    tl.store(p_relative + o_padded, tl.where(m_row, b_relative, float("inf")))
     b_left = tl.load(p_left + i)
     b_dq = tl.zeros([BM, BD], tl.float32)
     b_row = tl.zeros([BM], tl.float32)
@@ -609,10 +665,9 @@ def _backward_queries(
     for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
         begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
-        j = tl.minimum(column, keys - 1)
-        b_k = _load(p_k, j, d, s_kt, D, D, BD)
-        b_v = _load(p_v, j, d, s_vt, D, D, BD)
-        hi_j, lo_j = _decay(p_high, p_low, j)
+        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j, lo_j = _decay(p_high, p_low, column)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2
         m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
         b_s = _pair_scores(
@@ -626,18 +681,16 @@ def _backward_queries(
     hi_r, lo_r = _decay(p_high, p_low, i0)
     b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
     for begin in range(whole, diagonal, BN):
-        j = begin + tl.arange(0, BN)
-        b_k = _load(p_k, j, d, s_kt, D, D, BD)
-        b_v = _load(p_v, j, d, s_vt, D, D, BD)
-        hi_j, lo_j = _decay(p_high, p_low, j)
-        b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_bias[None, :]
-        b_p = tl.exp2(b_s - b_relative[:, None])
+        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_fall, frame = _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN, PN)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_fall[None, :]
+        b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
         b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_ds - b_delta[:, None])
         b_row += tl.sum(b_ds, 1)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    tl.store(p_row + o_pair * queries + row, b_row, mask=m_row)
+    tl.store(p_row + o_padded, b_row)
     tl.store(
         p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
         (b_dq * scale).to(p_dq.dtype.element_ty),
@@ -650,7 +703,7 @@ def _append_backwards(a_stop, a_sum, b_stop, b_sum):
     return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "keys"])
+@triton.jit(do_not_specialize=["heads", "queries", "padded", "keys"])
 def _gates(
     p_log_f,
     p_start,
@@ -664,6 +717,7 @@ def _gates(
     s_st,
     heads,
     queries,
+    padded,
     keys,
     STARTS: tl.constexpr,
     BT: tl.constexpr,
@@ -673,7 +727,7 @@ def _gates(
     i_b, i_h = i_pair // heads, i_pair % heads
     p_log_f += i_b * s_fb + i_h * s_fh
     p_start += i_b * s_sb
-    p_row += i_pair * queries
+    p_row += i_pair * padded
     p_column += i_pair * keys
     p_dlog_f += i_b * keys * heads + i_h
     offset = keys - queries
@@ -719,23 +773,52 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [size for tensor in tensors for size in tensor.stride()[:3]]
 
 
+def _tiled(*blocks: tuple[int, Tensor]) -> tuple[bool, list]:
+    """Whether the copy engine can load these (rows, tensor), and what to hand to the kernel then.
+
+    It takes 16-bit tensors whose heads lie side by side and fill their padded width.
+    """
+    for _, x in blocks:
+        width = x.shape[3]
+        if not (
+            BULK and x.is_cuda and x.element_size() == 2 and width == _width(width)
+            and x.stride(2) == width and x.stride(3) == 1 and x.data_ptr() % 16 == 0
+            and all(size % 8 == 0 and size > 0 for size in x.stride()[:2])
+        ):  # fmt: skip
+            return False, [x for _, x in blocks]
+    return True, [
+        TensorDescriptor(
+            x,
+            [x.shape[0], x.shape[1], x.shape[2] * x.shape[3]],
+            [x.stride(0), x.stride(1), 1],
+            [1, rows, x.shape[3]],
+        )
+        for rows, x in blocks
+    ]
+
+
+BULK = True
+
+
 def prepare(
-    log_f: Tensor, start: Tensor | None, *, window: int
+    log_f: Tensor, start: Tensor | None, *, window: int, block: int = 64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Decayed sums in two floats [2, B, Hq, N], first visible key [B, Hq, N], zeroed count."""
+    """Decayed sums, what each position sees, and a zeroed count of tiles.
+
+    Returns: decay [3, B, Hq, L], L = N rounded up to 128: the sums in two floats, and their fall in
+             base 2 since the first position of each block; left [B, Hq, N] int32; count [B, Hq].
+    """
     batch, keys, heads = log_f.shape
-    decay = log_f.new_empty(2, batch, heads, keys)
+    length = triton.cdiv(keys, 128) * 128
+    decay = log_f.new_empty(3, batch, heads, length)
     left = log_f.new_empty(batch, heads, keys, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
-    pairs = batch * heads
-    if keys and pairs:
-        _prepare[(pairs,)](
-            log_f, log_f if start is None else start, decay, left, count,
-            *log_f.stride(), *((0, 0) if start is None else start.stride()),
-            pairs, heads, keys, window or keys,
-            STARTS=start is not None, BT=min(2048, max(16, triton.next_power_of_2(keys))),
-            num_warps=4,
-        )  # fmt: skip
+    _prepare[(batch * heads,)](
+        log_f, log_f if start is None else start, decay, left, count,
+        *log_f.stride(), *((0, 0) if start is None else start.stride()),
+        batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
+        BR=min(64, triton.next_power_of_2(length // block)), BC=block, num_warps=8,
+    )  # fmt: skip
     return decay, left, count
 
 
@@ -757,15 +840,16 @@ def forward(
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     start = None if start is None else start.view(torch.uint8)
-    decay, left, count = prepare(log_f, start, window=window)
+    launch, pairs = _launch("forward", q), batch * heads
+    decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
-    launch, pairs = _launch("forward", q), batch * heads
+    tma, rows = _tiled((launch.rows, q), (launch.columns, k), (launch.columns, v))
     _forward[(pairs * triton.cdiv(queries, launch.rows),)](
-        q, k, v, decay, left, lse if threshold is None else threshold, o, lse, count,
-        *_strides(q, k, v), pairs, heads, groups, queries, keys, scale,
+        *rows, decay, left, lse if threshold is None else threshold, o, lse, count,
+        *_strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
         D=width, BD=_width(width), PRUNE=threshold is not None, GROUP=_group(pairs, keys, q),
-        PRECISION="ieee", BM=launch.rows, BN=launch.columns,
+        PRECISION="ieee", BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **_cap(launch),
     )  # fmt: skip
     return o, lse, count, decay, left
@@ -798,32 +882,38 @@ def backward(
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
-    delta, relative, row = (log_f.new_empty(batch, heads, queries) for _ in range(3))
+    padded = triton.cdiv(queries, by_query.rows) * by_query.rows
+    delta, relative, row = (log_f.new_empty(batch, heads, padded) for _ in range(3))
     column = log_f.new_empty(batch, heads, keys)
     options = dict(
         D=width, BD=_width(width), PRUNE=threshold is not None, PRECISION="ieee",
         PM=tile.rows, PN=tile.columns,
     )  # fmt: skip
     limit = lse if threshold is None else threshold
+    m, n = by_query.rows, by_query.columns
+    tma, rows = _tiled((m, q), (n, k), (n, v), (m, o), (m, do))
     _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
-        q, k, v, o, do, decay, left, limit, lse, lse if dlse is None else dlse, delta, relative,
+        *rows, decay, left, limit, lse, lse if dlse is None else dlse, delta, relative,
         dq, row, *_strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, groups, queries, keys, scale, **options, DLSE=dlse is not None,
-        GROUP=_group(pairs, keys, q), KM=by_key.rows, BM=by_query.rows, BN=by_query.columns,
+        pairs, heads, groups, queries, keys, decay.shape[3], scale, **options, DLSE=dlse is not None,
+        GROUP=_group(pairs, keys, q), KM=by_key.rows, BM=m, BN=n, TMA=tma,
         num_warps=by_query.warps, num_stages=by_query.stages,
         **_cap(by_query),
     )  # fmt: skip
+    m, n = by_key.rows, by_key.columns
+    tma, rows = _tiled((m, q), (n, k), (n, v), (m, do))
     _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
-        q, k, v, do, decay, left, limit, lse, delta, relative, dk, dv, column,
-        *_strides(q, k, v, do), pairs, heads, groups, queries, keys, scale, **options,
-        GROUP=_group(pairs // groups, keys, q), BM=by_key.rows, BN=by_key.columns,
+        *rows, decay, left, limit, lse, delta, relative, dk, dv, column,
+        *_strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
+        scale, **options,
+        GROUP=_group(pairs // groups, keys, q), BM=m, BN=n, TMA=tma,
         num_warps=by_key.warps, num_stages=by_key.stages,
         **_cap(by_key),
     )  # fmt: skip
     _gates[(pairs,)](
         log_f, log_f if start is None else start, row, column, dlog_f,
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
-        *((0, 0) if start is None else start.stride()), heads, queries, keys,
+        *((0, 0) if start is None else start.stride()), heads, queries, padded, keys,
         STARTS=start is not None, BT=min(2048, max(16, triton.next_power_of_2(keys))),
         num_warps=4,
     )  # fmt: skip
