@@ -79,7 +79,7 @@ def forgetting_attention(
     if check:
         _check_values(log_f, threshold, bound)
     width, keys = q.shape[3], k.shape[1]
-    scale = width**-0.5 if scale is None else float(scale)
+    scale = float(width**-0.5) if scale is None else scale
     tile = tiles(q.shape[1], keys, width, q.dtype)
     limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
     if use_triton:
@@ -112,7 +112,7 @@ def norm_bound(
             f"norm_bound: expected weights of {width} entries a row, got w_q {list(w_q.shape)} and "
             f"w_k {list(w_k.shape)}; width is that of a head"
         )
-    scale = width**-0.5 if scale is None else abs(scale)
+    scale = float(width**-0.5) if scale is None else abs(scale)
     largest = w_q.detach().abs().amax(-1).double() * w_k.detach().abs().amax(-1).double()
     rounded = (1.0 + torch.finfo(dtype).eps / 2.0) ** 4 * (1.0 + SLACK)
     return (largest * (width * scale * rounded)).float()
@@ -238,7 +238,7 @@ def definition(
     """
     batch, queries, heads, width = q.shape
     keys, group = k.shape[1], heads // k.shape[2]
-    scale = width**-0.5 if scale is None else scale
+    scale = float(width**-0.5) if scale is None else scale
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v, log_f = (_Once.apply(x) for x in (q, k, v, log_f))
     with torch.autocast(q.device.type, enabled=False):
@@ -322,9 +322,9 @@ def _limit(
 
 def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Largest length of a query times that of a key, float64 [B, Hq]."""
+    wide = torch.promote_types(q.dtype, torch.float32)
     long_q, long_k = (
-        torch.linalg.vector_norm(x.detach(), dim=3, dtype=torch.float32).amax(1).double()
-        for x in (q, k)
+        torch.linalg.vector_norm(x.detach(), dim=3, dtype=wide).amax(1).double() for x in (q, k)
     )
     long_k = long_k.repeat_interleave(q.shape[2] // k.shape[2], 1)
     return long_q * long_k * (abs(scale) * (1.0 + SLACK))
