@@ -252,9 +252,18 @@ def _rows(
 
 
 @triton.jit
-def _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN: tl.constexpr, BC: tl.constexpr):
+def _vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
+    """BT numbers of row i_row of a [rows, length] matrix."""
+    if TMA:
+        return p.load([i_row.to(tl.int32), begin]).reshape([BT])
+    else:
+        return tl.load(p + i_row.to(tl.int64) * length + begin + tl.arange(0, BT))
+
+
+@triton.jit
+def _fall(p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr):
     """Decays (base 2) from BN keys on to a row r, as a vector and a number to add to all of it."""
-    b_fall = tl.load(p_fall + begin + tl.arange(0, BN), volatile=True)
+    b_fall = _vector(p_fall, i_pair, begin, length, BN, TMA)
     high, low = _decay(p_high, p_low, begin // BC * BC)
     return b_fall, ((hi_r - high) + (lo_r - low)) * LOG2E
 
@@ -287,6 +296,7 @@ def _forward(
     p_k,
     p_v,
     p_decay,
+    p_fall,
     p_left,
     p_threshold,
     p_o,
@@ -324,7 +334,7 @@ def _forward(
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
     i_kh = i_h // groups
-    p_high, p_low, p_fall = _sums(p_decay, i_pair, pairs, length)
+    p_high, p_low, _ = _sums(p_decay, i_pair, pairs, length)
     p_left += i_pair.to(tl.int64) * keys
     threshold = 0.0
     if PRUNE:
@@ -368,7 +378,9 @@ def _forward(
     for begin in range(whole, diagonal, BN):
         b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
         b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN, BN)
+        b_fall, frame = _fall(
+            p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN, BN, TMA
+        )
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_fall[None, :]
         b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
 
@@ -399,6 +411,7 @@ def _keys_block(
     begin,
     i_b,
     i_h,
+    o_pair,
     p_q,
     p_do,
     p_lse,
@@ -415,6 +428,7 @@ def _keys_block(
     s_dh,
     offset,
     queries,
+    padded,
     heads,
     scale,
     D: tl.constexpr,
@@ -429,7 +443,7 @@ def _keys_block(
     safe = tl.minimum(row, queries - 1)
     b_q = _rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
     b_do = _rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
-    b_delta = tl.load(p_delta + row, volatile=True)
+    b_delta = _vector(p_delta, o_pair, begin, padded, BM, TMA)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale
     if MASKED:
         i = offset + safe
@@ -445,7 +459,7 @@ def _keys_block(
     else:
         hi_r, lo_r = _decay(p_high, p_low, offset + begin)
         b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_relative = tl.load(p_relative + row, volatile=True)
+        b_relative = _vector(p_relative, o_pair, begin, padded, BM, TMA)
         b_p = tl.exp2(b_s + b_bias[:, None] - b_relative[None, :])
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
@@ -535,21 +549,19 @@ def _backward_keys(
         hi_j, lo_j = _decay(p_high, p_low, column)
         b_column = tl.zeros([BN], tl.float32)
         p_lh = p_lse + i_b * queries * heads + i_h
-        p_deltah = p_delta + o_pair * padded
-        p_relativeh = p_relative + o_pair * padded
         for step in range(near + far):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
             b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h,
-                p_q, p_do, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, heads, scale * LOG2E,
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                p_q, p_do, p_lh, p_delta, p_relative, p_high, p_low, p_l,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, padded, heads, scale * LOG2E,
                 D, BD, PRECISION, BM, TMA, True,
             )  # fmt: skip
         for begin in range(diagonal, clean, BM):
             b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h,
-                p_q, p_do, p_lh, p_deltah, p_relativeh, p_high, p_low, p_l,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, heads, scale * LOG2E,
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                p_q, p_do, p_lh, p_delta, p_relative, p_high, p_low, p_l,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, padded, heads, scale * LOG2E,
                 D, BD, PRECISION, BM, TMA, False,
             )  # fmt: skip
         tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
@@ -568,6 +580,7 @@ def _backward_queries(
     p_o,
     p_do,
     p_decay,
+    p_fall,
     p_left,
     p_threshold,
     p_lse,
@@ -626,7 +639,7 @@ def _backward_queries(
     offset = keys - queries
     i_kh = i_h // groups
     o_pair = i_pair.to(tl.int64)
-    p_high, p_low, p_fall = _sums(p_decay, o_pair, pairs, length)
+    p_high, p_low, _ = _sums(p_decay, o_pair, pairs, length)
     p_left += o_pair * keys
     threshold = 0.0
     if PRUNE:
@@ -683,7 +696,9 @@ def _backward_queries(
     for begin in range(whole, diagonal, BN):
         b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
         b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = _fall(p_fall, p_high, p_low, begin, hi_r, lo_r, BN, PN)
+        b_fall, frame = _fall(
+            p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN, PN, TMA
+        )
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_fall[None, :]
         b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
         b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
@@ -797,6 +812,15 @@ def _tiled(*blocks: tuple[int, Tensor]) -> tuple[bool, list]:
     ]
 
 
+def _vectors(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
+    """[B, Hq, time] float32 for `_vector`."""
+    if not tma:
+        return x
+    return TensorDescriptor(
+        x, [x.shape[0] * x.shape[1], x.shape[2]], [x.shape[2], 1], [1, rows]
+    )
+
+
 BULK = True
 
 
@@ -846,7 +870,8 @@ def forward(
     lse = log_f.new_empty(batch, queries, heads)
     tma, rows = _tiled((launch.rows, q), (launch.columns, k), (launch.columns, v))
     _forward[(pairs * triton.cdiv(queries, launch.rows),)](
-        *rows, decay, left, lse if threshold is None else threshold, o, lse, count,
+        *rows, decay, _vectors(decay[2], launch.columns, tma), left,
+        lse if threshold is None else threshold, o, lse, count,
         *_strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
         D=width, BD=_width(width), PRUNE=threshold is not None, GROUP=_group(pairs, keys, q),
         PRECISION="ieee", BM=launch.rows, BN=launch.columns, TMA=tma,
@@ -893,7 +918,8 @@ def backward(
     m, n = by_query.rows, by_query.columns
     tma, rows = _tiled((m, q), (n, k), (n, v), (m, o), (m, do))
     _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
-        *rows, decay, left, limit, lse, lse if dlse is None else dlse, delta, relative,
+        *rows, decay, _vectors(decay[2], n, tma), left, limit, lse,
+        lse if dlse is None else dlse, delta, relative,
         dq, row, *_strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
         pairs, heads, groups, queries, keys, decay.shape[3], scale, **options, DLSE=dlse is not None,
         GROUP=_group(pairs, keys, q), KM=by_key.rows, BM=m, BN=n, TMA=tma,
@@ -903,7 +929,8 @@ def backward(
     m, n = by_key.rows, by_key.columns
     tma, rows = _tiled((m, q), (n, k), (n, v), (m, do))
     _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
-        *rows, decay, left, limit, lse, delta, relative, dk, dv, column,
+        *rows, decay, left, limit, lse, _vectors(delta, m, tma), _vectors(relative, m, tma),
+        dk, dv, column,
         *_strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
         scale, **options,
         GROUP=_group(pairs // groups, keys, q), BM=m, BN=n, TMA=tma,
