@@ -134,7 +134,7 @@ def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
     """The blocks on which pruning is decided; part of the definition, and a speed choice."""
     if is_short(keys, width):
         return Tiles(128, 128)
-    return Tiles(128, 64) if dtype.itemsize == 2 else Tiles(64, 64)
+    return Tiles(64, 64)
 
 
 def decayed_sums(
@@ -452,11 +452,11 @@ def _forward(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, lse, number of tiles not visited, sums in two floats and left of `decayed_sums`.
+    """o, lse, number of tiles not visited, and what the backward pass wants: sums, left.
 
     Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
-    Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq], count [B, Hq] and sums [2, B, Hq, N]
-             float32; left [B, Hq, N] int32; sums and left are empty where the sequence is short.
+    Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
+             `attention_triton.prepare` makes them, empty where the sequence is short.
     """
     inputs = q, k, v, log_f, start, threshold
     if is_short(k.shape[1], k.shape[3]):
@@ -474,10 +474,10 @@ def _(q, k, v, log_f, start, threshold, window, scale):
     batch, queries, heads, width = q.shape
     keys = k.shape[1]
     lse, skipped = log_f.new_empty(batch, queries, heads), log_f.new_empty(batch, heads)
-    short = is_short(keys, width)
-    decay = log_f.new_empty(0 if short else (2, batch, heads, keys))
-    left = log_f.new_empty(0 if short else (batch, heads, keys), dtype=torch.int32)
-    return q.new_empty(q.shape), lse, skipped, decay, left
+    o, short = q.new_empty(q.shape), is_short(keys, width)
+    sums = log_f.new_empty(0 if short else (3, batch, heads, (-(-keys // 128) + 1) * 128))
+    left = log_f.new_empty(0 if short else sums.shape[1:], dtype=torch.int32)
+    return o, lse, skipped, sums, left
 
 
 @torch.library.custom_op("cerl::forgetting_attention_backward", mutates_args=())
@@ -504,9 +504,9 @@ def _backward(
         from cerl.kernels import attention_short_triton
 
         return attention_short_triton.backward(*inputs, window=window, scale=scale)
-    from cerl.kernels import attention_triton
+    from cerl.kernels import attention_backward_triton
 
-    return attention_triton.backward(*inputs, decay, left, window=window, scale=scale)
+    return attention_backward_triton.backward(*inputs, decay, left, window=window, scale=scale)
 
 
 @_backward.register_fake

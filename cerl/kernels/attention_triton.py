@@ -31,27 +31,29 @@ class Launch(NamedTuple):
     registers: int | None = None  # most of a thread; None leaves it to the compiler
 
 
-# Keyed by (role, padded width, bytes of an element). Blocks of the backward pass divide the tiles
-# of the forward pass, on which pruning is decided.
+# Keyed by (role, padded width, bytes of an element); pruning is decided on the tiles of the forward
+# pass, which the blocks of the backward pass must divide. `cerl bench attention-tiles` chose them.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
-    ("forward", 64, 2): Launch(128, 64, 8, 3),
-    ("forward", 128, 2): Launch(128, 64, 8, 2),
+    ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
+    ("forward", 128, 2): Launch(64, 64, 4, 2),
     ("forward", 64, 4): Launch(64, 64, 4, 2),
     ("forward", 128, 4): Launch(64, 64, 8, 1),
-    ("keys", 64, 2): Launch(64, 64, 4, 2),
-    ("keys", 128, 2): Launch(64, 64, 8, 2),
+    ("keys", 64, 2): Launch(64, 64, 4, 3),
+    ("keys", 128, 2): Launch(64, 64, 4, 2),
     ("keys", 64, 4): Launch(32, 32, 4, 1),
     ("keys", 128, 4): Launch(32, 32, 8, 1),
-    ("queries", 64, 2): Launch(64, 64, 4, 2),
-    ("queries", 128, 2): Launch(64, 64, 8, 2),
+    ("queries", 64, 2): Launch(64, 64, 4, 2, 168),
+    ("queries", 128, 2): Launch(64, 64, 4, 2),
     ("queries", 64, 4): Launch(32, 32, 4, 1),
     ("queries", 128, 4): Launch(32, 32, 8, 1),
 }
+CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
+COPY_ENGINE = True  # load tiles with it where their layout allows
 
 
 @triton.jit
 def _append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
-    """Sum of two runs in two floats; a run that holds a reset (left >= 0) forgets the one before."""
+    """Sum of two runs in two floats; a run with a reset in it (left >= 0) forgets the one before."""
     total = a_hi + b_hi
     part = total - a_hi
     rest = (a_hi - (total - part)) + (b_hi - part)
@@ -64,7 +66,7 @@ def _append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
 
 
 @triton.jit
-def _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
+def resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
     """log_f at t, and whether an episode of this head begins there."""
     inside = (t >= 0) & (t < keys)
     b_f = tl.load(p_log_f + t * s_ft, mask=inside, other=0.0)
@@ -75,7 +77,7 @@ def _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
 
 
 @triton.jit
-def _sums(p_decay, i_pair, pairs, length):
+def sum_pointers(p_decay, i_pair, pairs, length):
     """Pointers to the decayed sums of a head, high and low parts, and to their fall."""
     p_high = p_decay + i_pair.to(tl.int64) * length
     p_low = p_high + pairs.to(tl.int64) * length
@@ -108,13 +110,13 @@ def _prepare(
     i_pair = tl.program_id(0).to(tl.int64)
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
     p_start += (i_pair // heads) * s_sb
-    p_high, p_low, p_fall = _sums(p_decay, i_pair, pairs, length)
-    p_left += i_pair * keys
+    p_high, p_low, p_fall = sum_pointers(p_decay, i_pair, pairs, length)
+    p_left += i_pair * length
     row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
     left, high, low = tl.program_id(0) * 0, 0.0, 0.0
     for begin in range(0, length, BR * BC):
         t = begin + row[:, None] * BC + column
-        b_f, m_reset = _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
+        b_f, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         b_f = tl.where(m_reset, 0.0, b_f)
         b_left = tl.where(m_reset, t, -1)
         b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, _append)
@@ -141,71 +143,33 @@ def _prepare(
         tl.store(p_high + t, b_sum, mask=inside)
         tl.store(p_low + t, b_low, mask=inside)
         tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
-        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=t < keys)
+        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=inside)
     tl.store(p_count + i_pair, 0.0)
 
 
 @triton.jit
-def _decay(p_high, p_low, t):
+def load_decay(p_high, p_low, t):
     return tl.load(p_high + t), tl.load(p_low + t)
 
 
 @triton.jit
-def _first_tile(p_high, p_low, p_left, threshold, i0, PRUNE: tl.constexpr, PN: tl.constexpr):
+def first_tile(p_high, p_low, p_left, threshold, i0, PRUNE: tl.constexpr, PN: tl.constexpr):
     """First key tile that the query tile with first position i0 visits."""
     first = tl.load(p_left + i0) // PN
     if PRUNE:
-        high, low = _decay(p_high, p_low, i0)
+        high, low = load_decay(p_high, p_low, i0)
         skipped = tl.zeros([LANES], tl.int32)
         for base in range(first, i0 // PN, LANES):
             tile = base + tl.arange(0, LANES)
             inside = tile < i0 // PN
-            b_high, b_low = _decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
+            b_high, b_low = load_decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
             skipped += (inside & ((high - b_high) + (low - b_low) < threshold)).to(tl.int32)
         first += tl.sum(skipped)
     return first
 
 
 @triton.jit
-def _last_tiles(
-    p_high,
-    p_low,
-    p_left,
-    threshold,
-    j0,
-    offset,
-    queries,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-):
-    """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
-
-    Both sets begin at the diagonal: what a query sees moves forward only.
-    """
-    jl = j0 // PN * PN + PN - 1
-    begin = tl.maximum(j0 - offset, 0) // PM
-    total = tl.cdiv(queries, PM)
-    visited = tl.zeros([LANES], tl.int32)
-    whole = tl.zeros([LANES], tl.int32)
-    for base in range(begin, total, LANES):
-        tile = base + tl.arange(0, LANES)
-        inside = tile < total
-        i0 = offset + tl.minimum(tile * PM, queries - 1)
-        m_visit = tl.load(p_left + i0) <= jl
-        if PRUNE:
-            high, low = _decay(p_high, p_low, tl.minimum(jl, offset + queries - 1))
-            b_high, b_low = _decay(p_high, p_low, i0)
-            m_visit = m_visit & ((b_high - high) + (b_low - low) >= threshold)
-        visited += (inside & (m_visit | (jl >= i0))).to(tl.int32)
-        i1 = offset + tl.minimum(tile * PM + PM - 1, queries - 1)
-        whole += (inside & (tl.load(p_left + i1) <= j0)).to(tl.int32)
-    visited_end = begin + tl.sum(visited)
-    return visited_end, tl.minimum(begin + tl.sum(whole), visited_end)
-
-
-@triton.jit
-def _columns(p_left, first, i0, i1, BN: tl.constexpr):
+def key_ranges(p_left, first, i0, i1, BN: tl.constexpr):
     """Key ranges of one query tile, as starts: edge, whole, diagonal; and how many edge blocks."""
     edge = first
     diagonal = tl.maximum(edge, (i0 + 1) // BN * BN)
@@ -214,8 +178,8 @@ def _columns(p_left, first, i0, i1, BN: tl.constexpr):
 
 
 @triton.jit
-def _swizzle(pairs, tiles, GROUP: tl.constexpr):
-    """(pair, tile): GROUP heads at a time, so that their keys stay in cache; heaviest tile first."""
+def swizzle(pairs, tiles, GROUP: tl.constexpr):
+    """(pair, tile), GROUP heads at a time, so that their keys stay in cache; heaviest tile first."""
     i = tl.program_id(0)
     group = i // (GROUP * tiles)
     size = tl.minimum(pairs - group * GROUP, GROUP)
@@ -224,7 +188,7 @@ def _swizzle(pairs, tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _rows(
+def load_rows(
     p,
     i_b,
     i_h,
@@ -252,7 +216,7 @@ def _rows(
 
 
 @triton.jit
-def _vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
+def vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
     """BT numbers of row i_row of a [rows, length] matrix."""
     if TMA:
         return p.load([i_row.to(tl.int32), begin]).reshape([BT])
@@ -261,18 +225,34 @@ def _vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
 
 
 @triton.jit
-def _fall(p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr):
+def fall(
+    p_sums,
+    p_high,
+    p_low,
+    i_pair,
+    pairs,
+    begin,
+    hi_r,
+    lo_r,
+    length,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """Decays (base 2) from BN keys on to a row r, as a vector and a number to add to all of it."""
-    b_fall = _vector(p_fall, i_pair, begin, length, BN, TMA)
-    high, low = _decay(p_high, p_low, begin // BC * BC)
+    b_fall = vector(p_sums, 2 * pairs + i_pair, begin, length, BN, TMA)
+    high, low = load_decay(p_high, p_low, begin // BC * BC)
     return b_fall, ((hi_r - high) + (lo_r - low)) * LOG2E
 
 
 @triton.jit
-def _pair_scores(b_qk, hi_i, lo_i, hi_j, lo_j, m_pair):
-    """Scores in base 2 of pairs in [i, j] broadcast form, -inf where m_pair is False."""
-    b_decay = (hi_i - hi_j) + (lo_i - lo_j)
-    return tl.where(m_pair, b_qk + b_decay * LOG2E, float("-inf"))
+def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
+    """Scores in base 2 of pairs, exact but for the low part of c_i, which the caller adds to rows.
+
+    All in [i, j] or [j, i] broadcast form; -inf where m_pair is False.
+    """
+    b_s = b_qk * scale - lo_j * LOG2E
+    return tl.where(m_pair, b_s + (hi_i - hi_j) * LOG2E, float("-inf"))
 
 
 @triton.jit
@@ -296,7 +276,7 @@ def _forward(
     p_k,
     p_v,
     p_decay,
-    p_fall,
+    p_sums,
     p_left,
     p_threshold,
     p_o,
@@ -329,13 +309,13 @@ def _forward(
 ):
     """Output and log-sum-exp of one query tile of one head."""
     tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = _swizzle(pairs, tiles, GROUP)
+    i_pair, i_tile = swizzle(pairs, tiles, GROUP)
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
     i_kh = i_h // groups
-    p_high, p_low, _ = _sums(p_decay, i_pair, pairs, length)
-    p_left += i_pair.to(tl.int64) * keys
+    p_high, p_low, _ = sum_pointers(p_decay, i_pair, pairs, length)
+    p_left += i_pair.to(tl.int64) * length
     threshold = 0.0
     if PRUNE:
         threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
@@ -345,12 +325,12 @@ def _forward(
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    first = _first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, BN)
+    first = first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, BN)
     tl.atomic_add(p_count + i_pair, first.to(tl.float32), sem="relaxed")
-    edge, whole, diagonal, edges = _columns(p_left, first * BN, i0, i1, BN)
+    edge, whole, diagonal, edges = key_ranges(p_left, first * BN, i0, i1, BN)
 
-    b_q = _rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
-    hi_i, lo_i = _decay(p_high, p_low, i)
+    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    hi_i, lo_i = load_decay(p_high, p_low, i)
     b_left = tl.load(p_left + i)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
@@ -359,27 +339,26 @@ def _forward(
     for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
         begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
-        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        hi_j, lo_j = _decay(p_high, p_low, column)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
+        lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
-        b_s = _pair_scores(
-            b_s, hi_i[:, None], lo_i[:, None], hi_j[None, :], lo_j[None, :], m_pair
-        )
-        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, 0.0, PRECISION, True)
+        b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
+        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, lo_i * LOG2E, PRECISION, True)
 
     # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
-    hi_r, lo_r = _decay(p_high, p_low, i0)
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
     b_shift = ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
     b_near = b_max
     b_max = b_near - b_shift
     b_start = b_max
     for begin in range(whole, diagonal, BN):
-        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = _fall(
-            p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN, BN, TMA
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_fall, frame = fall(
+            p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, BN, TMA
         )
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_fall[None, :]
         b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
@@ -398,409 +377,46 @@ def _forward(
     )
 
 
-@triton.jit
-def _keys_block(
-    b_k,
-    b_v,
-    hi_j,
-    lo_j,
-    column,
-    b_dk,
-    b_dv,
-    b_column,
-    begin,
-    i_b,
-    i_h,
-    o_pair,
-    p_q,
-    p_do,
-    p_lse,
-    p_delta,
-    p_relative,
-    p_high,
-    p_low,
-    p_left,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_db,
-    s_dt,
-    s_dh,
-    offset,
-    queries,
-    padded,
-    heads,
-    scale,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    TMA: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
-    row = begin + tl.arange(0, BM)
-    safe = tl.minimum(row, queries - 1)
-    b_q = _rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
-    b_do = _rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
-    b_delta = _vector(p_delta, o_pair, begin, padded, BM, TMA)
-    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale
-    if MASKED:
-        i = offset + safe
-        hi_i, lo_i = _decay(p_high, p_low, i)
-        b_left = tl.load(p_left + i)
-        m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
-        m_pair = m_pair & (row < queries)[None, :]
-        b_lse = tl.load(p_lse + safe * heads) * LOG2E
-        b_s = _pair_scores(
-            b_s, hi_i[None, :], lo_i[None, :], hi_j[:, None], lo_j[:, None], m_pair
-        )
-        b_p = tl.exp2(b_s - b_lse[None, :])
-    else:
-        hi_r, lo_r = _decay(p_high, p_low, offset + begin)
-        b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_relative = _vector(p_relative, o_pair, begin, padded, BM, TMA)
-        b_p = tl.exp2(b_s + b_bias[:, None] - b_relative[None, :])
-    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-    b_ds = b_p * (b_ds - b_delta[None, :])
-    b_column += tl.sum(b_ds, 1)
-    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
-    return b_dk, b_dv, b_column
-
-
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length"])
-def _backward_keys(
-    p_q,
-    p_k,
-    p_v,
-    p_do,
-    p_decay,
-    p_left,
-    p_threshold,
-    p_lse,
-    p_delta,
-    p_relative,
-    p_dk,
-    p_dv,
-    p_column,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_db,
-    s_dt,
-    s_dh,
-    pairs,
-    heads,
-    groups,
-    queries,
-    padded,
-    keys,
-    length,
-    scale,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    PRUNE: tl.constexpr,
-    GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    TMA: tl.constexpr,
-):
-    """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
-    key_heads = heads // groups
-    i_pair, i_tile = _swizzle(pairs // groups, tl.cdiv(keys, BN), GROUP)
-    i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
-    offset = keys - queries
-    j0 = i_tile * BN
-    column = j0 + tl.arange(0, BN)
-    d = tl.arange(0, BD)
-    b_k = _rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-    b_v = _rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-    b_dk = tl.zeros([BN, BD], tl.float32)
-    b_dv = tl.zeros([BN, BD], tl.float32)
-    for group in range(groups):
-        i_h = i_kh * groups + group
-        o_pair = i_b * heads + i_h
-        p_high, p_low, _ = _sums(p_decay, o_pair, pairs, length)
-        p_l = p_left + o_pair * keys
-        threshold = 0.0
-        if PRUNE:
-            threshold = tl.minimum(tl.load(p_threshold + o_pair), 0.0)
-        visited, whole = _last_tiles(
-            p_high, p_low, p_l, threshold, j0, offset, queries, PRUNE, PM, PN
-        )
-        end = tl.minimum(visited * PM, queries)
-        first = tl.maximum(j0 - offset, 0) // BM * BM
-        first = tl.minimum(first, end)
-        diagonal = tl.cdiv(tl.maximum(j0 + BN - 1 - offset, 0), BM) * BM
-        diagonal = tl.maximum(tl.minimum(diagonal, end), first)
-        clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
-        near = tl.cdiv(diagonal - first, BM)
-        far = tl.cdiv(end - clean, BM)
-        hi_j, lo_j = _decay(p_high, p_low, column)
-        b_column = tl.zeros([BN], tl.float32)
-        p_lh = p_lse + i_b * queries * heads + i_h
-        for step in range(near + far):
-            begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
-            b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
-                p_q, p_do, p_lh, p_delta, p_relative, p_high, p_low, p_l,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, padded, heads, scale * LOG2E,
-                D, BD, PRECISION, BM, TMA, True,
-            )  # fmt: skip
-        for begin in range(diagonal, clean, BM):
-            b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
-                p_q, p_do, p_lh, p_delta, p_relative, p_high, p_low, p_l,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh, offset, queries, padded, heads, scale * LOG2E,
-                D, BD, PRECISION, BM, TMA, False,
-            )  # fmt: skip
-        tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
-    o_out = (i_b * keys * key_heads + i_kh) * D
-    o_tile = column[:, None] * (key_heads * D) + d[None, :]
-    m_tile = (column < keys)[:, None] & (d < D)[None, :]
-    tl.store(p_dk + o_out + o_tile, (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_tile)
-    tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
-
-
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
-def _backward_queries(
-    p_q,
-    p_k,
-    p_v,
-    p_o,
-    p_do,
-    p_decay,
-    p_fall,
-    p_left,
-    p_threshold,
-    p_lse,
-    p_dlse,
-    p_delta,
-    p_relative,
-    p_dq,
-    p_row,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_ob,
-    s_ot,
-    s_oh,
-    s_db,
-    s_dt,
-    s_dh,
-    s_lb,
-    s_lt,
-    s_lh,
-    pairs,
-    heads,
-    groups,
-    queries,
-    keys,
-    length,
-    scale,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    PRUNE: tl.constexpr,
-    DLSE: tl.constexpr,
-    GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-    KM: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    TMA: tl.constexpr,
-):
-    """dq and the row sums of dS of BM query rows of one head.
-
-    For the kernel of the keys it leaves sum(o do) - dlse, and the log-sum-exp in base 2 relative
-    to the first row of each block of KM.
-    """
-    tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = _swizzle(pairs, tiles, GROUP)
-    i_tile = tiles - 1 - i_tile
-    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
-    offset = keys - queries
-    i_kh = i_h // groups
-    o_pair = i_pair.to(tl.int64)
-    p_high, p_low, _ = _sums(p_decay, o_pair, pairs, length)
-    p_left += o_pair * keys
-    threshold = 0.0
-    if PRUNE:
-        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
-    d = tl.arange(0, BD)
-    row = i_tile * BM + tl.arange(0, BM)
-    safe = tl.minimum(row, queries - 1)
-    i = offset + safe
-    i0 = offset + i_tile * BM
-    i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    tile0 = offset + i_tile * BM // PM * PM
-    first = _first_tile(p_high, p_low, p_left, threshold, tile0, PRUNE, PN) * PN
-    # A block inside a tile may see fewer keys than the tile's first row does.
-    first = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
-    edge, whole, diagonal, edges = _columns(p_left, first, i0, i1, BN)
-    begin = i_tile * BM
-    b_q = _rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
-    b_do = _rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
-    b_o = _rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, TMA)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
-    if DLSE:
-        b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
-    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
-    hi_i, lo_i = _decay(p_high, p_low, i)
-    m_row = row < queries
-    hi_r, lo_r = _decay(p_high, p_low, offset + safe // KM * KM)
-    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
-    # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
-    o_padded = o_pair * (tiles * BM) + row
-    tl.store(p_delta + o_padded, tl.where(m_row, b_delta, 0.0))
-    tl.store(p_relative + o_padded, tl.where(m_row, b_relative, float("inf")))
-    b_left = tl.load(p_left + i)
-    b_dq = tl.zeros([BM, BD], tl.float32)
-    b_row = tl.zeros([BM], tl.float32)
-    scale2 = scale * LOG2E
-    for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
-        begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
-        column = begin + tl.arange(0, BN)
-        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        hi_j, lo_j = _decay(p_high, p_low, column)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2
-        m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
-        b_s = _pair_scores(
-            b_s, hi_i[:, None], lo_i[:, None], hi_j[None, :], lo_j[None, :], m_pair
-        )
-        b_p = tl.exp2(b_s - b_lse[:, None])
-        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_ds - b_delta[:, None])
-        b_row += tl.sum(b_ds, 1)
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    hi_r, lo_r = _decay(p_high, p_low, i0)
-    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
-    for begin in range(whole, diagonal, BN):
-        b_k = _rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = _rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = _fall(
-            p_fall, p_high, p_low, i_pair, begin, hi_r, lo_r, length, BN, PN, TMA
-        )
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_fall[None, :]
-        b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
-        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_ds - b_delta[:, None])
-        b_row += tl.sum(b_ds, 1)
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    tl.store(p_row + o_padded, b_row)
-    tl.store(
-        p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
-        (b_dq * scale).to(p_dq.dtype.element_ty),
-        mask=m_row[:, None] & (d < D)[None, :],
-    )
-
-
-@triton.jit
-def _append_backwards(a_stop, a_sum, b_stop, b_sum):
-    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
-
-
-@triton.jit(do_not_specialize=["heads", "queries", "padded", "keys"])
-def _gates(
-    p_log_f,
-    p_start,
-    p_row,
-    p_column,
-    p_dlog_f,
-    s_ft,
-    s_fb,
-    s_fh,
-    s_sb,
-    s_st,
-    heads,
-    queries,
-    padded,
-    keys,
-    STARTS: tl.constexpr,
-    BT: tl.constexpr,
-):
-    """dlog_f: sums of what follows within the episode, from its end to its second step."""
-    i_pair = tl.program_id(0).to(tl.int64)
-    i_b, i_h = i_pair // heads, i_pair % heads
-    p_log_f += i_b * s_fb + i_h * s_fh
-    p_start += i_b * s_sb
-    p_row += i_pair * padded
-    p_column += i_pair * keys
-    p_dlog_f += i_b * keys * heads + i_h
-    offset = keys - queries
-    carry = 0.0
-    for step in range(tl.cdiv(keys, BT)):
-        begin = (tl.cdiv(keys, BT) - 1 - step) * BT
-        t = begin + tl.arange(0, BT)
-        inside = t < keys
-        b_sum = tl.load(p_row + t - offset, mask=inside & (t >= offset), other=0.0)
-        b_sum -= tl.load(p_column + t, mask=inside, other=0.0)
-        _, m_reset = _resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        _, m_next = _resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
-        b_stop, b_sum = tl.associative_scan(
-            (m_next.to(tl.int32), b_sum), 0, _append_backwards, reverse=True
-        )
-        b_sum += tl.where(b_stop != 0, 0.0, carry)
-        carry = tl.sum(tl.where(t == begin, b_sum, 0.0))
-        tl.store(p_dlog_f + t * heads, tl.where(m_reset, 0.0, b_sum), mask=inside)
-
-
-def _width(size: int) -> int:
+def padded_width(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _launch(role: str, q: Tensor) -> Launch:
-    return CONFIGS[role, max(64, _width(q.shape[-1])), q.element_size()]
+def choose(role: str, q: Tensor) -> Launch:
+    return CONFIGS[role, max(64, padded_width(q.shape[-1])), q.element_size()]
 
 
-def _cap(launch: Launch) -> dict[str, int]:
+def scan_blocks(keys: int, block: int) -> int:
+    """Blocks of a scan that a program takes at a time."""
+    return min(4096 // block, max(2, triton.next_power_of_2(triton.cdiv(keys, block))))
+
+
+def cap(launch: Launch) -> dict[str, int]:
     return {} if launch.registers is None else {"maxnreg": launch.registers}
 
 
-def _group(pairs: int, keys: int, q: Tensor) -> int:
+def heads_at_once(pairs: int, keys: int, q: Tensor) -> int:
     """Heads whose rows of four tensors fit the cache together."""
     size = 4 * keys * q.shape[-1] * q.element_size()
     return max(1, min(pairs, CACHE // size))
 
 
-CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
-
-
-def _strides(*tensors: Tensor) -> list[int]:
+def strides(*tensors: Tensor) -> list[int]:
     return [size for tensor in tensors for size in tensor.stride()[:3]]
 
 
-def _tiled(*blocks: tuple[int, Tensor]) -> tuple[bool, list]:
-    """Whether the copy engine can load these (rows, tensor), and what to hand to the kernel then.
+def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
+    """Whether the copy engine can load blocks of these, and what to hand to the kernel.
 
     It takes 16-bit tensors whose heads lie side by side and fill their padded width.
     """
-    for _, x in blocks:
+    for x in tensors:
         width = x.shape[3]
         if not (
-            BULK and x.is_cuda and x.element_size() == 2 and width == _width(width)
+            COPY_ENGINE and x.is_cuda and x.element_size() == 2 and width == padded_width(width)
             and x.stride(2) == width and x.stride(3) == 1 and x.data_ptr() % 16 == 0
             and all(size % 8 == 0 and size > 0 for size in x.stride()[:2])
         ):  # fmt: skip
-            return False, [x for _, x in blocks]
+            return False, list(tensors)
     return True, [
         TensorDescriptor(
             x,
@@ -808,20 +424,15 @@ def _tiled(*blocks: tuple[int, Tensor]) -> tuple[bool, list]:
             [x.stride(0), x.stride(1), 1],
             [1, rows, x.shape[3]],
         )
-        for rows, x in blocks
+        for x in tensors
     ]
 
 
-def _vectors(x: Tensor, rows: int, tma: bool) -> Tensor | TensorDescriptor:
-    """[B, Hq, time] float32 for `_vector`."""
+def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
+    """Contiguous float32 numbers for `vector`, the last axis in blocks of `size`."""
     if not tma:
         return x
-    return TensorDescriptor(
-        x, [x.shape[0] * x.shape[1], x.shape[2]], [x.shape[2], 1], [1, rows]
-    )
-
-
-BULK = True
+    return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
 
 
 def prepare(
@@ -829,19 +440,20 @@ def prepare(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decayed sums, what each position sees, and a zeroed count of tiles.
 
-    Returns: decay [3, B, Hq, L], L = N rounded up to 128: the sums in two floats, and their fall in
-             base 2 since the first position of each block; left [B, Hq, N] int32; count [B, Hq].
+    Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
+             their fall in base 2 since the first position of each block; left [B, Hq, L] int32;
+             count [B, Hq].
     """
     batch, keys, heads = log_f.shape
-    length = triton.cdiv(keys, 128) * 128
+    length = (triton.cdiv(keys, 128) + 1) * 128
     decay = log_f.new_empty(3, batch, heads, length)
-    left = log_f.new_empty(batch, heads, keys, dtype=torch.int32)
+    left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
     _prepare[(batch * heads,)](
         log_f, log_f if start is None else start, decay, left, count,
         *log_f.stride(), *((0, 0) if start is None else start.stride()),
         batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BR=min(64, triton.next_power_of_2(length // block)), BC=block, num_warps=8,
+        BR=scan_blocks(keys, block), BC=block, num_warps=8,
     )  # fmt: skip
     return decay, left, count
 
@@ -864,84 +476,17 @@ def forward(
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     start = None if start is None else start.view(torch.uint8)
-    launch, pairs = _launch("forward", q), batch * heads
+    launch, pairs = choose("forward", q), batch * heads
     decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
-    tma, rows = _tiled((launch.rows, q), (launch.columns, k), (launch.columns, v))
+    tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
     _forward[(pairs * triton.cdiv(queries, launch.rows),)](
-        *rows, decay, _vectors(decay[2], launch.columns, tma), left,
+        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
         lse if threshold is None else threshold, o, lse, count,
-        *_strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
-        D=width, BD=_width(width), PRUNE=threshold is not None, GROUP=_group(pairs, keys, q),
-        PRECISION="ieee", BM=launch.rows, BN=launch.columns, TMA=tma,
-        num_warps=launch.warps, num_stages=launch.stages, **_cap(launch),
+        *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
+        D=width, BD=padded_width(width), PRUNE=threshold is not None,
+        GROUP=heads_at_once(pairs, keys, q), PRECISION="ieee", BM=launch.rows, BN=launch.columns, TMA=tma,
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
     )  # fmt: skip
     return o, lse, count, decay, left
-
-
-def backward(
-    do: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_f: Tensor,
-    start: Tensor | None,
-    threshold: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    decay: Tensor,
-    left: Tensor,
-    *,
-    window: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped."""
-    batch, queries, heads, width = q.shape
-    keys, groups = k.shape[1], heads // k.shape[2]
-    pairs = batch * heads
-    start = None if start is None else start.view(torch.uint8)
-    tile, by_key, by_query = (_launch(role, q) for role in ("forward", "keys", "queries"))
-    do = do if do.stride(-1) == 1 else do.contiguous()
-    dq = q.new_empty(q.shape)
-    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
-    padded = triton.cdiv(queries, by_query.rows) * by_query.rows
-    delta, relative, row = (log_f.new_empty(batch, heads, padded) for _ in range(3))
-    column = log_f.new_empty(batch, heads, keys)
-    options = dict(
-        D=width, BD=_width(width), PRUNE=threshold is not None, PRECISION="ieee",
-        PM=tile.rows, PN=tile.columns,
-    )  # fmt: skip
-    limit = lse if threshold is None else threshold
-    m, n = by_query.rows, by_query.columns
-    tma, rows = _tiled((m, q), (n, k), (n, v), (m, o), (m, do))
-    _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
-        *rows, decay, _vectors(decay[2], n, tma), left, limit, lse,
-        lse if dlse is None else dlse, delta, relative,
-        dq, row, *_strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, groups, queries, keys, decay.shape[3], scale, **options, DLSE=dlse is not None,
-        GROUP=_group(pairs, keys, q), KM=by_key.rows, BM=m, BN=n, TMA=tma,
-        num_warps=by_query.warps, num_stages=by_query.stages,
-        **_cap(by_query),
-    )  # fmt: skip
-    m, n = by_key.rows, by_key.columns
-    tma, rows = _tiled((m, q), (n, k), (n, v), (m, do))
-    _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
-        *rows, decay, left, limit, lse, _vectors(delta, m, tma), _vectors(relative, m, tma),
-        dk, dv, column,
-        *_strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
-        scale, **options,
-        GROUP=_group(pairs // groups, keys, q), BM=m, BN=n, TMA=tma,
-        num_warps=by_key.warps, num_stages=by_key.stages,
-        **_cap(by_key),
-    )  # fmt: skip
-    _gates[(pairs,)](
-        log_f, log_f if start is None else start, row, column, dlog_f,
-        log_f.stride(1), log_f.stride(0), log_f.stride(2),
-        *((0, 0) if start is None else start.stride()), heads, queries, padded, keys,
-        STARTS=start is not None, BT=min(2048, max(16, triton.next_power_of_2(keys))),
-        num_warps=4,
-    )  # fmt: skip
-    return dq, dk, dv, dlog_f

@@ -1,0 +1,513 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
+"""Gradients of forgetting attention in Triton: by query rows, by keys, and of the gates.
+
+The kernel of the queries runs first and leaves what the kernel of the keys needs of each row; both
+recompute scores, so that no sum depends on the order of programs.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cerl.kernels.attention_triton import (
+    LANES,
+    LOG2E,
+    cap,
+    choose,
+    fall,
+    first_tile,
+    heads_at_once,
+    key_ranges,
+    load_decay,
+    load_rows,
+    padded_width,
+    pair_scores,
+    resets,
+    scan_blocks,
+    strides,
+    sum_pointers,
+    swizzle,
+    tiled,
+    vector,
+    vectors,
+)
+
+
+@triton.jit
+def _last_tiles(
+    p_high,
+    p_low,
+    p_left,
+    threshold,
+    j0,
+    offset,
+    queries,
+    PRUNE: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+):
+    """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
+
+    Both sets begin at the diagonal: what a query sees moves forward only.
+    """
+    jl = j0 // PN * PN + PN - 1
+    begin = tl.maximum(j0 - offset, 0) // PM
+    total = tl.cdiv(queries, PM)
+    visited = tl.zeros([LANES], tl.int32)
+    whole = tl.zeros([LANES], tl.int32)
+    for base in range(begin, total, LANES):
+        tile = base + tl.arange(0, LANES)
+        inside = tile < total
+        i0 = offset + tl.minimum(tile * PM, queries - 1)
+        m_visit = tl.load(p_left + i0) <= jl
+        if PRUNE:
+            high, low = load_decay(p_high, p_low, tl.minimum(jl, offset + queries - 1))
+            b_high, b_low = load_decay(p_high, p_low, i0)
+            m_visit = m_visit & ((b_high - high) + (b_low - low) >= threshold)
+        visited += (inside & (m_visit | (jl >= i0))).to(tl.int32)
+        i1 = offset + tl.minimum(tile * PM + PM - 1, queries - 1)
+        whole += (inside & (tl.load(p_left + i1) <= j0)).to(tl.int32)
+    visited_end = begin + tl.sum(visited)
+    return visited_end, tl.minimum(begin + tl.sum(whole), visited_end)
+
+
+@triton.jit
+def _keys_block(
+    b_k,
+    b_v,
+    hi_j,
+    lo_j,
+    column,
+    b_dk,
+    b_dv,
+    b_column,
+    begin,
+    i_b,
+    i_h,
+    o_pair,
+    p_q,
+    p_do,
+    p_terms,
+    p_sums,
+    p_left,
+    p_high,
+    p_low,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_db,
+    s_dt,
+    s_dh,
+    pairs,
+    offset,
+    queries,
+    padded,
+    length,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    TMA: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
+    b_delta = vector(p_terms, o_pair, begin, padded, BM, TMA)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+    if MASKED:
+        i = offset + begin + tl.arange(0, BM)
+        hi_i = vector(p_sums, o_pair, offset + begin, length, BM, TMA)
+        lo_i = vector(p_sums, pairs + o_pair, offset + begin, length, BM, TMA)
+        b_left = vector(p_left, o_pair, offset + begin, length, BM, TMA)
+        b_lse = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
+        m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
+        b_s = pair_scores(b_s, scale, hi_i[None, :], hi_j[:, None], lo_j[:, None], m_pair)
+        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[None, :])
+    else:
+        hi_r, lo_r = load_decay(p_high, p_low, offset + begin)
+        b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
+        b_relative = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
+        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_relative[None, :])
+    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+    b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    b_ds = b_p * (b_ds - b_delta[None, :])
+    b_column += tl.sum(b_ds, 1)
+    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv, b_column
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length"])
+def _backward_keys(
+    p_q,
+    p_k,
+    p_v,
+    p_do,
+    p_decay,
+    p_sums,
+    p_left,
+    p_sees,
+    p_threshold,
+    p_terms,
+    p_dk,
+    p_dv,
+    p_column,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_db,
+    s_dt,
+    s_dh,
+    pairs,
+    heads,
+    groups,
+    queries,
+    padded,
+    keys,
+    length,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRUNE: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
+    key_heads = heads // groups
+    i_pair, i_tile = swizzle(pairs // groups, tl.cdiv(keys, BN), GROUP)
+    i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
+    offset = keys - queries
+    j0 = i_tile * BN
+    column = j0 + tl.arange(0, BN)
+    d = tl.arange(0, BD)
+    b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
+    b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+    b_dk = tl.zeros([BN, BD], tl.float32)
+    b_dv = tl.zeros([BN, BD], tl.float32)
+    for group in range(groups):
+        i_h = i_kh * groups + group
+        o_pair = i_b * heads + i_h
+        p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
+        p_l = p_left + o_pair * length
+        threshold = 0.0
+        if PRUNE:
+            threshold = tl.minimum(tl.load(p_threshold + o_pair), 0.0)
+        visited, whole = _last_tiles(
+            p_high, p_low, p_l, threshold, j0, offset, queries, PRUNE, PM, PN
+        )
+        end = tl.minimum(visited * PM, queries)
+        first = tl.maximum(j0 - offset, 0) // BM * BM
+        first = tl.minimum(first, end)
+        diagonal = tl.cdiv(tl.maximum(j0 + BN - 1 - offset, 0), BM) * BM
+        diagonal = tl.maximum(tl.minimum(diagonal, end), first)
+        clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
+        near = tl.cdiv(diagonal - first, BM)
+        far = tl.cdiv(end - clean, BM)
+        hi_j, lo_j = load_decay(p_high, p_low, column)
+        b_column = tl.zeros([BN], tl.float32)
+        for step in range(near + far):
+            begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
+            b_dk, b_dv, b_column = _keys_block(
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
+                pairs, offset, queries, padded, length, scale * LOG2E,
+                D, BD, PRECISION, BM, TMA, True,
+            )  # fmt: skip
+        for begin in range(diagonal, clean, BM):
+            b_dk, b_dv, b_column = _keys_block(
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
+                pairs, offset, queries, padded, length, scale * LOG2E,
+                D, BD, PRECISION, BM, TMA, False,
+            )  # fmt: skip
+        tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
+    o_out = (i_b * keys * key_heads + i_kh) * D
+    o_tile = column[:, None] * (key_heads * D) + d[None, :]
+    m_tile = (column < keys)[:, None] & (d < D)[None, :]
+    tl.store(p_dk + o_out + o_tile, (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_tile)
+    tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
+def _backward_queries(
+    p_q,
+    p_k,
+    p_v,
+    p_o,
+    p_do,
+    p_decay,
+    p_sums,
+    p_left,
+    p_threshold,
+    p_lse,
+    p_dlse,
+    p_terms,
+    p_dq,
+    p_row,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_ob,
+    s_ot,
+    s_oh,
+    s_db,
+    s_dt,
+    s_dh,
+    s_lb,
+    s_lt,
+    s_lh,
+    pairs,
+    heads,
+    groups,
+    queries,
+    keys,
+    length,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRUNE: tl.constexpr,
+    DLSE: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+    KM: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """dq and the row sums of dS of BM query rows of one head.
+
+    For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse, and the
+    log-sum-exp in base 2, relative to the first row of its block of KM, and as it is.
+    """
+    tiles = tl.cdiv(queries, BM)
+    i_pair, i_tile = swizzle(pairs, tiles, GROUP)
+    i_tile = tiles - 1 - i_tile
+    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
+    offset = keys - queries
+    i_kh = i_h // groups
+    o_pair = i_pair.to(tl.int64)
+    p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
+    p_left += o_pair * length
+    threshold = 0.0
+    if PRUNE:
+        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
+    d = tl.arange(0, BD)
+    row = i_tile * BM + tl.arange(0, BM)
+    safe = tl.minimum(row, queries - 1)
+    i = offset + safe
+    i0 = offset + i_tile * BM
+    i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
+    tile0 = offset + i_tile * BM // PM * PM
+    first = first_tile(p_high, p_low, p_left, threshold, tile0, PRUNE, PN) * PN
+    # A block inside a tile may see fewer keys than the tile's first row does.
+    first = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
+    edge, whole, diagonal, edges = key_ranges(p_left, first, i0, i1, BN)
+    begin = i_tile * BM
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
+    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    if DLSE:
+        b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
+    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
+    hi_i, lo_i = load_decay(p_high, p_low, i)
+    m_row = row < queries
+    hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
+    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    o_padded = o_pair * (tiles * BM) + row
+    o_term = pairs.to(tl.int64) * (tiles * BM)
+    tl.store(p_terms + o_padded, tl.where(m_row, b_delta, 0.0))
+    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_relative, float("inf")))
+    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_lse, float("inf")))
+    b_left = tl.load(p_left + i)
+    b_dq = tl.zeros([BM, BD], tl.float32)
+    b_row = tl.zeros([BM], tl.float32)
+    scale2 = scale * LOG2E
+    for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
+        begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
+        column = begin + tl.arange(0, BN)
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
+        lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
+        b_s = pair_scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
+        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[:, None])
+        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_ds - b_delta[:, None])
+        b_row += tl.sum(b_ds, 1)
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    for begin in range(whole, diagonal, BN):
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_fall, frame = fall(
+            p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
+        )
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_fall[None, :]
+        b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
+        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_ds - b_delta[:, None])
+        b_row += tl.sum(b_ds, 1)
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    tl.store(p_row + o_padded, b_row)
+    tl.store(
+        p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
+        (b_dq * scale).to(p_dq.dtype.element_ty),
+        mask=m_row[:, None] & (d < D)[None, :],
+    )
+
+
+@triton.jit
+def _append_backwards(a_stop, a_sum, b_stop, b_sum):
+    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
+
+
+@triton.jit(do_not_specialize=["heads", "queries", "padded", "keys"])
+def _gates(
+    p_log_f,
+    p_start,
+    p_row,
+    p_column,
+    p_dlog_f,
+    s_ft,
+    s_fb,
+    s_fh,
+    s_sb,
+    s_st,
+    heads,
+    queries,
+    padded,
+    keys,
+    STARTS: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """dlog_f: sums of what follows within the episode, from its end to its second step."""
+    i_pair = tl.program_id(0).to(tl.int64)
+    i_b, i_h = i_pair // heads, i_pair % heads
+    p_log_f += i_b * s_fb + i_h * s_fh
+    p_start += i_b * s_sb
+    p_row += i_pair * padded
+    p_column += i_pair * keys
+    p_dlog_f += i_b * keys * heads + i_h
+    offset = keys - queries
+    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
+    chunks = tl.cdiv(keys, BR * BC)
+    carry = 0.0
+    for step in range(chunks):
+        t = (chunks - 1 - step) * BR * BC + row[:, None] * BC + column
+        inside = t < keys
+        b_sum = tl.load(p_row + t - offset, mask=inside & (t >= offset), other=0.0)
+        b_sum -= tl.load(p_column + t, mask=inside, other=0.0)
+        _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
+        _, m_next = resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
+        b_stop, b_sum = tl.associative_scan(
+            (m_next.to(tl.int32), b_sum), 1, _append_backwards, reverse=True
+        )
+        # What stands after each block: all blocks below it, then the carry.
+        e_stop = tl.sum(tl.where(column == 0, b_stop, 0), 1)
+        e_sum = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)
+        e_stop, e_sum = tl.associative_scan((e_stop, e_sum), 0, _append_backwards, reverse=True)
+        e_sum += tl.where(e_stop != 0, 0.0, carry)
+        below = tl.gather(e_sum, tl.minimum(row + 1, BR - 1), 0)
+        below = tl.where(row == BR - 1, carry, below)[:, None]
+        b_sum += tl.where(b_stop != 0, 0.0, below)
+        carry = tl.sum(tl.where(row == 0, e_sum, 0.0))
+        tl.store(p_dlog_f + t * heads, tl.where(m_reset, 0.0, b_sum), mask=inside)
+
+
+def backward(
+    do: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    decay: Tensor,
+    left: Tensor,
+    *,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped."""
+    batch, queries, heads, width = q.shape
+    keys, groups = k.shape[1], heads // k.shape[2]
+    pairs = batch * heads
+    start = None if start is None else start.view(torch.uint8)
+    tile, by_key, by_query = (choose(role, q) for role in ("forward", "keys", "queries"))
+    do = do if do.stride(-1) == 1 else do.contiguous()
+    dq = q.new_empty(q.shape)
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
+    padded = triton.cdiv(queries, by_query.rows) * by_query.rows
+    terms = log_f.new_empty(3, batch, heads, padded)
+    row = log_f.new_empty(batch, heads, padded)
+    column = log_f.new_empty(batch, heads, keys)
+    options = dict(
+        D=width, BD=padded_width(width), PRUNE=threshold is not None, PRECISION="ieee",
+        PM=tile.rows, PN=tile.columns,
+    )  # fmt: skip
+    limit = lse if threshold is None else threshold
+    m, n = by_query.rows, by_query.columns
+    tma, (k_rows, v_rows) = tiled(n, k, v)
+    _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
+        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
+        lse if dlse is None else dlse, terms, dq, row,
+        *strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
+        pairs, heads, groups, queries, keys, decay.shape[3], scale, **options,
+        DLSE=dlse is not None,
+        GROUP=heads_at_once(pairs, keys, q), KM=by_key.rows, BM=m, BN=n, TMA=tma,
+        num_warps=by_query.warps, num_stages=by_query.stages,
+        **cap(by_query),
+    )  # fmt: skip
+    m, n = by_key.rows, by_key.columns
+    tma, (q_rows, do_rows) = tiled(m, q, do)
+    _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
+        q_rows, k, v, do_rows, decay, vectors(decay, m, tma), left, vectors(left, m, tma), limit,
+        vectors(terms, m, tma), dk, dv, column,
+        *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
+        scale, **options,
+        GROUP=heads_at_once(pairs // groups, keys, q), BM=m, BN=n, TMA=tma,
+        num_warps=by_key.warps, num_stages=by_key.stages,
+        **cap(by_key),
+    )  # fmt: skip
+    _gates[(pairs,)](
+        log_f, log_f if start is None else start, row, column, dlog_f,
+        log_f.stride(1), log_f.stride(0), log_f.stride(2),
+        *((0, 0) if start is None else start.stride()), heads, queries, padded, keys,
+        STARTS=start is not None, BR=scan_blocks(keys, 64), BC=64, num_warps=8,
+    )  # fmt: skip
+    return dq, dk, dv, dlog_f
