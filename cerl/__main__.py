@@ -28,7 +28,7 @@ commands:
   eval RUN [OPTIONS]              play the newest checkpoint: every member, and the aggregate
   sweep PRESET... [OPTIONS]       train presets x environments one after the other, then report
   report RUN... [OPTIONS]          tables and learning curves of finished or running runs
-  bench NAME [OPTIONS]            measure this machine: env, update, train, replay
+  bench NAME [OPTIONS]            measure this machine: env, update, train, replay, attention, ...
   list [presets|envs]             what can be trained, and on what
   --version                       print the version
 
@@ -373,9 +373,12 @@ def _report(arguments: list[str]) -> None:
 def _bench(arguments: list[str]) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
-    from cerl import bench
+    from cerl import bench, bench_acp, bench_attention, bench_tiles
 
     measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
+    measures["attention"] = bench_attention.attention
+    measures["attention-tiles"] = bench_tiles.attention_tiles
+    measures["acp"] = bench_acp.acp
     subcommand_cli_from_dict(
         measures, args=arguments or ["--help"], prog="cerl bench", description=bench.__doc__
     )

@@ -1,0 +1,526 @@
+"""Forgetting attention against the clock: `cerl bench attention`.
+
+Rows of q and k have length sqrt(D), so no logit is larger than sqrt(D), and `threshold` is what
+pruning may use then. The gates s70 and s90 decay so fast that 70% and 90% of the pairs of a query
+and an earlier key fall below it.
+"""
+
+import importlib.util
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cerl import bench
+from cerl.kernels.attention import Tiles, forgetting_attention, visited
+from cerl.kernels.attention_step import Cache, forgetting_attention_step
+
+LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop
+GATES = ("none", "mild", "s70", "s90")
+OFTEN = ("none", "none+acp", "s70+acp", "s90+acp")
+# Shapes of the table and their cases.
+TABLE = {
+    "4,4096,16,64": OFTEN,
+    "2,16384,16,64": OFTEN,
+    "16,1024,8,128": ("none", "s70+acp"),
+    "64,256,8,64": ("none", "s70+acp"),
+    "256,64,4,32": ("none", "s70+acp"),
+    "step:64,1024,8,64": ("none", "s90+acp"),
+}
+CALLS = 20  # in a graph, at most
+SPAN = 3.0  # ms of a graph, where that many calls take longer
+LIMIT = 200.0  # ms of the repeats of one number, where that leaves 3
+
+Call = Callable[[], object]
+Rows = list[dict[str, Any]]
+
+
+class Shape(NamedTuple):
+    """Of q, k and v alike: B, T, H, D; of a step T is what the full cache holds."""
+
+    batch: int
+    length: int
+    heads: int
+    width: int
+
+
+class Work(NamedTuple):
+    """One line of the table: a sequence, or a step after a sequence, under a gate."""
+
+    step: bool
+    shape: Shape
+    gate: str
+    pruned: bool
+
+    @property
+    def what(self) -> str:
+        return ("step:" if self.step else "") + ",".join(map(str, self.shape))
+
+    @property
+    def case(self) -> str:
+        return self.gate + ("+acp" if self.pruned else "")
+
+
+class Spent(NamedTuple):
+    """Milliseconds of one call: replayed in a CUDA graph, and as called from Python."""
+
+    graph: float
+    eager: float
+
+
+Timer = Callable[[Call], Spent]
+
+
+def attention(
+    *,
+    shapes: tuple[str, ...] = tuple(TABLE),
+    cases: tuple[str, ...] = (),
+    official: Path | None = None,
+    sdpa: bool = False,
+    repeats: int = 20,
+    seconds: float = 120.0,
+    jobs: int = 0,
+    out: Path | None = None,
+) -> Rows:
+    """Forward, forward and backward, and one acting step of forgetting attention, in bf16.
+
+    Milliseconds of one call: `graph` replayed in a CUDA graph, `eager` as called. Calls follow each
+    other, so small inputs are found in the cache of the GPU.
+
+    Args:
+        shapes: B,T,H,D of a sequence, or step:B,R,H,D of a step with a full cache of R
+        cases: a gate (none, mild, s70, s90), with +acp if pruned; the usual ones if not given
+        official: folder with the authors' forgetting_attention.py, timed in the same run
+        sdpa: also time torch's attention without a gate (flash, cuDNN), in unpruned cases
+        repeats: timings of each number, of which the median is taken
+        seconds: rows that begin later than this are left out
+        jobs: processes that compile all kernels first; 0 compiles each before it is timed
+        out: JSON-lines file that every row is appended to as soon as it is measured
+    """
+    device = needed_device()
+    works = parsed(shapes, cases)
+    reference = None if official is None else load_official(official)
+    end = time.monotonic() + seconds
+    if jobs:
+        compiled(_compile, [(work, official) for work in works], jobs=jobs, seconds=0.6 * seconds)
+    with Report(f"attention on {bench.device_name(device)}, bf16", out) as report:
+        for work in works:
+            impls = implementations(work, reference, device, sdpa=sdpa)
+            measure(report, work, impls, stopwatch(repeats), end=end)
+    return report.finished()
+
+
+def needed_device() -> torch.device:
+    """The CUDA device. Raises: RuntimeError where there is none."""
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this benchmark times GPU kernels and found no CUDA device; run it where there is one"
+        )
+    return torch.device("cuda")
+
+
+def parsed(shapes: Sequence[str], cases: Sequence[str]) -> list[Work]:
+    """All rows of the table that are asked for.
+
+    Raises: ValueError for a shape or case that cannot be read.
+    """
+    works = []
+    for text in shapes:
+        step, shape = text.startswith("step:"), parsed_shape(text.removeprefix("step:"))
+        for case in cases or TABLE.get(text, OFTEN):
+            gate, plus, rest = case.partition("+")
+            if gate not in GATES or (plus and rest != "acp") or (step and gate == "mild"):
+                raise ValueError(
+                    f"--cases: expected {', '.join(GATES)} (not mild for a step), with +acp if "
+                    f"pruned, got {case!r}"
+                )
+            works.append(Work(step, shape, gate, bool(plus)))
+    return works
+
+
+def parsed_shape(text: str) -> Shape:
+    """B,T,H,D. Raises: ValueError."""
+    sizes = text.split(",")
+    if len(sizes) != 4 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(
+            f"--shapes: expected four sizes B,T,H,D from 1 on, like 4,4096,16,64, got {text!r}"
+        )
+    return Shape(*map(int, sizes))
+
+
+def inputs(
+    shape: Shape, *, device: torch.device, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k (rows of length sqrt(D)), v and the gradient of the output, [B, T, H, D]."""
+    generator = torch.Generator(device).manual_seed(seed)
+    q, k, v, do = (torch.randn(shape, device=device, generator=generator) for _ in range(4))
+    q, k = (math.sqrt(shape.width) * F.normalize(x, dim=3) for x in (q, k))
+    q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
+    return q, k, v, do
+
+
+def threshold(shape: Shape) -> float:
+    """Natural log; what a bound of sqrt(D) on the logits allows."""
+    return LOG_EPS - math.log(shape.length) - 2.0 * math.sqrt(shape.width)
+
+
+def decay_rate(gate: str, shape: Shape) -> float:
+    """Mean of -log f per step of the gates none, s70 and s90."""
+    if gate == "none":
+        return 0.0
+    share = {"s70": 0.7, "s90": 0.9}[gate]
+    # The pairs that are at least w steps apart are (1 - w / T)^2 of all.
+    return -threshold(shape) / (shape.length * (1.0 - math.sqrt(share)))
+
+
+def gates(gate: str, shape: Shape, *, device: torch.device, seed: int = 1) -> Tensor:
+    """log_f [B, T, H] float32: uniform between 0.5 and 1.5 times the rate; mild: about -0.005."""
+    generator = torch.Generator(device).manual_seed(seed)
+    u = torch.rand(shape[:3], device=device, generator=generator)
+    if gate == "mild":
+        return F.logsigmoid(4.0 + 4.0 * u)
+    return -decay_rate(gate, shape) * (0.5 + u)
+
+
+class Calls(NamedTuple):
+    """What is timed of one implementation, and the share of tiles that it skips."""
+
+    forward: Call
+    both: Call | None
+    skipped: float | None
+
+
+def implementations(
+    work: Work, reference: Any, device: torch.device, *, sdpa: bool = False
+) -> dict[str, Callable[[], Calls]]:
+    """Name to what makes its calls; ours first, which the others are compared with."""
+    made: dict[str, Callable[[], Calls]] = {}
+    if work.step:
+        made["ours"] = lambda: step_calls(work, device)
+    else:
+        made["ours"] = lambda: sequence_calls(work, device)
+    if reference is not None:
+        make = official_step_calls if work.step else official_calls
+        made["official"] = lambda: make(reference, work, device)
+    if sdpa and not work.step and not work.pruned:
+        for name in ("flash", "cudnn"):
+            made[name] = lambda name=name: sdpa_calls(name, work, device)
+    return made
+
+
+def sequence_calls(
+    work: Work, device: torch.device, *, dtype: torch.dtype = torch.bfloat16
+) -> Calls:
+    """Our operator on a whole sequence."""
+    shape = work.shape
+    log_f = gates(work.gate, shape, device=device)
+    limit = None
+    if work.pruned:
+        limit = torch.full((shape.batch, shape.heads), threshold(shape), device=device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
+        return forgetting_attention(q, k, v, log_f, threshold=limit)
+
+    q, k, v, do = inputs(shape, device=device, dtype=dtype)
+    with torch.no_grad():
+        _, skipped = forgetting_attention(q, k, v, log_f, threshold=limit, return_skipped=True)
+    return paired(attend, (q, k, v, log_f), do, float(skipped.mean()))
+
+
+def paired(attend: Callable[..., Tensor], x: Sequence[Tensor], do: Tensor, skipped: float) -> Calls:
+    """Forward alone, and with the gradients of x."""
+    leaves = tuple(tensor.requires_grad_() for tensor in x)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return attend(*leaves)
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attend(*leaves), leaves, do)
+
+    return Calls(forward, both, skipped)
+
+
+def official_calls(reference: Any, work: Work, device: torch.device) -> Calls:
+    """The authors' operator on the same inputs, under the same threshold."""
+    shape = work.shape
+    log_f = gates(work.gate, shape, device=device)
+    limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
+        return reference.forgetting_attention(q, k, v, log_f, adaptive_threshold=limit)
+
+    q, k, v, do = inputs(shape, device=device)
+    skipped = 0.0
+    if work.pruned:
+        batch, length, heads, width = shape
+        sizes = reference.get_fwd_config(batch, heads, length, length, width, True)
+        skipped = skipped_share(log_f, Tiles(*sizes[:2]), threshold(shape))
+    return paired(attend, (q, k, v, log_f), do, skipped)
+
+
+def skipped_share(log_f: Tensor, tiles: Tiles, limit: float) -> float:
+    """Share of the tiles up to the diagonal whose largest decay is below a threshold."""
+    length = log_f.shape[1]
+    kept, causal = (
+        visited(log_f, queries=length, tiles=tiles, threshold=given).sum()
+        for given in (limit, None)
+    )
+    return 1.0 - float(kept) / float(causal)
+
+
+def step_calls(work: Work, device: torch.device, *, dtype: torch.dtype = torch.bfloat16) -> Calls:
+    """Our step, append included, with a full cache; its gates do not vary."""
+    batch, ring, heads, width = work.shape
+    one = Shape(batch, 1, heads, width)
+    q, k, v, _ = (x[:, 0] for x in inputs(one, device=device, dtype=dtype))
+    log_f = torch.full((batch, heads), -decay_rate(work.gate, work.shape), device=device)
+    start = torch.zeros(batch, dtype=torch.bool, device=device)
+    sizes = dict(batch=batch, heads=heads, key_heads=heads, ring=ring, width=width)
+    cache = Cache.new(**sizes, dtype=dtype, device=device)
+    log_eps = LOG_EPS if work.pruned else None
+
+    def step() -> Tensor:
+        return forgetting_attention_step(q, k, v, log_f, cache, start=start, log_eps=log_eps)
+
+    for _ in range(ring):
+        step()
+    return Calls(step, None, None)
+
+
+def official_step_calls(reference: Any, work: Work, device: torch.device) -> Calls:
+    """One query of the authors' operator against all keys; nothing is appended."""
+    shape = work.shape
+    log_f = torch.full(shape[:3], -decay_rate(work.gate, shape), device=device)
+    limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
+    q, k, v, _ = inputs(shape, device=device)
+    last = q[:, -1:].contiguous()
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            return reference.forgetting_attention(last, k, v, log_f, adaptive_threshold=limit)
+
+    return Calls(step, None, None)
+
+
+def sdpa_calls(name: str, work: Work, device: torch.device) -> Calls:
+    """Causal attention of torch, without a gate, heads first as it wants them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kinds = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(kinds[name]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    tensors = inputs(work.shape, device=device)
+    q, k, v, do = (x.transpose(1, 2).contiguous() for x in tensors)
+    return paired(attend, (q, k, v), do, 0.0)
+
+
+def load_official(folder: Path) -> types.ModuleType:
+    """The authors' kernel from its one file, which needs nothing but torch, triton and einops.
+
+    Raises: ValueError if the file is not there.
+    """
+    places = [folder / below for below in ("", "src/forgetting_transformer/ops")]
+    found = [place / "forgetting_attention.py" for place in places]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"--official: expected a folder with forgetting_attention.py, got {folder}; give the "
+            "root of the forgetting-transformer repository, or the folder of that file"
+        )
+    if importlib.util.find_spec("einops") is None:
+        # Of einops it calls rearrange alone, and only to swap time and heads.
+        stand_in = types.ModuleType("einops")
+        vars(stand_in)["rearrange"] = lambda x, pattern, **sizes: x.transpose(1, 2)
+        sys.modules["einops"] = stand_in
+    spec = importlib.util.spec_from_file_location("official_forgetting_attention", path)
+    assert spec is not None and spec.loader is not None, f"{path} is a Python file"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def stopwatch(repeats: int) -> Timer:
+    """Times a call on the current CUDA device. Raises: ValueError for less than one repeat."""
+    if repeats < 1:
+        raise ValueError(f"--repeats: expected a number from 1 on, got {repeats}")
+
+    def spent(call: Call) -> Spent:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, as capture cannot
+            call()
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        guess = _median(lambda: _many(call, 3), 1) / 3
+        calls = max(1, min(CALLS, int(SPAN / guess)))
+        times = max(min(repeats, 3), min(repeats, int(LIMIT / (calls * guess))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            _many(call, calls)
+        replayed = _median(graph.replay, times) / calls
+        return Spent(replayed, _median(lambda: _many(call, calls), times) / calls)
+
+    return spent
+
+
+def untimed(call: Call) -> Spent:
+    """A timer that only calls, as compilation wants it."""
+    call()
+    return Spent(0.0, 0.0)
+
+
+def _many(call: Call, calls: int) -> None:
+    for _ in range(calls):
+        call()
+
+
+def _median(run: Call, repeats: int) -> float:
+    """Milliseconds between device events, after one run that does not count."""
+    run()
+    torch.cuda.synchronize()
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for begin, end in marks:
+        begin.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in marks)
+
+
+class Report:
+    """Rows, printed and written as soon as they are there."""
+
+    def __init__(self, title: str, out: Path | None) -> None:
+        self.title, self.rows, self.failed = title, Rows(), Rows()
+        self.file: TextIO | None = None
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self.file = out.open("a")
+        print(title)
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        if not self.rows:
+            print("  ".join(_padded(name, name, row[name]) for name in row))
+        self.rows.append(row)
+        print("  ".join(_padded(name, value, value) for name, value in row.items()), flush=True)
+        self._write(row)
+
+    def fail(self, row: dict[str, Any], error: Exception) -> None:
+        """A row that could not be measured; the run goes on."""
+        text = (str(error) or type(error).__name__).strip().partition("\n")[0]
+        self.failed.append(row | {"error": f"{type(error).__name__}: {text}"})
+        print(*row.values(), self.failed[-1]["error"], flush=True)
+        self._write(self.failed[-1])
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"table": self.title, **row}) + "\n")
+            self.file.flush()
+
+    def finished(self) -> Rows:
+        """All rows. Raises: RuntimeError if some could not be measured."""
+        if self.failed:
+            raise RuntimeError(
+                f"{len(self.failed)} of {len(self.rows) + len(self.failed)} rows failed, the first "
+                f"with {self.failed[0]['error']}; the others are above"
+            )
+        return self.rows
+
+
+def _padded(name: str, value: object, kind: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    width = max(len(name), 17 if isinstance(kind, str) else 7)
+    return text.ljust(width) if isinstance(kind, str) else text.rjust(width)
+
+
+def measure(
+    report: Report,
+    work: Work,
+    impls: dict[str, Callable[[], Calls]],
+    timer: Timer,
+    *,
+    end: float = math.inf,
+) -> None:
+    """One row for each implementation, until `end` of the monotonic clock."""
+    ours = None
+    for name, make in impls.items():
+        row: dict[str, Any] = {"shape": work.what, "case": work.case, "what": name}
+        if time.monotonic() > end:
+            print(*row.values(), "left out: no time", flush=True)
+            continue
+        try:
+            calls = make()
+            forward = timer(calls.forward)
+            both = None if calls.both is None else timer(calls.both)
+        except Exception as error:  # of one kernel on one shape; the others are still of use
+            report.fail(row, error)
+            continue
+        whole = both or forward
+        ours = whole if name == "ours" else ours
+        report.add(
+            row
+            | {
+                "skipped": calls.skipped,
+                "fwd graph": forward.graph,
+                "fwd eager": forward.eager,
+                "fwd+bwd graph": both and both.graph,
+                "fwd+bwd eager": both and both.eager,
+                "graph/ours": ours and whole.graph / ours.graph,
+                "eager/ours": ours and whole.eager / ours.eager,
+            }
+        )
+
+
+def compiled(
+    task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, jobs: int, seconds: float
+) -> None:
+    """Calls a task with each tuple of arguments in processes of its own, which fill Triton's cache.
+
+    What fails is told and left to the process that needs it.
+    """
+    begin, context = time.monotonic(), multiprocessing.get_context("spawn")
+    with context.Pool(min(jobs, len(arguments))) as pool:
+        waiting = [pool.apply_async(task, given) for given in arguments]
+        for given, result in zip(arguments, waiting, strict=True):
+            try:
+                result.get(timeout=max(0.0, begin + seconds - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                print("compiling ahead: out of time", flush=True)
+                break
+            except Exception as error:
+                text = str(error).strip().partition("\n")[0]
+                print(f"compiling ahead {given}: {type(error).__name__}: {text}", flush=True)
+    print(f"compiling ahead took {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def _compile(work: Work, official: Path | None) -> None:
+    device = needed_device()
+    reference = None if official is None else load_official(official)
+    for make in implementations(work, reference, device).values():
+        calls = make()
+        untimed(calls.forward)
+        if calls.both is not None:
+            untimed(calls.both)
+    torch.cuda.synchronize()
