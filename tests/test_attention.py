@@ -228,10 +228,11 @@ def test_bound_gives_the_threshold_that_keeps_the_dropped_share_small():
     def skipped(**options: Any) -> Tensor:
         return forgetting_attention(*x[:4], return_skipped=True, **options)[1]
 
-    # The last key of a tile is reached over 63, 127, ... steps: gates scaled so that the rule is
-    # decided within 0.01 of the threshold by hand.
-    x = x._replace(log_f=x.log_f * (-hand / 64 * (1 - 3e-4)))
-    tiles = 16384 // 64
+    # The last key of the tile before the query's is as many steps away as a tile is wide: gates by
+    # which its D is within 0.01 of the threshold by hand.
+    columns = attention.tiles(1, 16384, 1, torch.float32).columns
+    x = x._replace(log_f=x.log_f * (-hand / columns * (1 - 3e-4)))
+    tiles = 16384 // columns
     kept = skipped(bound=8.0)
     assert torch.allclose(kept, torch.full((2, 2), 1 - 2 / tiles))
     assert torch.equal(kept, skipped(bound=torch.tensor([8.0, 8.0])))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.attention_check import check_pruning, check_tensors, check_values
 
 # Makes up for float32 sums of up to 128 squares and for the rounding to float32 after them.
 SLACK = 2.0**-16
@@ -62,22 +63,21 @@ def forgetting_attention(
              share of the blocks up to the diagonal that were not computed.
     Raises:  ValueError for arguments that do not fit; RuntimeError when the gradient is
              differentiated again.
-    Source:  Lin et al. 2025, equations 5 to 7 and (pruning) section 3; differs: episodes, window,
-             sums in two floats.
+    Source:  Lin et al. 2025, as above; differs: episodes, window, sums that keep their precision.
     """
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) for x in (q, k, v))
-    _check(q, k, v, log_f, start, window)
+    check_tensors(q, k, v, log_f, start, window)
     use_triton = runs_triton(impl, q.device)
     if use_triton and q.dtype == torch.float64:
         raise ValueError(
             "forgetting_attention: the kernel takes float32, float16 and bfloat16, got float64; "
             'cast, or pass impl="reference"'
         )
-    _check_pruning(q, threshold, bound, log_eps)
+    check_pruning(q, threshold, bound, log_eps)
     if check:
-        _check_values(log_f, threshold, bound)
+        check_values(log_f, threshold, bound)
     width, keys = q.shape[3], k.shape[1]
     scale = float(width**-0.5) if scale is None else scale
     tile = tiles(q.shape[1], keys, width, q.dtype)
@@ -328,117 +328,6 @@ def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
     )
     long_k = long_k.repeat_interleave(q.shape[2] // k.shape[2], 1)
     return long_q * long_k * (abs(scale) * (1.0 + SLACK))
-
-
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, start: Tensor | None, window: int | None
-) -> None:
-    name = "forgetting_attention:"
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise ValueError(
-            f"{name} expected q [B, M, Hq, D] and k, v [B, N, Hkv, D], got {list(q.shape)}, "
-            f"{list(k.shape)} and {list(v.shape)}"
-        )
-    (batch, queries, heads, width), (_, keys, key_heads, _) = q.shape, k.shape
-    if k.shape[0] != batch or k.shape[3] != width:
-        raise ValueError(
-            f"{name} q and k must share B and D, got {list(q.shape)} and {list(k.shape)}"
-        )
-    if min(*q.shape, *k.shape) < 1:
-        raise ValueError(f"{name} an axis is empty: q {list(q.shape)}, k {list(k.shape)}")
-    if width > 128:
-        raise ValueError(f"{name} heads may be 128 wide, got D = {width}; use more heads")
-    if queries > keys:
-        raise ValueError(
-            f"{name} the queries are the last M of N positions, got M = {queries} > N = {keys}"
-        )
-    if heads % key_heads:
-        raise ValueError(
-            f"{name} Hq must be a multiple of Hkv, got Hq = {heads} and Hkv = {key_heads}"
-        )
-    if log_f.shape != (batch, keys, heads):
-        raise ValueError(
-            f"{name} expected log_f [B, N, Hq] = {[batch, keys, heads]}, got {list(log_f.shape)}"
-        )
-    if start is not None and (start.shape != (batch, keys) or start.dtype != torch.bool):
-        raise ValueError(
-            f"{name} expected start [B, N] = {[batch, keys]} of torch.bool, got "
-            f"{list(start.shape)} of {start.dtype}"
-        )
-    if window is not None and window < 1:
-        raise ValueError(f"{name} window counts steps from 1 on, got {window}; None for no window")
-    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if q.dtype not in kinds or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"{name} q, k and v must share float32, float16 or bfloat16, got {q.dtype}, {k.dtype} "
-            f"and {v.dtype}"
-        )
-    if log_f.dtype != torch.float32 and not log_f.dtype == q.dtype == torch.float64:
-        raise ValueError(f"{name} log_f must be float32, got {log_f.dtype}; cast it")
-    for other, tensor in {"k": k, "v": v, "log_f": log_f, "start": start}.items():
-        if tensor is not None and tensor.device != q.device:
-            raise ValueError(
-                f"{name} q is on {q.device} and {other} on {tensor.device}; move one of them"
-            )
-
-
-def _check_pruning(
-    q: Tensor,
-    threshold: Tensor | float | None,
-    bound: Tensor | float | str | None,
-    log_eps: float,
-) -> None:
-    name = "forgetting_attention:"
-    if threshold is not None and bound is not None:
-        raise ValueError(f"{name} got threshold and bound; pass one of them")
-    if not log_eps < 0.0:
-        raise ValueError(
-            f"{name} log_eps must be below 0, got {log_eps}; it is the log of the share of a row "
-            "that may be skipped"
-        )
-    if isinstance(bound, str) and bound != "measured":
-        raise ValueError(f"{name} bound must be a float, a tensor or 'measured', got {bound!r}")
-    if isinstance(threshold, float | int) and not threshold <= 0.0:
-        raise ValueError(
-            f"{name} threshold must be at most 0, got {threshold}; it is the log of a factor below "
-            "which scores are dropped"
-        )
-    if isinstance(bound, float | int) and not 0.0 <= bound < math.inf:
-        raise ValueError(
-            f"{name} bound is the largest |scale * q . k|, at least 0 and finite, got {bound}"
-        )
-    size = q.shape[0], q.shape[2]
-    for what, tensor in (("threshold", threshold), ("bound", bound)):
-        if not isinstance(tensor, Tensor):
-            continue
-        if tensor.device != q.device:
-            raise ValueError(
-                f"{name} q is on {q.device} and {what} on {tensor.device}; move one of them"
-            )
-        fits = tensor.dim() <= 2 and all(
-            given in (1, wanted)
-            for given, wanted in zip(tensor.shape[::-1], size[::-1], strict=False)
-        )
-        if not fits or not tensor.is_floating_point():
-            raise ValueError(
-                f"{name} {what} must be of floats and broadcast to [B, Hq] = {list(size)}, got "
-                f"{list(tensor.shape)} of {tensor.dtype}"
-            )
-
-
-def _check_values(log_f: Tensor, threshold: Any, bound: Any) -> None:
-    """Waits for the device."""
-    name = "forgetting_attention:"
-    if not bool((log_f <= 0.0).all()):
-        wrong = int((~(log_f <= 0.0)).sum())
-        raise ValueError(
-            f"{name} log_f must be at most 0, got {wrong} values above it or NaN, the largest "
-            f"{float(log_f.max())}; it is the log of a gate in [0, 1]"
-        )
-    if isinstance(threshold, Tensor) and not bool((threshold <= 0.0).all()):
-        raise ValueError(f"{name} threshold must be at most 0, got {threshold.tolist()}")
-    if isinstance(bound, Tensor) and not bool(((bound >= 0.0) & (bound < math.inf)).all()):
-        raise ValueError(f"{name} bound must be at least 0 and finite, got {bound.tolist()}")
 
 
 @torch.library.custom_op("cerl::forgetting_attention", mutates_args=())
