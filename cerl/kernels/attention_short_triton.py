@@ -1,0 +1,461 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
+"""Forgetting attention in Triton for short sequences: one launch forward and one backward.
+
+A program holds all keys of a head, or of several (then every block leads with an axis of pairs of
+batch row and head), and takes the queries in blocks. Positions are aligned to the end of a block of
+BT slots; a slot before position 0 is an episode of its own, so every slot sees a key. Sums run in a
+fixed order.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+class Launch(NamedTuple):
+    """Query rows of a block, heads of a program, warps and pipeline stages."""
+
+    rows: int
+    pairs: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _append(a_left, a_high, a_low, b_left, b_high, b_low):
+    """Sum of two runs in two floats; one that holds a reset (left >= 0) forgets the one before."""
+    total = a_high + b_high
+    part = total - a_high
+    rest = (a_high - (total - part)) + (b_high - part)
+    fresh = b_left >= 0
+    return (
+        tl.where(fresh, b_left, a_left),
+        tl.where(fresh, b_high, total),
+        tl.where(fresh, b_low, a_low + b_low + rest),
+    )
+
+
+@triton.jit
+def _append_before(a_stop, a_sum, b_stop, b_sum):
+    """Sums towards earlier steps; a run that holds a stop forgets what came after it."""
+    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
+
+
+@triton.jit
+def _pairs(pairs, heads, PAIRS: tl.constexpr):
+    """Batch row (int64) and head of this program; [PAIRS, 1] if there are many.
+
+    What is past the end repeats the last pair.
+    """
+    i = tl.program_id(0)
+    if PAIRS > 1:
+        i = tl.minimum(i * PAIRS + tl.arange(0, PAIRS), pairs - 1)[:, None]
+    return (i // heads).to(tl.int64), i % heads
+
+
+@triton.jit
+def _gates(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
+    """log_f at t, 0 where an episode of this head begins, and whether one does."""
+    inside = (t >= 0) & (t < keys)
+    b_f = tl.load(p_log_f + t * s_ft, mask=inside, other=0.0)
+    m_reset = (b_f == float("-inf")) | (t <= 0)
+    if STARTS:
+        m_reset = m_reset | tl.load(p_start + t * s_st, mask=inside, other=0)
+    return tl.where(m_reset, 0.0, b_f), m_reset
+
+
+@triton.jit
+def _decay(b_f, m_reset, slot, window):
+    """Decayed sums in two floats, and the first slot that each slot sees."""
+    AXIS: tl.constexpr = len(b_f.shape) - 1  # the interpreter does not scan along axis -1
+    b_left = tl.where(m_reset, slot, -1)
+    b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), AXIS, _append)
+    return b_high, b_low, tl.maximum(b_left, slot - window + 1)
+
+
+@triton.jit
+def _rows(p, row, inside, s_t, D: tl.constexpr, BD: tl.constexpr):
+    """Rows [..., BD] of a head; zeros outside and past D."""
+    d = tl.arange(0, BD)
+    m = tl.expand_dims(inside, -1)
+    if D < BD:
+        m = m & (d < D)
+    return tl.load(tl.expand_dims(p + row * s_t, -1) + d, mask=m, other=0.0)
+
+
+@triton.jit
+def _store(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
+    d = tl.arange(0, BD)
+    m = tl.expand_dims(inside, -1)
+    if D < BD:
+        m = m & (d < D)
+    tl.store(tl.expand_dims(p + row * s_t, -1) + d, b.to(p.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def _pick(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
+    """Entries [..., BM] of a block of queries among [..., BT]."""
+    BLOCKS: tl.constexpr = BT // BM
+    if BLOCKS == 1:
+        return b
+    else:
+        here = tl.arange(0, BLOCKS)[:, None] == block
+        b = tl.reshape(b, [BLOCKS, BM] if PAIRS == 1 else [PAIRS, BLOCKS, BM])
+        return tl.sum(tl.where(here, b, tl.zeros_like(b)), -2)
+
+
+@triton.jit
+def _place(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
+    """The inverse of `_pick`, zero elsewhere."""
+    BLOCKS: tl.constexpr = BT // BM
+    if BLOCKS == 1:
+        return b
+    else:
+        here = tl.arange(0, BLOCKS)[:, None] == block
+        b = tl.where(here, tl.expand_dims(b, -2), 0.0)
+        return tl.reshape(b, [BT] if PAIRS == 1 else [PAIRS, BT])
+
+
+@triton.jit
+def _slots(block, PAIRS: tl.constexpr, BM: tl.constexpr):
+    i = block * BM + tl.arange(0, BM)
+    if PAIRS > 1:
+        i = i[None, :]
+    return i
+
+
+@triton.jit
+def _first_block(queries, BT: tl.constexpr, BM: tl.constexpr):
+    """The block of queries that holds the first one."""
+    if BT == BM:
+        return 0
+    else:
+        return (BT - queries) // BM
+
+
+@triton.jit(
+    do_not_specialize=["s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "queries", "keys", "window"]
+)
+def _forward(
+    p_q,
+    p_k,
+    p_v,
+    p_log_f,
+    p_start,
+    p_o,
+    p_lse,
+    p_skipped,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_fb,
+    s_ft,
+    s_fh,
+    s_sb,
+    s_st,
+    pairs,
+    heads,
+    queries,
+    keys,
+    window,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    GROUPS: tl.constexpr,
+    STARTS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BT: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """Output and log-sum-exp of PAIRS heads."""
+    i_b, i_h = _pairs(pairs, heads, PAIRS)
+    slot = _slots(0, PAIRS, BT)
+    i_kh = i_h // GROUPS
+    t = slot - (BT - keys)
+    inside = t >= 0
+    # All loads stand before the scan, which waits.
+    b_f, m_reset = _gates(
+        p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb, t, keys, s_ft, s_st, STARTS
+    )
+    b_k = _rows(p_k + i_b * s_kb + i_kh * s_kh, t, inside, s_kt, D, BD)
+    b_v = _rows(p_v + i_b * s_vb + i_kh * s_vh, t, inside, s_vt, D, BD)
+    p_q += i_b * s_qb + i_h * s_qh
+    first = _first_block(queries, BT, BM)
+    row = _slots(first, PAIRS, BM) - (BT - queries)
+    b_q = _rows(p_q, row, row >= 0, s_qt, D, BD)
+    b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
+    p_o += (i_b * queries * heads + i_h) * D
+    p_lse += i_b * queries * heads + i_h
+    hi_j, lo_j = tl.expand_dims(b_high, -2), tl.expand_dims(b_low, -2)
+    tl.store(p_skipped + i_b * heads + i_h, 0.0)
+    for block in range(first, BT // BM):
+        i = _slots(block, PAIRS, BM)
+        row = i - (BT - queries)
+        hi_i = tl.expand_dims(_pick(b_high, block, PAIRS, BT, BM), -1)
+        lo_i = tl.expand_dims(_pick(b_low, block, PAIRS, BT, BM), -1)
+        left_i = tl.expand_dims(_pick(b_left, block, PAIRS, BT, BM), -1)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2E)
+        b_s += ((hi_i - hi_j) + (lo_i - lo_j)) * LOG2E
+        column = tl.expand_dims(slot, -2)
+        m_pair = (column <= tl.expand_dims(i, -1)) & (column >= left_i)
+        b_s = tl.where(m_pair, b_s, float("-inf"))
+        b_max = tl.max(b_s, -1)
+        b_p = tl.exp2(b_s - tl.expand_dims(b_max, -1))
+        b_sum = tl.sum(b_p, -1)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+        b_o = b_o / tl.expand_dims(b_sum, -1)
+        tl.store(p_lse + row * heads, (b_max + tl.log2(b_sum)) * LN2, mask=row >= 0)
+        _store(p_o, row, row >= 0, heads * D, b_o, D, BD)
+        if BM < BT:
+            row += BM
+            b_q = _rows(p_q, row, row < queries, s_qt, D, BD)
+
+
+@triton.jit
+def _queries(
+    p_q,
+    p_do,
+    p_o,
+    p_lse,
+    p_dlse,
+    s_qt,
+    s_dt,
+    s_lt,
+    row,
+    queries,
+    heads,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    DLSE: tl.constexpr,
+):
+    """q and do of rows, their log-sum-exp in base 2, and sum(o do) - dlse.
+
+    A row that is no query weighs nothing.
+    """
+    inside = (row >= 0) & (row < queries)
+    b_q = _rows(p_q, row, inside, s_qt, D, BD)
+    b_do = _rows(p_do, row, inside, s_dt, D, BD)
+    b_o = _rows(p_o, row, inside, heads * D, D, BD)
+    b_lse = tl.load(p_lse + row * heads, mask=inside, other=float("inf")) * LOG2E
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), -1)
+    if DLSE:
+        b_delta -= tl.load(p_dlse + row * s_lt, mask=inside, other=0.0)
+    return b_q, b_do, b_lse, b_delta
+
+
+@triton.jit(
+    do_not_specialize=[
+        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh",
+        "pairs", "queries", "keys", "window",
+    ]
+)  # fmt: skip
+def _backward(
+    p_q,
+    p_k,
+    p_v,
+    p_log_f,
+    p_start,
+    p_o,
+    p_lse,
+    p_do,
+    p_dlse,
+    p_dq,
+    p_dk,
+    p_dv,
+    p_dlog_f,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_fb,
+    s_ft,
+    s_fh,
+    s_sb,
+    s_st,
+    s_db,
+    s_dt,
+    s_dh,
+    s_lb,
+    s_lt,
+    s_lh,
+    pairs,
+    heads,
+    queries,
+    keys,
+    window,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    GROUPS: tl.constexpr,
+    STARTS: tl.constexpr,
+    DLSE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BT: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """All gradients of PAIRS key heads and of the query heads that read them, one after another.
+
+    Scores stand [key, query].
+    """
+    key_heads = heads // GROUPS
+    i_b, i_kh = _pairs(pairs, key_heads, PAIRS)
+    slot = _slots(0, PAIRS, BT)
+    t = slot - (BT - keys)
+    inside = t >= 0
+    b_k = _rows(p_k + i_b * s_kb + i_kh * s_kh, t, inside, s_kt, D, BD)
+    b_v = _rows(p_v + i_b * s_vb + i_kh * s_vh, t, inside, s_vt, D, BD)
+    b_dk = tl.zeros(b_k.shape, tl.float32)
+    b_dv = tl.zeros(b_k.shape, tl.float32)
+    column = tl.expand_dims(slot, -1)
+    first = _first_block(queries, BT, BM)
+    for group in range(GROUPS):
+        i_h = i_kh * GROUPS + group
+        # All loads stand before the scan, which waits.
+        p_f, p_s = p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb
+        b_f, m_reset = _gates(p_f, p_s, t, keys, s_ft, s_st, STARTS)
+        _, m_next = _gates(p_f, p_s, t + 1, keys, s_ft, s_st, STARTS)
+        p_qh, p_doh = p_q + i_b * s_qb + i_h * s_qh, p_do + i_b * s_db + i_h * s_dh
+        o_h = i_b * queries * heads + i_h
+        p_oh, p_lseh, p_dlseh = p_o + o_h * D, p_lse + o_h, p_dlse + i_b * s_lb + i_h * s_lh
+        row = _slots(first, PAIRS, BM) - (BT - queries)
+        b_q, b_do, b_lse, b_delta = _queries(
+            p_qh, p_doh, p_oh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row, queries, heads,
+            D, BD, DLSE,
+        )  # fmt: skip
+        b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
+        hi_j, lo_j = tl.expand_dims(b_high, -1), tl.expand_dims(b_low, -1)
+        b_flow = tl.zeros_like(b_high)
+        for block in range(first, BT // BM):
+            i = _slots(block, PAIRS, BM)
+            row = i - (BT - queries)
+            hi_i = tl.expand_dims(_pick(b_high, block, PAIRS, BT, BM), -2)
+            lo_i = tl.expand_dims(_pick(b_low, block, PAIRS, BT, BM), -2)
+            left_i = tl.expand_dims(_pick(b_left, block, PAIRS, BT, BM), -2)
+            b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2E)
+            b_s += ((hi_i - hi_j) + (lo_i - lo_j)) * LOG2E
+            m_pair = (column <= tl.expand_dims(i, -2)) & (column >= left_i)
+            b_p = tl.exp2(tl.where(m_pair, b_s, float("-inf")) - tl.expand_dims(b_lse, -2))
+            b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
+            b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
+            b_ds = b_p * (b_ds - tl.expand_dims(b_delta, -2))
+            b_flow += _place(tl.sum(b_ds, -2), block, PAIRS, BT, BM) - tl.sum(b_ds, -1)
+            b_round = b_ds.to(b_q.dtype)
+            b_dk = tl.dot(b_round, b_q, b_dk, input_precision="ieee")
+            b_dq = tl.dot(tl.trans(b_round), b_k, input_precision="ieee") * scale
+            _store(p_dq + o_h * D, row, row >= 0, heads * D, b_dq, D, BD)
+            if BM < BT:
+                b_q, b_do, b_lse, b_delta = _queries(
+                    p_qh, p_doh, p_oh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row + BM, queries, heads,
+                    D, BD, DLSE,
+                )  # fmt: skip
+        # The gate at t carries what flows at t and later, up to where the next episode begins.
+        AXIS: tl.constexpr = len(b_flow.shape) - 1
+        _, b_gate = tl.associative_scan(
+            (m_next.to(tl.int32), b_flow), AXIS, _append_before, reverse=True
+        )
+        o_gate = (i_b * keys + t) * heads + i_h
+        tl.store(p_dlog_f + o_gate, tl.where(m_reset, 0.0, b_gate), mask=inside)
+    o_key = (i_b * keys * key_heads + i_kh) * D
+    _store(p_dk + o_key, t, inside, key_heads * D, b_dk * scale, D, BD)
+    _store(p_dv + o_key, t, inside, key_heads * D, b_dv, D, BD)
+
+
+def _launch(backward: bool, keys: int, width: int, size: int) -> tuple[int, int, Launch]:
+    """Padded length and width, and the configuration for them."""
+    length = max(16, triton.next_power_of_2(keys))
+    padded = max(16, triton.next_power_of_2(width))
+    return length, padded, Launch(min(length, 64), 1, 4, 1)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    *,
+    window: int,
+    scale: float,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp [B, M, Hq] and number of tiles skipped [B, Hq], which is 0.
+
+    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous, at most 128 keys;
+             threshold is not looked at, since there is one tile; window 0 is none; launch replaces
+             the table's choice.
+    """
+    batch, queries, heads, width = q.shape
+    keys, pairs = k.shape[1], batch * heads
+    length, padded, best = _launch(False, keys, width, q.element_size())
+    launch = launch or best
+    o = q.new_empty(batch, queries, heads, width)
+    lse = log_f.new_empty(batch, queries, heads)
+    skipped = log_f.new_empty(batch, heads)
+    _forward[(-(-pairs // launch.pairs),)](
+        q, k, v, log_f, log_f if start is None else start, o, lse, skipped,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
+        *((0, 0) if start is None else start.stride()),
+        pairs, heads, queries, keys, window or keys, scale,
+        D=width, BD=padded, GROUPS=heads // k.shape[2], STARTS=start is not None,
+        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, length),
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return o, lse, skipped
+
+
+def backward(
+    do: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    *,
+    window: int,
+    scale: float,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous."""
+    batch, queries, heads, width = q.shape
+    keys, key_heads = k.shape[1], k.shape[2]
+    pairs = batch * key_heads
+    length, padded, best = _launch(True, keys, width, q.element_size())
+    launch = launch or best
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dlog_f = log_f.new_empty(log_f.shape)
+    _backward[(-(-pairs // launch.pairs),)](
+        q, k, v, log_f, log_f if start is None else start, o, lse,
+        do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
+        *((0, 0) if start is None else start.stride()),
+        *do.stride()[:3], *((0, 0, 0) if dlse is None else dlse.stride()),
+        pairs, heads, queries, keys, window or keys, scale,
+        D=width, BD=padded, GROUPS=heads // key_heads, STARTS=start is not None,
+        DLSE=dlse is not None,
+        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, length),
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return dq, dk, dv, dlog_f
