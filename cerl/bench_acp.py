@@ -108,7 +108,8 @@ def acp(
             for row in rows[-2:]:
                 print(_line(row), flush=True)
             save(rows, out / "rows.parquet")
-    draw(rows, out / "acp.png")
+    if rows:
+        draw(rows, out / "acp.png")
     return rows
 
 
@@ -124,8 +125,8 @@ def study(
     q, k, v, do = inputs(shape, device=device, dtype=dtype)
     log_f = gates(shape, decay, device)
     limit = threshold(shape)
-    error = _error(q, k, v, log_f, limit)
-    error_fp32 = _error(q.float(), k.float(), v.float(), log_f, limit)
+    error = output_error(q, k, v, log_f, limit)
+    error_fp32 = output_error(q.float(), k.float(), v.float(), log_f, limit)
     # Weights that sum to less than e are left out, and the others grow by as much.
     allowed = 2.0 * math.exp(LOG_EPS) * float(v.abs().amax())
     rows = []
@@ -157,7 +158,7 @@ def _limit(shape: Shape, device: torch.device) -> Tensor:
     return torch.full((shape.batch, shape.heads), threshold(shape), device=device)
 
 
-def _error(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, limit: float) -> float:
+def output_error(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, limit: float) -> float:
     """Largest difference of pruned and unpruned outputs."""
     with torch.no_grad():
         pruned = forgetting_attention(q, k, v, log_f, threshold=limit)
@@ -200,6 +201,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _curve(panel, on, name, 1.0, look)
             _curve(panel, off, name, 1.0, look | {"linestyle": "--", "marker": ""})
         _curve(panels[3], on, "error_fp32", 1.0, look)
+        _curve(panels[3], on, "error", 1.0, look | {"linestyle": "-."})
     allowed = [row["allowed"] for row in rows if row["pruned"]]
     if allowed:
         panels[3].axhline(min(allowed), color="#555555", linestyle=":", linewidth=1.5)
@@ -207,7 +209,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ("Tiles that pruning skips", "share of causal tiles (%)"),
         ("Forward", "time (ms)"),
         ("Forward and backward", "time (ms)"),
-        ("Largest |o - unpruned o|, float32", "difference, in units of v"),
+        ("Largest |o - unpruned o|", "difference, in units of v"),
     )
     for panel, (title, unit) in zip(panels, labels, strict=True):
         panel.set_title(title, fontsize=11)
@@ -216,17 +218,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.set_xscale("log")
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[1:]:
+    for panel in panels[1:3]:
         panel.set_yscale("log")
+    panels[3].set_yscale("symlog", linthresh=1e-8)  # an error may be zero
+    panels[3].set_ylim(bottom=0.0)
     panels[0].set_ylim(0, 100)
     grey = {"color": "#555555", "linewidth": 1.8}
     handles = [
         *(Line2D([], [], label=f"T = {length}", **look) for length, look in looks.items()),
-        Line2D([], [], label="pruning on", **grey),
+        Line2D([], [], label="pruning on (difference: float32)", **grey),
         Line2D([], [], label="pruning off", linestyle="--", **grey),
-        Line2D([], [], label="what the threshold allows", linestyle=":", **grey),
+        Line2D([], [], label="bf16 (difference)", linestyle="-.", **grey),
+        Line2D([], [], label="allowed, before rounding", linestyle=":", **grey),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 

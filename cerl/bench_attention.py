@@ -195,8 +195,8 @@ def gates(gate: str, shape: Shape, *, device: torch.device, seed: int = 1) -> Te
 class Calls(NamedTuple):
     """What is timed of one implementation, and the share of tiles that it skips."""
 
-    forward: Call
-    both: Call | None
+    forward: Callable[[], Any]
+    both: Callable[[], tuple[Tensor, ...]] | None
     skipped: float | None
 
 
@@ -341,16 +341,19 @@ def load_official(folder: Path) -> types.ModuleType:
             f"--official: expected a folder with forgetting_attention.py, got {folder}; give the "
             "root of the forgetting-transformer repository, or the folder of that file"
         )
-    if importlib.util.find_spec("einops") is None:
-        # Of einops it calls rearrange alone, and only to swap time and heads.
-        stand_in = types.ModuleType("einops")
-        vars(stand_in)["rearrange"] = lambda x, pattern, **sizes: x.transpose(1, 2)
-        sys.modules["einops"] = stand_in
     spec = importlib.util.spec_from_file_location("official_forgetting_attention", path)
     assert spec is not None and spec.loader is not None, f"{path} is a Python file"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # Of einops it takes rearrange alone, and only to swap time and heads.
+    missing = importlib.util.find_spec("einops") is None
+    if missing:
+        sys.modules["einops"] = types.ModuleType("einops")
+        vars(sys.modules["einops"])["rearrange"] = lambda x, pattern: x.transpose(1, 2)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if missing:
+            del sys.modules["einops"]
     return module
 
 

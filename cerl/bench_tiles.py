@@ -100,10 +100,10 @@ def parsed_configs(texts: Sequence[str], default: Any) -> list[Any]:
 
     Raises: ValueError for a candidate with other fields.
     """
-    if texts:
+    if len(texts) == 1 and texts[0].endswith(".json"):
+        lists = json.loads(Path(texts[0]).read_text())
+    elif texts:
         lists = [list(_literals(text)) for text in texts]
-        if len(texts) == 1 and texts[0].endswith(".json"):
-            lists = json.loads(Path(texts[0]).read_text())
     elif set(GRID) <= set(default._fields):
         lists = list(itertools.product(*(GRID[name] for name in default._fields[:4])))
     else:

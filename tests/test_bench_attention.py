@@ -1,0 +1,380 @@
+"""Inputs, rows and plots of the attention benchmarks, with a clock that is told what to say."""
+
+import json
+import math
+import os
+import sys
+import time
+import types
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib import image
+
+from cerl import __main__ as command
+from cerl import bench_acp, bench_attention, bench_tiles, rows
+from cerl.bench_attention import Calls, Report, Shape, Spent, Work
+from cerl.kernels import attention_step
+from cerl.kernels.attention import Tiles, forgetting_attention, tiles, visited
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The commands run on the CPU; every call takes 2 ms in a graph and 5 ms as called."""
+    for module in (bench_attention, bench_tiles, bench_acp):
+        monkeypatch.setattr(module, "needed_device", lambda: CPU)
+        monkeypatch.setattr(module, "stopwatch", lambda repeats: two_and_five)
+
+
+def two_and_five(call):
+    call()
+    return Spent(2.0, 5.0)
+
+
+@pytest.mark.parametrize("gate, share", [("none", 0.0), ("s70", 0.7), ("s90", 0.9)])
+@pytest.mark.parametrize("width", [64, 128])
+def test_gates_prune_the_pairs_that_their_names_say(gate, share, width):
+    shape = Shape(1, 1024, 2, width)
+    log_f = bench_attention.gates(gate, shape, device=CPU)
+    limit = bench_attention.threshold(shape)
+    assert limit == pytest.approx(-(2 * math.sqrt(width) + math.log(1024)) - 10)
+    sums = log_f.double().cumsum(1)[0, :, 0]
+    below = (sums[:, None] - sums[None, :] < limit).tril().double().sum() / (1024 * 1025 / 2)
+    assert float(below) == pytest.approx(share, abs=0.01)
+    assert bench_attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(
+        share, abs=0.01
+    )
+    # A tile goes only when its last pair may: fewer of them, by about one tile a row.
+    block = tiles(1024, 1024, width, torch.bfloat16)
+    skipped = bench_attention.skipped_share(log_f, block, limit)
+    slack = (block.rows + block.columns) / 1024 * 1.5
+    assert share - slack <= skipped <= share + 1e-9
+
+
+def test_mild_gates_and_logits_stay_in_their_bounds():
+    shape = Shape(2, 300, 3, 40)
+    q, k, v, do = bench_attention.inputs(shape, device=CPU, dtype=torch.float32)
+    assert {x.shape for x in (q, k, v, do)} == {torch.Size(shape)}
+    torch.testing.assert_close(q.norm(dim=3), torch.full((2, 300, 3), math.sqrt(40)))
+    torch.testing.assert_close(k.norm(dim=3), torch.full((2, 300, 3), math.sqrt(40)))
+    assert float(v.std()) == pytest.approx(1.0, abs=0.05)
+    gates = bench_attention.gates("mild", shape, device=CPU).exp()
+    assert 0.98 < float(gates.min()) < float(gates.max()) < 0.9998
+
+
+def test_shapes_and_cases_are_read():
+    works = bench_attention.parsed(("4,4096,16,64", "step:64,1024,8,64"), ("none", "s90+acp"))
+    assert works == [
+        Work(False, Shape(4, 4096, 16, 64), "none", False),
+        Work(False, Shape(4, 4096, 16, 64), "s90", True),
+        Work(True, Shape(64, 1024, 8, 64), "none", False),
+        Work(True, Shape(64, 1024, 8, 64), "s90", True),
+    ]
+    assert works[3].what == "step:64,1024,8,64"
+    assert works[3].case == "s90+acp"
+    usual = bench_attention.parsed(tuple(bench_attention.TABLE), ())
+    assert len(usual) == 16
+    assert len(bench_attention.parsed(("1,2,3,4",), ())) == 4
+
+
+@pytest.mark.parametrize("shape", ["4,4096,16", "4,4096,16,x", "4,0,16,64", "", "4,4096,16,64,1"])
+def test_a_wrong_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r"four sizes B,T,H,D .* got '" + shape):
+        bench_attention.parsed((shape,), ())
+
+
+@pytest.mark.parametrize("case", ["s80", "none+", "none+pruned", "acp"])
+def test_a_wrong_case_is_named(case):
+    with pytest.raises(ValueError, match="none, mild, s70, s90"):
+        bench_attention.parsed(("1,2,3,4",), (case,))
+    with pytest.raises(ValueError, match="not mild for a step"):
+        bench_attention.parsed(("step:1,2,3,4",), ("mild",))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    "line", ["attention", "attention-tiles --key forward,64,2", "acp --out nowhere"]
+)
+def test_no_cuda_is_an_error(line, capsys):
+    assert command.main(["bench", *line.split()]) == 2
+    assert "found no CUDA device" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def official(folder, body):
+    folder.mkdir(parents=True)
+    text = (
+        "from einops import rearrange\n\n\ndef get_fwd_config(*sizes):\n    return 32, 16, 1, 4\n"
+    )
+    (folder / "forgetting_attention.py").write_text(text + body)
+
+
+LIKE_OURS = """
+from cerl.kernels import attention
+
+def forgetting_attention(q, k, v, log_f, *, adaptive_threshold=None):
+    assert rearrange(q, "b t h d -> b h t d").shape[1] == q.shape[2]
+    return attention.forgetting_attention(q, k, v, log_f, threshold=adaptive_threshold)
+"""
+
+
+def test_the_official_file_loads_with_and_without_einops(tmp_path, monkeypatch):
+    official(tmp_path / "src/forgetting_transformer/ops", LIKE_OURS)
+    bench_attention.load_official(tmp_path)
+    module = bench_attention.load_official(tmp_path / "src/forgetting_transformer/ops")
+    find = bench_attention.importlib.util.find_spec
+    nothing = {"einops": None}
+    monkeypatch.setattr(
+        bench_attention.importlib.util, "find_spec", lambda name: nothing.get(name, find(name))
+    )
+    known = sys.modules.get("einops")
+    module = bench_attention.load_official(tmp_path)
+    assert module.rearrange(torch.zeros(1, 2, 3, 4), "b t h d -> b h t d").shape == (1, 3, 2, 4)
+    assert sys.modules.get("einops") in (known, None)
+    with pytest.raises(ValueError, match=r"--official: .* forgetting_attention.py"):
+        bench_attention.load_official(tmp_path / "src")
+
+
+def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys):
+    official(tmp_path / "theirs", LIKE_OURS)
+    out = tmp_path / "rows.jsonl"
+    measured = bench_attention.attention(
+        shapes=("2,256,2,16", "step:2,16,2,16"),
+        cases=("none", "s90+acp"),
+        official=tmp_path / "theirs",
+        out=out,
+    )
+    assert [(row["shape"], row["case"], row["what"]) for row in measured] == [
+        (shape, case, what)
+        for shape in ("2,256,2,16", "step:2,16,2,16")
+        for case in ("none", "s90+acp")
+        for what in ("ours", "official")
+    ]
+    ours, theirs = measured[2:4]
+    log_f = bench_attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
+    limit = bench_attention.threshold(Shape(2, 256, 2, 16))
+    wanted = []
+    for block in (tiles(256, 256, 16, torch.bfloat16), Tiles(32, 16)):
+        kept = visited(log_f, queries=256, tiles=block, threshold=limit).sum()
+        causal = sum(
+            -(-min(row + block.rows, 256) // block.columns) for row in range(0, 256, block.rows)
+        )
+        wanted.append(1.0 - float(kept) / (4 * causal))
+    assert [ours["skipped"], theirs["skipped"]] == pytest.approx(wanted)
+    assert wanted[1] > 0.5
+    assert ours["fwd graph"] == ours["fwd+bwd graph"] == 2.0
+    assert ours["fwd eager"] == ours["fwd+bwd eager"] == 5.0
+    assert theirs["graph/ours"] == theirs["eager/ours"] == 1.0
+    step = measured[4]
+    assert step["fwd graph"] == 2.0
+    assert step["fwd+bwd graph"] is step["skipped"] is None
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{"table": lines[0]["table"], **row} for row in measured] == lines
+    assert "s90+acp" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_the_other_rows(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    work = Work(False, Shape(1, 2, 3, 4), "none", False)
+
+    def fails():
+        raise RuntimeError("out of shared memory\nand more")
+
+    good = lambda: Calls(tuple, tuple, 0.25)  # noqa: E731
+    with Report("title", out) as report:
+        bench_attention.measure(report, work, {"ours": good, "a": fails, "b": good}, two_and_five)
+        kept = out.read_text().splitlines()  # before the file is closed
+        bench_attention.measure(report, work, {"ours": good}, two_and_five, end=0.0)
+    assert [json.loads(line)["what"] for line in kept] == ["ours", "a", "b"]
+    assert json.loads(kept[1])["error"] == "RuntimeError: out of shared memory"
+    assert [row["what"] for row in report.rows] == ["ours", "b"]
+    assert "left out: no time" in capsys.readouterr().out
+    assert out.read_text().splitlines() == kept
+    with pytest.raises(RuntimeError, match="1 of 3 rows failed, the first with RuntimeError: out"):
+        report.finished()
+
+
+def test_steps_are_timed_on_a_full_cache(monkeypatch):
+    made = []
+    new = attention_step.Cache.new
+    keep = lambda **sizes: made.append(new(**sizes)) or made[-1]  # noqa: E731
+    monkeypatch.setattr(attention_step.Cache, "new", keep)
+    work = Work(True, Shape(2, 8, 3, 16), "s70", True)
+    calls = bench_attention.step_calls(work, CPU, dtype=torch.float32)
+    assert made[0].length.tolist() == [[8] * 3] * 2
+    value = made[0].v[:, :, 0]
+    torch.testing.assert_close(calls.forward(), value)  # all values are alike
+    rate = bench_attention.decay_rate("s70", work.shape)
+    fall = made[0].decay.sum(2)
+    assert float((fall[..., 1] - fall[..., 2]).mean()) == pytest.approx(rate, rel=1e-4)
+
+
+def test_compiling_ahead_outlives_what_fails(tmp_path, capsys):
+    folder = tmp_path / "made"
+    bench_attention.compiled(os.mkdir, [(folder,), (folder,)], jobs=1, seconds=60.0)
+    assert folder.is_dir()
+    out = capsys.readouterr().out
+    assert "FileExistsError" in out
+    assert "compiling ahead took" in out
+    bench_attention.compiled(time.sleep, [(30.0,)], jobs=1, seconds=0.1)
+    assert "out of time" in capsys.readouterr().out
+
+
+Launch = namedtuple("Launch", "rows columns warps stages registers", defaults=(None,))
+TABLE = {("forward", 64, 2): Launch(128, 64, 8, 3), ("keys", 64, 2): Launch(64, 64, 4, 2)}
+
+
+def test_candidates_are_read(tmp_path):
+    key = bench_tiles.parsed_key("keys,64,2", TABLE)
+    assert key == ("keys", 64, 2)
+    assert bench_tiles.parsed_key("7", {7: Launch(1, 1, 1, 1)}) == 7
+    default = TABLE[key]
+    given = bench_tiles.parsed_configs(("64,64,4,2", "32,64,4,2,168", "32,64,4,2,None"), default)
+    assert given == [default, Launch(32, 64, 4, 2, 168), Launch(32, 64, 4, 2)]
+    file = tmp_path / "configs.json"
+    file.write_text("[[32, 64, 4, 2, 168], [32, 64, 4, 2]]")
+    assert bench_tiles.parsed_configs((str(file),), default) == given
+    grid = bench_tiles.parsed_configs((), default)
+    assert grid[0] == default
+    assert len(grid) == len(set(grid)) == 54
+
+
+def test_wrong_candidates_are_named():
+    with pytest.raises(ValueError, match=r"forward,64,2  keys,64,2; got 'forward'"):
+        bench_tiles.parsed_key("forward", TABLE)
+    with pytest.raises(ValueError, match="values of rows, columns, warps, stages"):
+        bench_tiles.parsed_configs(("64,64",), TABLE["forward", 64, 2])
+    with pytest.raises(ValueError, match="got '64,x,4,2'"):
+        bench_tiles.parsed_configs(("64,x,4,2",), TABLE["forward", 64, 2])
+    pair = namedtuple("Pair", "tile warps")
+    with pytest.raises(ValueError, match="values of tile, warps, got none"):
+        bench_tiles.parsed_configs((), pair(1, 2))
+
+
+def test_the_sweep_ranks_what_agrees_with_the_entry(on_cpu, monkeypatch, capsys):
+    kernels = types.ModuleType("cerl.kernels.stand_in")
+    vars(kernels)["CONFIGS"] = table = dict(TABLE)
+    monkeypatch.setitem(sys.modules, "cerl.kernels.stand_in", kernels)
+    speed = {128: 3.0, 64: 1.0, 32: 9.0, 16: 0.5}
+
+    def calls(work, device):
+        launch = table["forward", 64, 2]
+        if launch.warps == 1:
+            raise RuntimeError("out of resource: registers")
+        wrong = float("nan") if launch.rows == 16 else 0.001 * launch.rows
+        result = torch.tensor([1.0, 40.0 + wrong])
+        return Calls(lambda: result, lambda: (result,), 0.0)
+
+    def timer(call):
+        call()
+        return Spent(speed[table["forward", 64, 2].rows], 0.0)
+
+    monkeypatch.setattr(bench_tiles, "sequence_calls", calls)
+    monkeypatch.setattr(bench_tiles, "stopwatch", lambda repeats: timer)
+    measured = bench_tiles.attention_tiles(
+        key="forward,64,2",
+        module="stand_in",
+        configs=("64,64,4,2", "64,64,1,2", "32,64,4,2", "16,64,4,2"),
+        jobs=0,
+    )
+    assert [row["forward"] for row in measured] == [3.0, 1.0, 9.0]
+    assert table == TABLE
+    out = capsys.readouterr().out
+    assert "out of resource: registers" in out
+    assert "results differ" in out
+    ranked = out.partition("fastest first")[2].splitlines()[3:]
+    assert [line.split(",")[0] for line in ranked] == ["64", "128", "32"]
+
+
+def test_differences_are_shares_of_the_largest_value():
+    wanted = [torch.tensor([1.0, -10.0]), torch.zeros(2)]
+    assert bench_tiles.difference(wanted, wanted) == 0.0
+    assert bench_tiles.difference([torch.tensor([2.0, -10.0]), wanted[1]], wanted) == 0.1
+    assert bench_tiles.difference([torch.tensor([math.nan, -10.0]), wanted[1]], wanted) > 1e300
+
+
+def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
+    measured = bench_acp.acp(
+        out=tmp_path / "acp",
+        lengths=(64, 512),
+        decays=(1e-3, 0.3),
+        positions=512,
+        heads=2,
+        width=16,
+    )
+    table = rows.read(tmp_path / "acp/rows.parquet", bench_acp.SCHEMA)
+    assert table.to_pylist() == measured
+    keys = [(row["length"], row["decay"], row["pruned"]) for row in measured]
+    assert keys == [(t, d, p) for d in (1e-3, 0.3) for t in (64, 512) for p in (False, True)]
+    off, on = measured[-2:]
+    assert (on["batch"], on["heads"], on["width"], on["dtype"]) == (1, 2, 16, "bfloat16")
+    assert off["skipped"] == 0.0
+    assert off["error"] is off["threshold"] is off["allowed"] is None
+    assert on["forward"] == on["both"] == 2.0
+    log_f = bench_acp.gates(Shape(1, 512, 2, 16), 0.3, CPU)
+    assert float(log_f.mean()) == pytest.approx(-0.3, rel=0.05)
+    block = tiles(512, 512, 16, torch.bfloat16)
+    assert on["skipped"] == pytest.approx(
+        bench_attention.skipped_share(log_f, block, on["threshold"])
+    )
+    assert on["skipped"] > 0.4
+    assert measured[3]["skipped"] == measured[3]["error"] == 0.0
+    assert 0.0 <= on["error_fp32"] <= on["allowed"] + 1e-5  # for rounding
+    assert on["allowed"] == pytest.approx(2 * math.exp(-10) * float(loud(on)))
+    picture = image.imread(tmp_path / "acp/acp.png")
+    assert picture.shape[0] > 900
+    assert picture[..., :3].std() > 0.05
+    assert "skipped" in capsys.readouterr().out
+
+
+def loud(row):
+    shape = Shape(row["batch"], row["length"], row["heads"], row["width"])
+    return bench_attention.inputs(shape, device=CPU)[2].abs().amax()
+
+
+def test_the_error_is_that_of_the_pruned_output():
+    q, k, v, _ = bench_attention.inputs(Shape(1, 512, 1, 16), device=CPU, dtype=torch.float32)
+    log_f = torch.full((1, 512, 1), -0.01)
+    weights = (q[0, :, 0] @ k[0, :, 0].T / 4 + (log_f.cumsum(1)[0] - log_f.cumsum(1)[0].T)).exp()
+    kept = visited(log_f, queries=512, tiles=tiles(512, 512, 16, q.dtype), threshold=-1.0)[0, 0]
+    size = tiles(512, 512, 16, q.dtype)
+    kept = kept.repeat_interleave(size.rows, 0).repeat_interleave(size.columns, 1)[:512, :512]
+    whole, pruned = (
+        w / w.sum(1, keepdim=True) @ v[0, :, 0] for w in (weights.tril(), weights.tril() * kept)
+    )
+    wanted = float((whole - pruned).abs().amax())
+    assert wanted > 0.01
+    assert bench_acp.output_error(q, k, v, log_f, -1.0) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_study_refuses_what_it_cannot_draw(on_cpu, tmp_path):
+    with pytest.raises(ValueError, match=r"divisors of 512 positions, got \[100\]"):
+        bench_acp.acp(out=tmp_path, lengths=(64, 100), positions=512)
+    with pytest.raises(ValueError, match="means above 0"):
+        bench_acp.acp(out=tmp_path, lengths=(64,), decays=(0.0,), positions=512)
+
+
+def test_time_runs_out_between_points(on_cpu, tmp_path, capsys):
+    measured = bench_acp.acp(
+        out=tmp_path, lengths=(64,), decays=(0.1,), positions=64, heads=1, width=16, seconds=-1.0
+    )
+    assert measured == []
+    assert "left out: no time" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_operators_agree_with_a_pruned_call():
+    work = Work(False, Shape(1, 256, 1, 16), "s90", True)
+    calls = bench_attention.sequence_calls(work, CPU, dtype=torch.float32)
+    q, k, v, do = bench_attention.inputs(work.shape, device=CPU, dtype=torch.float32)
+    log_f = bench_attention.gates("s90", work.shape, device=CPU)
+    leaves = [x.requires_grad_() for x in (q, k, v, log_f)]
+    o = forgetting_attention(*leaves, threshold=bench_attention.threshold(work.shape))
+    assert calls.both is not None
+    for ours, wanted in zip(calls.both(), torch.autograd.grad(o, leaves, do), strict=True):
+        torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(calls.forward(), o.detach())
