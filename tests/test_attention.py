@@ -87,7 +87,7 @@ def loop(x: Inputs, *, tiles: Tiles, window: int | None, threshold: Tensor | Non
 
 @pytest.mark.parametrize("tiles", [Tiles(4, 3), Tiles(2, 5), Tiles(64, 64)])
 @pytest.mark.parametrize("pruned", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("window", [None, 1, 4, 2**40])
 @pytest.mark.parametrize(
     "sizes",
     [

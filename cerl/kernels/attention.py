@@ -84,7 +84,9 @@ def forgetting_attention(
     limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        o, lse, skipped, _, _ = _forward(q, k, v, log_f, start, limit, window or 0, scale)
+        o, lse, skipped, _, _ = _forward(
+            q, k, v, log_f, start, limit, min(window or 0, keys), scale
+        )
         if return_skipped:
             skipped = skipped / _causal_tiles(q.shape[1], keys, tile)
     else:
@@ -162,7 +164,7 @@ def decayed_sums(
         before = F.pad(sums[..., :-step], (step, 0))
         sums = sums + before.masked_fill(t - step < left, 0.0)
         step *= 2
-    return sums, left if window is None else left.maximum(t - (window - 1))
+    return sums, left if window is None else left.maximum(t - (min(window, keys) - 1))
 
 
 def visited(

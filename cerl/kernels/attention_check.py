@@ -74,12 +74,12 @@ def check_pruning(
         )
     if isinstance(bound, str) and bound != "measured":
         raise ValueError(f"{NAME} bound must be a float, a tensor or 'measured', got {bound!r}")
-    if isinstance(threshold, float | int) and not threshold <= 0.0:
+    if not (threshold is None or isinstance(threshold, Tensor) or threshold <= 0.0):
         raise ValueError(
             f"{NAME} threshold must be at most 0, got {threshold}; it is the log of a factor below "
             "which scores are dropped"
         )
-    if isinstance(bound, float | int) and not 0.0 <= bound < math.inf:
+    if not (bound is None or isinstance(bound, str | Tensor) or 0.0 <= bound < math.inf):
         raise ValueError(
             f"{NAME} bound is the largest |scale * q . k|, at least 0 and finite, got {bound}"
         )
