@@ -132,6 +132,17 @@ def _slots(block, PAIRS: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
+def _scores(b_qk, hi_i, lo_i, hi_j, lo_j, left_i, i, j, scale):
+    """Scores in base 2, -inf where i does not see j; indices shaped to broadcast to [..] of b_qk.
+
+    Decays start from the products, so that the compiler lays them out alike, in registers.
+    """
+    b_decay = ((b_qk * 0.0 + hi_i) - hi_j) + ((b_qk * 0.0 + lo_i) - lo_j)
+    b_s = b_qk * (scale * LOG2E) + b_decay * LOG2E
+    return tl.where((j <= i) & (j >= left_i), b_s, float("-inf"))
+
+
+@triton.jit
 def _first_block(queries, BT: tl.constexpr, BM: tl.constexpr):
     """The block of queries that holds the first one."""
     if BT == BM:
@@ -207,11 +218,9 @@ def _forward(
         hi_i = tl.expand_dims(_pick(b_high, block, PAIRS, BT, BM), -1)
         lo_i = tl.expand_dims(_pick(b_low, block, PAIRS, BT, BM), -1)
         left_i = tl.expand_dims(_pick(b_left, block, PAIRS, BT, BM), -1)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2E)
-        b_s += ((hi_i - hi_j) + (lo_i - lo_j)) * LOG2E
-        column = tl.expand_dims(slot, -2)
-        m_pair = (column <= tl.expand_dims(i, -1)) & (column >= left_i)
-        b_s = tl.where(m_pair, b_s, float("-inf"))
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+        i, j = tl.expand_dims(i, -1), tl.expand_dims(slot, -2)
+        b_s = _scores(b_s, hi_i, lo_i, hi_j, lo_j, left_i, i, j, scale)
         b_max = tl.max(b_s, -1)
         b_p = tl.exp2(b_s - tl.expand_dims(b_max, -1))
         b_sum = tl.sum(b_p, -1)
@@ -324,7 +333,6 @@ def _backward(
     b_v = _rows(p_v + i_b * s_vb + i_kh * s_vh, t, inside, s_vt, D, BD)
     b_dk = tl.zeros(b_k.shape, tl.float32)
     b_dv = tl.zeros(b_k.shape, tl.float32)
-    column = tl.expand_dims(slot, -1)
     first = _first_block(queries, BT, BM)
     for group in range(GROUPS):
         i_h = i_kh * GROUPS + group
@@ -349,10 +357,10 @@ def _backward(
             hi_i = tl.expand_dims(_pick(b_high, block, PAIRS, BT, BM), -2)
             lo_i = tl.expand_dims(_pick(b_low, block, PAIRS, BT, BM), -2)
             left_i = tl.expand_dims(_pick(b_left, block, PAIRS, BT, BM), -2)
-            b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2E)
-            b_s += ((hi_i - hi_j) + (lo_i - lo_j)) * LOG2E
-            m_pair = (column <= tl.expand_dims(i, -2)) & (column >= left_i)
-            b_p = tl.exp2(tl.where(m_pair, b_s, float("-inf")) - tl.expand_dims(b_lse, -2))
+            b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
+            i, j = tl.expand_dims(i, -2), tl.expand_dims(slot, -1)
+            b_s = _scores(b_s, hi_i, lo_i, hi_j, lo_j, left_i, i, j, scale)
+            b_p = tl.exp2(b_s - tl.expand_dims(b_lse, -2))
             b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
             b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
             b_ds = b_p * (b_ds - tl.expand_dims(b_delta, -2))
