@@ -15,6 +15,8 @@ from torch import Tensor
 from cerl.kernels.attention_triton import (
     LANES,
     LOG2E,
+    ONE_LOOP,
+    TILE,
     cap,
     choose,
     fall,
@@ -181,6 +183,7 @@ def _backward_keys(
     PRUNE: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
     PN: tl.constexpr,
     BM: tl.constexpr,
@@ -215,7 +218,9 @@ def _backward_keys(
         first = tl.minimum(first, end)
         diagonal = tl.cdiv(tl.maximum(j0 + BN - 1 - offset, 0), BM) * BM
         diagonal = tl.maximum(tl.minimum(diagonal, end), first)
-        clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
+        clean = diagonal
+        if not ONE_LOOP:
+            clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
         near = tl.cdiv(diagonal - first, BM)
         far = tl.cdiv(end - clean, BM)
         hi_j, lo_j = load_decay(p_high, p_low, column)
@@ -229,14 +234,15 @@ def _backward_keys(
                 pairs, offset, queries, padded, length, scale * LOG2E,
                 D, BD, PRECISION, BM, TMA, True,
             )  # fmt: skip
-        for begin in range(diagonal, clean, BM):
-            b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
-                p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
-                pairs, offset, queries, padded, length, scale * LOG2E,
-                D, BD, PRECISION, BM, TMA, False,
-            )  # fmt: skip
+        if not ONE_LOOP:
+            for begin in range(diagonal, clean, BM):
+                b_dk, b_dv, b_column = _keys_block(
+                    b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                    p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
+                    s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
+                    pairs, offset, queries, padded, length, scale * LOG2E,
+                    D, BD, PRECISION, BM, TMA, False,
+                )  # fmt: skip
         tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
     o_out = (i_b * keys * key_heads + i_kh) * D
     o_tile = column[:, None] * (key_heads * D) + d[None, :]
@@ -292,6 +298,7 @@ def _backward_queries(
     DLSE: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
     PN: tl.constexpr,
     KM: tl.constexpr,
@@ -325,8 +332,8 @@ def _backward_queries(
     tile0 = offset + i_tile * BM // PM * PM
     first = first_tile(p_high, p_low, p_left, threshold, tile0, PRUNE, PN) * PN
     # A block inside a tile may see fewer keys than the tile's first row does.
-    first = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
-    edge, whole, diagonal, edges = key_ranges(p_left, first, i0, i1, BN)
+    edge = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
+    whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
     begin = i_tile * BM
     b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
     b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
@@ -364,20 +371,22 @@ def _backward_queries(
         b_ds = b_p * (b_ds - b_delta[:, None])
         b_row += tl.sum(b_ds, 1)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    hi_r, lo_r = load_decay(p_high, p_low, i0)
-    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
-    for begin in range(whole, diagonal, BN):
-        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = fall(
-            p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
-        )
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale2 + b_fall[None, :]
-        b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
-        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_ds - b_delta[:, None])
-        b_row += tl.sum(b_ds, 1)
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    if not ONE_LOOP:
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
+        b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        for begin in range(whole, diagonal, BN):
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_fall, frame = fall(
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
+            )
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = b_s * scale2 + b_fall[None, :]
+            b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
+            b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            b_ds = b_p * (b_ds - b_delta[:, None])
+            b_row += tl.sum(b_ds, 1)
+            b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     tl.store(p_row + o_padded, b_row)
     tl.store(
         p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
@@ -467,7 +476,7 @@ def backward(
     keys, groups = k.shape[1], heads // k.shape[2]
     pairs = batch * heads
     start = None if start is None else start.view(torch.uint8)
-    tile, by_key, by_query = (choose(role, q) for role in ("forward", "keys", "queries"))
+    by_key, by_query = choose("keys", q), choose("queries", q)
     do = do if do.stride(-1) == 1 else do.contiguous()
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
@@ -478,7 +487,7 @@ def backward(
     column = log_f.new_empty(batch, heads, keys)
     options = dict(
         D=width, BD=padded_width(width), PRUNE=threshold is not None, PRECISION="ieee",
-        PM=tile.rows, PN=tile.columns,
+        ONE_LOOP=keys <= ONE_LOOP, PM=TILE, PN=TILE,
     )  # fmt: skip
     limit = lse if threshold is None else threshold
     m, n = by_query.rows, by_query.columns
@@ -508,6 +517,6 @@ def backward(
         log_f, log_f if start is None else start, row, column, dlog_f,
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
         *((0, 0) if start is None else start.stride()), heads, queries, padded, keys,
-        STARTS=start is not None, BR=scan_blocks(keys, 64), BC=64, num_warps=8,
+        STARTS=start is not None, BR=scan_blocks(keys), BC=TILE, num_warps=8,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

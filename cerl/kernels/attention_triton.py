@@ -31,8 +31,7 @@ class Launch(NamedTuple):
     registers: int | None = None  # most of a thread; None leaves it to the compiler
 
 
-# Keyed by (role, padded width, bytes of an element); pruning is decided on the tiles of the forward
-# pass, which the blocks of the backward pass must divide. `cerl bench attention-tiles` chose them.
+# Keyed by (role, padded width, bytes of an element). `cerl bench attention-tiles` chose them.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
     ("forward", 128, 2): Launch(64, 64, 4, 2),
@@ -47,6 +46,8 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("queries", 64, 4): Launch(32, 32, 4, 1),
     ("queries", 128, 4): Launch(32, 32, 8, 1),
 }
+TILE = 64  # rows and columns of the tiles on which pruning is decided; blocks divide it
+ONE_LOOP = 256  # keys up to which a second loop, without masks, costs more than it saves
 CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
 COPY_ENGINE = True  # load tiles with it where their layout allows
 
@@ -153,28 +154,42 @@ def load_decay(p_high, p_low, t):
 
 
 @triton.jit
+def _skipped(p_high, p_low, high, low, threshold, tile, m_tile, i0, PN: tl.constexpr):
+    """Which of these key tiles are decayed below the threshold, as 0 or 1."""
+    b_high, b_low = load_decay(p_high, p_low, tl.where(m_tile, tile * PN + PN - 1, i0))
+    return (m_tile & ((high - b_high) + (low - b_low) < threshold)).to(tl.int32)
+
+
+@triton.jit
 def first_tile(p_high, p_low, p_left, threshold, i0, PRUNE: tl.constexpr, PN: tl.constexpr):
     """First key tile that the query tile with first position i0 visits."""
     first = tl.load(p_left + i0) // PN
     if PRUNE:
         high, low = load_decay(p_high, p_low, i0)
-        skipped = tl.zeros([LANES], tl.int32)
-        for base in range(first, i0 // PN, LANES):
+        # The nearest tiles are looked at before it is known where the episode begins.
+        last = i0 // PN
+        near = tl.maximum(last - LANES, 0)
+        tile = near + tl.arange(0, LANES)
+        skipped = _skipped(p_high, p_low, high, low, threshold, tile, tile < last, i0, PN)
+        skipped = tl.where(tile >= first, skipped, 0)
+        for base in range(first, near, LANES):
             tile = base + tl.arange(0, LANES)
-            inside = tile < i0 // PN
-            b_high, b_low = load_decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
-            skipped += (inside & ((high - b_high) + (low - b_low) < threshold)).to(tl.int32)
+            skipped += _skipped(p_high, p_low, high, low, threshold, tile, tile < near, i0, PN)
         first += tl.sum(skipped)
     return first
 
 
 @triton.jit
-def key_ranges(p_left, first, i0, i1, BN: tl.constexpr):
-    """Key ranges of one query tile, as starts: edge, whole, diagonal; and how many edge blocks."""
-    edge = first
+def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
+    """Where the keys begin that all rows of a tile see, and the diagonal; how many blocks of edge.
+
+    With ONE_LOOP all blocks before the diagonal are edge.
+    """
     diagonal = tl.maximum(edge, (i0 + 1) // BN * BN)
-    whole = tl.minimum(tl.maximum(edge, tl.cdiv(tl.load(p_left + i1), BN) * BN), diagonal)
-    return edge, whole, diagonal, (whole - edge) // BN
+    whole = diagonal
+    if not ONE_LOOP:
+        whole = tl.minimum(tl.maximum(edge, tl.cdiv(tl.load(p_left + i1), BN) * BN), diagonal)
+    return whole, diagonal, (whole - edge) // BN
 
 
 @triton.jit
@@ -303,6 +318,8 @@ def _forward(
     PRUNE: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
+    PN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
@@ -325,9 +342,10 @@ def _forward(
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    first = first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, BN)
+    first = first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, PN)
     tl.atomic_add(p_count + i_pair, first.to(tl.float32), sem="relaxed")
-    edge, whole, diagonal, edges = key_ranges(p_left, first * BN, i0, i1, BN)
+    edge = first * PN
+    whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
 
     b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
     hi_i, lo_i = load_decay(p_high, p_low, i)
@@ -348,23 +366,25 @@ def _forward(
         b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
         b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, lo_i * LOG2E, PRECISION, True)
 
-    # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
-    hi_r, lo_r = load_decay(p_high, p_low, i0)
-    b_shift = ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
-    b_near = b_max
-    b_max = b_near - b_shift
-    b_start = b_max
-    for begin in range(whole, diagonal, BN):
-        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
-        b_fall, frame = fall(
-            p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, BN, TMA
-        )
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_fall[None, :]
-        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
+    if not ONE_LOOP:
+        # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
+        b_shift = ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        b_near = b_max
+        b_max = b_near - b_shift
+        b_start = b_max
+        for begin in range(whole, diagonal, BN):
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_fall, frame = fall(
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
+            )
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = b_s * scale + b_fall[None, :]
+            b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
 
-    # A row whose largest score is a near one keeps it unrounded.
-    b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
+        # A row whose largest score is a near one keeps it unrounded.
+        b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
     b_o = b_o / b_sum[:, None]
     m_row = row < queries
     p_o += (i_b * queries * heads + i_h) * D
@@ -385,9 +405,9 @@ def choose(role: str, q: Tensor) -> Launch:
     return CONFIGS[role, max(64, padded_width(q.shape[-1])), q.element_size()]
 
 
-def scan_blocks(keys: int, block: int) -> int:
-    """Blocks of a scan that a program takes at a time."""
-    return min(4096 // block, max(2, triton.next_power_of_2(triton.cdiv(keys, block))))
+def scan_blocks(keys: int) -> int:
+    """Tiles that a program of a scan takes at a time."""
+    return min(64, max(2, triton.next_power_of_2(triton.cdiv(keys, TILE))))
 
 
 def cap(launch: Launch) -> dict[str, int]:
@@ -435,9 +455,7 @@ def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
     return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
 
 
-def prepare(
-    log_f: Tensor, start: Tensor | None, *, window: int, block: int = 64
-) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(log_f: Tensor, start: Tensor | None, *, window: int) -> tuple[Tensor, Tensor, Tensor]:
     """Decayed sums, what each position sees, and a zeroed count of tiles.
 
     Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
@@ -453,7 +471,7 @@ def prepare(
         log_f, log_f if start is None else start, decay, left, count,
         *log_f.stride(), *((0, 0) if start is None else start.stride()),
         batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BR=scan_blocks(keys, block), BC=block, num_warps=8,
+        BR=scan_blocks(keys), BC=TILE, num_warps=8,
     )  # fmt: skip
     return decay, left, count
 
@@ -477,7 +495,7 @@ def forward(
     keys, groups = k.shape[1], heads // k.shape[2]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
-    decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
+    decay, left, count = prepare(log_f, start, window=window)
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
@@ -486,7 +504,8 @@ def forward(
         lse if threshold is None else threshold, o, lse, count,
         *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
         D=width, BD=padded_width(width), PRUNE=threshold is not None,
-        GROUP=heads_at_once(pairs, keys, q), PRECISION="ieee", BM=launch.rows, BN=launch.columns, TMA=tma,
+        GROUP=heads_at_once(pairs, keys, q), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
     )  # fmt: skip
     return o, lse, count, decay, left
