@@ -143,7 +143,9 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length"])
+@triton.jit(
+    do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length", "at_once"]
+)
 def _backward_keys(
     p_q,
     p_k,
@@ -177,11 +179,11 @@ def _backward_keys(
     padded,
     keys,
     length,
+    at_once,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
     PRUNE: tl.constexpr,
-    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
@@ -192,7 +194,7 @@ def _backward_keys(
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // groups
-    i_pair, i_tile = swizzle(pairs // groups, tl.cdiv(keys, BN), GROUP)
+    i_pair, i_tile = swizzle(pairs // groups, tl.cdiv(keys, BN), at_once)
     i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
     offset = keys - queries
     j0 = i_tile * BN
@@ -251,7 +253,7 @@ def _backward_keys(
     tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
 def _backward_queries(
     p_q,
     p_k,
@@ -291,12 +293,12 @@ def _backward_queries(
     queries,
     keys,
     length,
+    at_once,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
     PRUNE: tl.constexpr,
     DLSE: tl.constexpr,
-    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
@@ -312,7 +314,7 @@ def _backward_queries(
     log-sum-exp in base 2, relative to the first row of its block of KM, and as it is.
     """
     tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, GROUP)
+    i_pair, i_tile = swizzle(pairs, tiles, at_once)
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
@@ -496,9 +498,8 @@ def backward(
         q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
         lse if dlse is None else dlse, terms, dq, row,
         *strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, groups, queries, keys, decay.shape[3], scale, **options,
-        DLSE=dlse is not None,
-        GROUP=heads_at_once(pairs, keys, q), KM=by_key.rows, BM=m, BN=n, TMA=tma,
+        pairs, heads, groups, queries, keys, decay.shape[3], heads_at_once(pairs, k), scale,
+        **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
         num_warps=by_query.warps, num_stages=by_query.stages,
         **cap(by_query),
     )  # fmt: skip
@@ -508,8 +509,7 @@ def backward(
         q_rows, k, v, do_rows, decay, vectors(decay, m, tma), left, vectors(left, m, tma), limit,
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
-        scale, **options,
-        GROUP=heads_at_once(pairs // groups, keys, q), BM=m, BN=n, TMA=tma,
+        heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma,
         num_warps=by_key.warps, num_stages=by_key.stages,
         **cap(by_key),
     )  # fmt: skip

@@ -54,7 +54,7 @@ COPY_ENGINE = True  # load tiles with it where their layout allows
 
 @triton.jit
 def _append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
-    """Sum of two runs in two floats; a run with a reset in it (left >= 0) forgets the one before."""
+    """Sum of two runs in two floats; a run that holds a reset (left >= 0) forgets those before."""
     total = a_hi + b_hi
     part = total - a_hi
     rest = (a_hi - (total - part)) + (b_hi - part)
@@ -193,13 +193,13 @@ def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def swizzle(pairs, tiles, GROUP: tl.constexpr):
-    """(pair, tile), GROUP heads at a time, so that their keys stay in cache; heaviest tile first."""
+def swizzle(pairs, tiles, at_once):
+    """(pair, tile): `at_once` heads together, so that their keys stay in cache, tile by tile."""
     i = tl.program_id(0)
-    group = i // (GROUP * tiles)
-    size = tl.minimum(pairs - group * GROUP, GROUP)
-    i -= group * (GROUP * tiles)
-    return group * GROUP + i % size, i // size
+    first = i // (at_once * tiles) * at_once
+    size = tl.minimum(pairs - first, at_once)
+    i -= first * tiles
+    return first + i % size, i // size
 
 
 @triton.jit
@@ -285,7 +285,7 @@ def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED:
     return b_new, b_sum, b_o
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length"])
+@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
 def _forward(
     p_q,
     p_k,
@@ -312,11 +312,11 @@ def _forward(
     queries,
     keys,
     length,
+    at_once,
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
     PRUNE: tl.constexpr,
-    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PN: tl.constexpr,
@@ -326,7 +326,7 @@ def _forward(
 ):
     """Output and log-sum-exp of one query tile of one head."""
     tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, GROUP)
+    i_pair, i_tile = swizzle(pairs, tiles, at_once)
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
@@ -414,13 +414,20 @@ def cap(launch: Launch) -> dict[str, int]:
     return {} if launch.registers is None else {"maxnreg": launch.registers}
 
 
-def heads_at_once(pairs: int, keys: int, q: Tensor) -> int:
+def heads_at_once(pairs: int, k: Tensor) -> int:
     """Heads whose rows of four tensors fit the cache together."""
-    size = 4 * keys * q.shape[-1] * q.element_size()
+    size = 4 * k.shape[1] * k.shape[3] * k.element_size()
     return max(1, min(pairs, CACHE // size))
 
 
 def strides(*tensors: Tensor) -> list[int]:
+    """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
+    for x in tensors:
+        if x.shape[1] * x.stride(1) >= 2**31:
+            raise ValueError(
+                "forgetting_attention: offsets within a batch row are 32 bits wide, got "
+                f"{x.shape[1]} steps {x.stride(1)} elements apart; use fewer steps or heads a call"
+            )
     return [size for tensor in tensors for size in tensor.stride()[:3]]
 
 
@@ -502,9 +509,10 @@ def forward(
     _forward[(pairs * triton.cdiv(queries, launch.rows),)](
         q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
         lse if threshold is None else threshold, o, lse, count,
-        *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3], scale,
+        *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],
+        heads_at_once(pairs, k), scale,
         D=width, BD=padded_width(width), PRUNE=threshold is not None,
-        GROUP=heads_at_once(pairs, keys, q), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
         PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
     )  # fmt: skip
