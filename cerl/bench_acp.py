@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         ("device", pa.string()),
     ]
 )
-DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+DECAYS = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
 Row = dict[str, Any]
 

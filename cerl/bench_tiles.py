@@ -1,17 +1,20 @@
 """Block sizes of attention kernels against the clock: `cerl bench attention-tiles`.
 
-A kernel module holds a table `CONFIGS` of named tuples (block sizes, warps, stages). One of its
-entries is replaced by each candidate in turn; the public operator is timed and its results are
-compared with those of the entry as it stands.
+A kernel module chooses its `Launch` (block sizes, warps, stages) from a table `CONFIGS`, or takes
+one as the argument `launch` of its functions. Each candidate in turn takes the place of that
+choice; the public operator is timed, and its results are compared with those of the own choice.
 """
 
 import ast
 import importlib
+import inspect
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,14 @@ from cerl.bench_attention import (
 
 # Results may differ by this share of the largest value: bf16 sums in another order.
 TOLERANCE = 2.0**-6
-GRID = {"rows": (32, 64, 128), "columns": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
+# Candidates where none are named, by field; other fields keep their default.
+GRID = {
+    "rows": (32, 64),
+    "columns": (32, 64),
+    "pairs": (1, 2, 4),
+    "warps": (2, 4, 8),
+    "stages": (1, 2, 3),
+}
 
 
 def attention_tiles(
@@ -49,18 +59,19 @@ def attention_tiles(
     jobs: int = 16,
     out: Path | None = None,
 ) -> Rows:
-    """Times the candidates for one entry of a kernel module's table of configurations.
+    """Times candidates for one choice of block sizes of a kernel module.
 
     Prints milliseconds in a CUDA graph, the fastest first, with registers of a thread, bytes that
-    it spills and shared memory of a program. Nothing is written back to the table.
+    it spills and shared memory of a program. Nothing is written back.
 
     Args:
-        key: entry of CONFIGS, its parts separated by commas: forward,64,2
+        key: entry of CONFIGS, its parts separated by commas: forward,64,2; or a function that
+            takes `launch`: backward
         shape: B,T,H,D of a sequence, or step:B,R,H,D
         case: a gate (none, mild, s70, s90), with +acp if pruned
-        module: of cerl.kernels, with a table CONFIGS
+        module: of cerl.kernels: attention_triton, attention_short_triton, attention_step_triton
         configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
-            list of lists. Not given: a grid, for entries of rows, columns, warps and stages
+            list of lists; a grid if not given
         repeats: timings of each number, of which the median is taken
         seconds: candidates that begin later than this are left out
         jobs: processes that compile the candidates first; 0 compiles each before it is timed
@@ -68,16 +79,18 @@ def attention_tiles(
     """
     device = needed_device()
     (work,) = parsed((shape,), (case,))
-    table = importlib.import_module(f"cerl.kernels.{module}").CONFIGS
-    entry = parsed_key(key, table)
-    candidates = parsed_configs(configs, table[entry])
+    kernels = importlib.import_module(f"cerl.kernels.{module}")
+    known = entries(kernels)
+    if key not in known:
+        raise ValueError(f"--key: expected one of {'  '.join(known)}; got {key!r}")
+    candidates = parsed_configs(configs, kernels.Launch, known[key])
     end = time.monotonic() + seconds
     if jobs:
-        given = [(work, module, entry, candidate) for candidate in candidates]
+        given = [(work, module, key, candidate) for candidate in candidates]
         compiled(_compile, given, jobs=jobs, seconds=0.7 * seconds)
     title = f"{module} {key}: {work.what} {work.case} on {bench.device_name(device)}"
     with Report(title, out) as report:
-        rows = sweep(report, work, module, entry, candidates, stopwatch(repeats), device, end=end)
+        rows = sweep(report, work, module, key, candidates, stopwatch(repeats), device, end=end)
     print("\nfastest first")
     with Report(title, None) as report:
         for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
@@ -85,36 +98,38 @@ def attention_tiles(
     return rows
 
 
-def parsed_key(text: str, table: dict[Any, Any]) -> Any:
-    """The key of a table that a text like forward,64,2 means. Raises: ValueError."""
-    for key in table:
-        parts = key if isinstance(key, tuple) else (key,)
-        if ",".join(map(str, parts)) == text:
-            return key
-    known = "  ".join(",".join(map(str, key)) for key in table)
-    raise ValueError(f"--key: expected one of {known}; got {text!r}")
+def entries(kernels: Any) -> dict[str, Any]:
+    """What can be replaced, by its text, and what stands there; None: a function's own choice."""
+    table = getattr(kernels, "CONFIGS", {})
+    found = {",".join(map(str, key)): launch for key, launch in table.items()}
+    for name, function in vars(kernels).items():
+        if not inspect.isfunction(function):
+            continue
+        argument = inspect.signature(function).parameters.get("launch")
+        if argument is not None and argument.default is None:
+            found[name] = None
+    return found
 
 
-def parsed_configs(texts: Sequence[str], default: Any) -> list[Any]:
-    """Candidates of the default's type, the default first.
+def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
+    """Candidates, the default first.
 
-    Raises: ValueError for a candidate with other fields.
+    Raises: ValueError for a candidate with other fields than the kind.
     """
     if len(texts) == 1 and texts[0].endswith(".json"):
         lists = json.loads(Path(texts[0]).read_text())
     elif texts:
         lists = [list(_literals(text)) for text in texts]
-    elif set(GRID) <= set(default._fields):
-        lists = list(itertools.product(*(GRID[name] for name in default._fields[:4])))
     else:
-        raise ValueError(f"--configs: expected values of {', '.join(default._fields)}, got none")
+        choices = [GRID[name] for name in kind._fields if name in GRID]
+        lists = list(itertools.product(*choices))
     candidates = [default]
     for values in lists:
         try:
-            candidate = type(default)(*values)
+            candidate = kind(*values)
         except TypeError as error:
             raise ValueError(
-                f"--configs: expected values of {', '.join(default._fields)}, got {values}"
+                f"--configs: expected values of {', '.join(kind._fields)}, got {values}"
             ) from error
         if candidate not in candidates:
             candidates.append(candidate)
@@ -135,7 +150,7 @@ def sweep(
     report: Report,
     work: Work,
     module: str,
-    key: Any,
+    key: str,
     candidates: Sequence[Any],
     timer: Timer,
     device: torch.device,
@@ -146,28 +161,27 @@ def sweep(
     kernels = importlib.import_module(f"cerl.kernels.{module}")
     expected: Sequence[Tensor] = ()
     for candidate in candidates:
-        row: dict[str, Any] = {"config": ",".join(map(str, candidate))}
+        row: dict[str, Any] = {"config": ",".join(map(str, candidate or ["own choice"]))}
         if time.monotonic() > end:
             print(*row.values(), "left out: no time", flush=True)
             continue
-        before = set(_variants(kernels))
+        before = set(_variants())
         try:
-            with replaced(kernels.CONFIGS, key, candidate):
+            with replaced(kernels, key, candidate):
                 calls = (step_calls if work.step else sequence_calls)(work, device)
                 results = _results(calls.forward, calls.both)
                 expected = expected or results
                 error = difference(results, expected)
                 if error > TOLERANCE:
                     raise RuntimeError(
-                        f"results differ from those of {candidates[0]} by {error:.3g} of the "
-                        "largest value"
+                        f"results differ by {error:.3g} of the largest value from the first ones"
                     )
                 forward = timer(calls.forward).graph
                 both = None if calls.both is None else timer(calls.both).graph
         except Exception as error:  # too much shared memory, say; the other candidates go on
             report.fail(row, error)
             continue
-        variants = [known for name, known in _variants(kernels).items() if name not in before]
+        variants = [known for name, known in _variants().items() if name not in before]
         row |= {"forward": forward, "fwd+bwd": both, "error": error}
         row |= {"registers": "", "spills": "", "shared": ""} | _resources(variants)
         report.add(row)
@@ -175,14 +189,19 @@ def sweep(
 
 
 @contextmanager
-def replaced(table: dict[Any, Any], key: Any, value: Any) -> Iterator[None]:
-    """An entry of a table is another one for a while."""
-    before = table[key]
-    table[key] = value
+def replaced(kernels: Any, key: str, launch: Any) -> Iterator[None]:
+    """The choice behind one of the `entries` is another one for a while."""
+    table = getattr(kernels, "CONFIGS", {})
+    entry = next((entry for entry in table if ",".join(map(str, entry)) == key), None)
+    if entry is None:
+        table, entry = vars(kernels), key
+        launch = partial(table[key], launch=launch)
+    before = table[entry]
+    table[entry] = launch
     try:
         yield
     finally:
-        table[key] = before
+        table[entry] = before
 
 
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -200,10 +219,11 @@ def _results(forward: Callable[[], Any], both: Callable[[], Any] | None) -> list
     return [forward().clone(), *(() if both is None else both())]
 
 
-def _variants(kernels: Any) -> dict[int, Any]:
-    """All compiled kernels of a module; Triton keeps them in each function by device."""
+def _variants() -> dict[int, Any]:
+    """All compiled attention kernels; Triton keeps them in each function by device."""
     found = {}
-    for function in vars(kernels).values():
+    modules = [m for name, m in sys.modules.items() if name.startswith("cerl.kernels.attention")]
+    for function in [function for module in modules for function in vars(module).values()]:
         for cached in getattr(function, "device_caches", {}).values():
             found |= {id(kernel): kernel for kernel in cached[0].values()}
     return found
@@ -218,9 +238,9 @@ def _resources(variants: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def _compile(work: Work, module: str, key: Any, candidate: Any) -> None:
+def _compile(work: Work, module: str, key: str, candidate: Any) -> None:
     kernels = importlib.import_module(f"cerl.kernels.{module}")
-    with replaced(kernels.CONFIGS, key, candidate):
+    with replaced(kernels, key, candidate):
         calls = (step_calls if work.step else sequence_calls)(work, needed_device())
         _results(calls.forward, calls.both)
     torch.cuda.synchronize()

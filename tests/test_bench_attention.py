@@ -228,36 +228,54 @@ Launch = namedtuple("Launch", "rows columns warps stages registers", defaults=(N
 TABLE = {("forward", 64, 2): Launch(128, 64, 8, 3), ("keys", 64, 2): Launch(64, 64, 4, 2)}
 
 
+def test_entries_are_those_of_the_table_and_functions_with_a_launch():
+    kernels = types.ModuleType("kernels")
+    vars(kernels)["CONFIGS"] = table = dict(TABLE)
+    vars(kernels)["forward"] = lambda x, *, launch=None: (x, launch)
+    vars(kernels)["other"] = lambda x: x
+    known = bench_tiles.entries(kernels)
+    assert known == {
+        "forward,64,2": Launch(128, 64, 8, 3),
+        "keys,64,2": Launch(64, 64, 4, 2),
+        "forward": None,
+    }
+    before = kernels.forward
+    with pytest.raises(KeyError), bench_tiles.replaced(kernels, "keys,64,2", "another"):
+        assert table == TABLE | {("keys", 64, 2): "another"}
+        raise KeyError
+    assert table == TABLE
+    with bench_tiles.replaced(kernels, "forward", "another"):
+        assert kernels.forward(3) == (3, "another")
+    assert kernels.forward is before
+
+
 def test_candidates_are_read(tmp_path):
-    key = bench_tiles.parsed_key("keys,64,2", TABLE)
-    assert key == ("keys", 64, 2)
-    assert bench_tiles.parsed_key("7", {7: Launch(1, 1, 1, 1)}) == 7
-    default = TABLE[key]
-    given = bench_tiles.parsed_configs(("64,64,4,2", "32,64,4,2,168", "32,64,4,2,None"), default)
+    default = TABLE["keys", 64, 2]
+    texts = ("64,64,4,2", "32,64,4,2,168", "32,64,4,2,None")
+    given = bench_tiles.parsed_configs(texts, Launch, default)
     assert given == [default, Launch(32, 64, 4, 2, 168), Launch(32, 64, 4, 2)]
     file = tmp_path / "configs.json"
     file.write_text("[[32, 64, 4, 2, 168], [32, 64, 4, 2]]")
-    assert bench_tiles.parsed_configs((str(file),), default) == given
-    grid = bench_tiles.parsed_configs((), default)
+    assert bench_tiles.parsed_configs((str(file),), Launch, default) == given
+    grid = bench_tiles.parsed_configs((), Launch, default)
     assert grid[0] == default
-    assert len(grid) == len(set(grid)) == 54
+    assert len(grid) == len(set(grid)) == 36
+    assert bench_tiles.parsed_configs(("1,2,3,4",), Launch, None) == [None, Launch(1, 2, 3, 4)]
 
 
-def test_wrong_candidates_are_named():
-    with pytest.raises(ValueError, match=r"forward,64,2  keys,64,2; got 'forward'"):
-        bench_tiles.parsed_key("forward", TABLE)
+def test_wrong_candidates_are_named(on_cpu):
+    with pytest.raises(ValueError, match=r"expected one of forward,64,2 .* got 'forward,7'"):
+        bench_tiles.attention_tiles(key="forward,7")
     with pytest.raises(ValueError, match="values of rows, columns, warps, stages"):
-        bench_tiles.parsed_configs(("64,64",), TABLE["forward", 64, 2])
+        bench_tiles.parsed_configs(("64,64",), Launch, None)
     with pytest.raises(ValueError, match="got '64,x,4,2'"):
-        bench_tiles.parsed_configs(("64,x,4,2",), TABLE["forward", 64, 2])
-    pair = namedtuple("Pair", "tile warps")
-    with pytest.raises(ValueError, match="values of tile, warps, got none"):
-        bench_tiles.parsed_configs((), pair(1, 2))
+        bench_tiles.parsed_configs(("64,x,4,2",), Launch, None)
 
 
 def test_the_sweep_ranks_what_agrees_with_the_entry(on_cpu, monkeypatch, capsys):
     kernels = types.ModuleType("cerl.kernels.stand_in")
-    vars(kernels)["CONFIGS"] = table = dict(TABLE)
+    vars(kernels)["CONFIGS"], vars(kernels)["Launch"] = dict(TABLE), Launch
+    table = vars(kernels)["CONFIGS"]
     monkeypatch.setitem(sys.modules, "cerl.kernels.stand_in", kernels)
     speed = {128: 3.0, 64: 1.0, 32: 9.0, 16: 0.5}
 
@@ -378,3 +396,17 @@ def test_the_operators_agree_with_a_pruned_call():
     for ours, wanted in zip(calls.both(), torch.autograd.grad(o, leaves, do), strict=True):
         torch.testing.assert_close(ours, wanted)
     torch.testing.assert_close(calls.forward(), o.detach())
+
+
+def test_the_examples_of_the_guide_run():
+    text = (Path(__file__).parent.parent / "docs/attention.md").read_text()
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    names: dict[str, torch.Tensor] = {}
+    exec("\n".join(blocks), names)
+    assert names["q"].grad is not None
+    assert names["skipped"].shape == (2, 4)
+    last = names["o_t"].float()
+    inputs = (names[name].detach() for name in ("q", "k", "v", "log_f"))
+    whole = forgetting_attention(*inputs, start=names["start"], window=128)
+    torch.testing.assert_close(last, whole[:, -1].float(), atol=0.02, rtol=0.02)
