@@ -83,6 +83,7 @@ HALF, SINGLE = torch.float16, torch.float32
 FEW = [
     Case(1, "all", (2, 2), 17, "slow", "none", None, False, HALF, True),
     Case(15, "half", (4, 2), 48, "by head", "of heads", 7, True, SINGLE, False),
+    Case(15, "one", (3, 1), 40, "zero", "both", 500, False, HALF, False),
     Case(63, "all", (3, 1), 24, "fast", "both", None, False, SINGLE, True),
     Case(100, "all", (2, 2), 40, "instant", "two in a tile", 64, False, HALF, False),
     Case(100, "one", (2, 1), 64, "slow", "random", None, False, SINGLE, True),
@@ -238,7 +239,7 @@ def test_cases_hold_every_pair_of_factors():
 
 
 SHORT = Case(40, "all", (2, 1), 24, "slow", "random", None, False, SINGLE, True)
-LONG = Case(150, "half", (2, 1), 24, "slow", "both", None, True, SINGLE, True)
+LONG = Case(70, "half", (2, 1), 72, "slow", "both", None, True, SINGLE, True)
 
 
 @pytest.mark.parametrize(
@@ -365,9 +366,8 @@ def test_operators_keep_the_rules_of_torch(case):
     x = draw(case)
     tensors = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in x[:3]]
     options = x.start, x.threshold, 0, 0.2
-    for gradient in (False, True):
-        inputs = [t.detach().requires_grad_(gradient) for t in (*tensors, x.log_f)]
-        torch.library.opcheck(attention._forward, (*inputs, *options))
+    inputs = [t.detach().requires_grad_() for t in (*tensors, x.log_f)]
+    torch.library.opcheck(attention._forward, (*inputs, *options))
     o, lse, _, sums, left = attention._forward(*tensors, x.log_f, *options)
     args = *tensors, x.log_f, x.start, x.threshold, o, lse, sums, left, 0, 0.2
     torch.library.opcheck(attention._backward, (x.do, x.dlse, *args))
