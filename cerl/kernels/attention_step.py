@@ -136,10 +136,10 @@ def forgetting_attention_step(
             f"{NAME} log_f must be at most 0, got {wrong} values above it or NaN; it is the log of "
             "a gate in [0, 1]"
         )
-    scale = float(q.shape[2]) ** -0.5 if scale is None else scale
+    factor: float = float(q.shape[2]) ** -0.5 if scale is None else scale
     if not runs_triton(impl, q.device):
         return definition(
-            q, k, v, log_f, cache, start=start, window=window, log_eps=log_eps, scale=scale
+            q, k, v, log_f, cache, start=start, window=window, log_eps=log_eps, scale=factor
         )
     if q.dtype == torch.float64:
         raise ValueError(
@@ -147,7 +147,7 @@ def forgetting_attention_step(
             'impl="reference"'
         )
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    return _step(q, k, v, log_f, start, *cache, window, log_eps, scale)
+    return _step(q, k, v, log_f, start, *cache, window, log_eps, factor)
 
 
 def definition(
@@ -163,7 +163,7 @@ def definition(
     scale: float,
 ) -> Tensor:
     """What a step computes. Sums of log_f are float64, scores and softmax at least float32."""
-    ring, group = cache.k.shape[2], q.shape[1] // k.shape[1]
+    group = q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     sums, age = _append(k, v, log_f, cache, start)
     q, k, v = (x.detach().to(wide) for x in (q, cache.k, cache.v))
@@ -226,9 +226,7 @@ def _append(
     return sums.sub(total.masked_fill(slot <= at, 0.0)).scatter(2, at, new), (at - slot) % ring
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: Tensor
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: Tensor) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, log_f)):
         raise ValueError(
             f"{NAME} has no gradient and got an argument that requires one; call it under "
@@ -313,7 +311,5 @@ def _step(
 
 
 @_step.register_fake
-def _(
-    q, k, v, log_f, start, keys, values, decay, norm, position, length, window, log_eps, scale
-):
+def _(q, k, v, log_f, start, keys, values, decay, norm, position, length, window, log_eps, scale):
     return q.new_empty(q.shape)

@@ -21,21 +21,22 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 class Launch(NamedTuple):
-    """Keys a round of the loop; warps; loads in flight, in rounds."""
+    """Keys a round of the loop; warps; rounds that are computed or on the way at once."""
 
     columns: int
     warps: int
     stages: int
 
 
-# Keyed by (padded width, bytes of an element), for one query head a key head. Chosen so that four
-# programs fit a multiprocessor and each has 32 KiB on the way.
+# Keyed by (padded width, bytes of an element), for one query head a key head. With triton 3.6 for
+# sm_90 none spills, at most 96 registers a thread leave room for five programs a multiprocessor, so
+# that 528 run at once on 132, and each has 32 KiB on the way.
 CONFIGS: dict[tuple[int, int], Launch] = {
-    (16, 2): Launch(128, 4, 3),
-    (32, 2): Launch(128, 4, 3),
-    (64, 2): Launch(64, 4, 3),
-    (128, 2): Launch(32, 4, 3),
-    (16, 4): Launch(64, 4, 3),
+    (16, 2): Launch(128, 4, 5),
+    (32, 2): Launch(64, 4, 5),
+    (64, 2): Launch(32, 4, 5),
+    (128, 2): Launch(16, 4, 5),
+    (16, 4): Launch(128, 4, 3),
     (32, 4): Launch(64, 4, 3),
     (64, 4): Launch(32, 4, 3),
     (128, 4): Launch(16, 4, 3),
@@ -59,11 +60,12 @@ def _read_decay(p_decay, slot, ring, m):
 
 
 @triton.jit
-def _decay_of(p_decay, high, low, total_high, total_low, slot, age, ring, m):
+def _decay_of(p_decay, sums, slot, age, ring, m):
     """Slots [1, N] of keys of these ages, and D of the newest key to them [BG, N].
 
     A key of the lap before takes the rest of that lap's sum on top.
     """
+    high, low, total_high, total_low = sums
     at = slot - age[None, :]
     before = at < 0
     at = tl.where(before, at + ring, at)
@@ -71,6 +73,20 @@ def _decay_of(p_decay, high, low, total_high, total_low, slot, age, ring, m):
     b_decay = tl.where(before, total_high, high) - b_high
     b_decay += tl.where(before, total_low, low) - b_low
     return at, b_decay + tl.where(before, high, 0.0)
+
+
+@triton.jit
+def _reach(p_decay, sums, slot, old, ring, b_threshold, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """Age of the oldest key of each head in the blocks that are not pruned, at most `old`.
+
+    What is kept is a run from the newest block on: decay only grows with age.
+    """
+    age = (1 + tl.arange(0, BLOCKS)) * BLOCK
+    m_seen = age[None, :] <= old[:, None]
+    _, b_decay = _decay_of(p_decay, sums, slot, age, ring, m_seen)
+    m_below = b_decay < b_threshold[:, None]  # false for NaN, which is kept
+    blocks = tl.sum((m_seen & (m_below == 0)).to(tl.int32), 1)
+    return tl.minimum(old, blocks * BLOCK + BLOCK - 1)
 
 
 @triton.jit(do_not_specialize=["heads", "ring", "window"])
@@ -108,7 +124,7 @@ def _step(
     PRUNE: tl.constexpr,
     BLOCK: tl.constexpr,
     SLACK: tl.constexpr,
-    LANES: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -126,64 +142,59 @@ def _step(
     start = tl.load(p_start + i_b * s_sb).to(tl.int1)
     b_f = tl.load(p_log_f + i_b * s_fb + (i_h * G + g) * s_fh, m_g, other=0.0)
     length = tl.load(p_length, m_g, other=0)
+    norm = tl.load(p_norm + i_pair)
+    b_q = tl.load(
+        p_q + i_b * s_qb + (i_h * G + g)[:, None] * s_qh + d[None, :],
+        m_g[:, None] & m_d[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    b_new_k = tl.load(p_k + i_b * s_kb + i_h * s_kh + d, m_d, other=0.0)
+    b_new_v = tl.load(p_v + i_b * s_vb + i_h * s_vh + d, m_d, other=0.0)
+
     length = tl.where(start | (b_f == float("-inf")), 0, length)
     old = tl.minimum(length, window - 1)  # ages 1 to `old` are seen
     m_old, m_lap = (m_g & (length > 0))[:, None], (m_g & (slot > 0) & (length > 0))[:, None]
     high, low = _read_decay(p_decay, tl.maximum(slot - 1, 0), ring, m_lap)
     high, low = _two_sum(high, low, tl.where(m_old, b_f[:, None], 0.0))
     total_high, total_low = _read_decay(p_decay, ring - 1, ring, m_old & (old > slot)[:, None])
+    sums = high, low, total_high, total_low
 
-    b_q = tl.load(
-        p_q + i_b * s_qb + (i_h * G + g)[:, None] * s_qh + d[None, :],
-        m_g[:, None] & m_d[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    b_k_new = tl.load(p_k + i_b * s_kb + i_h * s_kh + d, m_d, other=0.0)
-    b_v_new = tl.load(p_v + i_b * s_vb + i_h * s_vh + d, m_d, other=0.0)
-    b_k = b_k_new.to(tl.float32)
-    norm = tl.where(start, 0.0, tl.load(p_norm + i_pair))
-    norm = tl.maximum(norm, tl.sqrt_rn(tl.sum(b_k * b_k)), propagate_nan=tl.PropagateNan.ALL)
+    b_key, b_value = b_new_k.to(tl.float32), b_new_v.to(tl.float32)
+    norm = tl.where(start, 0.0, norm)
+    norm = tl.maximum(norm, tl.sqrt_rn(tl.sum(b_key * b_key)), propagate_nan=tl.PropagateNan.ALL)
 
     if PRUNE:
         b_bound = tl.sqrt_rn(tl.sum(b_q * b_q, 1)) * norm * tl.abs(scale)
         keys = (old + 1).to(tl.float32)
         b_threshold = (log_eps - tl.log(keys) - 2.0 * b_bound) * (1.0 + SLACK)
-        blocks = tl.zeros([BG], tl.int32)
-        for base in range(1, tl.max(old) // BLOCK + 1, LANES):
-            age = (base + tl.arange(0, LANES)) * BLOCK
-            m_seen = age[None, :] <= old[:, None]
-            _, b_decay = _decay_of(
-                p_decay, high, low, total_high, total_low, slot, age, ring, m_seen
-            )
-            m_below = b_decay < b_threshold[:, None]
-            blocks += tl.sum((m_seen & (m_below == 0)).to(tl.int32), 1)
-        old = tl.minimum(old, blocks * BLOCK + BLOCK - 1)
+        old = _reach(p_decay, sums, slot, old, ring, b_threshold, BLOCK, BLOCKS)
 
     # Every place begins with the score of the new key, which one of them counts.
     b_q *= scale * LOG2E
-    b_score = tl.sum(b_q * b_k[None, :], 1)[:, None]
+    b_score = tl.sum(b_q * b_key[None, :], 1)[:, None]
     m_place = (tl.arange(0, BN) == 0)[None, :]
     b_max = tl.zeros([BG, BN], tl.float32) + b_score
     b_sum = tl.zeros([BG, BN], tl.float32) + tl.where(m_place, 1.0, 0.0)
     b_o = tl.zeros([BG, BN, BD], tl.float32)
-    b_o += tl.where(m_place[:, :, None], b_v_new.to(tl.float32)[None, None, :], 0.0)
+    b_o += tl.where(m_place[:, :, None], b_value[None, None, :], 0.0)
     oldest = tl.max(old)
     for begin in tl.range(1, oldest + 1, BN, num_stages=STAGES):
         age = begin + tl.arange(0, BN)
         m_seen = age[None, :] <= old[:, None]
-        at, b_decay = _decay_of(
-            p_decay, high, low, total_high, total_low, slot, age, ring, m_seen
-        )
-        o_row = tl.reshape(at, [BN])[:, None] * D + d[None, :]
-        m_row = (age <= oldest)[:, None] & m_d[None, :]
+        at, b_decay = _decay_of(p_decay, sums, slot, age, ring, m_seen)
+        o_row = tl.reshape(at, [1, BN, 1]) * D + d[None, None, :]
+        m_row = (age <= oldest)[None, :, None] & m_d[None, None, :]
         b_k = tl.load(p_keys + o_row, m_row, other=0.0).to(tl.float32)
         b_v = tl.load(p_values + o_row, m_row, other=0.0).to(tl.float32)
-        b_s = tl.sum(b_q[:, None, :] * b_k[None, :, :], 2) + b_decay * LOG2E
+        b_s = tl.sum(b_q[:, None, :] * b_k, 2) + b_decay * LOG2E
         b_s = tl.where(m_seen, b_s, float("-inf"))
         b_new = tl.maximum(b_max, b_s)
         b_p, b_shrink = tl.exp2(b_s - b_new), tl.exp2(b_max - b_new)
         b_sum = b_sum * b_shrink + b_p
-        b_o = b_o * b_shrink[:, :, None] + b_p[:, :, None] * b_v[None, :, :]
+        b_part = b_p[:, :, None] * b_v
+        if BG > 1:  # another head may see a NaN that this one does not
+            b_part = tl.where(m_seen[:, :, None], b_part, 0.0)
+        b_o = b_o * b_shrink[:, :, None] + b_part
         b_max = b_new
     b_weight = tl.exp2(b_max - tl.max(b_max, 1)[:, None])
     b_o = tl.sum(b_o * b_weight[:, :, None], 1) / tl.sum(b_sum * b_weight, 1)[:, None]
@@ -191,8 +202,8 @@ def _step(
     tl.debug_barrier()  # all warps have read what changes below
     o_o = (i_pair * G + g)[:, None] * D + d[None, :]
     tl.store(p_o + o_o, b_o.to(p_o.dtype.element_ty), m_g[:, None] & m_d[None, :])
-    tl.store(p_keys + slot * D + d, b_k_new, m_d)
-    tl.store(p_values + slot * D + d, b_v_new, m_d)
+    tl.store(p_keys + slot * D + d, b_new_k, m_d)
+    tl.store(p_values + slot * D + d, b_new_v, m_d)
     tl.store(p_decay + slot, high, m_g[:, None])
     tl.store(p_decay + ring + slot, low, m_g[:, None])
     tl.store(p_norm + i_pair, norm)
@@ -201,9 +212,12 @@ def _step(
 
 
 def config(width: int, itemsize: int, group: int) -> Launch:
-    """Blocks shrink with the query heads that share a key head, to fit the registers."""
+    """The table's launch, with smaller blocks where `group` query heads share a key head.
+
+    The accumulators of all of them are held in registers; more than 8 heads of 64 spill.
+    """
     columns, warps, stages = CONFIGS[width, itemsize]
-    return Launch(max(columns // group, 16), warps if group < 8 else 8, stages)
+    return Launch(max(columns // group, 16), warps if group * width <= 512 else 8, stages)
 
 
 def step(
@@ -264,7 +278,7 @@ def step(
         PRUNE=log_eps is not None,
         BLOCK=BLOCK,
         SLACK=SLACK,
-        LANES=min(max(triton.next_power_of_2(ring // BLOCK), 16), 128),
+        BLOCKS=triton.next_power_of_2(max(ring // BLOCK, 1)),
         BN=launch.columns,
         STAGES=launch.stages,
         num_warps=launch.warps,
