@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections import namedtuple
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,52 @@ def test_no_cuda_is_an_error(line, capsys):
     assert command.main(["bench", *line.split()]) == 2
     assert "found no CUDA device" in capsys.readouterr().err
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("call_ms, calls, repeats", [(0.5, 6, 20), (0.01, 20, 20), (30.0, 1, 6)])
+def test_the_stopwatch_divides_by_the_calls(call_ms, calls, repeats, monkeypatch):
+    """On a device whose clock only calls move; a graph of calls takes 0.8 of their time."""
+    now, costs, replays, streams = [0.0], [], [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = now[0]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    class Graph:
+        def replay(self):
+            replays.append(1)
+            now[0] += costs[-1]
+
+    @contextmanager
+    def capture(graph):
+        begin = now[0]
+        yield
+        costs.append(0.8 * (now[0] - begin))
+        now[0] = begin
+
+    stream = types.SimpleNamespace(wait_stream=streams.append)
+    for name, value in {
+        "Event": Event, "CUDAGraph": Graph, "graph": capture, "synchronize": lambda: None,
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def call():
+        now[0] += call_ms
+
+    spent = bench_attention.stopwatch(20)(call)
+    assert spent == pytest.approx((0.8 * call_ms, call_ms))
+    assert costs == pytest.approx([0.8 * call_ms * calls])
+    assert len(replays) == repeats + 1
+    assert len(streams) == 2
+    with pytest.raises(ValueError, match="--repeats: expected a number from 1 on, got 0"):
+        bench_attention.stopwatch(0)
 
 
 def official(folder, body):
@@ -211,6 +258,26 @@ def test_steps_are_timed_on_a_full_cache(monkeypatch):
     rate = bench_attention.decay_rate("s70", work.shape)
     fall = made[0].decay.sum(2)
     assert float((fall[..., 1] - fall[..., 2]).mean()) == pytest.approx(rate, rel=1e-4)
+
+
+def test_what_is_compiled_ahead_depends_on_no_gate(on_cpu, monkeypatch, tmp_path):
+    official(tmp_path / "theirs", LIKE_OURS)
+    asked = []
+    monkeypatch.setattr(
+        bench_attention, "compiled", lambda task, given, **options: asked.extend(given)
+    )
+    bench_attention.attention(
+        shapes=("1,16,1,16",),
+        cases=("none", "s70+acp", "s90+acp"),
+        official=tmp_path / "theirs",
+        jobs=2,
+    )
+    assert [(work.pruned, place is None) for work, place in asked] == [
+        (False, False), (True, False), (False, True), (True, True),
+    ]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for work, place in asked:
+        bench_attention._compile(work, place)
 
 
 def test_compiling_ahead_outlives_what_fails(tmp_path, capsys):
