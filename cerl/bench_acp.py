@@ -23,15 +23,12 @@ from cerl import bench
 from cerl.bench_attention import (
     LOG_EPS,
     Shape,
-    Timer,
-    compiled,
     inputs,
     needed_device,
     paired,
-    stopwatch,
     threshold,
-    untimed,
 )
+from cerl.bench_clock import Timer, compiled, stopwatch, untimed
 from cerl.kernels.attention import forgetting_attention
 from cerl.plot import COLOURS
 from cerl.rows import write_atomically

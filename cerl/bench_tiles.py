@@ -23,17 +23,13 @@ from torch import Tensor
 
 from cerl import bench
 from cerl.bench_attention import (
-    Report,
-    Rows,
-    Timer,
     Work,
-    compiled,
     needed_device,
     parsed,
     sequence_calls,
     step_calls,
-    stopwatch,
 )
+from cerl.bench_clock import Report, Rows, Timer, compiled, stopwatch
 
 # Results may differ by this share of the largest value: bf16 sums in another order.
 TOLERANCE = 2.0**-6
