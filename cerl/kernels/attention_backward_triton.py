@@ -268,7 +268,6 @@ def _backward_queries(
     p_dlse,
     p_terms,
     p_dq,
-    p_row,
     s_qb,
     s_qt,
     s_qh,
@@ -308,10 +307,11 @@ def _backward_queries(
     BN: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """dq and the row sums of dS of BM query rows of one head.
+    """dq of BM query rows of one head.
 
-    For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse, and the
-    log-sum-exp in base 2, relative to the first row of its block of KM, and as it is.
+    For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse as if o had not
+    been rounded, and the log-sum-exp in base 2, relative to the first row of its block of KM, and
+    as it is.
     """
     tiles = tl.cdiv(queries, BM)
     i_pair, i_tile = swizzle(pairs, tiles, at_once)
@@ -341,8 +341,10 @@ def _backward_queries(
     b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
     b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
     b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    b_dlse = tl.zeros([BM], tl.float32)
     if DLSE:
-        b_delta -= tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
+        b_dlse = tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
+    b_delta -= b_dlse
     b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
     hi_i, lo_i = load_decay(p_high, p_low, i)
     m_row = row < queries
@@ -351,7 +353,6 @@ def _backward_queries(
     # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
     o_padded = o_pair * (tiles * BM) + row
     o_term = pairs.to(tl.int64) * (tiles * BM)
-    tl.store(p_terms + o_padded, tl.where(m_row, b_delta, 0.0))
     tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_relative, float("inf")))
     tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_lse, float("inf")))
     b_left = tl.load(p_left + i)
@@ -380,7 +381,7 @@ def _backward_queries(
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
             b_fall, frame = fall(
-                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
             )
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
             b_s = b_s * scale2 + b_fall[None, :]
@@ -389,7 +390,8 @@ def _backward_queries(
             b_ds = b_p * (b_ds - b_delta[:, None])
             b_row += tl.sum(b_ds, 1)
             b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    tl.store(p_row + o_padded, b_row)
+    # A row of dS sums to dlse; what is over is the rounding of o in delta, which ends here.
+    tl.store(p_terms + o_padded, tl.where(m_row, b_delta + b_row - b_dlse, 0.0))
     tl.store(
         p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
         (b_dq * scale).to(p_dq.dtype.element_ty),
@@ -402,11 +404,11 @@ def _append_backwards(a_stop, a_sum, b_stop, b_sum):
     return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "padded", "keys"])
+@triton.jit(do_not_specialize=["heads", "queries", "keys"])
 def _gates(
     p_log_f,
     p_start,
-    p_row,
+    p_dlse,
     p_column,
     p_dlog_f,
     s_ft,
@@ -414,20 +416,23 @@ def _gates(
     s_fh,
     s_sb,
     s_st,
+    s_lb,
+    s_lt,
+    s_lh,
     heads,
     queries,
-    padded,
     keys,
     STARTS: tl.constexpr,
+    DLSE: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """dlog_f: sums of what follows within the episode, from its end to its second step."""
+    """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
     i_pair = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_pair // heads, i_pair % heads
     p_log_f += i_b * s_fb + i_h * s_fh
     p_start += i_b * s_sb
-    p_row += i_pair * padded
+    p_dlse += i_b * s_lb + i_h * s_lh
     p_column += i_pair * keys
     p_dlog_f += i_b * keys * heads + i_h
     offset = keys - queries
@@ -437,8 +442,10 @@ def _gates(
     for step in range(chunks):
         t = (chunks - 1 - step) * BR * BC + row[:, None] * BC + column
         inside = t < keys
-        b_sum = tl.load(p_row + t - offset, mask=inside & (t >= offset), other=0.0)
-        b_sum -= tl.load(p_column + t, mask=inside, other=0.0)
+        b_sum = -tl.load(p_column + t, mask=inside, other=0.0)
+        if DLSE:
+            m_row = inside & (t >= offset)
+            b_sum += tl.load(p_dlse + (t - offset) * s_lt, mask=m_row, other=0.0)
         _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         _, m_next = resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
         b_stop, b_sum = tl.associative_scan(
@@ -485,7 +492,7 @@ def backward(
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     padded = triton.cdiv(queries, by_query.rows) * by_query.rows
     terms = log_f.new_empty(3, batch, heads, padded)
-    row = log_f.new_empty(batch, heads, padded)
+    lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, keys)
     options = dict(
         D=width, BD=padded_width(width), PRUNE=threshold is not None, PRECISION="ieee",
@@ -496,8 +503,8 @@ def backward(
     tma, (k_rows, v_rows) = tiled(n, k, v)
     _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
         q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
-        lse if dlse is None else dlse, terms, dq, row,
-        *strides(q, k, v, o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
+        lse if dlse is None else dlse, terms, dq,
+        *strides(q, k, v, o, do), *lse_strides,
         pairs, heads, groups, queries, keys, decay.shape[3], heads_at_once(pairs, k), scale,
         **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
         num_warps=by_query.warps, num_stages=by_query.stages,
@@ -514,9 +521,10 @@ def backward(
         **cap(by_key),
     )  # fmt: skip
     _gates[(pairs,)](
-        log_f, log_f if start is None else start, row, column, dlog_f,
+        log_f, log_f if start is None else start, lse if dlse is None else dlse, column, dlog_f,
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
-        *((0, 0) if start is None else start.stride()), heads, queries, padded, keys,
-        STARTS=start is not None, BR=scan_blocks(keys), BC=TILE, num_warps=8,
+        *((0, 0) if start is None else start.stride()), *lse_strides,
+        heads, queries, keys, STARTS=start is not None, DLSE=dlse is not None,
+        BR=scan_blocks(keys, TILE), BC=TILE, num_warps=8,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

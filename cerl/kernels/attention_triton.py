@@ -31,12 +31,13 @@ class Launch(NamedTuple):
     registers: int | None = None  # most of a thread; None leaves it to the compiler
 
 
-# Keyed by (role, padded width, bytes of an element). `cerl bench attention-tiles` chose them.
+# Keyed by (role, padded width, bytes of an element); forward and queries share their columns.
+# `cerl bench attention-tiles` chose them.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
     ("forward", 128, 2): Launch(64, 64, 4, 2),
-    ("forward", 64, 4): Launch(64, 64, 4, 2),
-    ("forward", 128, 4): Launch(64, 64, 8, 1),
+    ("forward", 64, 4): Launch(64, 32, 4, 1),
+    ("forward", 128, 4): Launch(64, 32, 8, 1),
     ("keys", 64, 2): Launch(64, 64, 4, 3),
     ("keys", 128, 2): Launch(64, 64, 4, 2),
     ("keys", 64, 4): Launch(32, 32, 4, 1),
@@ -106,7 +107,7 @@ def _prepare(
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Decayed sums of one head in two floats, their fall (base 2) within each block of BC
+    """Decayed sums of one head in two floats, their fall (base 2) to the end of each block of BC
     positions, and the first key that each position sees; BR blocks at a time."""
     i_pair = tl.program_id(0).to(tl.int64)
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
@@ -138,8 +139,8 @@ def _prepare(
         left = tl.sum(tl.where(row == BR - 1, e_left, 0))
         high = tl.sum(tl.where(row == BR - 1, e_high, 0.0))
         low = tl.sum(tl.where(row == BR - 1, e_low, 0.0))
-        f_high = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)[:, None]
-        f_low = tl.sum(tl.where(column == 0, b_low, 0.0), 1)[:, None]
+        f_high = tl.sum(tl.where(m_last, b_sum, 0.0), 1)[:, None]
+        f_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)[:, None]
         inside = t < length
         tl.store(p_high + t, b_sum, mask=inside)
         tl.store(p_low + t, b_low, mask=inside)
@@ -251,12 +252,14 @@ def fall(
     lo_r,
     length,
     BN: tl.constexpr,
-    BC: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Decays (base 2) from BN keys on to a row r, as a vector and a number to add to all of it."""
+    """Decays (base 2) from BN keys on to a later row r, as a vector and a number for all of it.
+
+    They meet at the last key: neither is above 0, so their sum is as exact as the larger.
+    """
     b_fall = vector(p_sums, 2 * pairs + i_pair, begin, length, BN, TMA)
-    high, low = load_decay(p_high, p_low, begin // BC * BC)
+    high, low = load_decay(p_high, p_low, begin + BN - 1)
     return b_fall, ((hi_r - high) + (lo_r - low)) * LOG2E
 
 
@@ -377,7 +380,7 @@ def _forward(
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
             b_fall, frame = fall(
-                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, PN, TMA
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
             )
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
             b_s = b_s * scale + b_fall[None, :]
@@ -405,9 +408,9 @@ def choose(role: str, q: Tensor) -> Launch:
     return CONFIGS[role, max(64, padded_width(q.shape[-1])), q.element_size()]
 
 
-def scan_blocks(keys: int) -> int:
-    """Tiles that a program of a scan takes at a time."""
-    return min(64, max(2, triton.next_power_of_2(triton.cdiv(keys, TILE))))
+def scan_blocks(keys: int, block: int) -> int:
+    """Blocks that a program of a scan takes at a time."""
+    return min(4096 // block, max(2, triton.next_power_of_2(triton.cdiv(keys, block))))
 
 
 def cap(launch: Launch) -> dict[str, int]:
@@ -462,11 +465,13 @@ def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
     return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
 
 
-def prepare(log_f: Tensor, start: Tensor | None, *, window: int) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(
+    log_f: Tensor, start: Tensor | None, *, window: int, block: int = TILE
+) -> tuple[Tensor, Tensor, Tensor]:
     """Decayed sums, what each position sees, and a zeroed count of tiles.
 
     Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
-             their fall in base 2 since the first position of each block; left [B, Hq, L] int32;
+             their fall in base 2 to the last position of their block; left [B, Hq, L] int32;
              count [B, Hq].
     """
     batch, keys, heads = log_f.shape
@@ -478,7 +483,7 @@ def prepare(log_f: Tensor, start: Tensor | None, *, window: int) -> tuple[Tensor
         log_f, log_f if start is None else start, decay, left, count,
         *log_f.stride(), *((0, 0) if start is None else start.stride()),
         batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BR=scan_blocks(keys), BC=TILE, num_warps=8,
+        BR=scan_blocks(keys, block), BC=block, num_warps=8,
     )  # fmt: skip
     return decay, left, count
 
@@ -502,7 +507,7 @@ def forward(
     keys, groups = k.shape[1], heads // k.shape[2]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
-    decay, left, count = prepare(log_f, start, window=window)
+    decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
