@@ -97,7 +97,11 @@ def attention_tiles(
 def entries(kernels: Any) -> dict[str, Any]:
     """What can be replaced, by its text, and what stands there; None: a function's own choice."""
     table = getattr(kernels, "CONFIGS", {})
-    found = {",".join(map(str, key)): launch for key, launch in table.items()}
+    found = {
+        ",".join(map(str, key)): launch
+        for key, launch in table.items()
+        if hasattr(launch, "_fields")
+    }
     for name, function in vars(kernels).items():
         if not inspect.isfunction(function):
             continue
@@ -117,8 +121,10 @@ def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
     elif texts:
         lists = [list(_literals(text)) for text in texts]
     else:
-        choices = [GRID[name] for name in kind._fields if name in GRID]
-        lists = list(itertools.product(*choices))
+        names = [name for name in kind._fields if name in GRID]
+        others = {} if default is None else default._asdict()
+        grid = itertools.product(*(GRID[name] for name in names))
+        lists = [list((others | dict(zip(names, sizes, strict=True))).values()) for sizes in grid]
     candidates = [default]
     for values in lists:
         try:

@@ -298,7 +298,8 @@ TABLE = {("forward", 64, 2): Launch(128, 64, 8, 3), ("keys", 64, 2): Launch(64, 
 
 def test_entries_are_those_of_the_table_and_functions_with_a_launch():
     kernels = types.ModuleType("kernels")
-    vars(kernels)["CONFIGS"] = table = dict(TABLE)
+    pair = (Launch(1, 1, 1, 1), Launch(2, 2, 2, 2))  # of a function that takes `launch`
+    vars(kernels)["CONFIGS"] = table = TABLE | {("forward", 16, 2): pair}
     vars(kernels)["forward"] = lambda x, *, launch=None: (x, launch)
     vars(kernels)["other"] = lambda x: x
     known = bench_tiles.entries(kernels)
@@ -309,9 +310,9 @@ def test_entries_are_those_of_the_table_and_functions_with_a_launch():
     }
     before = kernels.forward
     with pytest.raises(KeyError), bench_tiles.replaced(kernels, "keys,64,2", "another"):
-        assert table == TABLE | {("keys", 64, 2): "another"}
+        assert table == TABLE | {("forward", 16, 2): pair, ("keys", 64, 2): "another"}
         raise KeyError
-    assert table == TABLE
+    assert table == TABLE | {("forward", 16, 2): pair}
     with bench_tiles.replaced(kernels, "forward", "another"):
         assert kernels.forward(3) == (3, "another")
     assert kernels.forward is before
@@ -328,6 +329,9 @@ def test_candidates_are_read(tmp_path):
     grid = bench_tiles.parsed_configs((), Launch, default)
     assert grid[0] == default
     assert len(grid) == len(set(grid)) == 36
+    assert {launch.registers for launch in grid} == {None}
+    grid = bench_tiles.parsed_configs((), Launch, Launch(64, 64, 4, 2, 168))
+    assert {launch.registers for launch in grid} == {168}
     assert bench_tiles.parsed_configs(("1,2,3,4",), Launch, None) == [None, Launch(1, 2, 3, 4)]
 
 
