@@ -274,17 +274,11 @@ def test_reset_of_one_head_leaves_the_other_heads_their_keys(impl):
     assert not torch.allclose(want[0], want[1])
     cache = new_cache(shape, torch.float32)
     stepped(Inputs._make(x[:, :-1] for x in inputs), cache, log_eps=None, impl=impl)
-    poisoned = copied(cache)
-    poisoned.v[0, 0, 5] = math.nan
     out = step(at(inputs, -1), cache, log_eps=None, impl=impl)[0]
     assert (out - want).abs().max() < 1e-6
     torch.testing.assert_close(out[1], inputs.v[0, -1, 0])
     assert cache.length.tolist() == [[8, 1]]
     assert cache.position.tolist() == [[2]]
-    # What only the other head still sees does not reach this one.
-    out = step(at(inputs, -1), poisoned, log_eps=None, impl=impl)[0]
-    assert out[0].isnan().all()
-    assert torch.equal(out[1], inputs.v[0, -1, 0])
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -334,7 +328,7 @@ def test_compiled_step_writes_the_cache_in_place():
     assert all(torch.equal(x, y) for x, y in zip(*caches, strict=True))
     # The operator is called once, and nothing besides it allocates, copies or computes.
     assert len(code) == 1
-    call = code[0][code[0].index("def call(") : code[0].index("runner = ")]
+    call = code[0].partition("def call(")[2].partition("return (")[0]
     assert call.count("cerl.forgetting_attention_step.default(") == 1
     for other in ("clone", "copy_", "empty_strided", "cpp_fused", "triton_", "torch.ops.aten"):
         assert other not in call, call

@@ -24,16 +24,18 @@ NAME = "forgetting_attention_step:"
 class Cache(NamedTuple):
     """What acting remembers of every row; all contiguous, written in place by every step.
 
-    `decay` holds the sum of log_f since the head's episode or the ring's lap began, whichever came
-    later, so that it stays small in an episode of any length. A head's first key of an older lap
-    needs no rewriting: the lap's total is still in the last slot as long as one of its keys lives.
+    `decay` holds sums of log_f since the head's episode or the ring's lap began, whichever is
+    later: they stay small in an episode of any length. No lap is rewritten when the next begins,
+    for the total of the lap before is in the last slot for as long as one of its keys lives.
+    Positions are equal in all heads, lengths where no head was reset alone: a program of the kernel
+    reads and writes its own, and waits for no other.
     """
 
     k: Tensor  # [B, Hkv, R, D]
     v: Tensor  # [B, Hkv, R, D]
     decay: Tensor  # [B, Hq, 2, R] float32: high and low part of a sum in two floats
     norm: Tensor  # [B, Hkv] float32: largest |k| since the row began
-    position: Tensor  # [B, Hkv] int32: slot of the next key; one a head, as programs share nothing
+    position: Tensor  # [B, Hkv] int32: slot of the next key
     length: Tensor  # [B, Hq] int32: keys that a head sees, at most R
 
     @classmethod

@@ -29,8 +29,8 @@ class Launch(NamedTuple):
 
 
 # Keyed by (padded width, bytes of an element), for one query head a key head. With triton 3.6 for
-# sm_90 none spills, at most 96 registers a thread leave room for five programs a multiprocessor, so
-# that 528 run at once on 132, and each has 32 KiB on the way.
+# sm_90 none spills, four programs or more fit a multiprocessor, so that 528 run at once on 132, and
+# each has 32 KiB on the way.
 CONFIGS: dict[tuple[int, int], Launch] = {
     (16, 2): Launch(128, 4, 5),
     (32, 2): Launch(64, 4, 5),
@@ -75,20 +75,6 @@ def _decay_of(p_decay, sums, slot, age, ring, m):
     return at, b_decay + tl.where(before, high, 0.0)
 
 
-@triton.jit
-def _reach(p_decay, sums, slot, old, ring, b_threshold, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    """Age of the oldest key of each head in the blocks that are not pruned, at most `old`.
-
-    What is kept is a run from the newest block on: decay only grows with age.
-    """
-    age = (1 + tl.arange(0, BLOCKS)) * BLOCK
-    m_seen = age[None, :] <= old[:, None]
-    _, b_decay = _decay_of(p_decay, sums, slot, age, ring, m_seen)
-    m_below = b_decay < b_threshold[:, None]  # false for NaN, which is kept
-    blocks = tl.sum((m_seen & (m_below == 0)).to(tl.int32), 1)
-    return tl.minimum(old, blocks * BLOCK + BLOCK - 1)
-
-
 @triton.jit(do_not_specialize=["heads", "ring", "window"])
 def _step(
     p_q,
@@ -128,8 +114,9 @@ def _step(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    i_pair = tl.program_id(0).to(tl.int64)
-    i_b, i_h = i_pair // heads, i_pair % heads
+    i_pair = tl.program_id(0)
+    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
+    i_pair = i_pair.to(tl.int64)
     p_keys += i_pair * ring * D
     p_values += i_pair * ring * D
     g = tl.arange(0, BG)
@@ -159,15 +146,21 @@ def _step(
     total_high, total_low = _read_decay(p_decay, ring - 1, ring, m_old & (old > slot)[:, None])
     sums = high, low, total_high, total_low
 
+    if PRUNE:  # read ahead of the threshold, to wait once for both
+        ends = (1 + tl.arange(0, BLOCKS)) * BLOCK  # ages of the newest keys of blocks
+        m_ends = ends[None, :] <= old[:, None]
+        _, b_ends = _decay_of(p_decay, sums, slot, ends, ring, m_ends)
+
     b_key, b_value = b_new_k.to(tl.float32), b_new_v.to(tl.float32)
     norm = tl.where(start, 0.0, norm)
-    norm = tl.maximum(norm, tl.sqrt_rn(tl.sum(b_key * b_key)), propagate_nan=tl.PropagateNan.ALL)
-
+    norm = tl.maximum(norm, tl.sqrt(tl.sum(b_key * b_key)), propagate_nan=tl.PropagateNan.ALL)
     if PRUNE:
-        b_bound = tl.sqrt_rn(tl.sum(b_q * b_q, 1)) * norm * tl.abs(scale)
-        keys = (old + 1).to(tl.float32)
-        b_threshold = (log_eps - tl.log(keys) - 2.0 * b_bound) * (1.0 + SLACK)
-        old = _reach(p_decay, sums, slot, old, ring, b_threshold, BLOCK, BLOCKS)
+        b_bound = tl.sqrt(tl.sum(b_q * b_q, 1)) * norm * tl.abs(scale)
+        b_threshold = log_eps - tl.log((old + 1).to(tl.float32)) - 2.0 * b_bound
+        m_below = b_ends < (b_threshold * (1.0 + SLACK))[:, None]  # false for NaN: it is read
+        # Decay only grows with age, so that what is kept is a run from the newest block on.
+        blocks = tl.sum((m_ends & (m_below == 0)).to(tl.int32), 1)
+        old = tl.minimum(old, blocks * BLOCK + BLOCK - 1)
 
     # Every place begins with the score of the new key, which one of them counts.
     b_q *= scale * LOG2E
@@ -191,10 +184,7 @@ def _step(
         b_new = tl.maximum(b_max, b_s)
         b_p, b_shrink = tl.exp2(b_s - b_new), tl.exp2(b_max - b_new)
         b_sum = b_sum * b_shrink + b_p
-        b_part = b_p[:, :, None] * b_v
-        if BG > 1:  # another head may see a NaN that this one does not
-            b_part = tl.where(m_seen[:, :, None], b_part, 0.0)
-        b_o = b_o * b_shrink[:, :, None] + b_part
+        b_o = b_o * b_shrink[:, :, None] + b_p[:, :, None] * b_v
         b_max = b_new
     b_weight = tl.exp2(b_max - tl.max(b_max, 1)[:, None])
     b_o = tl.sum(b_o * b_weight[:, :, None], 1) / tl.sum(b_sum * b_weight, 1)[:, None]
