@@ -20,12 +20,42 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 class Launch(NamedTuple):
-    """Query rows of a block, heads of a program, warps and pipeline stages."""
+    """Query rows of a block, heads of a program and warps."""
 
     rows: int
     pairs: int
     warps: int
-    stages: int
+    registers: int | None = None  # most of a thread; None leaves it to the compiler
+
+
+# Forward and backward, keyed by (padded length, padded width, bytes of an element). Products in
+# float32 run without matrix units, and spill where blocks are larger.
+CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
+    (16, 16, 2): (Launch(16, 2, 1), Launch(16, 2, 1)),
+    (16, 32, 2): (Launch(16, 2, 1), Launch(16, 2, 1)),
+    (16, 64, 2): (Launch(16, 1, 1), Launch(16, 1, 2)),
+    (32, 16, 2): (Launch(32, 1, 1), Launch(32, 1, 1)),
+    (32, 32, 2): (Launch(32, 1, 2), Launch(32, 1, 2)),
+    (32, 64, 2): (Launch(32, 1, 2), Launch(32, 1, 4)),
+    (64, 16, 2): (Launch(64, 1, 4), Launch(64, 1, 4, 128)),
+    (64, 32, 2): (Launch(64, 1, 4), Launch(64, 1, 4, 128)),
+    (64, 64, 2): (Launch(64, 1, 4), Launch(64, 1, 4, 128)),
+    (128, 16, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
+    (128, 32, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
+    (128, 64, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
+    (16, 16, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
+    (16, 32, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
+    (16, 64, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
+    (32, 16, 4): (Launch(32, 1, 4), Launch(32, 1, 4)),
+    (32, 32, 4): (Launch(32, 1, 4), Launch(32, 1, 4)),
+    (32, 64, 4): (Launch(16, 1, 4), Launch(32, 1, 8)),
+    (64, 16, 4): (Launch(32, 1, 8), Launch(16, 1, 8)),
+    (64, 32, 4): (Launch(16, 1, 4), Launch(16, 1, 8)),
+    (64, 64, 4): (Launch(16, 1, 4), Launch(16, 1, 8)),
+    (128, 16, 4): (Launch(16, 1, 8), Launch(16, 1, 8)),
+    (128, 32, 4): (Launch(16, 1, 8), Launch(16, 1, 8)),
+    (128, 64, 4): (Launch(16, 1, 8), Launch(16, 1, 16)),
+}
 
 
 @triton.jit
@@ -74,9 +104,11 @@ def _gates(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
 @triton.jit
 def _decay(b_f, m_reset, slot, window):
     """Decayed sums in two floats, and the first slot that each slot sees."""
-    AXIS: tl.constexpr = len(b_f.shape) - 1  # the interpreter does not scan along axis -1
     b_left = tl.where(m_reset, slot, -1)
-    b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), AXIS, _append)
+    # The interpreter does not scan along axis -1.
+    b_left, b_high, b_low = tl.associative_scan(
+        (b_left, b_f, b_f * 0.0), len(b_f.shape) - 1, _append
+    )
     return b_high, b_low, tl.maximum(b_left, slot - window + 1)
 
 
@@ -237,7 +269,6 @@ def _forward(
 def _queries(
     p_q,
     p_do,
-    p_o,
     p_lse,
     p_dlse,
     s_qt,
@@ -250,19 +281,18 @@ def _queries(
     BD: tl.constexpr,
     DLSE: tl.constexpr,
 ):
-    """q and do of rows, their log-sum-exp in base 2, and sum(o do) - dlse.
+    """q and do of rows, their log-sum-exp in base 2, and dlse.
 
     A row that is no query weighs nothing.
     """
     inside = (row >= 0) & (row < queries)
     b_q = _rows(p_q, row, inside, s_qt, D, BD)
     b_do = _rows(p_do, row, inside, s_dt, D, BD)
-    b_o = _rows(p_o, row, inside, heads * D, D, BD)
     b_lse = tl.load(p_lse + row * heads, mask=inside, other=float("inf")) * LOG2E
-    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), -1)
+    b_dlse = tl.zeros_like(b_lse)
     if DLSE:
-        b_delta -= tl.load(p_dlse + row * s_lt, mask=inside, other=0.0)
-    return b_q, b_do, b_lse, b_delta
+        b_dlse = tl.load(p_dlse + row * s_lt, mask=inside, other=0.0)
+    return b_q, b_do, b_lse, b_dlse
 
 
 @triton.jit(
@@ -277,7 +307,6 @@ def _backward(
     p_v,
     p_log_f,
     p_start,
-    p_o,
     p_lse,
     p_do,
     p_dlse,
@@ -342,10 +371,10 @@ def _backward(
         _, m_next = _gates(p_f, p_s, t + 1, keys, s_ft, s_st, STARTS)
         p_qh, p_doh = p_q + i_b * s_qb + i_h * s_qh, p_do + i_b * s_db + i_h * s_dh
         o_h = i_b * queries * heads + i_h
-        p_oh, p_lseh, p_dlseh = p_o + o_h * D, p_lse + o_h, p_dlse + i_b * s_lb + i_h * s_lh
+        p_lseh, p_dlseh = p_lse + o_h, p_dlse + i_b * s_lb + i_h * s_lh
         row = _slots(first, PAIRS, BM) - (BT - queries)
-        b_q, b_do, b_lse, b_delta = _queries(
-            p_qh, p_doh, p_oh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row, queries, heads,
+        b_q, b_do, b_lse, b_dlse = _queries(
+            p_qh, p_doh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row, queries, heads,
             D, BD, DLSE,
         )  # fmt: skip
         b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
@@ -363,6 +392,8 @@ def _backward(
             b_p = tl.exp2(b_s - tl.expand_dims(b_lse, -2))
             b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
             b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
+            # The whole row is here: its sum is more exact than one over o, and o is not read.
+            b_delta = tl.sum(b_p * b_ds, -2) - b_dlse
             b_ds = b_p * (b_ds - tl.expand_dims(b_delta, -2))
             b_flow += _place(tl.sum(b_ds, -2), block, PAIRS, BT, BM) - tl.sum(b_ds, -1)
             b_round = b_ds.to(b_q.dtype)
@@ -370,14 +401,13 @@ def _backward(
             b_dq = tl.dot(tl.trans(b_round), b_k, input_precision="ieee") * scale
             _store(p_dq + o_h * D, row, row >= 0, heads * D, b_dq, D, BD)
             if BM < BT:
-                b_q, b_do, b_lse, b_delta = _queries(
-                    p_qh, p_doh, p_oh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row + BM, queries, heads,
+                b_q, b_do, b_lse, b_dlse = _queries(
+                    p_qh, p_doh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row + BM, queries, heads,
                     D, BD, DLSE,
                 )  # fmt: skip
         # The gate at t carries what flows at t and later, up to where the next episode begins.
-        AXIS: tl.constexpr = len(b_flow.shape) - 1
         _, b_gate = tl.associative_scan(
-            (m_next.to(tl.int32), b_flow), AXIS, _append_before, reverse=True
+            (m_next.to(tl.int32), b_flow), len(b_flow.shape) - 1, _append_before, reverse=True
         )
         o_gate = (i_b * keys + t) * heads + i_h
         tl.store(p_dlog_f + o_gate, tl.where(m_reset, 0.0, b_gate), mask=inside)
@@ -386,11 +416,21 @@ def _backward(
     _store(p_dv + o_key, t, inside, key_heads * D, b_dv, D, BD)
 
 
-def _launch(backward: bool, keys: int, width: int, size: int) -> tuple[int, int, Launch]:
-    """Padded length and width, and the configuration for them."""
-    length = max(16, triton.next_power_of_2(keys))
-    padded = max(16, triton.next_power_of_2(width))
-    return length, padded, Launch(min(length, 64), 1, 4, 1)
+def _padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _options(
+    role: int, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None
+) -> tuple[int, dict[str, int | None]]:
+    """Heads of a program, and what is fixed when the kernel is compiled."""
+    length, width = _padded(k.shape[1]), _padded(k.shape[3])
+    launch = launch or CONFIGS[length, width, q.element_size()][role]
+    return launch.pairs, dict(
+        D=k.shape[3], BD=width, GROUPS=q.shape[2] // k.shape[2], STARTS=start is not None,
+        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, _padded(q.shape[1]), length),
+        num_warps=launch.warps, num_stages=1, maxnreg=launch.registers,
+    )  # fmt: skip
 
 
 def forward(
@@ -411,21 +451,18 @@ def forward(
              threshold is not looked at, since there is one tile; window 0 is none; launch replaces
              the table's choice.
     """
-    batch, queries, heads, width = q.shape
+    batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    length, padded, best = _launch(False, keys, width, q.element_size())
-    launch = launch or best
-    o = q.new_empty(batch, queries, heads, width)
+    together, options = _options(0, q, k, start, launch)
+    o = q.new_empty(q.shape)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
-    _forward[(-(-pairs // launch.pairs),)](
+    _forward[(-(-pairs // together),)](
         q, k, v, log_f, log_f if start is None else start, o, lse, skipped,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),
         pairs, heads, queries, keys, window or keys, scale,
-        D=width, BD=padded, GROUPS=heads // k.shape[2], STARTS=start is not None,
-        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, length),
-        num_warps=launch.warps, num_stages=launch.stages,
+        **options,
     )  # fmt: skip
     return o, lse, skipped
 
@@ -446,24 +483,22 @@ def backward(
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous."""
-    batch, queries, heads, width = q.shape
-    keys, key_heads = k.shape[1], k.shape[2]
-    pairs = batch * key_heads
-    length, padded, best = _launch(True, keys, width, q.element_size())
-    launch = launch or best
+    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous.
+
+    Neither threshold nor o is looked at.
+    """
+    batch, queries, heads, _ = q.shape
+    keys, pairs = k.shape[1], batch * k.shape[2]
+    together, options = _options(1, q, k, start, launch)
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = log_f.new_empty(log_f.shape)
-    _backward[(-(-pairs // launch.pairs),)](
-        q, k, v, log_f, log_f if start is None else start, o, lse,
+    _backward[(-(-pairs // together),)](
+        q, k, v, log_f, log_f if start is None else start, lse,
         do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),
         *do.stride()[:3], *((0, 0, 0) if dlse is None else dlse.stride()),
         pairs, heads, queries, keys, window or keys, scale,
-        D=width, BD=padded, GROUPS=heads // key_heads, STARTS=start is not None,
-        DLSE=dlse is not None,
-        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, length),
-        num_warps=launch.warps, num_stages=launch.stages,
+        **options, DLSE=dlse is not None,
     )  # fmt: skip
     return dq, dk, dv, dlog_f
