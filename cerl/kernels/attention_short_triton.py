@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention import tiles
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
@@ -43,6 +45,9 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
     (128, 16, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 32, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 64, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
+    (256, 16, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
+    (256, 32, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
+    (256, 64, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
     (16, 16, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 32, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 64, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
@@ -110,6 +115,44 @@ def _decay(b_f, m_reset, slot, window):
         (b_left, b_f, b_f * 0.0), len(b_f.shape) - 1, _append
     )
     return b_high, b_low, tl.maximum(b_left, slot - window + 1)
+
+
+@triton.jit
+def _visit(
+    b_high,
+    b_low,
+    b_left,
+    slot,
+    p_threshold,
+    queries,
+    keys,
+    PRUNE: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+    BT: tl.constexpr,
+):
+    """First slots seen once tiles of PM queries by PN keys are skipped, and how many those are.
+
+    For one head in a program.
+    """
+    t = slot - (BT - keys)
+    total = 0
+    for tile in tl.static_range((BT + PM - 1) // PM):
+        first = BT - queries + tile * PM  # the slot of the tile's first query
+        here = slot == first
+        left = tl.sum(tl.where(here, b_left, 0))
+        m_seen = slot >= left
+        if PRUNE:
+            high, low = tl.sum(tl.where(here, b_high, 0.0)), tl.sum(tl.where(here, b_low, 0.0))
+            threshold = tl.minimum(tl.load(p_threshold), 0.0)
+            m_seen = m_seen & ((high - b_high) + (low - b_low) >= threshold)
+        m_end = (t >= 0) & (t % PN == PN - 1) & (slot < first)
+        skipped = tl.sum((m_end & (m_seen == 0) & (first < BT)).to(tl.int32))
+        inside = (slot >= first) & (slot < first + PM)
+        edge = tl.where(inside, skipped * PN + (BT - keys), 0)
+        b_left = tl.maximum(b_left, edge)
+        total += skipped
+    return b_left, total
 
 
 @triton.jit
@@ -192,6 +235,7 @@ def _forward(
     p_v,
     p_log_f,
     p_start,
+    p_threshold,
     p_o,
     p_lse,
     p_skipped,
@@ -219,6 +263,9 @@ def _forward(
     BD: tl.constexpr,
     GROUPS: tl.constexpr,
     STARTS: tl.constexpr,
+    PRUNE: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
@@ -240,10 +287,16 @@ def _forward(
     row = _slots(first, PAIRS, BM) - (BT - queries)
     b_q = _rows(p_q, row, row >= 0, s_qt, D, BD)
     b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
+    skipped = 0
+    if PN < BT:
+        b_left, skipped = _visit(
+            b_high, b_low, b_left, slot, p_threshold + i_b * heads + i_h, queries, keys,
+            PRUNE, PM, PN, BT,
+        )  # fmt: skip
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
     hi_j, lo_j = tl.expand_dims(b_high, -2), tl.expand_dims(b_low, -2)
-    tl.store(p_skipped + i_b * heads + i_h, 0.0)
+    tl.store(p_skipped + i_b * heads + i_h, skipped)
     for block in range(first, BT // BM):
         i = _slots(block, PAIRS, BM)
         row = i - (BT - queries)
@@ -307,6 +360,7 @@ def _backward(
     p_v,
     p_log_f,
     p_start,
+    p_threshold,
     p_lse,
     p_do,
     p_dlse,
@@ -345,6 +399,9 @@ def _backward(
     GROUPS: tl.constexpr,
     STARTS: tl.constexpr,
     DLSE: tl.constexpr,
+    PRUNE: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
@@ -378,6 +435,11 @@ def _backward(
             D, BD, DLSE,
         )  # fmt: skip
         b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
+        if PN < BT:
+            b_left, _ = _visit(
+                b_high, b_low, b_left, slot, p_threshold + i_b * heads + i_h, queries, keys,
+                PRUNE, PM, PN, BT,
+            )  # fmt: skip
         hi_j, lo_j = tl.expand_dims(b_high, -1), tl.expand_dims(b_low, -1)
         b_flow = tl.zeros_like(b_high)
         for block in range(first, BT // BM):
@@ -416,18 +478,30 @@ def _backward(
     _store(p_dv + o_key, t, inside, key_heads * D, b_dv, D, BD)
 
 
+def fits(keys: int, width: int, size: int) -> bool:
+    """Whether the kernels take heads of that many keys, D = width and bytes of an element."""
+    return width <= 64 and (_padded(keys), _padded(width), size) in CONFIGS
+
+
 def _padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
 def _options(
-    role: int, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None
+    role: int,
+    q: Tensor,
+    k: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    launch: Launch | None,
 ) -> tuple[int, dict[str, int | None]]:
     """Heads of a program, and what is fixed when the kernel is compiled."""
     length, width = _padded(k.shape[1]), _padded(k.shape[3])
     launch = launch or CONFIGS[length, width, q.element_size()][role]
+    tile = tiles(q.shape[1], k.shape[1], k.shape[3], q.dtype)
     return launch.pairs, dict(
         D=k.shape[3], BD=width, GROUPS=q.shape[2] // k.shape[2], STARTS=start is not None,
+        PRUNE=threshold is not None, PM=tile.rows, PN=tile.columns,
         PAIRS=launch.pairs, BT=length, BM=min(launch.rows, _padded(q.shape[1]), length),
         num_warps=launch.warps, num_stages=1, maxnreg=launch.registers,
     )  # fmt: skip
@@ -445,20 +519,20 @@ def forward(
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp [B, M, Hq] and number of tiles skipped [B, Hq], which is 0.
+    """Output, log-sum-exp [B, M, Hq] and number of tiles skipped [B, Hq], all float32 but o.
 
-    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous, at most 128 keys;
-             threshold is not looked at, since there is one tile; window 0 is none; launch replaces
-             the table's choice.
+    Args:    as checked by `forgetting_attention` and within `fits`, rows of q, k and v contiguous;
+             threshold [B, Hq] contiguous; window 0 is none; launch replaces the table's choice.
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    together, options = _options(0, q, k, start, launch)
+    together, options = _options(0, q, k, start, threshold, launch)
     o = q.new_empty(q.shape)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
     _forward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start, o, lse, skipped,
+        q, k, v, log_f, log_f if start is None else start,
+        log_f if threshold is None else threshold, o, lse, skipped,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),
         pairs, heads, queries, keys, window or keys, scale,
@@ -485,15 +559,16 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous.
 
-    Neither threshold nor o is looked at.
+    o is not looked at.
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * k.shape[2]
-    together, options = _options(1, q, k, start, launch)
+    together, options = _options(1, q, k, start, threshold, launch)
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = log_f.new_empty(log_f.shape)
     _backward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start, lse,
+        q, k, v, log_f, log_f if start is None else start,
+        log_f if threshold is None else threshold, lse,
         do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),
