@@ -45,9 +45,9 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
     (128, 16, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 32, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 64, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
-    (256, 16, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
-    (256, 32, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
-    (256, 64, 2): (Launch(32, 1, 8), Launch(32, 1, 8)),
+    (256, 16, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
+    (256, 32, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
+    (256, 64, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
     (16, 16, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 32, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 64, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
@@ -136,23 +136,20 @@ def _visit(
     For one head in a program.
     """
     t = slot - (BT - keys)
-    total = 0
-    for tile in tl.static_range((BT + PM - 1) // PM):
-        first = BT - queries + tile * PM  # the slot of the tile's first query
-        here = slot == first
-        left = tl.sum(tl.where(here, b_left, 0))
-        m_seen = slot >= left
-        if PRUNE:
-            high, low = tl.sum(tl.where(here, b_high, 0.0)), tl.sum(tl.where(here, b_low, 0.0))
-            threshold = tl.minimum(tl.load(p_threshold), 0.0)
-            m_seen = m_seen & ((high - b_high) + (low - b_low) >= threshold)
-        m_end = (t >= 0) & (t % PN == PN - 1) & (slot < first)
-        skipped = tl.sum((m_end & (m_seen == 0) & (first < BT)).to(tl.int32))
-        inside = (slot >= first) & (slot < first + PM)
-        edge = tl.where(inside, skipped * PN + (BT - keys), 0)
-        b_left = tl.maximum(b_left, edge)
-        total += skipped
-    return b_left, total
+    first = BT - queries + tl.arange(0, BT // PM)[:, None] * PM  # slots of the tiles' first queries
+    here = slot[None, :] == first
+    left = tl.sum(tl.where(here, b_left[None, :], 0), 1)[:, None]
+    m_seen = slot[None, :] >= left
+    if PRUNE:
+        high = tl.sum(tl.where(here, b_high[None, :], 0.0), 1)[:, None]
+        low = tl.sum(tl.where(here, b_low[None, :], 0.0), 1)[:, None]
+        b_decay = (high - b_high[None, :]) + (low - b_low[None, :])
+        m_seen = m_seen & (b_decay >= tl.minimum(tl.load(p_threshold), 0.0))
+    m_last = ((t >= 0) & (t % PN == PN - 1))[None, :] & (slot[None, :] < first) & (first < BT)
+    skipped = tl.sum((m_last & (m_seen == 0)).to(tl.int32), 1)
+    inside = (slot[None, :] >= first) & (slot[None, :] < first + PM)
+    edge = tl.max(tl.where(inside, (skipped * PN)[:, None] + (BT - keys), 0), 0)
+    return tl.maximum(b_left, edge), tl.sum(skipped)
 
 
 @triton.jit
@@ -435,7 +432,7 @@ def _backward(
             D, BD, DLSE,
         )  # fmt: skip
         b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
-        if PN < BT:
+        if PRUNE and PN < BT:
             b_left, _ = _visit(
                 b_high, b_low, b_left, slot, p_threshold + i_b * heads + i_h, queries, keys,
                 PRUNE, PM, PN, BT,
