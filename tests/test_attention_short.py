@@ -57,9 +57,9 @@ CASES = {
     "many heads, grouped, in blocks": Case(
         (2, 20, 30, 4, 2, 16), starts=0.1, window=9, launch=short.Launch(16, 2, 4)
     ),
-    "200 steps": Case((1, 200, 200, 2, 2, 16), starts=0.01, dtype=torch.float16),
+    "200 steps": Case((1, 200, 200, 2, 2, 24), starts=0.01, dtype=torch.float16),
     "200 steps, pruned": Case(
-        (1, 200, 200, 2, 1, 16), starts=0.01, dtype=torch.float16, threshold=-3.0
+        (1, 200, 200, 2, 1, 24), starts=0.01, dtype=torch.float16, threshold=-3.0
     ),
     "256 steps, pruned": Case(
         (1, 256, 256, 1, 1, 16), launch=short.Launch(64, 1, 8), gate=0.3, threshold=-5.0

@@ -27,7 +27,7 @@ class Launch(NamedTuple):
     rows: int
     pairs: int
     warps: int
-    registers: int | None = None  # most of a thread; None leaves it to the compiler
+    registers: int | None = None  # most of a thread; not kept where query heads share a key head
 
 
 # Forward and backward, keyed by (padded length, padded width, bytes of an element). Products in
@@ -45,7 +45,6 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
     (128, 16, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 32, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 64, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
-    (256, 16, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
     (256, 32, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
     (256, 64, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
     (16, 16, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
@@ -496,11 +495,13 @@ def _options(
     length, width = _padded(k.shape[1]), _padded(k.shape[3])
     launch = launch or CONFIGS[length, width, q.element_size()][role]
     tile = tiles(q.shape[1], k.shape[1], k.shape[3], q.dtype)
+    groups = q.shape[2] // k.shape[2]
     return launch.pairs, dict(
-        D=k.shape[3], BD=width, GROUPS=q.shape[2] // k.shape[2], STARTS=start is not None,
+        D=k.shape[3], BD=width, GROUPS=groups, STARTS=start is not None,
         PRUNE=threshold is not None, PM=tile.rows, PN=tile.columns,
         PAIRS=launch.pairs, BT=length, BM=min(launch.rows, _padded(q.shape[1]), length),
-        num_warps=launch.warps, num_stages=1, maxnreg=launch.registers,
+        num_warps=launch.warps, num_stages=1,
+        maxnreg=launch.registers if groups == 1 else None,
     )  # fmt: skip
 
 
