@@ -17,6 +17,7 @@ from cerl.kernels.attention_triton import (
     LOG2E,
     ONE_LOOP,
     TILE,
+    append_before,
     cap,
     choose,
     fall,
@@ -399,11 +400,6 @@ def _backward_queries(
     )
 
 
-@triton.jit
-def _append_backwards(a_stop, a_sum, b_stop, b_sum):
-    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
-
-
 @triton.jit(do_not_specialize=["heads", "queries", "keys"])
 def _gates(
     p_log_f,
@@ -449,12 +445,12 @@ def _gates(
         _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         _, m_next = resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
         b_stop, b_sum = tl.associative_scan(
-            (m_next.to(tl.int32), b_sum), 1, _append_backwards, reverse=True
+            (m_next.to(tl.int32), b_sum), 1, append_before, reverse=True
         )
         # What stands after each block: all blocks below it, then the carry.
         e_stop = tl.sum(tl.where(column == 0, b_stop, 0), 1)
         e_sum = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)
-        e_stop, e_sum = tl.associative_scan((e_stop, e_sum), 0, _append_backwards, reverse=True)
+        e_stop, e_sum = tl.associative_scan((e_stop, e_sum), 0, append_before, reverse=True)
         e_sum += tl.where(e_stop != 0, 0.0, carry)
         below = tl.gather(e_sum, tl.minimum(row + 1, BR - 1), 0)
         below = tl.where(row == BR - 1, carry, below)[:, None]

@@ -16,9 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention import tiles
-
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+from cerl.kernels.attention_triton import LN2, LOG2E, append, append_before
 
 
 class Launch(NamedTuple):
@@ -63,26 +61,6 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
 
 
 @triton.jit
-def _append(a_left, a_high, a_low, b_left, b_high, b_low):
-    """Sum of two runs in two floats; one that holds a reset (left >= 0) forgets the one before."""
-    total = a_high + b_high
-    part = total - a_high
-    rest = (a_high - (total - part)) + (b_high - part)
-    fresh = b_left >= 0
-    return (
-        tl.where(fresh, b_left, a_left),
-        tl.where(fresh, b_high, total),
-        tl.where(fresh, b_low, a_low + b_low + rest),
-    )
-
-
-@triton.jit
-def _append_before(a_stop, a_sum, b_stop, b_sum):
-    """Sums towards earlier steps; a run that holds a stop forgets what came after it."""
-    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
-
-
-@triton.jit
 def _pairs(pairs, heads, PAIRS: tl.constexpr):
     """Batch row (int64) and head of this program; [PAIRS, 1] if there are many.
 
@@ -111,7 +89,7 @@ def _decay(b_f, m_reset, slot, window):
     b_left = tl.where(m_reset, slot, -1)
     # The interpreter does not scan along axis -1.
     b_left, b_high, b_low = tl.associative_scan(
-        (b_left, b_f, b_f * 0.0), len(b_f.shape) - 1, _append
+        (b_left, b_f, b_f * 0.0), len(b_f.shape) - 1, append
     )
     return b_high, b_low, tl.maximum(b_left, slot - window + 1)
 
@@ -465,7 +443,7 @@ def _backward(
                 )  # fmt: skip
         # The gate at t carries what flows at t and later, up to where the next episode begins.
         _, b_gate = tl.associative_scan(
-            (m_next.to(tl.int32), b_flow), len(b_flow.shape) - 1, _append_before, reverse=True
+            (m_next.to(tl.int32), b_flow), len(b_flow.shape) - 1, append_before, reverse=True
         )
         o_gate = (i_b * keys + t) * heads + i_h
         tl.store(p_dlog_f + o_gate, tl.where(m_reset, 0.0, b_gate), mask=inside)

@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
 
 # Keyed by (role, padded width, bytes of an element); forward and queries share their columns.
-# `cerl bench attention-tiles` chose them.
+# Timed on an H200 at 4,4096,16,64 and 16,1024,8,128; `cerl bench attention-tiles` times others.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
     ("forward", 128, 2): Launch(64, 64, 4, 2),
@@ -54,7 +54,7 @@ COPY_ENGINE = True  # load tiles with it where their layout allows
 
 
 @triton.jit
-def _append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
+def append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
     """Sum of two runs in two floats; a run that holds a reset (left >= 0) forgets those before."""
     total = a_hi + b_hi
     part = total - a_hi
@@ -65,6 +65,12 @@ def _append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
         tl.where(fresh, b_hi, total),
         tl.where(fresh, b_lo, a_lo + b_lo + rest),
     )
+
+
+@triton.jit
+def append_before(a_stop, a_sum, b_stop, b_sum):
+    """Sums towards earlier steps; a run that holds a stop forgets what came after it."""
+    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
 
 
 @triton.jit
@@ -121,19 +127,19 @@ def _prepare(
         b_f, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         b_f = tl.where(m_reset, 0.0, b_f)
         b_left = tl.where(m_reset, t, -1)
-        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, _append)
+        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, append)
         # What stands before each block: the carry, then all blocks above it.
         m_last = column == BC - 1
         e_left = tl.sum(tl.where(m_last, b_left, 0), 1)
         e_high = tl.sum(tl.where(m_last, b_high, 0.0), 1)
         e_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)
-        e_left, e_high, e_low = tl.associative_scan((e_left, e_high, e_low), 0, _append)
-        e_left, e_high, e_low = _append(left, high, low, e_left, e_high, e_low)
+        e_left, e_high, e_low = tl.associative_scan((e_left, e_high, e_low), 0, append)
+        e_left, e_high, e_low = append(left, high, low, e_left, e_high, e_low)
         above = tl.maximum(row - 1, 0)
         a_left = tl.where(row == 0, left, tl.gather(e_left, above, 0))[:, None]
         a_high = tl.where(row == 0, high, tl.gather(e_high, above, 0))[:, None]
         a_low = tl.where(row == 0, low, tl.gather(e_low, above, 0))[:, None]
-        b_left, b_high, b_low = _append(a_left, a_high, a_low, b_left, b_high, b_low)
+        b_left, b_high, b_low = append(a_left, a_high, a_low, b_left, b_high, b_low)
         b_sum = b_high + b_low
         b_low = b_low - (b_sum - b_high)
         left = tl.sum(tl.where(row == BR - 1, e_left, 0))
