@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cerl.kernels import attention
 from cerl.kernels.attention import decayed_sums, definition, forgetting_attention, tiles
+from cerl.kernels.attention_check import check_placement
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.
@@ -228,6 +229,37 @@ def test_kernel_agrees_with_the_definition(case):
 @pytest.mark.parametrize("case", covering(), ids=name)
 def test_kernel_agrees_with_the_definition_over_all_pairs_of_factors(case):
     check(case)
+
+
+# Tiles through the copy engine, over both loops, from positions that are no multiple of 16 bytes.
+UNEVEN = [
+    Case(700, "half", (2, 2), 64, "slow", "random", None, True, torch.bfloat16, True),
+    Case(700, "half", (4, 2), 128, "by head", "both", 500, True, torch.float16, False),
+    Case(1027, "half", (2, 2), 32, "slow", "none", None, False, torch.bfloat16, True),
+    Case(1024, "all", (3, 1), 64, "slow", "none", None, True, torch.bfloat16, False),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", UNEVEN, ids=name)
+def test_copy_engine_loads_from_any_position(case):
+    check(case)
+
+
+def test_tensors_out_of_reach_are_refused():
+    x = torch.zeros(1, 40, 2, 16, device="meta").as_strided((1, 40, 2, 16), (0, 2**26, 0, 1))
+    with pytest.raises(ValueError, match="32 bits wide"):
+        check_placement(x)
+
+
+def test_launches_that_do_not_fit_each_other_are_refused(monkeypatch):
+    from cerl.kernels import attention_triton
+
+    x = torch.zeros(1, 300, 1, 64, device=DEVICE)
+    other = attention_triton.Launch(64, 16, 4, 1)
+    monkeypatch.setitem(attention_triton.CONFIGS, ("queries", 64, 4), other)
+    with pytest.raises(ValueError, match="columns of forward and queries"):
+        forgetting_attention(x, x, x, torch.zeros(1, 300, 1, device=DEVICE), impl="triton")
 
 
 def test_cases_hold_every_pair_of_factors():

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton
-from cerl.kernels.attention_check import check_pruning, check_tensors, check_values
+from cerl.kernels.attention_check import (
+    check_placement,
+    check_pruning,
+    check_tensors,
+    check_values,
+)
 
 # Makes up for float32 sums of up to 128 squares and for the rounding to float32 after them.
 SLACK = 2.0**-16
@@ -316,7 +321,9 @@ def _limit(
         threshold = (log_eps - math.log(k.shape[1]) - 2.0 * bound) * (1.0 + SLACK)
     size = q.shape[0], q.shape[2]
     if isinstance(threshold, Tensor):
-        return threshold.detach().float().expand(size).contiguous()
+        # A bound of NaN skips nothing.
+        threshold = threshold.detach().float().nan_to_num(-math.inf, math.inf, -math.inf)
+        return threshold.expand(size).contiguous()
     if threshold is None:
         return None
     return torch.full(size, threshold, dtype=torch.float32, device=q.device)
@@ -349,6 +356,7 @@ def _forward(
     Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
              `attention_triton.prepare` makes them, empty where the sequence is short.
     """
+    check_placement(q, k, v)
     inputs = q, k, v, log_f, start, threshold
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
@@ -390,6 +398,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and log_f."""
     do = do if do.stride(3) == 1 else do.contiguous()
+    check_placement(do)
     inputs = do, dlse, q, k, v, log_f, start, threshold, o, lse
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton

@@ -95,7 +95,7 @@ def _keys_block(
     p_do,
     p_terms,
     p_sums,
-    p_left,
+    p_sees,
     p_high,
     p_low,
     s_qb,
@@ -115,6 +115,7 @@ def _keys_block(
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     TMA: tl.constexpr,
+    EVEN: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
@@ -124,9 +125,9 @@ def _keys_block(
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     if MASKED:
         i = offset + begin + tl.arange(0, BM)
-        hi_i = vector(p_sums, o_pair, offset + begin, length, BM, TMA)
-        lo_i = vector(p_sums, pairs + o_pair, offset + begin, length, BM, TMA)
-        b_left = vector(p_left, o_pair, offset + begin, length, BM, TMA)
+        hi_i = vector(p_sums, o_pair, offset + begin, length, BM, EVEN)
+        lo_i = vector(p_sums, pairs + o_pair, offset + begin, length, BM, EVEN)
+        b_left = vector(p_sees, o_pair, offset + begin, length, BM, EVEN)
         b_lse = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
         m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
         b_s = pair_scores(b_s, scale, hi_i[None, :], hi_j[:, None], lo_j[:, None], m_pair)
@@ -192,6 +193,7 @@ def _backward_keys(
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // groups
@@ -235,7 +237,7 @@ def _backward_keys(
                 p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
                 s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
                 pairs, offset, queries, padded, length, scale * LOG2E,
-                D, BD, PRECISION, BM, TMA, True,
+                D, BD, PRECISION, BM, TMA, EVEN, True,
             )  # fmt: skip
         if not ONE_LOOP:
             for begin in range(diagonal, clean, BM):
@@ -244,7 +246,7 @@ def _backward_keys(
                     p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
                     s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
                     pairs, offset, queries, padded, length, scale * LOG2E,
-                    D, BD, PRECISION, BM, TMA, False,
+                    D, BD, PRECISION, BM, TMA, EVEN, False,
                 )  # fmt: skip
         tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
     o_out = (i_b * keys * key_heads + i_kh) * D
@@ -482,7 +484,6 @@ def backward(
     pairs = batch * heads
     start = None if start is None else start.view(torch.uint8)
     by_key, by_query = choose("keys", q), choose("queries", q)
-    do = do if do.stride(-1) == 1 else do.contiguous()
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
@@ -508,11 +509,12 @@ def backward(
     )  # fmt: skip
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
+    even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
     _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
-        q_rows, k, v, do_rows, decay, vectors(decay, m, tma), left, vectors(left, m, tma), limit,
+        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even), limit,
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
-        heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma,
+        heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
         num_warps=by_key.warps, num_stages=by_key.stages,
         **cap(by_key),
     )  # fmt: skip

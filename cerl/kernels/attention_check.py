@@ -116,3 +116,21 @@ def check_values(
         raise ValueError(f"{NAME} threshold must be at most 0, got {threshold.tolist()}")
     if isinstance(bound, Tensor) and not bool(((bound >= 0.0) & (bound < math.inf)).all()):
         raise ValueError(f"{NAME} bound must be at least 0 and finite, got {bound.tolist()}")
+
+
+def check_placement(*tensors: Tensor) -> None:
+    """Refuses [B, time, H, D] tensors that the kernels cannot reach."""
+    for x in tensors:
+        if x.is_cuda and x.device.index != torch.cuda.current_device():
+            raise ValueError(
+                f"{NAME} kernels run on the current device, cuda:{torch.cuda.current_device()}, "
+                f"got tensors on {x.device}; call it under torch.cuda.device({x.device.index})"
+            )
+        (_, time, heads, width), (_, s_t, s_h, _) = x.shape, x.stride()
+        reach = max((time - 1) * s_t + (heads - 1) * s_h + width, time * heads * width)
+        if reach >= 2**31:
+            raise ValueError(
+                f"{NAME} offsets within a batch row are 32 bits wide, got a tensor of "
+                f"{list(x.shape)} with strides {list(x.stride())}; make it contiguous, or use "
+                "fewer steps or heads a call"
+            )

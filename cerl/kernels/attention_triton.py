@@ -414,6 +414,21 @@ def choose(role: str, q: Tensor) -> Launch:
     return CONFIGS[role, max(64, padded_width(q.shape[-1])), q.element_size()]
 
 
+def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
+    """Raises: ValueError if the three do not work on the same tiles and blocks."""
+    if (
+        forward.rows != TILE
+        or forward.columns != queries.columns
+        or any(TILE % size for size in (*queries[:2], *keys[:2]))
+        or queries.rows % keys.rows
+    ):
+        raise ValueError(
+            f"CONFIGS: expected forward rows of {TILE}, blocks that divide {TILE}, the columns of "
+            "forward and queries alike, and rows of keys that divide those of queries, got forward "
+            f"{forward}, keys {keys} and queries {queries}"
+        )
+
+
 def scan_blocks(keys: int, block: int) -> int:
     """Blocks that a program of a scan takes at a time."""
     return min(4096 // block, max(2, triton.next_power_of_2(triton.cdiv(keys, block))))
@@ -431,12 +446,6 @@ def heads_at_once(pairs: int, k: Tensor) -> int:
 
 def strides(*tensors: Tensor) -> list[int]:
     """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
-    for x in tensors:
-        if x.shape[1] * x.stride(1) >= 2**31:
-            raise ValueError(
-                "forgetting_attention: offsets within a batch row are 32 bits wide, got "
-                f"{x.shape[1]} steps {x.stride(1)} elements apart; use fewer steps or heads a call"
-            )
     return [size for tensor in tensors for size in tensor.stride()[:3]]
 
 
@@ -465,7 +474,7 @@ def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
 
 
 def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
-    """Contiguous float32 numbers for `vector`, the last axis in blocks of `size`."""
+    """Contiguous 32-bit numbers for `vector`, the last axis in blocks of `size`."""
     if not tma:
         return x
     return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
@@ -513,6 +522,7 @@ def forward(
     keys, groups = k.shape[1], heads // k.shape[2]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
+    check_launches(launch, choose("keys", q), choose("queries", q))
     decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
