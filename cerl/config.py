@@ -102,8 +102,11 @@ class AtariEnv(Model):
     """emulator threads; 0: one for each core, at most S x E"""
 
 
+Diverged = Literal["error", "cut"]
+
+
 class GymEnv(Model):
-    """Any registered gymnasium id with discrete actions."""
+    """Any registered gymnasium id with discrete or bounded continuous actions."""
 
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
@@ -113,9 +116,75 @@ class GymEnv(Model):
     """E, environments per seed"""
     time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: the id's own limit"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
 
 
-EnvConfig = Annotated[CatchEnv | MinAtarEnv | AtariEnv | GymEnv, Field(discriminator="family")]
+class PointMassEnv(Model):
+    """A point mass pushed to the middle of a square (device-resident, ours)."""
+
+    family: Literal["point_mass"] = "point_mass"
+    """fixed by the preset"""
+    name: Literal["point_mass"] = "point_mass"
+    """the only task of this family"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    dimensions: int = Field(default=2, ge=1)
+    """of the space that the mass moves in; so many components has an action"""
+    walls: bool = True
+    """the square has walls; without them leaving it ends the episode (terminal)"""
+    time_limit: int = Field(default=50, ge=1)
+    """agent steps after which an episode is truncated"""
+
+
+class MujocoEnv(Model):
+    """Gym-MuJoCo by EnvPool: C++ threads, dynamics and rewards of gymnasium's v4 and v5."""
+
+    family: Literal["mujoco"] = "mujoco"
+    """fixed by the preset"""
+    name: str = "HalfCheetah-v4"
+    """robot and version, e.g. HalfCheetah-v4"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    time_limit: int = Field(default=0, ge=0)
+    """agent steps after which an episode is truncated; 0: the id's own limit"""
+    threads: int = Field(default=0, ge=0)
+    """simulator threads; 0: one for each core, at most S x E"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+
+
+class DmcEnv(Model):
+    """dm_control's suite, by EnvPool (C++ threads) or by the dm-control package (pixels too)."""
+
+    family: Literal["dmc"] = "dmc"
+    """fixed by the preset"""
+    name: str = "cheetah-run"
+    """domain-task as the suite spells them, e.g. cheetah-run or ball_in_cup-catch"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    backend: Literal["envpool", "dm_control"] = "envpool"
+    """simulator: EnvPool, or the dm-control package, one simulator after the other"""
+    repeat: int = Field(default=1, ge=1)
+    """control steps that one action lasts; their rewards are summed"""
+    time_limit: int = Field(default=0, ge=0)
+    """agent steps after which an episode is truncated; 0: the suite's 1000 control steps"""
+    pixels: bool = False
+    """observations are images [3, size, size] instead of the state (backend: dm_control)"""
+    size: int = Field(default=84, ge=1)
+    """height and width of an image, pixels"""
+    camera: int = Field(default=0, ge=-1)
+    """number of the camera; -1: the model's free one"""
+    threads: int = Field(default=0, ge=0)
+    """EnvPool's simulator threads; 0: one for each core, at most S x E"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+
+
+EnvConfig = Annotated[
+    CatchEnv | MinAtarEnv | AtariEnv | GymEnv | PointMassEnv | MujocoEnv | DmcEnv,
+    Field(discriminator="family"),
+]
 
 
 class NetConfig(Model):
@@ -416,7 +485,16 @@ def versions() -> dict[str, str]:
     """What a result may depend on: cerl, Python, the machine, the packages that compute."""
     found = {"cerl": __version__, "python": platform.python_version()}
     found["machine"] = platform.platform()
-    for package in ("torch", "triton", "numpy", "gymnasium", "envpool", "ale-py"):
+    for package in (
+        "torch",
+        "triton",
+        "numpy",
+        "gymnasium",
+        "envpool",
+        "ale-py",
+        "mujoco",
+        "dm-control",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

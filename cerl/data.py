@@ -17,11 +17,12 @@ class EnvSpec(NamedTuple):
     name: str
     observation: tuple[int, ...]  # shape of one observation, e.g. (84, 84) or (4, 10, 10)
     dtype: torch.dtype  # of an observation, as stored in replay
-    actions: int  # number of discrete actions
+    actions: int  # number of discrete actions, or components of a continuous one
     envs: int  # E, environments per seed
     frames: int  # emulator frames of one agent step
     resident: bool  # steps on the device without host sync (may be captured in a CUDA graph)
     exact_state: bool  # state_dict() restores it bit for bit
+    continuous: bool = False  # actions are [S, E, actions] float32 in [-1, 1]
 
 
 class Step(NamedTuple):
