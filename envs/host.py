@@ -1,9 +1,11 @@
 """What environments on the host share: seeds of simulators, actions in, one copy out.
 
-A host environment costs two transfers an agent step: `host_actions` waits for the device, `Outbox`
-sends everything back in one buffer, from pinned memory and without waiting.
+A host environment costs two transfers an agent step: `host_actions` or `host_controls` waits for
+the device, `Outbox` sends everything back in one buffer, from pinned memory and without waiting.
 """
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -51,6 +53,73 @@ def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) 
             f"at seed row {seed}, environment {env}"
         )
     return values
+
+
+# dm_control writes 1e10 where there is no bound.
+_UNBOUNDED = 1e9
+
+
+class Bounds:
+    """The affine map from [-1, 1] at the joint to a simulator's own bounds.
+
+    Args:    low, high [A] of the simulator's actions.
+    Raises:  ValueError if a bound is infinite (or as good as that: 1e9 and more) or none is above
+             the other.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray, *, name: str) -> None:
+        low, high = (np.asarray(bound, dtype=np.float64).reshape(-1) for bound in (low, high))
+        if not (np.abs(low) < _UNBOUNDED).all() or not (np.abs(high) < _UNBOUNDED).all():
+            raise ValueError(
+                f"env.name: expected bounded actions, got {low.tolist()} to {high.tolist()} of "
+                f"{name}; actions are scaled from [-1, 1], so choose an environment with bounds, "
+                "or register it with a wrapper that has them"
+            )
+        if not len(low) or not (low < high).all():
+            raise ValueError(
+                f"env.name: expected actions whose upper bounds are above the lower ones, got "
+                f"{low.tolist()} to {high.tolist()} of {name}"
+            )
+        self.low, self.high = low, high
+        self._identity = bool((low == -1).all() and (high == 1).all())
+
+    def scale(self, action: np.ndarray) -> np.ndarray:
+        """Actions [..., A] in [-1, 1] as the simulator takes them, float64; the ends are exact."""
+        if self._identity:
+            return action.astype(np.float64)
+        share = (action.astype(np.float64) + 1) / 2
+        return self.low * (1 - share) + self.high * share
+
+
+def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
+    """Continuous actions on the host; waits for the device, the one sync of a step.
+
+    Args:    action [S, E, count] float32 in [-1, 1] on any device; ignored [S, E] bool, rows whose
+             action does not matter (they come back as 0).
+    Returns: [S * E, count] float32; NaN passes, see `watch.Watch`.
+    Raises:  ValueError on a wrong shape, dtype or an action out of range.
+    """
+    shape = (*ignored.shape, count)
+    if tuple(action.shape) != shape or action.dtype != torch.float32:
+        raise ValueError(
+            f"{name}: expected actions of shape {shape} and type float32, "
+            f"got {tuple(action.shape)} of {action.dtype}"
+        )
+    values = np.where(ignored[..., None], np.float32(0), action.detach().cpu().numpy())
+    beyond = np.abs(values) > 1
+    if beyond.any():
+        seed, env, component = np.argwhere(beyond)[0]
+        raise ValueError(
+            f"{name}: expected actions in [-1, 1], got {values[seed, env, component]} at seed row "
+            f"{seed}, environment {env}, component {component}; environments scale them themselves"
+        )
+    return values.reshape(-1, count)
+
+
+def worker_threads(asked: int, *, simulators: int) -> int:
+    """Threads of a pool: as many as asked for, 0: one for each core, at most one a simulator."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return asked or min(simulators, cores)
 
 
 class Outbox:
