@@ -116,13 +116,14 @@ class Control:
         controls = host_controls(
             action, name=self._config.name, count=self.spec.actions, ignored=ignored
         )
-        bad = self._watch.controls(controls)
+        controls, bad = self._watch.controls(controls)
         obs, reward, over = self._simulators.step(self._bounds.scale(controls))
         if self._cut.any():
             which = np.flatnonzero(self._cut)
             obs[which], over[which] = self._simulators.reset(which), False
-        reward[starts] = 0
-        self._elapsed = np.where(starts, 0, self._elapsed + 1)
+        self._elapsed += 1
+        if ignored.any():
+            reward[starts] = self._elapsed[starts] = 0
         cut = bad | self._watch.results(obs, reward, self._obs, fresh=starts)
         self._obs, self._over = obs, over & ~cut
         self._cut = cut | ((self._elapsed >= self._limit) & ~over)

@@ -106,7 +106,6 @@ def _import_suite() -> Any:
     """
     try:
         import dm_control  # noqa: F401
-        import mujoco  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"backend 'dm_control' needs dm-control ({error}): pip install 'cerl[dmc]'"

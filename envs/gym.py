@@ -256,7 +256,7 @@ class Gym:
             assert isinstance(space, spaces.Discrete)
             return (values + space.start).tolist(), np.zeros_like(ended)
         controls = host_controls(action, name=name, count=count, ignored=ignored)
-        bad = self._watch.controls(controls)
+        controls, bad = self._watch.controls(controls)
         assert isinstance(space, spaces.Box)
         values = self._bounds.scale(controls).astype(space.dtype)
         return list(values.reshape(-1, *space.shape)), bad

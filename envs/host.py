@@ -105,9 +105,11 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
             f"{name}: expected actions of shape {shape} and type float32, "
             f"got {tuple(action.shape)} of {action.dtype}"
         )
-    values = np.where(ignored[..., None], np.float32(0), action.detach().cpu().numpy())
-    beyond = np.abs(values) > 1
-    if beyond.any():
+    values = action.numpy(force=True)
+    if ignored.any():
+        values = np.where(ignored[..., None], np.float32(0), values)
+    # One reduction sees everything that is wrong: NaN is not at most 1 either.
+    if not np.abs(values).max() <= 1 and (beyond := np.abs(values) > 1).any():
         seed, env, component = np.argwhere(beyond)[0]
         raise ValueError(
             f"{name}: expected actions in [-1, 1], got {values[seed, env, component]} at seed row "
@@ -132,23 +134,26 @@ class Outbox:
         self._device = torch.device(device)
         lead = (seeds, spec.envs)
         fields = [((*lead, *spec.observation), spec.dtype), (lead, torch.float32)]
-        self._fields: list[tuple[int, int, tuple[int, ...], torch.dtype]] = []
-        end = 0
-        for shape, dtype in [*fields, (lead, torch.bool), (lead, torch.bool)]:
-            size = int(np.prod(shape)) * dtype.itemsize
-            self._fields.append((end, end + size, shape, dtype))
-            end += -(-size // 16) * 16  # the next field starts aligned for any type
-        self._bytes = end
+        self._fields = [*fields, (lead, torch.bool), (lead, torch.bool)]
+        used = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._fields]
+        # Every field starts aligned for any type; the padding is a slice of its own.
+        self._slices = [size for n in used for size in (n, -n % 16)]
         self._turn = 0
-        self._staging: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._staging: list[tuple[Tensor, list[np.ndarray], torch.cuda.Event]] = []
         if self._device.type == "cuda":
-            self._staging = [
-                (torch.zeros(end, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
-                for _ in range(2)
-            ]
+            for _ in range(2):
+                pinned = torch.zeros(sum(self._slices), dtype=torch.uint8, pin_memory=True)
+                into = [field.numpy() for field in self._views(pinned)]
+                self._staging.append((pinned, into, torch.cuda.Event()))
 
     def _views(self, buffer: Tensor) -> Step:
-        return Step(*(buffer[a:b].view(dtype).view(shape) for a, b, shape, dtype in self._fields))
+        parts = buffer.split(self._slices)[::2]
+        return Step(
+            *(
+                part.view(dtype).view(shape)
+                for part, (shape, dtype) in zip(parts, self._fields, strict=True)
+            )
+        )
 
     def send(
         self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
@@ -157,22 +162,24 @@ class Outbox:
 
         Args:    obs [S * E, ...] with the elements of spec.observation each; the others [S * E].
         """
+        values = (obs, reward, terminated, truncated)
         if not self._staging:
-            buffer = torch.empty(self._bytes, dtype=torch.uint8)
-            self._fill(buffer, obs, reward, terminated, truncated)
-            return self._views(buffer)
+            step = Step(*(torch.empty(shape, dtype=dtype) for shape, dtype in self._fields))
+            _fill([field.numpy() for field in step], values)
+            return step
         self._turn ^= 1
-        staging, sent = self._staging[self._turn]
+        staging, into, sent = self._staging[self._turn]
         sent.synchronize()
-        self._fill(staging, obs, reward, terminated, truncated)
-        buffer = torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
+        _fill(into, values)
+        buffer = torch.empty(len(staging), dtype=torch.uint8, device=self._device)
         buffer.copy_(staging, non_blocking=True)
         sent.record(torch.cuda.current_stream(self._device))
         return self._views(buffer)
 
-    def _fill(self, buffer: Tensor, *values: np.ndarray) -> None:
-        for into, value in zip(self._views(buffer), values, strict=True):
-            into.numpy()[...] = value.reshape(into.shape)
+
+def _fill(into: Iterable[np.ndarray], values: Iterable[np.ndarray]) -> None:
+    for field, value in zip(into, values, strict=True):
+        field[...] = value.reshape(field.shape)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 They must not reach replay: one NaN in a batch is a NaN in every parameter of its seed.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -11,6 +12,13 @@ import numpy as np
 
 # The cuts of one environment that are worth a warning.
 _POWERS = frozenset(10**power for power in range(19))
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all numbers are, by one pass over them where they are also of ordinary size."""
+    if values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)):
+        return True
+    return bool(np.isfinite(values).all())
 
 
 class Watch:
@@ -34,17 +42,16 @@ class Watch:
         seed, env = divmod(index, self._count)
         return f"{self._name}, seed {self._seeds[seed]}, environment {env}"
 
-    def controls(self, action: np.ndarray) -> np.ndarray:
-        """Actions [G, A] that are not finite become 0. Returns: where, [G] bool.
+    def controls(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions [G, A] with 0 where they were not finite, and in which rows, [G] bool.
 
         Raises:  RuntimeError under "error".
         """
+        if _finite(action):
+            return action, np.zeros(len(action), dtype=bool)
         bad = ~np.asarray(np.isfinite(action).all(-1))
-        if not bad.any():
-            return bad
         self._report(bad, action, "action", "the policy's parameters diverged")
-        action[bad] = 0
-        return bad
+        return np.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0), bad
 
     def results(
         self, obs: np.ndarray, reward: np.ndarray, before: np.ndarray, *, fresh: np.ndarray
@@ -55,8 +62,7 @@ class Watch:
         Returns: which episodes have to be cut, [G] bool.
         Raises:  RuntimeError under "error", and where a first observation is not finite.
         """
-        whole = obs.dtype.kind != "f"
-        if (whole or np.isfinite(obs).all()) and np.isfinite(reward).all():
+        if _finite(obs) and _finite(reward):
             return np.zeros(len(obs), dtype=bool)
         why = "the simulator diverged or divides by zero"
         bad = np.zeros(len(obs), dtype=bool)
