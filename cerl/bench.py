@@ -150,7 +150,7 @@ def update(
                 lambda learner=learner, window=window: _drop(learner.grads(window)), place
             ),
             "optimiser": captured(
-                lambda learner=learner, g=grads: learner.optimiser.step(g), place
+                lambda learner=learner, g=grads: learner.optimisers[0][0].step(g), place
             ),
         }
         for name, step in parts.items():

@@ -23,7 +23,7 @@ from cerl import __version__, mistakes, preset
 from cerl.mistakes import ConfigError
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
-Policy = Literal["individual", "vote", "mean", "random"]
+Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
 
 
@@ -204,13 +204,24 @@ class NetConfig(Model):
     """frames per observation, built from replay; frames before an episode's start are zero"""
     scale: float = Field(default=1.0, gt=0)
     """observations are divided by this inside the network"""
-    init: Literal["fan_in", "xavier", "variance"] = "fan_in"
+    init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
-    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0"""
+    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0; orthogonal: gain sqrt 2 (1 for log standard
+    deviations), biases 0 (agent: sac)"""
     shared_bias: bool = False
     """one scalar output bias for all actions (the original's)"""
     feature_norm: bool = False
-    """divides the penultimate features by their L2 norm + 1e-6"""
+    """divides the penultimate features by their L2 norm + 1e-6 (agents dqn, quantile)"""
+    critics: int = Field(default=2, ge=1)
+    """sac: C, critics of a member"""
+    critic_norm: Literal["none", "layer", "layer_plain"] = "none"
+    """sac: layer norm before every ReLU of the critics, with learnt scale and offset or without"""
+    log_std: Literal["tanh", "clip"] = "tanh"
+    """sac: how the policy's log standard deviation is kept between its bounds"""
+    log_std_min: float = -10.0
+    """sac: lower bound of the log standard deviation"""
+    log_std_max: float = 2.0
+    """sac: upper bound of the log standard deviation"""
 
 
 class EnsembleConfig(Model):
@@ -246,8 +257,9 @@ class LossConfig(Model):
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
     """the online network chooses the next action, the target network values it"""
-    kind: Literal["huber", "mse"] = "huber"
-    """huber, or the squared error without the 1/2 (agent: dqn)"""
+    kind: Literal["huber", "mse", "mse_huber"] = "huber"
+    """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
+    member's own head, twice Huber for the others (agent: sac)"""
     huber_delta: float = Field(default=1.0, gt=0)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(default=200, ge=2)
@@ -263,6 +275,20 @@ class LossConfig(Model):
     """share of updates that use `batches`; the others use one shared batch"""
     mask_probability: float = Field(default=1.0, gt=0, le=1)
     """bootstrap mask: probability that a member learns from a row"""
+    target_critics: int = Field(default=0, ge=0)
+    """sac: the target is the smallest of this many critics, drawn anew for each update (REDQ); 0:
+    of all"""
+    actor_value: Literal["min", "mean"] = "min"
+    """sac: what the policy climbs, the smallest or the mean of its member's critics"""
+    backup_entropy: bool = True
+    """sac: the target counts the next action's entropy"""
+    target_entropy: float = -1.0
+    """sac: entropy that the temperature aims at, nats for each action component"""
+    temperature: float = Field(default=1.0, gt=0)
+    """sac: of every policy at the start"""
+    spread_temperature: float = Field(default=0.0, ge=0)
+    """sac: T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target
+    values of the next action (SUNRISE); 0: all rows weigh the same"""
 
 
 class OptimConfig(Model):
@@ -284,6 +310,10 @@ class OptimConfig(Model):
     """adam: decay of the second moment"""
     clip_norm: float = Field(default=0.0, ge=0)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
+    actor_lr: float = Field(default=0.0, ge=0)
+    """sac: learning rate of the policies; 0: lr"""
+    temperature_lr: float = Field(default=0.0, ge=0)
+    """sac: learning rate of the log temperatures; 0: lr"""
 
 
 class ReplayConfig(Model):
@@ -309,9 +339,15 @@ class ScheduleConfig(Model):
     steps: int = Field(default=100_000, ge=1)
     """length of the run, agent steps of one seed"""
     update_every: int = Field(default=4, ge=1)
-    """agent steps of one seed per update"""
+    """agent steps of one seed per update, or per `updates` of them"""
+    updates: int = Field(default=1, ge=1)
+    """updates made each time that one is due"""
+    policy_every: int = Field(default=1, ge=1)
+    """sac: updates of the critics per update of policies and temperatures"""
     target_every: int = Field(default=1_000, ge=1)
-    """agent steps of one seed between copies to the target network"""
+    """agent steps of one seed between copies to the target network (target_rate 1)"""
+    target_rate: float = Field(default=1.0, gt=0, le=1)
+    """below 1: after every update the target network moves by this share towards the online one"""
 
 
 class ExploreConfig(Model):
@@ -334,6 +370,8 @@ class EvalConfig(Model):
     """agent steps of one seed between evaluations (the last one comes at the end of the run)"""
     episodes: int = Field(default=10, ge=1)
     """episodes of each member, and of each aggregate policy, per evaluation and seed"""
+    share: bool = False
+    """the episodes are shared out over the members: each plays 1/N of them, rounded up"""
     slots: int = Field(default=0, ge=0)
     """environments per member or aggregate, each playing its share of the episodes; 0: as many as
     episodes"""
@@ -341,7 +379,8 @@ class EvalConfig(Model):
     """share of random actions"""
     policies: Policies = ("individual", "vote")
     """any of individual (every member), vote (the most frequent greedy action), mean (greedy in the
-    mean Q), random (a member drawn for each episode)"""
+    mean Q, or the mean of the members' actions), random (a member drawn for each episode);
+    sac: individual_mode and mean_mode, the same with the members' modes for actions"""
     steps: int = Field(default=0, ge=0)
     """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
     until this many agent steps"""
@@ -365,8 +404,9 @@ class Config(Model):
 
     preset: str = ""
     """name of the preset that this run started from; goes into every result row"""
-    agent: Literal["dqn", "quantile"] = "dqn"
-    """dqn: expected values; quantile: distributions of loss.quantiles quantiles"""
+    agent: Literal["dqn", "quantile", "sac"] = "dqn"
+    """dqn: expected values; quantile: distributions of loss.quantiles quantiles; sac: soft
+    actor-critic, for continuous actions"""
     seeds: Ints = (0,)
     """seeds trained side by side in this process; all different"""
     device: str = "auto"

@@ -56,7 +56,7 @@ def test_every_lane_plays_its_episodes_and_short_ones_are_not_favoured(resident)
     ours = evaluator(cfg, [1, 2], length=length, resident=resident)
     result = ours.run()["individual"]
     assert result.returns.shape == result.lengths.shape == (2, 2, 4)
-    assert result.returns.dtype == torch.float64 and result.entropy.shape == (2, 2)
+    assert result.returns.dtype == torch.float64 and result.diversity.shape == (2, 2)
     for s in range(2):
         # building the evaluator began episode 0 everywhere, the run plays 1 and 2
         played = [[length(s, e, k) for k in (1, 2)] for e in range(4)]
@@ -94,7 +94,7 @@ def test_policies_by_hand():
     shares = (3 / 6, 2 / 6, 1 / 6)
     want = -sum(p * math.log(p) for p in shares)
     for result in results.values():
-        assert result.entropy.flatten().tolist() == pytest.approx([want] * result.entropy.numel())
+        assert result.diversity.flatten().tolist() == pytest.approx([want] * result.diversity.numel())
 
 
 def test_ties_of_the_vote_are_broken_anew_at_every_step():
