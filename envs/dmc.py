@@ -108,7 +108,8 @@ def _import_suite() -> Any:
         import dm_control  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"backend 'dm_control' needs dm-control ({error}): pip install 'cerl[dmc]'"
+            f"backend 'dm_control' needs dm-control ({error}): pip install 'cerl[dmc]' "
+            "(Python 3.11 or 3.12; backend 'envpool' runs on 3.13 too)"
         ) from error
     asked = os.environ.get("MUJOCO_GL")
     if asked is not None or sys.platform != "linux" or "dm_control._render" in sys.modules:

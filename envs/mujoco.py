@@ -75,6 +75,8 @@ class EnvPoolPhysics:
     ) -> None:
         try:
             import envpool
+            import envpool.mujoco.dmc.registration
+            import envpool.mujoco.gym.registration  # noqa: F401
         except ImportError as error:
             raise ImportError(
                 f"{task} needs envpool ({error}): pip install 'cerl[{extra}]'"

@@ -86,24 +86,6 @@ class Resident:
         games = len(seeds) * envs
         self._game, self._sticky, self._limit = game, sticky, time_limit or _NEVER
         self._shape = (len(seeds), envs)
-        self._action: tuple[tuple[int, ...], torch.dtype] = (self._shape, torch.int64)
-        if game.components:
-            self._action = ((*self._shape, game.components), torch.float32)
-        self._key = draw.seed_keys(seeds, salt=salt, device=device)
-        # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
-        self._grid = torch.arange(envs * self.columns, device=device).view(1, envs, self.columns)
-        self._counter = torch.zeros((), dtype=torch.int64, device=device)
-        self._memory = Memory(
-            last_action=self._blank_action(device).flatten(0, 1),
-            done=torch.ones(games, dtype=torch.bool, device=device),
-            elapsed=torch.zeros(games, dtype=torch.int64, device=device),
-        )
-        blank = game.reset(torch.zeros(games, game.reset_draws, device=device))
-        # A reset may share or expand tensors; what is updated in place must own its memory.
-        self._state = type(blank)(
-            *(torch.empty(f.shape, dtype=f.dtype, device=device).copy_(f) for f in blank)
-        )
-        self._idle = self._blank_action(device)
         self._spec = EnvSpec(
             name=name,
             observation=game.observation,
@@ -115,6 +97,21 @@ class Resident:
             exact_state=True,
             continuous=game.components > 0,
         )
+        self._key = draw.seed_keys(seeds, salt=salt, device=device)
+        # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
+        self._grid = torch.arange(envs * self.columns, device=device).view(1, envs, self.columns)
+        self._counter = torch.zeros((), dtype=torch.int64, device=device)
+        self._memory = Memory(
+            last_action=self._spec.action(games, device=device),
+            done=torch.ones(games, dtype=torch.bool, device=device),
+            elapsed=torch.zeros(games, dtype=torch.int64, device=device),
+        )
+        blank = game.reset(torch.zeros(games, game.reset_draws, device=device))
+        # A reset may share or expand tensors; what is updated in place must own its memory.
+        self._state = type(blank)(
+            *(torch.empty(f.shape, dtype=f.dtype, device=device).copy_(f) for f in blank)
+        )
+        self._idle = self._spec.action(*self._shape, device=device)
         fuse = device.type == "cuda" if fuse is None else fuse
         self._advance: Callable[[Tensor], Step] = self._eager
         if fuse:
@@ -150,11 +147,11 @@ class Resident:
         Raises:  ValueError for another shape or type, and on the CPU for an action out of range (on
                  CUDA the test would wait for the device: such an action is then undefined).
         """
-        shape, dtype = self._action
-        if action.shape != shape or action.dtype != dtype:
+        idle = self._idle
+        if action.shape != idle.shape or action.dtype != idle.dtype:
             axes = "[S, E, A]" if self._spec.continuous else "[S, E]"
             raise ValueError(
-                f"{self._spec.name}: expected actions {axes} = {list(shape)} of {dtype}, "
+                f"{self._spec.name}: expected actions {axes} = {list(idle.shape)} of {idle.dtype}, "
                 f"got {list(action.shape)} of {action.dtype}; one action per seed and environment"
             )
         if action.device.type == "cpu":
@@ -200,10 +197,6 @@ class Resident:
 
     def close(self) -> None:
         """Nothing to free."""
-
-    def _blank_action(self, device: torch.device) -> Tensor:
-        shape, dtype = self._action
-        return torch.zeros(shape, dtype=dtype, device=device)
 
     def _tensors(self) -> dict[str, Tensor]:
         rules = {f"game.{name}": tensor for name, tensor in self._state._asdict().items()}

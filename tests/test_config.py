@@ -142,7 +142,7 @@ def test_unknown_preset_names_the_nearest():
         ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
         ({"loss.kind": "hubr"}, "loss.kind: expected huber or mse, got 'hubr'; did you mean huber"),
         ({"eval.policies": ["vot"]}, "mean or random, got 'vot'; did you mean vote?"),
-        ({"env.family": "minatr"}, "env.family: expected catch, minatar, atari or gym, got"),
+        ({"env.family": "minatr"}, "atari, gym, point_mass, mujoco or dmc, got"),
         ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:NUMBER, got 'gpu'"),
         ({"device": "cuda:x"}, "device: expected"),
     ],

@@ -1,6 +1,7 @@
 """What is not finite: seen at any size of the finite numbers, reported sparingly."""
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from cerl.envs.watch import Watch
 
 
-def watch(diverged="cut") -> Watch:
+def watch(diverged: Literal["cut", "error"] = "cut") -> Watch:
     return Watch(diverged, name="Hopper-v4", seeds=(5, 6), envs=2)
 
 
