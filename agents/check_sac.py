@@ -3,14 +3,14 @@
 The counterpart of `cerl/agents/check.py`. `from_original` maps the leaf names of the authors' JAX
 code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
 
-    theirs (member axis first)                                ours (leading [S, N])
-    actor   VmapNormalTanhPolicyParams_0/
-              MLP_0/Dense_k/kernel [N,in,out], bias [N,out]   actor.hidden.k.{weight,bias} [1,N,...]
-              Dense_0/..., Dense_1/...                        actor.mean..., actor.log_std...
-    critic  VmapDoubleCritic_0/VmapCritic_0/MLP_0/
-              Dense_k/kernel [N,2,in,out], bias [N,2,out]     critic.hidden.k.{weight,bias} [1,N,...]
-              Dense_K, the last                               critic.final.{weight,bias}
-    log temperature [N]                                       log_alpha [1,N,1]
+    theirs (member axis first)                          ours (leading [S, N])
+    actor, below VmapNormalTanhPolicyParams_0/
+      MLP_0/Dense_k/kernel [N,in,out], bias [N,out]     actor.hidden.k.{weight,bias} [1,N,...]
+      Dense_0/..., Dense_1/...                          actor.mean..., actor.log_std...
+    critic, below VmapDoubleCritic_0/VmapCritic_0/
+      MLP_0/Dense_k/kernel [N,2,in,out], bias [N,2,out] critic.hidden.k.{weight,bias} [1,N,...]
+      MLP_0/Dense_K, the last                           critic.final.{weight,bias}
+    log temperature [N]                                 log_alpha [1,N,1]
 
 Output j of their last layer predicts member j, ours is rotated: ours[i, ..., j] = theirs[i, ...,
 (i + j) mod N].
@@ -109,7 +109,7 @@ def run_sac_updates(
         discount=(1.0 - terminals.float()).view(*row, 1) * power,
         weight=torch.ones(row),
     )
-    dice = Dice(next_noise.unsqueeze(0), noise.unsqueeze(0), torch.zeros(1, len(noise), 0))
+    dice = Dice(next_noise.unsqueeze(0), noise.unsqueeze(0), critics=None)
     groups = [group for stage in agent.stages(net) for group in stage.groups]
     critics, actors, alphas = (Optimiser(group.optim, group.leaves) for group in groups)
     done = []

@@ -106,7 +106,7 @@ class Dice(NamedTuple):
 
     later: Tensor  # [S, N, rows, A] standard normal, of the next actions
     now: Tensor  # [S, N, rows, A] standard normal, of the policies' actions at the learnt rows
-    critics: Tensor  # [S, N, C] uniform; the largest ones pick the critics of the target
+    critics: Tensor | None  # [S, N, C] uniform, the largest pick a target's critics; None: all do
 
 
 class CriticLosses(NamedTuple):
@@ -194,7 +194,7 @@ class SAC:
         shape = (2, members, self.config.replay.batch, self.spec.actions)
         normal = draw.normal(keys, draw.POLICY, step, shape)
         some = 0 < self.config.loss.target_critics < critics
-        subset = draw.uniform(keys, draw.SUBSET, step, (members, critics if some else 0))
+        subset = draw.uniform(keys, draw.SUBSET, step, (members, critics)) if some else None
         return Dice(normal[:, 0], normal[:, 1], subset)
 
     def act(
@@ -250,7 +250,7 @@ class SAC:
             q = target(x, actions, heads).unflatten(3, (action.shape[1], rows))
         else:
             q = target(batch.x_next, action, heads).unsqueeze(3)  # [S, N, C, K, rows, heads]
-        if dice.critics.shape[2]:
+        if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
         q = q.amin(2)  # [S, N, K, rows, heads]

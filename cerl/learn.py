@@ -31,6 +31,8 @@ class Learner:
             [Optimiser(group.optim, group.leaves) for group in stage.groups]
             for stage in self.stages
         ]
+        groups = [group for stage in self.stages for group in stage.groups]
+        self.leaves = [leaf for group in groups for leaf in group.leaves]
         self.updates = torch.zeros((), dtype=torch.int64, device=keys.device)
         shape = (len(keys), config.ensemble.members)
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}

@@ -224,7 +224,7 @@ def test_a_seed_starts_from_the_same_parameters_alone_and_among_others():
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match="expected fan_in, xavier or variance, got 'zeros'"):
+    with pytest.raises(ValueError, match="expected fan_in, xavier, variance or orthogonal, got 'zeros'"):
         nn.initialise(build(config()), keys=draw.seed_keys([0]), scheme="zeros")
 
 
