@@ -52,8 +52,8 @@ def _run_contradictions(c: "Config") -> Iterator[str]:
         yield "eval.policies: expected at least one of individual, vote, mean, random; got none"
     if c.eval.share and c.eval.steps:
         yield (
-            "eval.share: shares out a number of episodes, and eval.steps asks for a budget of agent "
-            f"steps; expected false or eval.steps 0, got true and {c.eval.steps}"
+            "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
+            f"agent steps; expected false or eval.steps 0, got true and {c.eval.steps}"
         )
     if len(set(c.eval.policies)) < len(c.eval.policies):
         yield f"eval.policies: expected different policies, got {' '.join(c.eval.policies)}"
@@ -224,8 +224,8 @@ def _sac_contradictions(c: "Config") -> Iterator[str]:
         )
     if loss.spread_temperature and (e.members == 1 or loss.batches != "shared"):
         yield (
-            "loss.spread_temperature: weighs rows by how much members disagree about them; expected "
-            f"2 or more members and shared batches, got {e.members} and {loss.batches}"
+            "loss.spread_temperature: weighs rows by how much members disagree about them; "
+            f"expected 2 or more members and shared batches, got {e.members} and {loss.batches}"
         )
     if net.log_std_min >= net.log_std_max:
         yield (
@@ -339,7 +339,10 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
             key, got = f"{key}.family", context["tag"]
         return [f"{key}: expected {_or(choices)}, got {got!r}{nearest(str(got), choices)}"]
     if kind == "union_tag_not_found":
-        return [f"{key}.family: missing; expected catch, minatar, atari or gym"]
+        fields = [
+            choice.model_fields["family"] for choice in _models(root.model_fields[key].annotation)
+        ]
+        return [f"{key}.family: missing; expected {_or([field.default for field in fields])}"]
     return [f"{key}: expected {_expected(detail)}, got {got!r}"]
 
 

@@ -11,9 +11,11 @@ from cerl.agents.check_sac import from_original, run_sac_updates, to_original
 from cerl.config import (
     Config,
     EnsembleConfig,
+    EvalConfig,
     LossConfig,
     NetConfig,
     OptimConfig,
+    PointMassEnv,
     ScheduleConfig,
 )
 
@@ -45,6 +47,7 @@ def batch():
 def config(options):
     return Config(
         agent="sac",
+        env=PointMassEnv(),
         net=NetConfig(hidden=tuple(HYPER["hidden"]), critics=2, log_std="tanh"),
         ensemble=EnsembleConfig(
             members=N, heads=HEADS[options["cel_type"]] if options["cel"] else "own"
@@ -57,6 +60,7 @@ def config(options):
         ),
         optim=OptimConfig(name="adam", lr=HYPER["adam_lr"], eps=1e-8),
         schedule=ScheduleConfig(target_rate=HYPER["tau"]),
+        eval=EvalConfig(policies=("individual",)),
     )
 
 
