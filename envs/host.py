@@ -135,6 +135,9 @@ class Outbox:
         lead = (seeds, spec.envs)
         fields = [((*lead, *spec.observation), spec.dtype), (lead, torch.float32)]
         self._fields = [*fields, (lead, torch.bool), (lead, torch.bool)]
+        self._blank = [
+            (shape, torch.empty(0, dtype=dtype).numpy().dtype) for shape, dtype in self._fields
+        ]
         used = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._fields]
         # Every field starts aligned for any type; the padding is a slice of its own.
         self._slices = [size for n in used for size in (n, -n % 16)]
@@ -164,9 +167,9 @@ class Outbox:
         """
         values = (obs, reward, terminated, truncated)
         if not self._staging:
-            step = Step(*(torch.empty(shape, dtype=dtype) for shape, dtype in self._fields))
-            _fill([field.numpy() for field in step], values)
-            return step
+            into = [np.empty(shape, dtype=dtype) for shape, dtype in self._blank]
+            _fill(into, values)
+            return Step(*map(torch.from_numpy, into))
         self._turn ^= 1
         staging, into, sent = self._staging[self._turn]
         sent.synchronize()

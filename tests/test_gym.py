@@ -295,6 +295,17 @@ def test_an_episode_that_diverged_is_cut_where_asked(probe):
     assert not any(s.terminated.item() for s in steps)
 
 
+def test_a_restored_simulator_that_diverges_shows_its_last_observation():
+    env, restored = (build("CartPole-v1", diverged="cut") for _ in range(2))
+    env.reset()
+    last = env.step(act(1))
+    restored.load_state_dict(env.state_dict())
+    restored._envs[0].unwrapped.state = np.full(4, np.nan)  # pyright: ignore
+    with pytest.warns(RuntimeWarning, match="CartPole-v1, seed 0"):
+        step = restored.step(act(1))
+    assert torch.equal(step.obs, last.obs) and step.truncated.item() and not step.terminated.item()
+
+
 def test_a_policy_that_diverged_ends_its_own_episodes_only():
     env = build("Pendulum-v1", seeds=[3, 4], diverged="cut")
     env.reset()
