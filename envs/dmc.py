@@ -197,12 +197,23 @@ class DmControl:
             return joined.astype(np.float32)
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` or of all."""
+        """Starts new episodes, of the indices `which` or of all.
+
+        Raises:  ImportError where a task needs a renderer (quadruped-escape's terrain does) and has none.
+        """
         indices = range(len(self._envs)) if which is None else which
         self._over[indices] = False
-        return np.stack(
-            [self._show(self._envs[i], self._envs[i].reset().observation) for i in indices]
-        )
+        try:
+            starts = [self._envs[i].reset().observation for i in indices]
+        except RuntimeError as error:
+            if "OpenGL" not in str(error):
+                raise
+            raise ImportError(
+                f"env.name: {self._config.name} needs a renderer to start ({error}); {_INSTALL}; "
+                "env.backend 'envpool' needs none"
+            ) from error
+        envs = (self._envs[i] for i in indices)
+        return np.stack([self._show(env, parts) for env, parts in zip(envs, starts, strict=True)])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One agent step: observation [G, ...], reward [G], terminal [G] bool.

@@ -464,6 +464,14 @@ def test_without_a_renderer_pixels_say_what_to_install():
     assert "ImportError: env.pixels" in done.stderr and "apt install libegl1" in done.stderr
 
 
+def test_a_task_that_cannot_start_without_a_renderer_says_what_to_do():
+    pytest.importorskip("dm_control")
+    code = PIXELS.replace("cartpole-swingup", "quadruped-escape").replace("pixels=True, ", "")
+    done = run(code, MUJOCO_GL="disabled")
+    assert "ImportError: env.name: quadruped-escape needs a renderer" in done.stderr
+    assert "env.backend 'envpool' needs none" in done.stderr
+
+
 def test_a_renderer_that_does_not_exist_says_what_to_set():
     pytest.importorskip("dm_control")
     done = run(PIXELS, MUJOCO_GL="vulkan")
