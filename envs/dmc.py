@@ -199,7 +199,7 @@ class DmControl:
     def reset(self, which: np.ndarray | None) -> np.ndarray:
         """Starts new episodes, of the indices `which` or of all.
 
-        Raises:  ImportError where a task needs a renderer (quadruped-escape's terrain does) and has none.
+        Raises:  ImportError without a renderer where a task needs one (quadruped-escape's terrain).
         """
         indices = range(len(self._envs)) if which is None else which
         self._over[indices] = False
