@@ -27,6 +27,7 @@ from cerl import draw
 from cerl.agents.sac import SAC, Dice
 from cerl.config import Config
 from cerl.data import EnvSpec
+from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
 from cerl.transition import Transition
 
@@ -118,8 +119,8 @@ def run_sac_updates(
         critic_grads = torch.autograd.grad(critic.heads.sum(), critics.leaves)
         critics.step(critic_grads)
         with torch.no_grad():
-            for theirs, mine in zip(target.parameters(), critics.leaves, strict=True):
-                theirs.lerp_(mine, config.schedule.target_rate)
+            rate = config.schedule.target_rate
+            kernels.follow(list(target.parameters()), critics.leaves, rate=rate)
         policy = agent.policy_losses(net, batch.x, batch.weight, dice)
         loss = policy.actor.sum() + policy.temperature.sum()
         grads = torch.autograd.grad(loss, [*actors.leaves, *alphas.leaves])

@@ -144,7 +144,9 @@ class DQN:
             config.ensemble, gamma=config.loss.gamma, device=self.device
         )
         names = ("loss", "q_data", "q_pi")
-        self.metrics = (*names, "mico_loss") if config.loss.mico_weight else names
+        self.metrics: tuple[str, ...] = names
+        if config.loss.mico_weight:
+            self.metrics = (*names, "mico_loss")
 
     def build(self, *, keys: Tensor) -> QNet:
         """A freshly initialised network for the seeds of `keys` [S]."""

@@ -242,7 +242,8 @@ class SAC:
         Returns: [S, N, rows, J] each; the weights are 1 without `loss.spread_temperature`.
         """
         loss, heads = self.config.loss, self.table.value_heads
-        action, log_p = sampled(*net.actor(batch.x_next), dice.later)  # [S, N, rows, A]
+        mean, log_std = net.actor(batch.x_next)
+        action, log_p = sampled(mean, log_std, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
         if self.crossed:
             actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
@@ -301,7 +302,8 @@ class SAC:
         Args: x [S, M, rows, D]; weight [S, M or N, B, T].
         """
         loss, weight = self.config.loss, _normalised(weight)
-        action, log_p = sampled(*net.actor(x), dice.now)
+        mean, log_std = net.actor(x)
+        action, log_p = sampled(mean, log_std, dice.now)
         q = net.critic(x, action, 1)[..., 0]  # [S, N, C, rows]
         q = q.mean(2) if loss.actor_value == "mean" else q.amin(2)
         alpha = net.log_alpha.exp()  # [S, N, 1]

@@ -49,7 +49,10 @@ class Agent(Protocol):
     A network is a module with an `encoder` (`cerl/encoder.py`).
     """
 
-    metrics: tuple[str, ...]  # names that the stages' losses give together
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names that the stages' losses give together."""
+        ...
 
     def build(self, *, keys: Tensor) -> Any:
         """A freshly initialised network for the seeds of `keys` [S]."""

@@ -339,9 +339,9 @@ class ScheduleConfig(Model):
     steps: int = Field(default=100_000, ge=1)
     """length of the run, agent steps of one seed"""
     update_every: int = Field(default=4, ge=1)
-    """agent steps of one seed per update, or per `updates` of them"""
+    """agent steps of one seed per update"""
     updates: int = Field(default=1, ge=1)
-    """updates made each time that one is due"""
+    """updates made where update_every asks for one"""
     policy_every: int = Field(default=1, ge=1)
     """sac: updates of the critics per update of policies and temperatures"""
     target_every: int = Field(default=1_000, ge=1)

@@ -12,6 +12,7 @@ from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
+from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -51,7 +52,7 @@ class Learner:
     def follow(self) -> None:
         """Moves the target network by `schedule.target_rate` towards the online parameters."""
         theirs, mine = list(self.target.parameters()), list(self.followed.parameters())
-        torch._foreach_lerp_(theirs, mine, self.config.schedule.target_rate)
+        kernels.follow(theirs, mine, rate=self.config.schedule.target_rate)
 
     def sample(self) -> Window:
         """The batch of the current update, from its counter alone."""

@@ -255,8 +255,9 @@ def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
     columns = tall.weight.detach().mT @ tall.weight.detach()
     torch.testing.assert_close(columns, 2.0 * eye.expand(2, 3, 2, 4, 4), atol=1e-5, rtol=0)
     assert not tall.bias.any() and len(torch.unique(weight.flatten(2).flatten(0, 1), dim=0)) == 6
-    again = torch.nn.Sequential(nn.Linear(1, 3, 4, 9), nn.Critics(1, 3, 2, 9, 4))
-    again[0].gain = 1.0
+    wide = nn.Linear(1, 3, 4, 9)
+    wide.gain = 1.0
+    again = torch.nn.Sequential(wide, nn.Critics(1, 3, 2, 9, 4))
     nn.initialise(again, keys=draw.seed_keys([3]), scheme="orthogonal")
     for mine, theirs in zip(again.parameters(), net.parameters(), strict=True):
         assert torch.equal(mine[0], theirs[1])

@@ -155,9 +155,13 @@ def slow_q(cfg, leaves, at, x, action):
 def slow_sample(mean, log_std, noise):
     """Action and its log-probability by torch's own transformed distribution."""
     u = mean + log_std.exp() * noise
-    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform(cache_size=1)])
-    action = squashed.transforms[0](u)
-    return action, squashed.log_prob(action).sum()
+    tanh = TanhTransform(cache_size=1)
+    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [tanh])
+    action = tanh(u)
+    assert isinstance(action, torch.Tensor)
+    log_p = squashed.log_prob(action)
+    assert log_p is not None
+    return action, log_p.sum()
 
 
 def slow_losses(cfg, learner, window, mask, dice):

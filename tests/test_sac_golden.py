@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from cerl.config import (
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sac.json").read_text())
 HYPER = GOLDEN["hyper"]
 N, A, DEPTH = HYPER["members"], HYPER["act"], len(HYPER["hidden"])
-HEADS = {"q": "cerl", "pi": "own_target"}
+HEADS: dict[str, Any] = {"q": "cerl", "pi": "own_target"}
 
 
 def leaves(shapes, seed):
@@ -33,7 +34,7 @@ def leaves(shapes, seed):
     }
 
 
-def batch():
+def batch() -> dict[str, Any]:
     rng = np.random.default_rng(5)
 
     def f(*shape):

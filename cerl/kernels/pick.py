@@ -212,7 +212,7 @@ if triton is not None:
         row = tl.load(p_row + slot, mask=mask, other=context) + (o % W) - context
         env = tl.load(p_env + slot, mask=mask, other=0)
         place = seed * rows * envs + (row % rows) * envs + env
-        for a in tl.static_range(A):
+        for a in tl.static_range(A):  # pyright: ignore[reportGeneralTypeIssues]
             part = tl.load(p_action + place * A + a, mask=mask, other=0)
             tl.store(p_out_action + o * A + a, part, mask=mask)
         tl.store(p_out_reward + o, tl.load(p_reward + place, mask=mask, other=0.0), mask=mask)
