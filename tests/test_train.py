@@ -239,9 +239,10 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
         sweep([broken], tmp_path / "broken", jobs=2)
 
 
-def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path):
-    few = train.train(tiny(tmp_path / "a", seeds=(2,)))
-    many = train.train(tiny(tmp_path / "b", seeds=(0, 2, 5)))
+@pytest.mark.parametrize("name", ["catch/cerl", "point_mass/cerl"])
+def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path, name):
+    few = train.train(tiny(tmp_path / "a", name, seeds=(2,)))
+    many = train.train(tiny(tmp_path / "b", name, seeds=(0, 2, 5)))
     for key in ("action", "member", "real", "obs"):
         alone, among = (final_state(f)["replay"][key] for f in (few, many))
         # Before the first update everything is exact; afterwards products of other batch sizes
