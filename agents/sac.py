@@ -21,6 +21,7 @@ from cerl.config import Config, NetConfig
 from cerl.data import EnvSpec, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
+from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.nn import Critics, LayerNorm, Linear, initialise
 from cerl.transition import Transition, learnt, transition
@@ -270,10 +271,16 @@ class SAC:
     ) -> CriticLosses:
         """Regression of all heads of all critics to the soft target of their member."""
         loss = self.config.loss
-        with torch.no_grad():
-            later, trust = self.next_values(net, target, batch, dice)
-            y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
-        q = net.critic(batch.x, batch.action.flatten(2, 3), self.table.heads)
+
+        def now() -> Tensor:
+            return net.critic(batch.x, batch.action.flatten(2, 3), self.table.heads)
+
+        @torch.no_grad()
+        def next_() -> tuple[Tensor, Tensor]:
+            return self.next_values(net, target, batch, dice)
+
+        q, ((later, trust),) = parallel(batch.x.device, now, next_)
+        y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
         error = q - y.unsqueeze(2)  # [S, N, C, rows, J]
         each = error.square()
         if loss.kind == "mse_huber" and self.table.heads > 1:

@@ -81,13 +81,7 @@ class Critics(nn.Module):
         Args:    x [S, M, K, rows, in], M is 1 or N, K is 1 (all critics see the same) or C.
         Returns: [S, N, C, rows, outputs].
         """
-        weight, bias = self.weight[..., :outputs], self.bias[..., :outputs]
-        lead = weight.shape[:3]
-        if x.shape[2] > 1 or x.shape[1] == 1:
-            y = matmul(x.flatten(1, 2), weight.flatten(1, 2)).unflatten(1, lead[1:])
-        else:
-            y = matmul(x.flatten(0, 1), weight.flatten(0, 1)).unflatten(0, lead[:2])
-        return y + bias.unsqueeze(-2)
+        return x @ self.weight[..., :outputs] + self.bias[..., :outputs].unsqueeze(-2)
 
 
 class LayerNorm(nn.Module):

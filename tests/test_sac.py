@@ -457,3 +457,13 @@ def test_diagnostics_of_replayed_actions():
     assert {"own_data_share", "feature_rank", "dormant_share"} <= set(measures)
     single = make_learner(config(members=1))
     assert "action_variance" not in diagnose(single.agent, single)
+
+
+@pytest.mark.parametrize("variant", ["cerl with huber", "redq"])
+def test_losses_compile_as_one_graph(variant):
+    cfg = config(**VARIANTS[variant])
+    eager, traced = make_learner(cfg), make_learner(cfg)
+    traced.loss = torch.compile(traced._loss, fullgraph=True, dynamic=False, backend="eager")
+    for learner in (eager, traced):
+        learner.update()
+    assert all(map(torch.equal, eager.leaves, traced.leaves))
