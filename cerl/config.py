@@ -245,7 +245,8 @@ class EnsembleConfig(Model):
     switch: Literal["episode", "step"] = "episode"
     """when the member on duty is drawn anew"""
     gradient_scale: bool = True
-    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads"""
+    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads
+    (agents dqn, quantile; sac sums the losses of its heads)"""
 
 
 class LossConfig(Model):
@@ -256,7 +257,8 @@ class LossConfig(Model):
     n_step: int = Field(default=1, ge=1)
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
-    """the online network chooses the next action, the target network values it"""
+    """the online network chooses the next action, the target network values it (agents dqn,
+    quantile; with sac the policy chooses)"""
     kind: Literal["huber", "mse", "mse_huber"] = "huber"
     """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
     member's own head, twice Huber for the others (agent: sac)"""
