@@ -21,6 +21,7 @@ from cerl.config import (
     PointMassEnv,
     ReplayConfig,
     ScheduleConfig,
+    load,
 )
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose
@@ -467,3 +468,19 @@ def test_losses_compile_as_one_graph(variant):
     for learner in (eager, traced):
         learner.update()
     assert all(map(torch.equal, eager.leaves, traced.leaves))
+
+
+def test_paper_networks_have_the_originals_size_and_initial_deviations():
+    counts = {"mujoco/sac": (73_484, 144_386), "mujoco/ensemble": (734_840, 1_443_860)}
+    counts["mujoco/cerl"] = (734_840, 1_490_120)
+    robot = SPEC._replace(observation=(17,), actions=6)
+    for name, wanted in counts.items():
+        agent = SAC(load(name, {"seeds": (0,)}), robot, device=CPU)
+        net = agent.build(keys=draw.seed_keys((0,)))
+        sizes = [sum(p.numel() for p in part.parameters()) for part in (net.actor, net.critic)]
+        assert tuple(sizes) == wanted
+    states = draw.normal(draw.seed_keys((0,)), draw.ENV, 0, (1, 500, 17))
+    _, log_std = net.actor(states)
+    low, median, high = torch.quantile(log_std.exp().flatten(), torch.tensor([0.05, 0.5, 0.95]))
+    # Median 0.020, and 0.002 to 0.20 between the 5th and 95th percentile, in the original.
+    assert 0.015 < float(median) < 0.027 and 0.001 < float(low) < 0.003 < 0.15 < float(high) < 0.26
