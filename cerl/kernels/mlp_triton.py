@@ -57,8 +57,16 @@ def _matrix(p, stride, k, n, K: tl.constexpr, N: tl.constexpr, PRECISION: tl.con
 
 
 @triton.jit
-def _keep(p, b, o, m, KEEP: tl.constexpr):
-    """Stores an activation (2), or whether its gradient passes (1): NaN lets it."""
+def _activation(b, p_bias, n, N: tl.constexpr):
+    """ReLU of a product plus the bias of columns n; NaN stays."""
+    b += tl.load(p_bias + n, n < N, other=0.0).to(tl.float32)[None, :]
+    return tl.where(b < 0.0, 0.0, b)
+
+
+@triton.jit
+def _keep(p, b, row, n, m_row, N: tl.constexpr, KEEP: tl.constexpr):
+    """Stores columns n of an activation (2), or whether its gradient passes (1): NaN lets it."""
+    o, m = row[:, None] * N + n[None, :], m_row[:, None] & (n < N)[None, :]
     if KEEP == 2:
         tl.store(p + o, b, m)
     elif KEEP == 1:
@@ -95,6 +103,7 @@ def _forward(
     BK: tl.constexpr,
     BH1: tl.constexpr,
     BH2: tl.constexpr,
+    BT: tl.constexpr,
     BO: tl.constexpr,
 ):
     """BR rows of one network's output, and what KEEP says of its hidden layers."""
@@ -112,31 +121,46 @@ def _forward(
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
-    h = tl.arange(0, BH1)
-    acc = tl.zeros([BR, BH1], tl.float32)
-    for first in range(0, D + A, BK):
-        k = first + tl.arange(0, BK)
-        b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
-        b_w = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
-        acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
-    acc += tl.load(p_b1 + i_net * H1 + h, h < H1, other=0.0).to(tl.float32)[None, :]
-    b_a1 = tl.where(acc < 0.0, 0.0, acc).to(p_w2.dtype.element_ty)  # NaN stays
-    o_a1 = row[:, None] * H1 + h[None, :]
-    _keep(p_a1, b_a1, o_a1, m_row[:, None] & (h < H1)[None, :], KEEP)
-    b_a1 = _round(b_a1, PRECISION)
-
     o = tl.arange(0, BO)
     out = tl.zeros([BR, BO], tl.float32)
-    for first in range(0, H2, BH2):
-        n = first + tl.arange(0, BH2)
-        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
-        acc = tl.dot(b_a1, b_w, input_precision=PRECISION)
-        acc += tl.load(p_b2 + i_net * H2 + n, n < H2, other=0.0).to(tl.float32)[None, :]
-        b_a2 = tl.where(acc < 0.0, 0.0, acc).to(p_w3.dtype.element_ty)
-        o_a2 = row[:, None] * H2 + n[None, :]
-        _keep(p_a2, b_a2, o_a2, m_row[:, None] & (n < H2)[None, :], KEEP)
-        b_w = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
-        out = tl.dot(_round(b_a2, PRECISION), b_w, out, input_precision=PRECISION)
+    if D + A <= BK:
+        # Narrow inputs: a tile of the first layer at a time goes into the sums of the second.
+        k = tl.arange(0, BK)
+        n = tl.arange(0, BH2)
+        b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        acc = tl.zeros([BR, BH2], tl.float32)
+        for first in range(0, H1, BT):
+            h = first + tl.arange(0, BT)
+            b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+            b_h = tl.dot(b_x, b_w1, input_precision=PRECISION)
+            b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
+            _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
+            b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+            acc = tl.dot(_round(b_a1, PRECISION), b_w2, acc, input_precision=PRECISION)
+        b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
+        _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
+        b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+        out = tl.dot(_round(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
+    else:
+        # The whole first layer, so that the inputs are read once; then a tile of the second.
+        h = tl.arange(0, BH1)
+        acc = tl.zeros([BR, BH1], tl.float32)
+        for first in range(0, D + A, BK):
+            k = first + tl.arange(0, BK)
+            b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+            b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+            acc = tl.dot(b_x, b_w1, acc, input_precision=PRECISION)
+        b_a1 = _activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
+        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
+        b_a1 = _round(b_a1, PRECISION)
+        for first in range(0, H2, BT):
+            n = first + tl.arange(0, BT)
+            b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+            b_h = tl.dot(b_a1, b_w2, input_precision=PRECISION)
+            b_a2 = _activation(b_h, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
+            _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
+            b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+            out = tl.dot(_round(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     out += tl.load(p_b3 + i_net * s_bias3 + o, o < O, other=0.0).to(tl.float32)[None, :]
     m_y = m_row[:, None] & (o < O)[None, :]
     tl.store(p_y + row[:, None] * O + o[None, :], out.to(p_y.dtype.element_ty), m_y)
@@ -166,7 +190,7 @@ def _hidden_gradient(
     BR: tl.constexpr,
     BK: tl.constexpr,
     BH1: tl.constexpr,
-    BH2: tl.constexpr,
+    BT: tl.constexpr,
     BO: tl.constexpr,
 ):
     """From BR rows of one network's output down to the first hidden layer, before its ReLU.
@@ -192,10 +216,10 @@ def _hidden_gradient(
     b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
     b_g = _round(b_g.to(p_w3.dtype.element_ty), PRECISION)
     acc = tl.zeros([BR, BH1], tl.float32)
-    for first in range(0, H2, BH2):
-        n = first + tl.arange(0, BH2)
-        b_w = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
-        b_h = tl.dot(b_g, tl.trans(b_w), input_precision=PRECISION)
+    for first in range(0, H2, BT):
+        n = first + tl.arange(0, BT)
+        b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+        b_h = tl.dot(b_g, tl.trans(b_w3), input_precision=PRECISION)
         m_a2 = m_row[:, None] & (n < H2)[None, :]
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
         b_h = tl.where(b_a2 <= 0, 0.0, b_h).to(p_w2.dtype.element_ty)
@@ -205,18 +229,18 @@ def _hidden_gradient(
     o_a1 = row[:, None] * H1 + h[None, :]
     m_a1 = m_row[:, None] & (h < H1)[None, :]
     b_a1 = tl.load(p_a1 + o_a1, m_a1, other=0)
-    b_h = tl.where(b_a1 <= 0, 0.0, acc).to(p_w1.dtype.element_ty)
+    b_h1 = tl.where(b_a1 <= 0, 0.0, acc).to(p_w1.dtype.element_ty)
     if HIDDEN:
-        tl.store(p_hidden + i_net * batch * H1 + o_a1, b_h, m_a1)
+        tl.store(p_hidden + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
-        b_h = _round(b_h, PRECISION)
+        b_h1 = _round(b_h1, PRECISION)
         p_inner += i_net * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
             b_w = _matrix(p_w1, H1, k, h, LAST, H1, PRECISION)
-            acc = tl.dot(b_h, tl.trans(b_w), input_precision=PRECISION)
+            b_k = tl.dot(b_h1, tl.trans(b_w), input_precision=PRECISION)
             o_inner = row[:, None] * (LAST - FIRST) + (k - FIRST)[None, :]
-            tl.store(p_inner + o_inner, acc, m_row[:, None] & (k < LAST)[None, :])
+            tl.store(p_inner + o_inner, b_k, m_row[:, None] & (k < LAST)[None, :])
 
 
 @triton.jit
@@ -361,7 +385,8 @@ def forward(
         BR=block.rows,
         BK=block.depth,
         BH1=_power(h1),
-        BH2=block.columns,
+        BH2=_power(h2),
+        BT=block.columns,
         BO=_power(out),
         num_warps=block.warps,
         num_stages=block.stages,
@@ -419,7 +444,7 @@ def hidden_gradient(
         BR=block.rows,
         BK=block.depth,
         BH1=_power(h1),
-        BH2=block.columns,
+        BT=block.columns,
         BO=_power(out),
         num_warps=block.warps,
         num_stages=block.stages,
