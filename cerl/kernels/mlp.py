@@ -282,8 +282,8 @@ def _save(ctx, inputs, output) -> None:
 def _backward(ctx, grad, *_):
     if grad is None:
         return (None,) * 9
-    saved, (x, tail) = ctx.saved_tensors, ctx.saved_tensors[:2]
-    wants_x, wants_tail = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tail.shape[-1] > 0
+    saved = ctx.saved_tensors
+    wants_x, wants_tail = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and saved[1].numel() > 0
     if ctx.keep == ACTIVATIONS:
         grad_x, grad_tail, *leaves = _mlp_backward(grad, *saved, wants_x, wants_tail)
         for k, dtype in enumerate(ctx.dtypes):

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.mlp import ACTIVATIONS, NOTHING, SIGNS
-
+from cerl.kernels.mlp import NOTHING, SIGNS
 
 PROCESSORS = 132  # of the H200
+WIDEST = 1024  # units of a hidden layer that fit on chip
 
 
 @triton.jit
@@ -348,7 +348,7 @@ def forward(
     nets, fan_in, h1 = w1.shape
     h2, out = w3.shape[1:]
     rows, width, more = x.shape[1], x.shape[2], tail.shape[2]
-    _check_sizes(rows, fan_in, h1, h2, out)
+    _check_sizes(rows, h1, h2, fan_in, out)
     y = x.new_empty(nets, rows, out, dtype=torch.promote_types(x.dtype, b3.dtype))
     dtype = torch.uint8 if keep == SIGNS else x.dtype
     a1, a2 = (
@@ -356,7 +356,7 @@ def forward(
     )
     w3, b3 = _rowwise(w3), _rowwise(b3)
     x = x.contiguous()
-    block = blocks or _row_blocks(nets, rows, fan_in=fan_in, h1=h1, h2=h2, size=x.element_size())
+    block = blocks or _row_blocks(nets, rows, inputs=fan_in, hidden=max(h1, h2))
     _forward[(nets * triton.cdiv(rows, block.rows),)](
         x,
         tail.contiguous() if more else x,
@@ -414,13 +414,11 @@ def hidden_gradient(
     nets, fan_in, h1 = w1.shape
     rows, h2, out = a1.shape[1], *w3.shape[1:]
     first, last = columns
-    _check_sizes(rows, fan_in, h1, h2, out)
+    _check_sizes(rows, h1, h2, fan_in, out)
     below = w1.new_empty((nets, rows, h1) if hidden else 0)
     inner = w1.new_empty(nets, rows, last - first, dtype=torch.float32)
     w3 = _rowwise(w3)
-    block = blocks or _row_blocks(
-        nets, rows, fan_in=last - first, h1=h1, h2=h2, size=w1.element_size()
-    )
+    block = blocks or _row_blocks(nets, rows, inputs=last - first, hidden=max(h1, h2))
     _hidden_gradient[(nets * triton.cdiv(rows, block.rows),)](
         grad.contiguous(),
         w1.contiguous(),
@@ -471,12 +469,11 @@ def weight_gradient(
     more = 0 if tail is None else tail.shape[2]
     columns = grad.shape[2] if through is None else through.shape[1]
     out = 0 if through is None else through.shape[2]
-    _check_sizes(rows, width + more, columns)
     weight = x.new_empty(nets, width + more, columns)
     bias = x.new_empty(nets, columns, dtype=torch.float32)
     x, grad = x.contiguous(), grad.contiguous()
     through = x if through is None else _rowwise(through)
-    block = blocks or _tiles(width + more, columns)
+    block = blocks or _tiles(nets, rows, inputs=width + more, outputs=columns)
     tiles = triton.cdiv(width + more, block.depth) * triton.cdiv(columns, block.columns)
     _weight_gradient[(nets * tiles,)](
         grad,
@@ -516,12 +513,18 @@ def _precision(x: Tensor) -> str:
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def _check_sizes(rows: int, *widths: int) -> None:
-    """Offsets inside a network are 32-bit, and a program holds a whole row of the first layer."""
-    if rows * max(widths) >= 2**31:
+def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
+    """A program holds a row of either hidden layer; offsets inside a network are 32-bit."""
+    if max(h1, h2) > WIDEST:
         raise ValueError(
-            f"mlp: {rows} rows of {max(widths)} numbers are too many for one network, at most "
-            "2^31 - 1 numbers fit; split the batch"
+            f"mlp: hidden layers of {h1} and {h2} units do not fit on chip, at most {WIDEST} do; "
+            'use separate layers, or impl="reference"'
+        )
+    most = max(h1, h2, *widths)
+    if rows * most >= 2**31:
+        raise ValueError(
+            f"mlp: {rows} rows of {most} numbers are too many for one network, at most 2^31 - 1 "
+            "numbers fit; split the batch"
         )
 
 
@@ -530,14 +533,36 @@ def _power(size: int) -> int:
     return max(triton.next_power_of_2(size), 16)
 
 
-def _row_blocks(nets: int, rows: int, *, fan_in: int, h1: int, h2: int, size: int) -> Blocks:
-    """Launch of a program that goes through all layers."""
-    tall = 64 if nets * triton.cdiv(rows, 64) >= PROCESSORS else 32
-    return Blocks(
-        min(_power(rows), tall), min(_power(h2), 32), min(_power(max(fan_in, 1)), 32), 4, 2
-    )
+# The launches below were chosen from what the compiler reports for sm_90 (registers, spills, shared
+# memory), largest first; they are not measured.
+
+ROWS = (64, 32, 16)
+TILES = (Blocks(32, 64, 128, 4, 3), Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
 
 
-def _tiles(fan_in: int, columns: int) -> Blocks:
-    """Launch of `weight_gradient`."""
-    return Blocks(32, min(_power(columns), 64), min(_power(fan_in), 64), 2, 3)
+def _row_blocks(nets: int, rows: int, *, inputs: int, hidden: int) -> Blocks:
+    """Launch of a program that goes through all layers: the most rows that leave none idle.
+
+    Args: inputs, columns read or written of the first layer's; hidden, the wider layer's units.
+    """
+    hidden = _power(hidden)
+    most = max(min(64 * 256 // hidden, _power(rows)), 16)
+    tall = [n for n in ROWS if n <= most]
+    busy = [n for n in tall if nets * triton.cdiv(rows, n) >= PROCESSORS]
+    warps = 4 if hidden <= 256 else 8
+    columns = min(32 if hidden <= 256 else 16, hidden)
+    depth = min(_power(max(inputs, 1)), 32)
+    return Blocks((busy or tall[-1:])[0], columns, depth, warps, 2)
+
+
+def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
+    """Launch of `weight_gradient`: the largest tile that leaves no processor idle."""
+    tile = TILES[-1]
+    for tile in TILES:
+        depth, columns = min(tile.depth, _power(inputs)), min(tile.columns, _power(outputs))
+        tall, wide = triton.cdiv(inputs, depth), triton.cdiv(outputs, columns)
+        tile = tile._replace(rows=min(tile.rows, _power(rows)), columns=columns, depth=depth)
+        empty = tall * depth > max(1.2 * inputs, 64)
+        if nets * tall * wide >= 2 * PROCESSORS and not empty:
+            break
+    return tile
