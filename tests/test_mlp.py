@@ -309,7 +309,6 @@ def test_relu_passes_nan_on(impl):
     assert y[[0, 2]].isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("wanted", [NAMES, ("tail",), ()], ids=["all", "tail", "none"])
 def test_operators_trace_and_differentiate(wanted):
     shape = SMALL["observations of members, tail of seeds"]

@@ -3,10 +3,10 @@
 # pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Population of two-hidden-layer perceptrons in Triton: forward, gradients of inputs and weights.
 
-A program of the forward pass takes a block of rows of one network through all layers: the first
-hidden layer stays on chip, tiles of the second are multiplied into the output at once. The backward
-pass goes the same way down in one program; gradients of the weights are products over all rows of
-a network, in one program a tile. Every sum runs in a fixed order.
+A program of the forward pass takes a block of rows of one network through all layers: one hidden
+layer is whole on chip, tiles of the other go into the next product at once. The backward pass goes
+down the same way in one program; gradients of the weights are products over all rows of a network,
+a program for every tile. Every sum runs in a fixed order.
 
 Where weights want a gradient both hidden layers are saved. At 200 networks x 256 rows x 256 units
 one is 52 MB, 24 us to write and read at 4.3 TB/s; computing the second again takes 6.7 GFLOP,
