@@ -222,10 +222,11 @@ class SAC:
         if evaluating is None:
             taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
             action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
-            value = net.critic(x, action.unsqueeze(1), 1)[..., 0].amin(2)  # [S, N, E]
+            value = self._value(net.critic(x, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
-            bonus = torch.where(noise.explore, zero, -alpha * log_p)
+            counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
+            bonus = torch.where(counts, -alpha * log_p, zero)
             return Decision(action, carry, value, bonus, diversity=zero)
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
         first = samples[:, :, 0]  # [S, E, N, A]
@@ -312,7 +313,7 @@ class SAC:
         mean, log_std = net.actor(x)
         action, log_p = sampled(mean, log_std, dice.now)
         q = net.critic(x, action, 1)[..., 0]  # [S, N, C, rows]
-        q = q.mean(2) if loss.actor_value == "mean" else q.amin(2)
+        q = self._value(q)
         alpha = net.log_alpha.exp()  # [S, N, 1]
         actor = ((alpha.detach() * log_p - q) * weight).sum(2)
         entropy = -(log_p.detach() * weight).sum(2)
@@ -366,6 +367,10 @@ class SAC:
             spread = _mean(actions.var(1).mean(-1).unsqueeze(1), batch.weight.flatten(2))
             result["action_variance"] = spread.expand(-1, mean.shape[1])
         return result
+
+    def _value(self, q: Tensor) -> Tensor:
+        """What a member takes its C critics [S, N, C, rows] to say, [S, N, rows]."""
+        return q.mean(2) if self.config.loss.actor_value == "mean" else q.amin(2)
 
     def _transition(self, net: SACNet, window: Window) -> Transition:
         return transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)

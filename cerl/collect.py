@@ -110,7 +110,11 @@ class Collector:
         last, step, clip = self.last, self.next, self.config.replay.reward_clip
         real = ~(last.terminated | last.truncated)
         reward = step.reward.clamp(-clip, clip) if clip else step.reward
-        self.replay.add(Row(last.obs, self.action, reward, step.terminated, real, self.member))
+        action = self.action
+        if self.env.spec.continuous:
+            # What a diverged policy asks for is not learnt from by the members that share it.
+            action = action.nan_to_num(0.0, 0.0, 0.0)
+        self.replay.add(Row(last.obs, action, reward, step.terminated, real, self.member))
         self._count(step, reward, self.value, real)
         self.start.copy_(~real)
         last.copy_(step)

@@ -46,8 +46,8 @@ def envpool_robots(
     if config.name not in ids:
         raise ValueError(
             f"env.name: no Gym-MuJoCo robot is called {config.name!r}{nearest(config.name, ids)}; "
-            f"`cerl list` prints all {len(ids)}; other MuJoCo ids of gymnasium run with "
-            "env.family 'gym'"
+            f"`cerl list` prints all {len(ids)}; other MuJoCo ids of gymnasium run from a "
+            "preset of yours with `base: gym/pendulum`"
         )
     return EnvPoolPhysics(config.name, seeds=seeds, threads=threads, extra="mujoco")
 

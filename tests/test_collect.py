@@ -257,6 +257,34 @@ def test_continuous_actions_go_where_the_discrete_ones_go():
             assert torch.equal(window.action[s, 0, b], replay.action[s, time - 1 : time + 3, e])
 
 
+def test_actions_that_are_not_finite_do_not_reach_replay():
+    env = Scripted(
+        seeds=[3], envs=E, length=length, reward=lambda *_: 0.0, actions=2, continuous=True
+    )
+    cfg = Config(
+        agent="sac",
+        seeds=(3,),
+        env=PointMassEnv(envs=E),
+        net=NetConfig(hidden=(8,)),
+        loss=LossConfig(kind="mse"),
+        replay=ReplayConfig(capacity=100, start=10),
+        explore=ExploreConfig(start=0.0, end=0.0, hold=0, decay=1),
+        eval=EvalConfig(policies=("individual",)),
+    )
+    keys = draw.seed_keys(cfg.seeds)
+    agent = SAC(cfg, env.spec, device=CPU)
+    net = agent.build(keys=keys)
+    with torch.no_grad():
+        net.actor.mean.weight[0, 0, :, 1] = float("nan")
+    replay = Replay(env.spec, keys=keys, capacity=100, device=CPU)
+    ours = Collector(cfg, env, agent, net, replay, keys=keys)
+    for _ in range(5):
+        ours.step()
+    assert bool(env.taken[0][..., 1].isnan().all())  # the environment is told
+    assert bool(replay.action[:, :5].isfinite().all())
+    assert not bool(replay.action[:, :5, :, 1].any()) and bool(replay.action[:, :5, :, 0].any())
+
+
 def test_members_change_between_episodes_only_or_at_every_step():
     for switch, changes in (("episode", False), ("step", True)):
         ours = collector(config(members=3, switch=switch))
