@@ -30,5 +30,5 @@ test: .venv/installed-all
 	@touch $@
 
 .venv/installed-all: .venv/installed
-	$(PIP) install -c constraints.txt -e '.[atari,test]'
+	$(PIP) install -c constraints.txt -e '.[atari,mujoco,dmc,test]'
 	@touch $@

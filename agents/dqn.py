@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from cerl import returns
+from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
 from cerl.data import EnvSpec, Window
 from cerl.encoder import Encoder
@@ -22,8 +23,7 @@ from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
-
-Metrics = dict[str, Tensor]
+from cerl.transition import Transition, transition
 
 
 class QNet(nn.Module):
@@ -132,28 +132,8 @@ class Values(NamedTuple):
     encoded: Tensor  # [S, N or 1, B * T, D] encoder output
 
 
-class Decision(NamedTuple):
-    """What acting returns."""
-
-    action: Tensor  # [S, E] int64
-    carry: Tensor
-    value: Tensor  # [S, E] largest Q of the member on duty, also where the action is random
-    entropy: Tensor  # [S, E] entropy of the members' greedy actions, nats; 0 while training
-
-
-class Transition(NamedTuple):
-    """What a loss needs of a window, worked out once."""
-
-    x: Tensor  # [S, M, B * T, ...] inputs at the learnt rows
-    x_next: Tensor  # the same at the bootstrap rows
-    action: Tensor  # [S, M, B, T]
-    reward: Tensor  # [S, M, B, T, J] n-step sum
-    discount: Tensor  # [S, M, B, T, J], 0 at terminals
-    weight: Tensor  # [S, M, B, T]
-
-
 class DQN:
-    """Agent of `config`: build, act, loss."""
+    """Agent of `config`: build, act, loss (`cerl/agent.py`)."""
 
     def __init__(
         self, config: Config, spec: EnvSpec, *, kind: ValueKind, device: torch.device | str
@@ -163,6 +143,10 @@ class DQN:
         self.table: HeadTable = head_table(
             config.ensemble, gamma=config.loss.gamma, device=self.device
         )
+        names = ("loss", "q_data", "q_pi")
+        self.metrics: tuple[str, ...] = names
+        if config.loss.mico_weight:
+            self.metrics = (*names, "mico_loss")
 
     def build(self, *, keys: Tensor) -> QNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
@@ -171,6 +155,17 @@ class DQN:
         ).to(self.device)
         initialise(net, keys=keys.to(self.device), scheme=self.config.net.init)
         return net
+
+    def followed(self, net: QNet) -> QNet:
+        """The target network is a copy of the whole."""
+        return net
+
+    def stages(self, net: QNet) -> list[Stage]:
+        """One step of all parameters."""
+        return [Stage(self.loss, [Group(list(net.parameters()), self.config.optim)])]
+
+    def dice(self, keys: Tensor, step: Tensor) -> None:
+        """The loss draws nothing."""
 
     def act(
         self,
@@ -191,7 +186,8 @@ class DQN:
         """
         x, carry = net.encoder.step(obs, start, carry)
         envs, members = obs.shape[1], self.config.ensemble.members
-        entropy = torch.zeros_like(start, dtype=torch.float32)
+        zero = torch.zeros_like(start, dtype=torch.float32)
+        entropy = zero
         if evaluating is None and 3 * envs < members and len(net.encoder.convs):
             value, greedy = self._gathered(net, x, member).max(-1)  # [S, E]
         else:
@@ -206,7 +202,7 @@ class DQN:
                     score = votes + 0.5 * noise.tie if name == "vote" else q.mean(1)
                     greedy = torch.where(member == members + k, score.argmax(-1), greedy)
         action = torch.where(noise.explore, noise.action, greedy)
-        return Decision(action, carry, value, entropy)
+        return Decision(action, carry, value, bonus=zero, diversity=entropy)
 
     def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
         """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""
@@ -221,28 +217,7 @@ class DQN:
 
     def transition(self, net: QNet, window: Window) -> Transition:
         """Learnt rows, their n-step return and the rows that bootstrap it."""
-        config, first = self.config.loss, net.encoder.context
-        rows = window.reward.shape[-1] - first - config.n_step
-        reward, discount, steps = returns.n_step(
-            window.reward,
-            window.terminated,
-            window.real,
-            first=first,
-            learnt=rows,
-            n=config.n_step,
-            gamma=self.table.gamma,
-        )
-        at = first + torch.arange(rows, device=steps.device).expand_as(steps)
-        start = F.pad(~window.real[..., :-1], (1, 0), value=True)
-        weight = window.weight.unsqueeze(-1) * window.real[..., first : first + rows]
-        return Transition(
-            x=net.encoder(window.obs, start, at),
-            x_next=net.encoder(window.obs, start, at + steps),
-            action=window.action[..., first : first + rows],
-            reward=reward,
-            discount=discount,
-            weight=weight,
-        )
+        return transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)
 
     def targets(self, batch: Transition, value: Tensor, choose: Tensor) -> Tensor:
         """What every head regresses to.
@@ -286,7 +261,12 @@ class DQN:
         return losses, Values(q, taken, y, encoded)
 
     def loss(
-        self, net: QNet, target: QNet, window: Window, mask: Tensor | None = None
+        self,
+        net: QNet,
+        target: QNet,
+        window: Window,
+        mask: Tensor | None = None,
+        dice: None = None,
     ) -> tuple[Tensor, Metrics]:
         """Loss of every member and what the originals log.
 
@@ -325,6 +305,19 @@ class DQN:
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])
             metrics["mico_loss"] = metric.detach().expand_as(loss)
         return loss, metrics
+
+    def activations(self, net: QNet, window: Window) -> list[Tensor]:
+        """Outputs of the hidden layers, the fork's for the member's own head."""
+        x = self.transition(net, window).x
+        outputs = net.layers(x)
+        if isinstance(net.final, ForkedHeads):
+            below = (outputs[-1] if outputs else x).flatten(3)
+            outputs.append(net.final.features(below, 1)[:, :, 0])
+        return outputs
+
+    def measures(self, net: QNet, window: Window, dice: None) -> Metrics:
+        """Nothing beyond what every agent has."""
+        return {}
 
 
 def mico(

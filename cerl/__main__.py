@@ -257,6 +257,8 @@ def _print_results(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cerl.rows import INDIVIDUAL
+
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
     for policy, result in results.items():
         for member in range(result.returns.shape[1]):
@@ -265,7 +267,7 @@ def _print_results(results: dict[str, Any]) -> None:
             lengths = result.lengths[:, member][~torch.isnan(returns)].double()
             table.add_row(
                 policy,
-                str(member) if policy == "individual" else "",
+                str(member) if policy in INDIVIDUAL else "",
                 f"{played.mean():.3f}",
                 f"{played.std(correction=0):.3f}",
                 str(played.numel()),

@@ -92,10 +92,16 @@ def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learn
 def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
     """Every row random, as if written over once."""
     generator = torch.Generator(replay.obs.device).manual_seed(0)
-    for block in replay.obs.view(-1).view(torch.uint8).split(1 << 28):
-        high = 2 if spec.dtype == torch.bool else 256
-        block.random_(0, high, generator=generator)
-    replay.action.random_(0, spec.actions, generator=generator)
+    if spec.dtype.is_floating_point:
+        replay.obs.normal_(generator=generator)
+    else:
+        for block in replay.obs.view(-1).view(torch.uint8).split(1 << 28):
+            high = 2 if spec.dtype == torch.bool else 256
+            block.random_(0, high, generator=generator)
+    if spec.continuous:
+        replay.action.uniform_(-1, 1, generator=generator)
+    else:
+        replay.action.random_(0, spec.actions, generator=generator)
     replay.member.random_(0, members, generator=generator)
     replay.reward.uniform_(-1, 1, generator=generator)
     ends = torch.arange(replay.rows, device=replay.real.device).view(1, -1, 1) % 100
@@ -109,6 +115,8 @@ def update(
     presets: tuple[str, ...] = ("atari/paper-ddqn", "atari/paper-cerl"),
     seeds: int = 1,
     capacity: int = 1_000_000,
+    observation: int = 17,
+    actions: int = 6,
     precision: Literal["tf32", "fp32", "bf16"] = "tf32",
     compile: bool = False,
     device: str = "auto",
@@ -122,6 +130,8 @@ def update(
         presets: whose agent, batch and optimiser are timed
         seeds: S
         capacity: rows of the replay, per seed
+        observation: numbers of an observation (agent sac; others see 84 x 84 frames)
+        actions: components of an action (agent sac; others have 18 actions)
         precision: of matrix products on a GPU
         compile: fuse the loss with torch.compile
         device: cpu, cuda or auto
@@ -139,20 +149,18 @@ def update(
             "replay": {"capacity": capacity},
         }
         config = load(preset, changes)
-        spec = EnvSpec("random", (84, 84), torch.uint8, 18, config.env.envs, 4, True, False)
+        envs = config.env.envs
+        spec = EnvSpec("random", (84, 84), torch.uint8, 18, envs, 4, True, False)
+        if config.agent == "sac":
+            spec = EnvSpec("random", (observation,), torch.float32, actions, envs, 1, True, False)
+            spec = spec._replace(continuous=True)
         learner = filled_learner(config, spec, place)
-        window = learner.sample()
-        grads, _ = learner.grads(window)
         parts = {
             "update": captured(learner.update, place),
             "sample": captured(lambda learner=learner: _drop(learner.sample()), place),
-            "loss and gradients": captured(
-                lambda learner=learner, window=window: _drop(learner.grads(window)), place
-            ),
-            "optimiser": captured(
-                lambda learner=learner, g=grads: learner.optimiser.step(g), place
-            ),
         }
+        for stage in range(len(learner.stages)):
+            parts |= _stage_parts(learner, stage, place)
         for name, step in parts.items():
             rows.append(
                 {
@@ -168,9 +176,32 @@ def update(
             )
         if profile and place.type == "cuda":
             _profile(parts["update"])
-        del learner, window, grads, parts
+        del learner, parts
     show(f"update on {device_name(place)}", rows, out)
     return rows
+
+
+def _stage_parts(
+    learner: Learner, stage: int, place: torch.device
+) -> dict[str, Callable[[], None]]:
+    """Gradients and optimisers of one stage of an update."""
+    window = learner.sample()
+    dice = learner.agent.dice(learner.keys, learner.updates)
+    grads, _ = learner.grads(window, stage, dice)
+
+    def step() -> None:
+        rest = grads
+        for optimiser in learner.optimisers[stage]:
+            optimiser.step(rest[: len(optimiser.leaves)])
+            rest = rest[len(optimiser.leaves) :]
+
+    which = f" of stage {stage + 1}" if len(learner.stages) > 1 else ""
+    return {
+        f"loss and gradients{which}": captured(
+            lambda: _drop(learner.grads(window, stage, dice)), place
+        ),
+        f"optimiser{which}": captured(step, place),
+    }
 
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")

@@ -126,24 +126,29 @@ def evaluation_scalars(
 ) -> Scalars:
     """Scalars of one seed and policy.
 
-    Args: scores {episodes, return and maybe entropy: [S, K]}; tandem, member 0 is the active one
-          and 1 the passive; drawn, the policy `random` is evaluated too and owns its tag.
+    Args: scores {episodes, return and maybe entropy or variance: [S, K]}; tandem, member 0 is the
+          active one and 1 the passive; drawn, the policy `random` is evaluated too and owns its
+          tag. Policies that play modes have tags of their own, e.g. Eval/RandomMode.
     """
     own = {name: values[seed] for name, values in scores.items()}
-    if policy != "individual":
-        return _group(policy.capitalize(), {name: values[0] for name, values in own.items()})
+    base, _, mode = policy.partition("_")
+    mode = mode.capitalize()
+    if base != "individual":
+        group = base.capitalize() + mode
+        return _group(group, {name: values[0] for name, values in own.items()})
     out: Scalars = {}
     for i in range(len(own["return"])):
         one = {name: values[i] for name, values in own.items()}
-        out |= {f"{tag}_{i}": value for tag, value in _group("ByAgent", one).items()}
+        out |= {f"{tag}_{i}": value for tag, value in _group("ByAgent" + mode, one).items()}
         if tandem:
-            out |= _group(("Active", "Passive")[i], one)
-    if not tandem and not drawn:
+            out |= _group(("Active", "Passive")[i] + mode, one)
+    if not tandem and (mode or not drawn):
         every = {name: values.mean() for name, values in own.items()}
-        out |= _group("Random", every | {"episodes": own["episodes"].sum()})
+        out |= _group("Random" + mode, every | {"episodes": own["episodes"].sum()})
     return out
 
 
 def _group(name: str, scores: Mapping[str, Any]) -> Scalars:
-    tags = {"return": "AverageReturns", "episodes": "NumEpisodes", "entropy": "Entropy"}
+    tags = {"return": "AverageReturns", "episodes": "NumEpisodes"}
+    tags |= {"entropy": "Entropy", "variance": "ActionVariance"}
     return {f"Eval/{name}/{tags[k]}": float(v) for k, v in scores.items() if k in tags}

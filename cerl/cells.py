@@ -22,9 +22,13 @@ SCORES = {
     "individual": "individual",
     "random": "drawn member",
     "vote": "aggregate (vote)",
-    "mean": "aggregate (mean Q)",
+    "mean": "aggregate (mean)",
     "active": "active",
     "passive": "passive",
+    "individual_mode": "individual, modes",
+    "mean_mode": "aggregate (mean), modes",
+    "active_mode": "active, modes",
+    "passive_mode": "passive, modes",
 }
 
 
@@ -127,6 +131,8 @@ def _points(table: pa.Table) -> list[dict]:
     """One dict a score, seed and step; `individual` is the average over the seed's members."""
     policy, role = table["policy"], table["role"]
     tandem = pc.is_in(role, pa.array(["active", "passive"]))  # pyright: ignore
+    mode = pc.if_else(pc.ends_with(policy, "_mode"), "_mode", "")  # pyright: ignore
+    role = pc.binary_join_element_wise(role, mode, "")  # pyright: ignore
     score = pc.if_else(tandem, role, policy)  # pyright: ignore
     grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
     points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()

@@ -5,13 +5,13 @@ the member on duty of every environment, and running returns that the log reads.
 CUDA graph where the environments are device-resident, two graphs around the simulator elsewhere.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import explore
-from cerl.agents.dqn import DQN, QNet
+from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Row, Step
@@ -26,9 +26,9 @@ class Running(NamedTuple):
 
     returned: Tensor  # unclipped rewards
     steps: Tensor
-    value: Tensor  # largest Q of the acting member, at every step
+    value: Tensor  # what the acting member expected, at every step
     weight: Tensor  # sum of gamma^k over the steps so far: how often a reward now counts in them
-    later: Tensor  # discounted clipped return-to-go, summed over the steps
+    later: Tensor  # discounted clipped return-to-go with bonuses, summed over the steps
 
 
 # What `finished` sums over the episodes that ended, by acting member.
@@ -39,15 +39,16 @@ class Collector:
     """Steps S x E environments; `step()` is one agent step of every one of them."""
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: DQN, net: QNet, replay: Replay, *, keys: Tensor
+        self, config: Config, env: VecEnv, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
         self.last, self.next = first.clone(), first.clone()
-        self.action = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
+        self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
+        self.bonus = torch.zeros(seeds, envs, device=device)
         self.carry = net.encoder.carry(seeds, envs, dtype=env.spec.dtype, device=device)
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
@@ -85,14 +86,14 @@ class Collector:
     @torch.no_grad()
     def _decide(self) -> None:
         config, spec = self.config, self.env.spec
-        noise = explore.noise(
-            self.keys,
-            self.steps,
-            envs=spec.envs,
-            actions=spec.actions,
-            eps=explore.epsilon(config.explore, self.steps * spec.envs),
-            votes=False,
-        )
+        eps = explore.epsilon(config.explore, self.steps * spec.envs)
+        sizes = {"envs": spec.envs, "actions": spec.actions}
+        if spec.continuous:
+            noise = explore.continuous_noise(
+                self.keys, self.steps, **sizes, eps=eps, samples=1, policies=1
+            )
+        else:
+            noise = explore.noise(self.keys, self.steps, **sizes, eps=eps, votes=False)
         drawn = explore.duty(config.ensemble, noise.member)
         anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
         self.member.copy_(torch.where(anew, drawn, self.member))
@@ -101,6 +102,7 @@ class Collector:
         )
         self.action.copy_(decision.action)
         self.value.copy_(decision.value)
+        self.bonus.copy_(decision.bonus)
         self.carry.copy_(decision.carry)
 
     @torch.no_grad()
@@ -108,7 +110,11 @@ class Collector:
         last, step, clip = self.last, self.next, self.config.replay.reward_clip
         real = ~(last.terminated | last.truncated)
         reward = step.reward.clamp(-clip, clip) if clip else step.reward
-        self.replay.add(Row(last.obs, self.action, reward, step.terminated, real, self.member))
+        action = self.action
+        if self.env.spec.continuous:
+            # What a diverged policy asks for is not learnt from by the members that share it.
+            action = action.nan_to_num(0.0, 0.0, 0.0)
+        self.replay.add(Row(last.obs, action, reward, step.terminated, real, self.member))
         self._count(step, reward, self.value, real)
         self.start.copy_(~real)
         last.copy_(step)
@@ -123,7 +129,8 @@ class Collector:
             steps=torch.where(real, run.steps + 1.0, 0.0),
             value=torch.where(real, run.value + value, 0.0),
             weight=weight,
-            later=torch.where(real, run.later + reward * weight, 0.0),
+            # A bonus counts in the returns of the steps before its own.
+            later=torch.where(real, run.later + reward * weight + self.bonus * (weight - 1.0), 0.0),
         )
         for mine, new in zip(run, sums, strict=True):
             mine.copy_(new)
@@ -139,9 +146,9 @@ class Collector:
     def take_finished(self) -> dict[str, Tensor]:
         """Means over the training episodes since the last call, by member; syncs.
 
-        Returns: {"episodes": [S, N], "return", "length", "value" (mean largest Q), "mc" (mean
-                 discounted clipped return-to-go; a truncated episode's tail counts as 0)}, NaN
-                 without episodes.
+        Returns: {"episodes": [S, N], "return", "length", "value" (mean expected return), "mc" (mean
+                 discounted clipped return-to-go, with the agent's bonuses; a truncated episode's
+                 tail counts as 0)}, NaN without episodes.
         """
         sums = self.finished.cpu().clone()  # .cpu() is an alias on the CPU
         self.finished.zero_()
@@ -176,7 +183,7 @@ class Collector:
         done = self.last.terminated | self.last.truncated
         cut = Row(
             self.last.obs,
-            torch.zeros_like(self.member),
+            torch.zeros_like(self.action),
             torch.zeros_like(self.last.reward),
             torch.zeros_like(done),
             torch.zeros_like(done),

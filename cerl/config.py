@@ -23,7 +23,7 @@ from cerl import __version__, mistakes, preset
 from cerl.mistakes import ConfigError
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
-Policy = Literal["individual", "vote", "mean", "random"]
+Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
 
 
@@ -102,8 +102,11 @@ class AtariEnv(Model):
     """emulator threads; 0: one for each core, at most S x E"""
 
 
+Diverged = Literal["error", "cut"]
+
+
 class GymEnv(Model):
-    """Any registered gymnasium id with discrete actions."""
+    """Any registered gymnasium id with discrete or bounded continuous actions."""
 
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
@@ -113,9 +116,75 @@ class GymEnv(Model):
     """E, environments per seed"""
     time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: the id's own limit"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
 
 
-EnvConfig = Annotated[CatchEnv | MinAtarEnv | AtariEnv | GymEnv, Field(discriminator="family")]
+class PointMassEnv(Model):
+    """A point mass pushed to the middle of a square (device-resident, ours)."""
+
+    family: Literal["point_mass"] = "point_mass"
+    """fixed by the preset"""
+    name: Literal["point_mass"] = "point_mass"
+    """the only task of this family"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    dimensions: int = Field(default=2, ge=1)
+    """of the space that the mass moves in; so many components has an action"""
+    walls: bool = True
+    """the square has walls; without them leaving it ends the episode (terminal)"""
+    time_limit: int = Field(default=50, ge=1)
+    """agent steps after which an episode is truncated"""
+
+
+class MujocoEnv(Model):
+    """Gym-MuJoCo by EnvPool: C++ threads, dynamics and rewards of gymnasium's v4 and v5."""
+
+    family: Literal["mujoco"] = "mujoco"
+    """fixed by the preset"""
+    name: str = "HalfCheetah-v4"
+    """robot and version, e.g. HalfCheetah-v4"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    time_limit: int = Field(default=0, ge=0)
+    """agent steps after which an episode is truncated; 0: the id's own limit"""
+    threads: int = Field(default=0, ge=0)
+    """simulator threads; 0: one for each core, at most S x E"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+
+
+class DmcEnv(Model):
+    """dm_control's suite, by EnvPool (C++ threads) or by the dm-control package (pixels too)."""
+
+    family: Literal["dmc"] = "dmc"
+    """fixed by the preset"""
+    name: str = "cheetah-run"
+    """domain-task as the suite spells them, e.g. cheetah-run or ball_in_cup-catch"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    backend: Literal["envpool", "dm_control"] = "envpool"
+    """simulator: EnvPool, or the dm-control package, one simulator after the other"""
+    repeat: int = Field(default=1, ge=1)
+    """control steps that one action lasts; their rewards are summed"""
+    time_limit: int = Field(default=0, ge=0)
+    """agent steps after which an episode is truncated; 0: the suite's 1000 control steps"""
+    pixels: bool = False
+    """observations are images [3, size, size] instead of the state (backend: dm_control)"""
+    size: int = Field(default=84, ge=1)
+    """height and width of an image, pixels"""
+    camera: int = Field(default=0, ge=-1)
+    """number of the camera; -1: the model's free one"""
+    threads: int = Field(default=0, ge=0)
+    """EnvPool's simulator threads; 0: one for each core, at most S x E"""
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+
+
+EnvConfig = Annotated[
+    CatchEnv | MinAtarEnv | AtariEnv | GymEnv | PointMassEnv | MujocoEnv | DmcEnv,
+    Field(discriminator="family"),
+]
 
 
 class NetConfig(Model):
@@ -135,13 +204,24 @@ class NetConfig(Model):
     """frames per observation, built from replay; frames before an episode's start are zero"""
     scale: float = Field(default=1.0, gt=0)
     """observations are divided by this inside the network"""
-    init: Literal["fan_in", "xavier", "variance"] = "fan_in"
+    init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
-    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0"""
+    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0; orthogonal: gain sqrt 2 (1 for log standard
+    deviations), biases 0 (agent: sac)"""
     shared_bias: bool = False
     """one scalar output bias for all actions (the original's)"""
     feature_norm: bool = False
-    """divides the penultimate features by their L2 norm + 1e-6"""
+    """divides the penultimate features by their L2 norm + 1e-6 (agents dqn, quantile)"""
+    critics: int = Field(default=2, ge=1)
+    """sac: C, critics of a member"""
+    critic_norm: Literal["none", "layer", "layer_plain"] = "none"
+    """sac: layer norm before every ReLU of the critics, with learnt scale and offset or without"""
+    log_std: Literal["tanh", "clip"] = "tanh"
+    """sac: how the policy's log standard deviation is kept between its bounds"""
+    log_std_min: float = -10.0
+    """sac: lower bound of the log standard deviation"""
+    log_std_max: float = 2.0
+    """sac: upper bound of the log standard deviation"""
 
 
 class EnsembleConfig(Model):
@@ -165,7 +245,8 @@ class EnsembleConfig(Model):
     switch: Literal["episode", "step"] = "episode"
     """when the member on duty is drawn anew"""
     gradient_scale: bool = True
-    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads"""
+    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads
+    (agents dqn, quantile; sac sums the losses of its heads)"""
 
 
 class LossConfig(Model):
@@ -176,9 +257,11 @@ class LossConfig(Model):
     n_step: int = Field(default=1, ge=1)
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
-    """the online network chooses the next action, the target network values it"""
-    kind: Literal["huber", "mse"] = "huber"
-    """huber, or the squared error without the 1/2 (agent: dqn)"""
+    """the online network chooses the next action, the target network values it (agents dqn,
+    quantile; with sac the policy chooses)"""
+    kind: Literal["huber", "mse", "mse_huber"] = "huber"
+    """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
+    member's own head, twice Huber for the others (agent: sac)"""
     huber_delta: float = Field(default=1.0, gt=0)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(default=200, ge=2)
@@ -194,6 +277,20 @@ class LossConfig(Model):
     """share of updates that use `batches`; the others use one shared batch"""
     mask_probability: float = Field(default=1.0, gt=0, le=1)
     """bootstrap mask: probability that a member learns from a row"""
+    target_critics: int = Field(default=0, ge=0)
+    """sac: the target is the smallest of this many critics, drawn anew for each update (REDQ); 0:
+    of all"""
+    actor_value: Literal["min", "mean"] = "min"
+    """sac: what the policy climbs, the smallest or the mean of its member's critics"""
+    backup_entropy: bool = True
+    """sac: the target counts the next action's entropy"""
+    target_entropy: float = -1.0
+    """sac: entropy that the temperature aims at, nats for each action component"""
+    temperature: float = Field(default=1.0, gt=0)
+    """sac: of every policy at the start"""
+    spread_temperature: float = Field(default=0.0, ge=0)
+    """sac: T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target
+    values of the next action (SUNRISE); 0: all rows weigh the same"""
 
 
 class OptimConfig(Model):
@@ -215,6 +312,10 @@ class OptimConfig(Model):
     """adam: decay of the second moment"""
     clip_norm: float = Field(default=0.0, ge=0)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
+    actor_lr: float = Field(default=0.0, ge=0)
+    """sac: learning rate of the policies; 0: lr"""
+    temperature_lr: float = Field(default=0.0, ge=0)
+    """sac: learning rate of the log temperatures; 0: lr"""
 
 
 class ReplayConfig(Model):
@@ -241,8 +342,14 @@ class ScheduleConfig(Model):
     """length of the run, agent steps of one seed"""
     update_every: int = Field(default=4, ge=1)
     """agent steps of one seed per update"""
+    updates: int = Field(default=1, ge=1)
+    """updates made where update_every asks for one"""
+    policy_every: int = Field(default=1, ge=1)
+    """sac: updates of the critics per update of policies and temperatures"""
     target_every: int = Field(default=1_000, ge=1)
-    """agent steps of one seed between copies to the target network"""
+    """agent steps of one seed between copies to the target network (target_rate 1)"""
+    target_rate: float = Field(default=1.0, gt=0, le=1)
+    """below 1: after every update the target network moves by this share towards the online one"""
 
 
 class ExploreConfig(Model):
@@ -265,6 +372,8 @@ class EvalConfig(Model):
     """agent steps of one seed between evaluations (the last one comes at the end of the run)"""
     episodes: int = Field(default=10, ge=1)
     """episodes of each member, and of each aggregate policy, per evaluation and seed"""
+    share: bool = False
+    """the episodes are shared out over the members: each plays 1/N of them, rounded up"""
     slots: int = Field(default=0, ge=0)
     """environments per member or aggregate, each playing its share of the episodes; 0: as many as
     episodes"""
@@ -272,12 +381,14 @@ class EvalConfig(Model):
     """share of random actions"""
     policies: Policies = ("individual", "vote")
     """any of individual (every member), vote (the most frequent greedy action), mean (greedy in the
-    mean Q), random (a member drawn for each episode)"""
+    mean Q, or the mean of the members' actions), random (a member drawn for each episode);
+    sac: individual_mode and mean_mode, the same with the members' modes for actions"""
     steps: int = Field(default=0, ge=0)
     """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
     until this many agent steps"""
     time_limit: int = Field(default=27_000, ge=1)
-    """agent steps after which an evaluation episode is cut and counted"""
+    """agent steps after which an evaluation episode is cut and counted; gym, mujoco and dmc: only
+    with an env.time_limit of their own, else the task's limit stands"""
 
 
 class LogConfig(Model):
@@ -296,8 +407,9 @@ class Config(Model):
 
     preset: str = ""
     """name of the preset that this run started from; goes into every result row"""
-    agent: Literal["dqn", "quantile"] = "dqn"
-    """dqn: expected values; quantile: distributions of loss.quantiles quantiles"""
+    agent: Literal["dqn", "quantile", "sac"] = "dqn"
+    """dqn: expected values; quantile: distributions of loss.quantiles quantiles; sac: soft
+    actor-critic, for continuous actions"""
     seeds: Ints = (0,)
     """seeds trained side by side in this process; all different"""
     device: str = "auto"
@@ -416,7 +528,16 @@ def versions() -> dict[str, str]:
     """What a result may depend on: cerl, Python, the machine, the packages that compute."""
     found = {"cerl": __version__, "python": platform.python_version()}
     found["machine"] = platform.platform()
-    for package in ("torch", "triton", "numpy", "gymnasium", "envpool", "ale-py"):
+    for package in (
+        "torch",
+        "triton",
+        "numpy",
+        "gymnasium",
+        "envpool",
+        "ale-py",
+        "mujoco",
+        "dm-control",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -17,11 +17,18 @@ class EnvSpec(NamedTuple):
     name: str
     observation: tuple[int, ...]  # shape of one observation, e.g. (84, 84) or (4, 10, 10)
     dtype: torch.dtype  # of an observation, as stored in replay
-    actions: int  # number of discrete actions
+    actions: int  # number of discrete actions, or components of a continuous one
     envs: int  # E, environments per seed
     frames: int  # emulator frames of one agent step
     resident: bool  # steps on the device without host sync (may be captured in a CUDA graph)
     exact_state: bool  # state_dict() restores it bit for bit
+    continuous: bool = False  # actions are [S, E, actions] float32 in [-1, 1]
+
+    def action(self, *lead: int, device: torch.device | str) -> Tensor:
+        """Zeros of the shape and type of an action, [*lead] int64 or [*lead, A] float32."""
+        if self.continuous:
+            return torch.zeros(*lead, self.actions, device=device)
+        return torch.zeros(lead, dtype=torch.int64, device=device)
 
 
 class Step(NamedTuple):
@@ -46,7 +53,7 @@ class Row(NamedTuple):
     """One time index of every seed and environment, as replay stores it."""
 
     obs: Tensor  # [S, E, *observation]
-    action: Tensor  # [S, E] int64
+    action: Tensor  # [S, E] int64, or [S, E, A] float32
     reward: Tensor  # [S, E] float32, result of `action`
     terminated: Tensor  # [S, E] bool, result of `action`
     real: Tensor  # [S, E] bool; False: obs is an episode's last, its action was ignored
@@ -57,7 +64,7 @@ class Window(NamedTuple):
     """Consecutive rows of one environment; M is 1 (one batch for all) or N (one a member)."""
 
     obs: Tensor  # [S, M, B, W, *observation]
-    action: Tensor  # [S, M, B, W]
+    action: Tensor  # [S, M, B, W], or [S, M, B, W, A]
     reward: Tensor  # [S, M, B, W]
     terminated: Tensor  # [S, M, B, W]
     real: Tensor  # [S, M, B, W]

@@ -6,9 +6,8 @@ Called now and then with a sampled batch, never inside an update.
 import torch
 from torch import Tensor
 
-from cerl.agents.dqn import DQN, QNet
+from cerl.agent import Agent
 from cerl.learn import Learner
-from cerl.nn import ForkedHeads
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
 DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
@@ -45,20 +44,16 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def diagnose(agent: DQN, learner: Learner) -> dict[str, Tensor]:
+def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
     """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
-    net: QNet = learner.net
-    window = learner.sample()
+    net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
         window = window._replace(**{k: v[:, :1] for k, v in window._asdict().items()})
-    shape = (window.obs.shape[0], agent.config.ensemble.members)
-    x = agent.transition(net, window).x
-    outputs = net.layers(x)
-    if isinstance(net.final, ForkedHeads):
-        below = (outputs[-1] if outputs else x).flatten(3)
-        outputs.append(net.final.features(below, 1)[:, :, 0])
+    shape = (window.obs.shape[0], learner.config.ensemble.members)
+    outputs = agent.activations(net, window)
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
         result["feature_rank"] = feature_rank(outputs[-1].flatten(3))
         result["dormant_share"] = dormant_share(outputs)
+    result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
     return {name: value.expand(shape).float().cpu() for name, value in result.items()}

@@ -15,6 +15,7 @@ from cerl.kernels.draws import FIRST, SECOND, hash_at, hash_grid, hash_grid_trit
 
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
+POLICY, SUBSET = range(12, 14)
 
 _PURPOSE = 0xA0761D6478BD642F
 

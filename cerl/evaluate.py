@@ -6,65 +6,86 @@ presets: a lane then plays whole episodes until its share of the budget is spent
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import draw, explore
-from cerl.agents.dqn import DQN, QNet
+from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.envs.api import VecEnv
+from cerl.explore import Noise
 from cerl.graph import captured
 from cerl.precision import precision
+from cerl.rows import INDIVIDUAL
 
 AGGREGATES = ("vote", "mean")
+SAMPLES = 10  # actions of a member behind the diversity of continuous ones (Lin et al. 2024's code)
 SYNC_EVERY = 64  # steps between looks at whether every lane of device-resident environments is done
 
 
 class Result(NamedTuple):
     """What one policy scored; NaN where a lane played fewer episodes than the longest row."""
 
-    returns: Tensor  # [S, K, episodes] float64 on the CPU; K = N for `individual`, else 1
+    returns: Tensor  # [S, K, episodes] float64 on the CPU; K = N if each member plays, else 1
     lengths: Tensor  # [S, K, episodes] agent steps
-    entropy: Tensor  # [S, K] mean entropy of the members' greedy actions, nats
+    diversity: Tensor  # [S, K] mean over the steps of what the agent calls diversity
 
 
 def lanes(config: Config) -> int:
     """Environments per seed that an evaluation needs."""
-    count = 0
-    for policy in config.eval.policies:
-        count += (
-            config.ensemble.members * _slots(config) if policy == "individual" else _slots(config)
-        )
-    return count
+    return sum(_groups(config, p) * _slots(config, p) for p in config.eval.policies)
 
 
-def _slots(config: Config) -> int:
+def _groups(config: Config, policy: str) -> int:
+    """Members that play a policy each on their own, or 1."""
+    return config.ensemble.members if policy in INDIVIDUAL else 1
+
+
+def _slots(config: Config, policy: str) -> int:
     """Lanes of one member or aggregate."""
-    return config.eval.slots or config.eval.episodes
+    slots = config.eval.slots or config.eval.episodes
+    return -(-slots // _groups(config, policy)) if config.eval.share else slots
+
+
+def _base(policy: str) -> str:
+    """Whose actions a policy takes, their modes or not."""
+    return policy.removesuffix("_mode")
 
 
 class Evaluator:
-    """Plays the current parameters greedily but for `eval.epsilon`; owns its envs and noise."""
+    """Plays the current parameters without learning; owns its envs and noise.
 
-    def __init__(self, config: Config, env: VecEnv, agent: DQN, net: QNet, *, keys: Tensor) -> None:
+    Actions are greedy but for `eval.epsilon`; continuous ones are sampled, or modes where the
+    policy says so.
+    """
+
+    def __init__(
+        self, config: Config, env: VecEnv, agent: Agent, net: Any, *, keys: Tensor
+    ) -> None:
         self.config, self.env, self.agent, self.net, self.keys = config, env, agent, net, keys
         seeds, device, count = len(keys), keys.device, lanes(config)
         if env.spec.envs != count:
             raise ValueError(f"evaluation needs {count} environments per seed, got {env.spec.envs}")
-        members, slots = config.ensemble.members, _slots(config)
-        self.aggregates = tuple(p for p in config.eval.policies if p in AGGREGATES)
+        members, policies = config.ensemble.members, config.eval.policies
+        bases = dict.fromkeys(_base(policy) for policy in policies)
+        self.aggregates = tuple(base for base in bases if base in AGGREGATES)
         fixed: list[int] = []
-        for policy in config.eval.policies:
-            if policy == "individual":
-                fixed += [k for k in range(members) for _ in range(slots)]
-            elif policy == "random":
-                fixed += [-1] * slots
+        sampled: list[float] = []
+        for policy in policies:
+            base, mine = _base(policy), _slots(config, policy)
+            if base == "individual":
+                own = [k for k in range(members) for _ in range(mine)]
             else:
-                fixed += [members + self.aggregates.index(policy)] * slots
+                own = [-1 if base == "random" else members + self.aggregates.index(base)] * mine
+            fixed += own
+            sampled += [float(base == policy)] * len(own)
         self.fixed = torch.tensor(fixed, device=device).expand(seeds, count)
+        # A policy's mode is its sample without noise.
+        self.sampled = torch.tensor(sampled, device=device).view(1, -1, 1, 1, 1)
+        slots = config.eval.slots or config.eval.episodes
         self.quota = max(config.eval.steps // slots, 1)  # agent steps of a lane, step-budget mode
         if config.eval.steps:
             self.rounds = self.quota  # no episode is shorter than a step
@@ -72,7 +93,7 @@ class Evaluator:
             self.rounds = -(-config.eval.episodes // slots)
         zeros = {"returned": torch.float32, "steps": torch.int64, "played": torch.int64}
         self.lane = {k: torch.zeros(seeds, count, dtype=v, device=device) for k, v in zeros.items()}
-        self.lane["entropy"] = torch.zeros(seeds, count, device=device)
+        self.lane["diversity"] = torch.zeros(seeds, count, device=device)
         self.lane["counted"] = torch.zeros(seeds, count, device=device)
         self.scores = torch.zeros(2, seeds, count, self.rounds + 1, device=device)
         self.done = torch.zeros((), dtype=torch.bool, device=device)
@@ -80,8 +101,8 @@ class Evaluator:
         self.member = torch.zeros_like(self.fixed)
         self.carry = net.encoder.carry(seeds, count, dtype=env.spec.dtype, device=device)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
-        self.action = torch.zeros_like(self.member)
-        self.entropy = torch.zeros(seeds, count, device=device)
+        self.action = env.spec.action(seeds, count, device=device)
+        self.diversity = torch.zeros(seeds, count, device=device)
         self.last = env.reset().clone()
         self.next = self.last.clone()
         self.decide, self.record = self._decide, self._record
@@ -114,14 +135,7 @@ class Evaluator:
     @torch.no_grad()
     def _decide(self) -> None:
         config = self.config
-        noise = explore.noise(
-            self.keys,
-            self.noise_step,
-            envs=self.env.spec.envs,
-            actions=self.env.spec.actions,
-            eps=config.eval.epsilon,
-            votes="vote" in self.aggregates,
-        )
+        noise = self._noise()
         drawn = (noise.member * config.ensemble.members).long()
         member = torch.where(self.start, drawn, self.member)
         self.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
@@ -136,9 +150,20 @@ class Evaluator:
                 evaluating=self.aggregates,
             )
         self.action.copy_(decision.action)
-        self.entropy.copy_(decision.entropy)
+        self.diversity.copy_(decision.diversity)
         self.carry.copy_(decision.carry)
         self.noise_step += 1
+
+    def _noise(self) -> Noise:
+        spec, config = self.env.spec, self.config
+        sizes = {"envs": spec.envs, "actions": spec.actions}
+        at = (self.keys, self.noise_step)
+        eps = config.eval.epsilon
+        if not spec.continuous:
+            return explore.noise(*at, **sizes, eps=eps, votes="vote" in self.aggregates)
+        members = config.ensemble.members
+        noise = explore.continuous_noise(*at, **sizes, eps=eps, samples=SAMPLES, policies=members)
+        return noise._replace(normal=noise.normal * self.sampled)
 
     @torch.no_grad()
     def _record(self) -> None:
@@ -154,7 +179,7 @@ class Evaluator:
         slot = torch.where(over, lane["played"], self.rounds).unsqueeze(-1)
         for score, value in zip(self.scores, (returned, steps.float()), strict=True):
             score.scatter_(-1, slot, value.unsqueeze(-1))
-        lane["entropy"] += torch.where(live, self.entropy, 0.0)
+        lane["diversity"] += torch.where(live, self.diversity, 0.0)
         lane["counted"] += live
         lane["played"] += over
         lane["returned"].copy_(torch.where(over, 0.0, returned))
@@ -168,14 +193,14 @@ class Evaluator:
 
     def _results(self) -> dict[str, Result]:
         scores = self.scores[..., : self.rounds].double().cpu()
-        entropy = (self.lane["entropy"] / self.lane["counted"].clamp(min=1.0)).cpu()
-        results, at, slots = {}, 0, _slots(self.config)
+        diversity = (self.lane["diversity"] / self.lane["counted"].clamp(min=1.0)).cpu()
+        results, at = {}, 0
         for policy in self.config.eval.policies:
-            groups = self.config.ensemble.members if policy == "individual" else 1
+            groups, slots = _groups(self.config, policy), _slots(self.config, policy)
             part = slice(at, at + groups * slots)
             mine = scores[:, :, part].unflatten(2, (groups, slots)).flatten(3)
             used = ~mine[0].isnan().flatten(0, 1).all(0)
-            share = entropy[:, part].unflatten(1, (groups, slots)).mean(-1)
+            share = diversity[:, part].unflatten(1, (groups, slots)).mean(-1)
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
             at += groups * slots
         return results

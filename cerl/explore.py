@@ -1,7 +1,6 @@
 """Exploration: the epsilon schedule, the noise of one acting step, who is on duty.
 
-One hash a step gives every number that acting needs; the numbers of a seed depend on its value, the
-step and the environment's index alone.
+The numbers of a seed depend on its value, the step and the environment's index alone.
 """
 
 from typing import NamedTuple
@@ -17,9 +16,10 @@ class Noise(NamedTuple):
     """Random choices of one acting step."""
 
     explore: Tensor  # [S, E] bool, take the random action
-    action: Tensor  # [S, E] int64, uniform
+    action: Tensor  # [S, E] int64, or [S, E, A] float32 in [-1, 1), uniform
     tie: Tensor  # [S, E, A] float32 in [0, 1), breaks ties of the vote (empty A where nobody votes)
     member: Tensor  # [S, E] float32 in [0, 1), draws the member on duty
+    normal: Tensor  # [S, E, K, M, A] float32, K samples of M policies (empty for discrete actions)
 
 
 def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
@@ -32,10 +32,37 @@ def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
     return config.end + (config.start - config.end) * (left.double() / config.decay).float()
 
 
+def continuous_noise(
+    key: Tensor,
+    step: Tensor,
+    *,
+    envs: int,
+    actions: int,
+    eps: Tensor | float,
+    samples: int,
+    policies: int,
+) -> Noise:
+    """Draws the noise of one step for continuous actions.
+
+    Args: key [S]; step int64 [], counts acting steps; samples K of each of M policies.
+    """
+    u = draw.uniform(key, draw.EXPLORE, step, (envs, 2 + actions))
+    return Noise(
+        explore=u[..., 0] < eps,
+        action=2.0 * u[..., 2:] - 1.0,
+        tie=u[..., :0],
+        member=u[..., 1],
+        normal=draw.normal(key, draw.NOISE, step, (envs, samples, policies, actions)),
+    )
+
+
 def noise(
     key: Tensor, step: Tensor, *, envs: int, actions: int, eps: Tensor | float, votes: bool
 ) -> Noise:
-    """Draws the noise of one step. Args: key [S]; step int64 [], counts acting steps."""
+    """Draws the noise of one step for discrete actions.
+
+    Args: key [S]; step int64 [], counts acting steps; votes: ties of a vote have to be broken.
+    """
     columns = 3 + (actions if votes else 0)
     u = draw.uniform(key, draw.EXPLORE, step, (envs, columns))
     return Noise(
@@ -43,6 +70,7 @@ def noise(
         action=(u[..., 1] * actions).long(),
         tie=u[..., 3:],
         member=u[..., 2],
+        normal=u[..., :0],
     )
 
 

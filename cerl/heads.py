@@ -20,6 +20,7 @@ class HeadTable(NamedTuple):
     value_heads: int  # heads that the next value needs
     action: Tensor  # [N, J] int64, index of the head whose greedy action is taken
     value: Tensor  # [N, J] int64, index of the head that values it
+    crossed: bool  # some head values the action of a member that it does not belong to
     gamma: Tensor  # [J] float32
 
 
@@ -54,6 +55,7 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
         value_heads=heads if full else 1,
         action=action.contiguous().to(device),
         value=value.contiguous().to(device),
+        crossed=bool((action != value // (heads if full else 1)).any()),
         gamma=discount.to(torch.float32).to(device),
     )
 
@@ -83,3 +85,39 @@ def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
     index = best.view(*best.shape, 1, *([1] * (value.dim() - 5)))
     taken = value.gather(4, index.expand(*best.shape, 1, *value.shape[5:])).squeeze(4)
     return taken.unflatten(3, (members, heads)).movedim(3, 1)
+
+
+def next_action_values(table: HeadTable, value: Tensor) -> Tensor:
+    """Next value that every head regresses to, where members propose the next actions.
+
+    Args:    value [S, N, K, rows, heads] of every member's heads at the action of every member (K
+             is N), or only at its own (K is 1; the table is then not `crossed`).
+    Returns: [S, N, rows, J].
+    Raises:  ValueError if the table does not fit the members, actions or heads given.
+    """
+    members, heads = table.action.shape
+    _, owners, actions, _, valued = value.shape
+    if owners != members or valued != table.value_heads or actions not in (1, members):
+        raise ValueError(
+            f"head table of {members} members needs {table.value_heads} heads of each at 1 or "
+            f"{members} actions, got values [S, N, K, rows, heads] of {list(value.shape)}"
+        )
+    if table.crossed and actions != members:
+        raise ValueError(
+            f"head table values actions of other members; expected {members} actions, got 1"
+        )
+    owner, head = table.value // valued, table.value % valued
+    action = table.action if actions > 1 else torch.zeros_like(table.action)
+    index = ((owner * actions + action) * valued + head).flatten()
+    flat = value.movedim(3, 1).flatten(2)  # [S, rows, N * K * heads]
+    return flat.index_select(2, index).unflatten(2, (members, heads)).transpose(1, 2)
+
+
+def of_actors(table: HeadTable, values: Tensor) -> Tensor:
+    """What belongs to the member whose next action a head values.
+
+    Args: values [S, N, rows] of every member. Returns: [S, N, rows, J].
+    """
+    members, heads = table.action.shape
+    picked = values.index_select(1, table.action.flatten())  # [S, N * J, rows]
+    return picked.unflatten(1, (members, heads)).transpose(2, 3)

@@ -1,14 +1,18 @@
-"""The Learner: parameters, targets, optimiser and one nullary update, captured as a CUDA graph."""
+"""The Learner: parameters, targets, optimisers and one nullary update, captured as a CUDA graph."""
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cerl import draw
-from cerl.agents.dqn import DQN, QNet
+from cerl.agent import Agent, Metrics
 from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
+from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -18,16 +22,21 @@ class Learner:
     """One update of every seed and member a call; no arguments, no host sync."""
 
     def __init__(
-        self, config: Config, agent: DQN, net: QNet, replay: Replay, *, keys: Tensor
+        self, config: Config, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
     ) -> None:
         self.config, self.agent, self.net, self.replay, self.keys = config, agent, net, replay, keys
-        self.target = agent.build(keys=keys).requires_grad_(False)
-        self.leaves = list(net.parameters())
-        self.optimiser = Optimiser(config.optim, self.leaves)
+        self.followed = agent.followed(net)
+        self.target: Any = copy.deepcopy(self.followed).requires_grad_(False)
+        self.stages = agent.stages(net)
+        self.optimisers = [
+            [Optimiser(group.optim, group.leaves) for group in stage.groups]
+            for stage in self.stages
+        ]
+        groups = [group for stage in self.stages for group in stage.groups]
+        self.leaves = [leaf for group in groups for leaf in group.leaves]
         self.updates = torch.zeros((), dtype=torch.int64, device=keys.device)
         shape = (len(keys), config.ensemble.members)
-        names = ["loss", "q_data", "q_pi"] + (["mico_loss"] if config.loss.mico_weight else [])
-        self.metrics = {name: torch.zeros(shape, device=keys.device) for name in names}
+        self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
         fuse = config.compile and keys.device.type == "cuda"
         self.loss = fused(self._loss) if fuse else self._loss
         self.sync()
@@ -35,8 +44,15 @@ class Learner:
     @torch.no_grad()
     def sync(self) -> None:
         """Hard copy of the online parameters to the target network."""
-        for theirs, mine in zip(self.target.parameters(), self.leaves, strict=True):
+        pairs = zip(self.target.parameters(), self.followed.parameters(), strict=True)
+        for theirs, mine in pairs:
             theirs.copy_(mine)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the target network by `schedule.target_rate` towards the online parameters."""
+        theirs, mine = list(self.target.parameters()), list(self.followed.parameters())
+        kernels.follow(theirs, mine, rate=self.config.schedule.target_rate)
 
     def sample(self) -> Window:
         """The batch of the current update, from its counter alone."""
@@ -60,31 +76,55 @@ class Learner:
         u = draw.bits(self.keys, draw.MASK, window.row, member)
         return (u < self.config.loss.mask_probability * 2.0**32).float()
 
-    def _loss(self, window: Window, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = self.agent.loss(self.net, self.target, window, mask)
+    def _loss(
+        self, stage: int, window: Window, mask: Tensor | None, dice: Any
+    ) -> tuple[Tensor, Metrics]:
+        loss, metrics = self.stages[stage].loss(self.net, self.target, window, mask, dice)
         return loss.sum(), metrics
 
-    def grads(self, window: Window) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Gradient of every leaf, and the metrics of the loss."""
+    def grads(
+        self, window: Window, stage: int = 0, dice: Any = None
+    ) -> tuple[tuple[Tensor, ...], Metrics]:
+        """Gradient of every leaf of a stage, in the order of its groups; the metrics of its loss.
+
+        Args: dice as `agent.dice` gives them for the current update; None: drawn here.
+        """
+        if dice is None:
+            dice = self.agent.dice(self.keys, self.updates)
+        leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
-            loss, metrics = self.loss(window, self.mask(window))
-            return torch.autograd.grad(loss, self.leaves), metrics
+            loss, metrics = self.loss(stage, window, self.mask(window), dice)
+            return torch.autograd.grad(loss, leaves), metrics
 
     def update(self) -> None:
-        """Samples a batch, takes one gradient step, counts."""
+        """Samples a batch, takes the gradient step of every stage, counts."""
+        self._update(len(self.stages))
+
+    def update_first(self) -> None:
+        """An update of which only the first stage is due."""
+        self._update(1)
+
+    def _update(self, stages: int) -> None:
         with torch.no_grad():
             window = self.sample()
-        grads, metrics = self.grads(window)
-        self.optimiser.step(grads)
-        for name, mine in self.metrics.items():
-            mine.copy_(metrics[name])
+            dice = self.agent.dice(self.keys, self.updates)
+        for stage in range(stages):
+            grads, metrics = self.grads(window, stage, dice)
+            for optimiser in self.optimisers[stage]:
+                count = len(optimiser.leaves)
+                optimiser.step(grads[:count])
+                grads = grads[count:]
+            for name, value in metrics.items():
+                self.metrics[name].copy_(value)
+        if self.config.schedule.target_rate < 1.0:
+            self.follow()
         self.updates += 1
 
     def state_dict(self) -> dict:
         return {
             "net": dict(self.net.state_dict()),
             "target": dict(self.target.state_dict()),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [[one.state_dict() for one in stage] for stage in self.optimisers],
             "updates": self.updates,
             "metrics": self.metrics,
         }
@@ -93,7 +133,9 @@ class Learner:
         """Restores in place; nothing is rebound, so captured graphs stay valid."""
         self.net.load_state_dict(state["net"])
         self.target.load_state_dict(state["target"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for stage, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            for one, values in zip(stage, saved, strict=True):
+                one.load_state_dict(values)
         put(self.updates, state["updates"], what="learner.updates")
         for name, mine in self.metrics.items():
             put(mine, state["metrics"][name], what=f"learner.metrics.{name}")

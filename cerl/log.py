@@ -239,15 +239,15 @@ class Logger:
         """Scores of every evaluated policy; writes the rows to disk.
 
         Args: real_steps [S] of training so far; results {policy: (returns [S, K, episodes],
-              lengths [S, K, episodes] in agent steps[, entropy of the votes [S, K] in nats])} with
-              K = N for `individual`, else 1. An episode whose length is NaN was not played.
+              lengths [S, K, episodes] in agent steps[, diversity of the members' actions [S, K]])}
+              with K = N for `individual`, else 1. An episode whose length is NaN was not played.
         """
         self._at(step, updates)
         tandem = self.config.ensemble.duty == "tandem"
-        for policy, (returns, lengths, *entropy) in results.items():
+        for policy, (returns, lengths, *diversity) in results.items():
             scores = over_episodes(returns, lengths)
             s, k = (i.ravel() for i in np.indices(scores["return"].shape))
-            each = policy == "individual"
+            each = policy in rows.INDIVIDUAL
             own = "random" if policy == "random" else "aggregate"
             self._score(
                 real_steps,
@@ -257,10 +257,11 @@ class Logger:
                 role=[self._role(int(i)) if each else own for i in k],
                 scores={name: values.ravel() for name, values in scores.items()},
             )
-            if entropy:
-                scores["entropy"] = _numpy(entropy[0])
-                values = scores["entropy"] if each else scores["entropy"][:, 0]
-                self._measure({f"vote_entropy_{policy}": values})
+            if diversity:
+                name = "action_variance" if self.spec.continuous else "vote_entropy"
+                values = _numpy(diversity[0])
+                scores["variance" if self.spec.continuous else "entropy"] = values
+                self._measure({f"{name}_{policy}": values if each else values[:, 0]})
             for index in range(len(self.seeds)):
                 drawn = "random" in results
                 scalars = board.evaluation_scalars(
@@ -275,8 +276,9 @@ class Logger:
             self._line(f"  evaluation at {step:,} agent steps: {numbers}")
 
     def _remember(self, policy: str, returns: np.ndarray) -> None:
-        if policy == "individual" and self.config.ensemble.duty == "tandem":
+        if policy in rows.INDIVIDUAL and self.config.ensemble.duty == "tandem":
             for member, name in enumerate(("active", "passive")):
+                name += policy.removeprefix("individual")
                 self.latest[name] = board.mean(returns[:, member])
         else:
             self.latest[policy] = board.mean(returns)

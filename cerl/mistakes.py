@@ -31,6 +31,7 @@ def contradictions(c: "Config") -> Iterator[str]:
     yield from _net_contradictions(c)
     yield from _ensemble_contradictions(c)
     yield from _batch_contradictions(c)
+    yield from _agent_contradictions(c)
     yield from _time_contradictions(c)
 
 
@@ -49,6 +50,11 @@ def _run_contradictions(c: "Config") -> Iterator[str]:
         yield f"device: expected auto, cpu, cuda or cuda:NUMBER, got {c.device!r}"
     if not c.eval.policies:
         yield "eval.policies: expected at least one of individual, vote, mean, random; got none"
+    if c.eval.share and c.eval.steps:
+        yield (
+            "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
+            f"agent steps; expected false or eval.steps 0, got true and {c.eval.steps}"
+        )
     if len(set(c.eval.policies)) < len(c.eval.policies):
         yield f"eval.policies: expected different policies, got {' '.join(c.eval.policies)}"
 
@@ -158,6 +164,78 @@ def _batch_contradictions(c: "Config") -> Iterator[str]:
         )
 
 
+def _agent_contradictions(c: "Config") -> Iterator[str]:
+    """Options that only some agents know, and what no environment of a family can be."""
+    sac = c.agent == "sac"
+    family = c.env.family
+    if sac and family in ("catch", "minatar", "atari"):
+        yield (
+            f"agent: sac chooses continuous actions, and those of {family} are discrete; "
+            "expected dqn or quantile, or an environment of family mujoco, dmc, point_mass or gym"
+        )
+    if not sac and family in ("mujoco", "dmc", "point_mass"):
+        yield (
+            f"agent: {c.agent} chooses discrete actions, and those of {family} are continuous; "
+            "expected sac"
+        )
+    yield from _sac_contradictions(c) if sac else _discrete_contradictions(c)
+
+
+def _discrete_contradictions(c: "Config") -> Iterator[str]:
+    if modes := [name for name in c.eval.policies if name.endswith("_mode")]:
+        yield (
+            f"eval.policies: {' and '.join(modes)}: only agent sac samples its actions; expected "
+            f"individual, vote, mean or random with agent {c.agent}"
+        )
+    if c.loss.kind == "mse_huber":
+        yield f"loss.kind: mse_huber is known to agent sac; expected huber or mse with {c.agent}"
+    if c.net.init == "orthogonal":
+        yield (
+            "net.init: orthogonal is known to agent sac; expected fan_in, xavier or variance with "
+            f"agent {c.agent}"
+        )
+    if c.schedule.policy_every > 1:
+        yield (
+            f"schedule.policy_every: agent {c.agent} has no policy apart from its values; "
+            f"expected 1, got {c.schedule.policy_every}"
+        )
+
+
+def _sac_contradictions(c: "Config") -> Iterator[str]:
+    net, e, loss = c.net, c.ensemble, c.loss
+    if net.channels:
+        yield (
+            "net.channels: agent sac flattens its observations; expected no convolutions, got "
+            f"{list(net.channels)}"
+        )
+    if e.shared_layers or e.fork != "final":
+        yield (
+            "ensemble.shared_layers, ensemble.fork: members of agent sac share no layers and heads "
+            f"fork at the output; expected 0 and final, got {e.shared_layers} and {e.fork}"
+        )
+    if loss.kind == "huber":
+        yield "loss.kind: expected mse or mse_huber with agent sac, got huber"
+    if loss.mico_weight:
+        yield f"loss.mico_weight: unknown to agent sac; expected 0, got {loss.mico_weight:g}"
+    if loss.target_critics > net.critics:
+        yield (
+            f"loss.target_critics: expected at most net.critics ({net.critics}), "
+            f"got {loss.target_critics}"
+        )
+    if loss.spread_temperature and (e.members == 1 or loss.batches != "shared"):
+        yield (
+            "loss.spread_temperature: weighs rows by how much members disagree about them; "
+            f"expected 2 or more members and shared batches, got {e.members} and {loss.batches}"
+        )
+    if net.log_std_min >= net.log_std_max:
+        yield (
+            f"net.log_std_min: expected below net.log_std_max ({net.log_std_max:g}), "
+            f"got {net.log_std_min:g}"
+        )
+    if "vote" in c.eval.policies:
+        yield "eval.policies: continuous actions have no vote; expected mean with agent sac"
+
+
 def smallest_share(c: "Config") -> float:
     """Expected share of the rows that the member with the least of them owns, in [0, 1]."""
     e = c.ensemble
@@ -261,7 +339,10 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
             key, got = f"{key}.family", context["tag"]
         return [f"{key}: expected {_or(choices)}, got {got!r}{nearest(str(got), choices)}"]
     if kind == "union_tag_not_found":
-        return [f"{key}.family: missing; expected catch, minatar, atari or gym"]
+        fields = [
+            choice.model_fields["family"] for choice in _models(root.model_fields[key].annotation)
+        ]
+        return [f"{key}.family: missing; expected {_or([field.default for field in fields])}"]
     return [f"{key}: expected {_expected(detail)}, got {got!r}"]
 
 

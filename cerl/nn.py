@@ -52,6 +52,8 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 class Linear(nn.Module):
     """x W + b for every member. weight [S, N, in, out], bias [S, N, out]."""
 
+    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+
     def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(seeds, members, fan_in, fan_out))
@@ -60,6 +62,46 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return matmul(x, self.weight) + self.bias.unsqueeze(-2)
+
+
+class Critics(nn.Module):
+    """x W + b for C critics of every member. weight [S, N, C, in, out], bias [S, N, C, out]."""
+
+    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+
+    def __init__(self, seeds: int, members: int, critics: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(seeds, members, critics, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.empty(seeds, members, critics, fan_out))
+        self.fan_in, self.fan_out = fan_in, fan_out
+
+    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
+        """The first `outputs` outputs (None: all).
+
+        Args:    x [S, M, K, rows, in], M is 1 or N, K is 1 (all critics see the same) or C.
+        Returns: [S, N, C, rows, outputs].
+        """
+        return x @ self.weight[..., :outputs] + self.bias[..., :outputs].unsqueeze(-2)
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis of every row (Ba et al. 2016), C critics of every member.
+
+    scale and offset [S, N, C, D], 1 and 0 at the start; absent where not `affine`.
+    """
+
+    def __init__(self, seeds: int, members: int, critics: int, width: int, *, affine: bool) -> None:
+        super().__init__()
+        shape = (seeds, members, critics, width)
+        self.scale = nn.Parameter(torch.ones(shape)) if affine else None
+        self.offset = nn.Parameter(torch.zeros(shape)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [S, N, C, rows, D]."""
+        x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        if self.scale is None or self.offset is None:
+            return x
+        return x * self.scale.unsqueeze(-2) + self.offset.unsqueeze(-2)
 
 
 class Conv(nn.Module):
@@ -165,14 +207,14 @@ class ForkedHeads(nn.Module):
 
 
 def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
-    """Every parameter with the fan-in and fan-out of its layer."""
+    """Every parameter of a layer with the layer's fan-in and fan-out."""
     for module in net.modules():
         if isinstance(module, ForkedHeads):
             for name, leaf in module.named_parameters(recurse=False):
                 first = name.startswith("hidden")
                 fan_in = module.fan_in if first else module.fan_hidden
                 yield name, leaf, fan_in, module.fan_hidden if first else module.fan_out
-        elif isinstance(module, Linear | Conv | Heads):
+        elif isinstance(module, Linear | Critics | Conv | Heads):
             for name, leaf in module.named_parameters(recurse=False):
                 yield name, leaf, module.fan_in, module.fan_out
 
@@ -184,9 +226,13 @@ def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
     Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases
              U(+-1/sqrt(fan_in)), PyTorch's and DQN Zoo's default), `xavier` (weights
              U(+-sqrt(6/(fan_in+fan_out))), biases 0), `variance` (weights
-             U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network).
-    Raises:  ValueError for an unknown scheme.
+             U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network), `orthogonal`
+             (of the layer's gain, biases 0; layers Linear and Critics only).
+    Raises:  ValueError for an unknown scheme, or a layer that it does not know.
     """
+    if scheme == "orthogonal":
+        _orthogonal(net, keys)
+        return
     for number, (name, leaf, fan_in, fan_out) in enumerate(_leaves(net)):
         if scheme == "fan_in":
             bound = 1.0 / math.sqrt(fan_in)
@@ -195,9 +241,33 @@ def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
         elif scheme == "variance":
             bound = math.sqrt(math.sqrt(3.0) / fan_in)
         else:
-            raise ValueError(f"init: expected fan_in, xavier or variance, got {scheme!r}")
+            raise ValueError(
+                f"init: expected fan_in, xavier, variance or orthogonal, got {scheme!r}"
+            )
         if scheme != "fan_in" and "bias" in name:
             leaf.zero_()
             continue
         u = draw.uniform(keys, draw.INIT, number, leaf.shape[1:])
         leaf.copy_((2.0 * u - 1.0) * bound)
+
+
+def _orthogonal(net: nn.Module, keys: Tensor) -> None:
+    """Matrices with orthonormal rows or columns times the layer's gain (Saxe et al. 2014)."""
+    number = 0
+    for module in net.modules():
+        if isinstance(module, Conv | Heads | ForkedHeads):
+            raise ValueError(
+                "init: orthogonal is defined for the networks of agent sac; "
+                f"got a layer {type(module).__name__}, use fan_in, xavier or variance"
+            )
+        if not isinstance(module, Linear | Critics):
+            continue
+        module.bias.zero_()
+        size = tuple(module.weight.shape)
+        tall, flat = max(size[-2:]), min(size[-2:])
+        # On the CPU: a GPU's batched QR may round differently for another number of seeds.
+        normal = draw.normal(keys.cpu(), draw.INIT, number, (*size[1:-2], tall, flat))
+        q, r = torch.linalg.qr(normal)
+        q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        module.weight.copy_(module.gain * (q if size[-2] == tall else q.mT))
+        number += 1

@@ -20,14 +20,18 @@ from cerl.cells import Cell, Curve
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = ("", "o", "s", "^")  # of the second, third, ... eight presets
 
-# Style and legend of each score; the vote and the mean Q of a single member are the member itself.
+# Style and legend of each score; an aggregate of a single member is the member itself.
 STYLES: dict[str, tuple[Any, str]] = {
     "individual": ("-", "individual (mean over members)"),
     "random": ((0, (8, 2)), "individual (drawn member)"),
     "vote": ("--", "aggregate (vote)"),
-    "mean": ("-.", "aggregate (mean Q)"),
+    "mean": ("-.", "aggregate (mean)"),
     "active": ("-", "active"),
     "passive": (":", "passive"),
+    "individual_mode": ((0, (1, 1)), "individual, modes"),
+    "mean_mode": ((0, (3, 1, 1, 1)), "aggregate (mean), modes"),
+    "active_mode": ((0, (1, 1)), "active, modes"),
+    "passive_mode": ((0, (1, 3)), "passive, modes"),
 }
 SAMPLES = 2_000  # bootstrap samples of a band
 
@@ -35,7 +39,7 @@ SAMPLES = 2_000  # bootstrap samples of a band
 def shown(cell: Cell) -> dict[str, Curve]:
     """The curves that tell something: no aggregate of one member, none of a tandem's two."""
     plain = cell.members > 1 and "active" not in cell.curves
-    hidden = set() if plain else {"vote", "mean"}
+    hidden = set() if plain else {"vote", "mean", "mean_mode"}
     if "individual" in cell.curves:
         hidden.add("random")
     return {score: curve for score, curve in cell.curves.items() if score not in hidden}
@@ -80,7 +84,7 @@ def _draw(panel: Any, cell: Cell, number: int, confidence: float) -> None:
         value, low, high = band(curve, confidence=confidence)
         panel.plot(curve.steps, value, markevery=max(len(curve.steps) // 8, 1), **look)
         if low is not None:
-            strength = 0.07 if score in ("vote", "mean") else 0.16
+            strength = 0.07 if score in ("vote", "mean", "mean_mode") else 0.16
             colour = look["color"]
             panel.fill_between(curve.steps, low, high, color=colour, alpha=strength, linewidth=0)
 

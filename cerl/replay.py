@@ -46,7 +46,9 @@ class Replay:
             )
         home = torch.device("cpu") if placement == "host" else device
         lead = (seeds, self.rows, envs)
-        row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + 8 + 4 + 1 + 1 + 2
+        action = spec.action(device="cpu")
+        row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + action.nbytes
+        row_bytes += 4 + 1 + 1 + 2
         check_fits(
             math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds"
         )
@@ -56,7 +58,7 @@ class Replay:
             return torch.zeros(*lead, *rest, dtype=dtype, device=home, pin_memory=pin)
 
         self.obs = ring(spec.dtype, *spec.observation)
-        self.action, self.reward = ring(torch.int64), ring(torch.float32)
+        self.action, self.reward = ring(action.dtype, *action.shape), ring(torch.float32)
         self.terminated, self.real = ring(torch.bool), ring(torch.bool)
         self.member = ring(torch.int16)
         self.total = torch.zeros((), dtype=torch.int64, device=home)  # time indices ever written

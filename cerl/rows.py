@@ -21,12 +21,12 @@ from cerl.config import Config
 ROWS = pa.schema(
     [
         ("preset", pa.string()),  # name of the preset the run started from
-        ("agent", pa.string()),  # dqn, quantile
+        ("agent", pa.string()),  # dqn, quantile, sac
         ("env", pa.string()),  # family/name, e.g. minatar/breakout, atari/Pong
         ("seed", pa.int64()),  # the user's number
         ("member", pa.int64()),  # 0..N-1; -1: an aggregate, or a member drawn for each episode
         ("role", pa.string()),  # member, active, passive (tandem), aggregate, random
-        ("policy", pa.string()),  # individual, vote, mean, random (evaluations), train
+        ("policy", pa.string()),  # one of eval.policies, or train
         ("step", pa.int64()),  # agent steps of one seed, reset rows included: the clock of a run
         ("frames", pa.int64()),  # emulator frames that this seed played: real_steps x frame skip
         ("real_steps", pa.int64()),  # agent steps of this seed without reset rows
@@ -51,6 +51,9 @@ METRICS = pa.schema(
         ("value", pa.float64()),  # null: not measured at this step; NaN: measured, not a number
     ]
 )
+
+
+INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
 class RowsError(RuntimeError):

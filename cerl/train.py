@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cerl import checkpoint, draw, envs
 from cerl import config as configuration
+from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
+from cerl.agents.sac import SAC
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
@@ -32,7 +34,7 @@ class Parts(NamedTuple):
     """A wired run."""
 
     device: torch.device
-    agent: DQN
+    agent: Agent
     env: VecEnv
     replay: Replay
     learner: Learner
@@ -70,8 +72,18 @@ def prepare(config: Config) -> torch.device:
     return device
 
 
-def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> DQN:
-    """The agent of a config."""
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
+    """The agent of a config. Raises: ValueError if it cannot act in such an environment."""
+    if spec.continuous != (config.agent == "sac"):
+        kinds = ("discrete", "continuous")
+        suited = "sac" if spec.continuous else "dqn or quantile"
+        raise ValueError(
+            f"agent: {config.agent} chooses {kinds[not spec.continuous]} actions, and those of "
+            f"{spec.name} are {kinds[spec.continuous]}; expected agent {suited} (a preset of "
+            f"{'mujoco' if spec.continuous else 'minatar or gym'}, say), or another env.name"
+        )
+    if config.agent == "sac":
+        return SAC(config, spec, device=device)
     kind = {"dqn": scalar_value, "quantile": quantile_value}[config.agent](config.loss)
     return DQN(config, spec, kind=kind, device=device)
 
@@ -82,7 +94,7 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     if config.env.family == "atari":
         changes["life_loss"] = False  # scores are of whole games
     own, limit = getattr(config.env, "time_limit", None), config.eval.time_limit
-    if own is not None and (own or config.env.family != "gym"):  # gym's 0 is the id's own limit
+    if own is not None and (own or config.env.family == "minatar"):  # 0: else the task's own limit
         changes["time_limit"] = min(own or limit, limit)
     return envs.make(
         config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
@@ -112,7 +124,8 @@ def assemble(config: Config) -> Parts:
 
 def updates_by(config: Config, steps: int) -> int:
     """Updates that are due once `steps` agent steps of one seed are done."""
-    return max(0, steps - config.replay.start) // config.schedule.update_every
+    schedule = config.schedule
+    return max(0, steps - config.replay.start) // schedule.update_every * schedule.updates
 
 
 def train(config: Config) -> Path:
@@ -203,7 +216,9 @@ def _loop(
     envs_per_seed = parts.env.spec.envs
     last = -(-schedule.steps // envs_per_seed)
     on_device = parts.replay.placement == "device"
-    update = captured(learner.update, parts.device) if on_device else learner.update
+    updates = [learner.update_first, learner.update]
+    if on_device:
+        updates = [captured(update, parts.device) for update in updates]
     sync = captured(learner.sync, parts.device)
     done, iteration = updates_by(config, first * envs_per_seed), first
 
@@ -221,10 +236,10 @@ def _loop(
             collector.step()
             wanted = updates_by(config, steps)
             if steps - first * envs_per_seed >= refill:
-                for _ in range(wanted - done):
-                    update()
+                for number in range(done + 1, wanted + 1):
+                    updates[number % schedule.policy_every == 0]()
             done = wanted
-            if due(schedule.target_every):
+            if schedule.target_rate == 1.0 and due(schedule.target_every):
                 sync()
             end = iteration == last
             if due(config.log.every) or end:

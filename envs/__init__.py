@@ -11,7 +11,16 @@ from typing import get_args
 
 import torch
 
-from cerl.config import AtariEnv, CatchEnv, EnvConfig, GymEnv, MinAtarEnv
+from cerl.config import (
+    AtariEnv,
+    CatchEnv,
+    DmcEnv,
+    EnvConfig,
+    GymEnv,
+    MinAtarEnv,
+    MujocoEnv,
+    PointMassEnv,
+)
 from cerl.envs.api import VecEnv
 
 
@@ -42,6 +51,14 @@ def make(
             from cerl.envs.gym import Gym
 
             return Gym(config, seeds=seeds, salt=salt, device=device)
+        case PointMassEnv():
+            from cerl.envs.point_mass import PointMass
+
+            return PointMass(config, seeds=seeds, salt=salt, device=device)
+        case MujocoEnv() | DmcEnv():
+            from cerl.envs.control import Control
+
+            return Control(config, seeds=seeds, salt=salt, device=device)
     raise TypeError(f"expected one of cerl.config's environments, got {type(config).__name__}")
 
 
@@ -67,16 +84,22 @@ def atari_games() -> list[str]:
 def available() -> dict[str, list[str]]:
     """Names that `env.name` may have, by family.
 
-    Returns: for Atari a note with the pip command where no back end is installed; for gymnasium its
-             built-in ids with discrete actions that need no further package (any registered id
-             works).
+    Returns: a note with the pip command where no back end of a family is installed; for gymnasium
+             its built-in ids that need no further package (any registered id works).
     """
+    from cerl.envs.dmc import TASKS
     from cerl.envs.gym import builtin_ids
+    from cerl.envs.mujoco import robot_ids
 
-    note = "none: pip install 'cerl[atari]'"
+    pool, control = _package_folder("envpool"), _package_folder("dm_control")
+    # The linear quadratic regulator's actions are unbounded.
+    suite = [task for task in TASKS if not task.startswith("lqr-")]
     return {
         "catch": list(get_args(CatchEnv.model_fields["name"].annotation)),
         "minatar": list(get_args(MinAtarEnv.model_fields["name"].annotation)),
-        "atari": atari_games() or [note],
+        "atari": atari_games() or ["none: pip install 'cerl[atari]'"],
         "gym": builtin_ids(),
+        "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
+        "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
+        "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],
     }

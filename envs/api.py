@@ -3,7 +3,7 @@
 The step after an episode's last one ignores its action and returns the first observation of the
 next episode with reward 0 and both flags False (gymnasium's NEXT_STEP autoreset). A device-resident
 environment never syncs with the host, mutates its state tensors in place and steps inside a CUDA
-graph.
+graph. Continuous actions are in [-1, 1]; adapters scale them to the simulator's own bounds.
 """
 
 from typing import Any, Protocol
@@ -28,8 +28,8 @@ class VecEnv(Protocol):
     def step(self, action: Tensor) -> Step:
         """Advances every environment by one agent step.
 
-        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an
-                 episode.
+        Args:    action [S, E] int64 in [0, spec.actions), or where spec.continuous [S, E, actions]
+                 float32 in [-1, 1]; ignored where the last step ended an episode.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Gymnasium environments with discrete actions: S x E simulators of one registered id, in turn.
+"""Gymnasium environments with discrete or Box actions: S x E simulators of one id, in turn.
 
 The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its
 own for every simulator. Classic control and toy text are saved and restored exactly, by what their
@@ -17,7 +17,15 @@ from torch import Tensor
 
 from cerl.config import GymEnv
 from cerl.data import EnvSpec, Step
-from cerl.envs.host import Outbox, host_actions, nearest, simulator_seeds
+from cerl.envs.host import (
+    Bounds,
+    Outbox,
+    host_actions,
+    host_controls,
+    nearest,
+    simulator_seeds,
+)
+from cerl.envs.watch import Watch
 
 # Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
 _EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
@@ -34,8 +42,8 @@ _CONSTANT = frozenset(["P"])
 def _make(config: GymEnv) -> gymnasium.Env:
     """One simulator, its observations an array.
 
-    Raises:  ValueError on an unknown id, actions that are not discrete, observations that are no
-             array.
+    Raises:  ValueError on an unknown id, actions that are neither discrete nor continuous,
+             observations that are no array.
     """
     name = config.name
     try:
@@ -50,10 +58,12 @@ def _make(config: GymEnv) -> gymnasium.Env:
             f"env.name: gymnasium has no environment {name!r}{close}; `cerl list` prints its own, "
             f"module:Id imports the module that registers it first ({error})"
         ) from error
-    if not isinstance(env.action_space, spaces.Discrete):
+    space = env.action_space
+    continuous = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if not continuous and not isinstance(space, spaces.Discrete):
         raise ValueError(
-            f"env.name: expected discrete actions, got {env.action_space} of {name}; "
-            "choose an id with a Discrete action space"
+            f"env.name: expected discrete actions or a Box of floats, got {space} of {name}; "
+            "choose an id with one of these action spaces"
         )
     if isinstance(env.observation_space, spaces.Box):
         return env
@@ -77,19 +87,13 @@ def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
 
 
 def builtin_ids() -> list[str]:
-    """Gymnasium's own ids with discrete actions that need no further package, newest versions."""
+    """Gymnasium's own ids that need no further package, newest versions."""
     newest: dict[str, Any] = {}
     for spec in gymnasium.registry.values():
         old = newest.get(spec.name)
         if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_EXACT):
             newest[spec.name] = max(spec, old, key=lambda s: s.version or 0) if old else spec
-    ids = []
-    for spec in newest.values():
-        env = gymnasium.make(spec.id, disable_env_checker=True)
-        if isinstance(env.action_space, spaces.Discrete):
-            ids.append(spec.id)
-        env.close()
-    return sorted(ids)
+    return sorted(spec.id for spec in newest.values())
 
 
 def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.dtype]:
@@ -167,12 +171,13 @@ class Gym:
 
     Observations: a Box as it is (uint8 and bool stay, other numbers become float32), Discrete and
     MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
-    Steps have memory of their own: they stay valid as long as somebody holds them.
+    Actions: Discrete, or a Box of floats, flattened and scaled from [-1, 1] to its bounds. Steps
+    have memory of their own: they stay valid as long as somebody holds them.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
              seed.
-    Raises:  ValueError on an unknown id, actions that are not discrete, observations without a
-             fixed size; ImportError where a package is missing.
+    Raises:  ValueError on an unknown id, actions that are neither discrete nor bounded floats,
+             observations without a fixed size; ImportError where a package is missing.
     """
 
     def __init__(
@@ -188,9 +193,15 @@ class Gym:
         self._seeded = False
         self._envs = [_make(config) for _ in range(len(seeds) * config.envs)]
         env = self._envs[0]
-        assert isinstance(env.action_space, spaces.Discrete)  # _make checks it
-        assert isinstance(env.observation_space, spaces.Box)
-        self._first_action = int(env.action_space.start)
+        assert isinstance(env.observation_space, spaces.Box)  # _make sees to it
+        self._actions = env.action_space
+        self._bounds: Bounds | None = None
+        if isinstance(self._actions, spaces.Box):
+            self._bounds = Bounds(self._actions.low, self._actions.high, name=config.name)
+            count = len(self._bounds.low)
+        else:
+            assert isinstance(self._actions, spaces.Discrete)  # _make checks it
+            count = int(self._actions.n)
         flattened = isinstance(env, gymnasium.wrappers.FlattenObservation)
         parts = _parts(env.env.observation_space if flattened else env.observation_space)
         flags = not any(isinstance(part, spaces.Box) for part in parts)
@@ -199,12 +210,14 @@ class Gym:
             name=config.name,
             observation=shape,
             dtype=dtype,
-            actions=int(env.action_space.n),
+            actions=count,
             envs=config.envs,
             frames=1,
             resident=False,
             exact_state=_exact(env),
+            continuous=self._bounds is not None,
         )
+        self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
         self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
         count = len(self._envs)
         self._shape = env.observation_space.shape  # as the simulator gives it
@@ -212,10 +225,6 @@ class Gym:
         self._reward = np.zeros(count, dtype=np.float64)
         self._terminated = np.zeros(count, dtype=bool)
         self._truncated = np.zeros(count, dtype=bool)
-
-    def _where(self, index: int) -> str:
-        seed, env = divmod(index, self._config.envs)
-        return f"{self._config.name}, seed {self._seeds[seed]}, environment {env}"
 
     def _receive(self, index: int, obs: Any, reward: Any) -> None:
         """Takes a simulator's results over.
@@ -226,29 +235,33 @@ class Gym:
         whole = self._obs.dtype.kind != "f"
         if values.shape != self._shape or (whole and values.dtype.kind == "f"):
             raise RuntimeError(
-                f"{self._where(index)}: expected an observation of shape {self._shape}"
+                f"{self._watch.where(index)}: expected an observation of shape {self._shape}"
                 f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
                 "the simulator contradicts its observation_space"
             )
         self._obs[index] = values
         self._reward[index] = reward
 
-    def _check_finite(self) -> None:
-        for what, values in (("observation", self._obs), ("reward", self._reward)):
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                index = np.argwhere(~np.isfinite(values))[0][0]
-                raise RuntimeError(
-                    f"{self._where(index)}: expected a finite {what}, got {values[index]}; the "
-                    "simulator diverged or divides by zero"
-                )
-
     def _reset_one(self, index: int, seed: int | None) -> None:
         obs, _ = self._envs[index].reset(seed=seed)
         self._receive(index, obs, 0.0)
         self._terminated[index] = self._truncated[index] = False
 
+    def _controls(self, action: Tensor, ended: np.ndarray) -> tuple[list[Any], np.ndarray]:
+        """What every simulator takes, and where the action was not finite, [S * E] bool."""
+        name, count, space = self._config.name, self.spec.actions, self._actions
+        ignored = ended.reshape(len(self._seeds), self._config.envs)
+        if self._bounds is None:
+            values = host_actions(action, name=name, count=count, ignored=ignored).reshape(-1)
+            assert isinstance(space, spaces.Discrete)
+            return (values + space.start).tolist(), np.zeros_like(ended)
+        controls = host_controls(action, name=name, count=count, ignored=ignored)
+        controls, bad = self._watch.controls(controls)
+        assert isinstance(space, spaces.Box)
+        values = self._bounds.scale(controls).astype(space.dtype)
+        return list(values.reshape(-1, *space.shape)), bad
+
     def _send(self) -> Step:
-        self._check_finite()
         return self._outbox.send(self._obs, self._reward, self._terminated, self._truncated)
 
     def reset(self) -> Step:
@@ -261,30 +274,32 @@ class Gym:
             self._seeded = True
         for index, seed in enumerate(seeds):
             self._reset_one(index, seed)
+        fresh = np.ones_like(self._terminated)
+        self._watch.results(self._obs, self._reward, self._obs, fresh=fresh)
         return self._send()
 
     def step(self, action: Tensor) -> Step:
         """Advances every simulator by one agent step.
 
-        Args:    action [S, E] int64 in [0, spec.actions) on any device; ignored where the last step
-                 ended an episode.
+        Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
+                 [-1, 1], on any device; ignored where the last step ended an episode.
         Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError on
-                 observations or rewards that are not finite, naming the simulator.
+                 what is not finite, naming the simulator, unless `diverged` is "cut".
         """
         ended = self._terminated | self._truncated
-        shape = (len(self._seeds), self._config.envs)
-        actions = host_actions(
-            action, name=self._config.name, count=self.spec.actions, ignored=ended.reshape(shape)
-        ).reshape(-1)
+        actions, bad = self._controls(action, ended)
+        before = self._obs.copy()
         for index, env in enumerate(self._envs):
             if ended[index]:
                 self._reset_one(index, None)
                 continue
-            act = int(actions[index]) + self._first_action
-            obs, reward, terminated, truncated, _ = env.step(act)
+            obs, reward, terminated, truncated, _ = env.step(actions[index])
             self._receive(index, obs, reward)
             self._terminated[index] = terminated
             self._truncated[index] = truncated and not terminated
+        cut = bad | self._watch.results(self._obs, self._reward, before, fresh=ended)
+        self._terminated &= ~cut
+        self._truncated |= cut
         return self._send()
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,6 +308,7 @@ class Gym:
         if self.spec.exact_state:
             state["seeded"] = self._seeded
             state["ended"] = torch.from_numpy(np.stack([self._terminated, self._truncated]))
+            state["obs"] = torch.from_numpy(self._obs.copy())
             state["simulators"] = [_save(env) for env in self._envs]
         return state
 
@@ -315,6 +331,7 @@ class Gym:
         for env, saved in zip(self._envs, state["simulators"], strict=True):
             _restore(env, saved)
         self._terminated[:], self._truncated[:] = state["ended"].cpu().numpy()
+        self._obs[:] = state["obs"].cpu().numpy()
         return None
 
     def close(self) -> None:

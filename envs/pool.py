@@ -19,8 +19,6 @@ What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine'
 - Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
 """
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,7 +29,7 @@ from torch import Tensor
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
 from cerl.envs.ale import AleGames, camel_case, check_known, fire_action
-from cerl.envs.host import Outbox, host_actions, simulator_seeds
+from cerl.envs.host import Outbox, host_actions, simulator_seeds, worker_threads
 
 
 class Games(Protocol):
@@ -166,8 +164,7 @@ class AtariPool:
         seeds = simulator_seeds(
             self._seeds, salt=self._salt, envs=config.envs, generation=self._generation
         )
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        threads = config.threads or min(len(seeds), cores)
+        threads = worker_threads(config.threads, simulators=len(seeds))
         make = EnvPoolGames if config.backend == "envpool" else AleGames
         return make(config, seeds=seeds, threads=threads)
 

@@ -21,8 +21,9 @@ _NEVER = 1 << 62
 class Game(NamedTuple):
     """Rules as pure functions. States are NamedTuples of tensors [G, ...]; uniforms are in [0, 1).
 
-    `reset(u [G, reset_draws]) -> state`; `step(state, action [G] int64, u [G, draws]) -> (state,
+    `reset(u [G, reset_draws]) -> state`; `step(state, action, u [G, draws]) -> (state,
     reward [G] float32, terminal [G] bool)`; `observe(state) -> [G, *observation]` of type `dtype`.
+    An action is an id, [G] int64, or with `components` [G, components] float32 in [-1, 1].
     Only pointwise operations and small reductions, no shape and no branch that depends on data. A
     step from a finished game may return anything, but must not fail.
     """
@@ -33,14 +34,15 @@ class Game(NamedTuple):
     draws: int  # uniforms that one step may use
     reset_draws: int  # uniforms that one reset may use
     observation: tuple[int, ...]
-    actions: tuple[int, ...]  # the game's id of each action on offer
+    actions: tuple[int, ...] = ()  # the game's id of each action on offer
     dtype: torch.dtype = torch.bool
+    components: int = 0  # of a continuous action; 0: actions are discrete
 
 
 class Memory(NamedTuple):
     """What a game's rules do not know about the game under way."""
 
-    last_action: Tensor  # [G] int64, game's id; survives a reset, as in MinAtar
+    last_action: Tensor  # [G] int64, game's id, or [G, A]; survives a reset, as in MinAtar
     done: Tensor  # [G] bool, the last step ended an episode
     elapsed: Tensor  # [G] int64, agent steps of the episode
 
@@ -49,11 +51,13 @@ class Resident:
     """A VecEnv of S x E copies of one game, on any device, exactly restorable.
 
     Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced
-             by the last one executed (at first id 0); time_limit in agent steps (0: none), reaching
+             by the last one executed (at first 0); time_limit in agent steps (0: none), reaching
              it truncates unless the game ends by itself; salt separates consumers (training,
              evaluation) of one seed; fuse compiles the step into few kernels (None: on CUDA only),
-             the numbers are the same.
-    Raises:  ValueError for no seed, no game, or action ids outside 0..7.
+             the numbers are the same, fractions to
+             rounding.
+    Raises:  ValueError for no seed, no game, action ids outside 0..7, or a game whose actions are
+             both ids and continuous, or neither.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Resident:
         device: torch.device | str,
         fuse: bool | None = None,
     ) -> None:
-        if max(game.actions) > 7 or min(game.actions) < 0 or len(game.actions) > 8:
+        if bool(game.actions) == bool(game.components):
+            raise ValueError(f"{name}: expected either action ids or components, got {game}")
+        if not set(game.actions) <= set(range(8)) or len(game.actions) > 8:
             raise ValueError(f"{name}: expected at most 8 action ids in 0..7, got {game.actions}")
         if not seeds or envs < 1:
             raise ValueError(
@@ -80,12 +86,23 @@ class Resident:
         games = len(seeds) * envs
         self._game, self._sticky, self._limit = game, sticky, time_limit or _NEVER
         self._shape = (len(seeds), envs)
+        self._spec = EnvSpec(
+            name=name,
+            observation=game.observation,
+            dtype=game.dtype,
+            actions=len(game.actions) or game.components,
+            envs=envs,
+            frames=1,
+            resident=True,
+            exact_state=True,
+            continuous=game.components > 0,
+        )
         self._key = draw.seed_keys(seeds, salt=salt, device=device)
         # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
         self._grid = torch.arange(envs * self.columns, device=device).view(1, envs, self.columns)
         self._counter = torch.zeros((), dtype=torch.int64, device=device)
         self._memory = Memory(
-            last_action=torch.zeros(games, dtype=torch.int64, device=device),
+            last_action=self._spec.action(games, device=device),
             done=torch.ones(games, dtype=torch.bool, device=device),
             elapsed=torch.zeros(games, dtype=torch.int64, device=device),
         )
@@ -94,17 +111,7 @@ class Resident:
         self._state = type(blank)(
             *(torch.empty(f.shape, dtype=f.dtype, device=device).copy_(f) for f in blank)
         )
-        self._idle = torch.zeros(self._shape, dtype=torch.int64, device=device)
-        self._spec = EnvSpec(
-            name=name,
-            observation=game.observation,
-            dtype=game.dtype,
-            actions=len(game.actions),
-            envs=envs,
-            frames=1,
-            resident=True,
-            exact_state=True,
-        )
+        self._idle = self._spec.action(*self._shape, device=device)
         fuse = device.type == "cuda" if fuse is None else fuse
         self._advance: Callable[[Tensor], Step] = self._eager
         if fuse:
@@ -134,19 +141,27 @@ class Resident:
     def step(self, action: Tensor) -> Step:
         """Advances every game by one agent step.
 
-        Args:    action [S, E] int64 in [0, spec.actions); ignored where the last step ended an
-                 episode.
+        Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
+                 [-1, 1]; ignored where the last step ended an episode. NaN passes and stays in its
+                 environment until the episode's end.
         Raises:  ValueError for another shape or type, and on the CPU for an action out of range (on
                  CUDA the test would wait for the device: such an action is then undefined).
         """
-        if action.shape != self._shape or action.dtype != torch.int64:
+        idle = self._idle
+        if action.shape != idle.shape or action.dtype != idle.dtype:
+            axes = "[S, E, A]" if self._spec.continuous else "[S, E]"
             raise ValueError(
-                f"{self._spec.name}: expected actions [S, E] = {list(self._shape)} of torch.int64, "
+                f"{self._spec.name}: expected actions {axes} = {list(idle.shape)} of {idle.dtype}, "
                 f"got {list(action.shape)} of {action.dtype}; one action per seed and environment"
             )
         if action.device.type == "cpu":
             low, high = action.aminmax()
-            if low < 0 or high >= self._spec.actions:
+            if self._spec.continuous and (low < -1 or high > 1):
+                raise ValueError(
+                    f"{self._spec.name}: expected actions in [-1, 1], got {low:g}..{high:g}; "
+                    "squash or clip them"
+                )
+            if not self._spec.continuous and (low < 0 or high >= self._spec.actions):
                 raise ValueError(
                     f"{self._spec.name}: expected actions in 0..{self._spec.actions - 1}, got "
                     f"{int(low)}..{int(high)}; `full_actions` offers all six of MinAtar"
@@ -189,7 +204,7 @@ class Resident:
 
     def _eager(self, action: Tensor) -> Step:
         u = self.draws().flatten(0, 1)  # [G, columns]
-        memory, state, reward, terminated, truncated = self._transition(action.flatten(), u)
+        memory, state, reward, terminated, truncated = self._transition(action.flatten(0, 1), u)
         obs = self._game.observe(state)
         for old, new in zip((*self._memory, *self._state), (*memory, *state), strict=True):
             old.copy_(new)
@@ -200,9 +215,9 @@ class Resident:
 
     def _transition(self, action: Tensor, u: Tensor) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
         game, over = self._game, self._memory.done
-        executed = _game_id(game.actions, action)
+        executed = action if game.components else _game_id(game.actions, action)
         if self._sticky > 0:
-            executed = torch.where(u[:, 0] < self._sticky, self._memory.last_action, executed)
+            executed = _choose(u[:, 0] < self._sticky, self._memory.last_action, executed)
         played, reward, terminal = game.step(self._state, executed, u[:, 1 : 1 + game.draws])
         fresh = game.reset(u[:, 1 : 1 + game.reset_draws])
         state = type(played)(*(_choose(over, a, b) for a, b in zip(fresh, played, strict=True)))
@@ -211,7 +226,7 @@ class Resident:
         terminated = terminal & playing
         truncated = (elapsed >= self._limit) & ~terminated & playing
         memory = Memory(
-            last_action=torch.where(over, self._memory.last_action, executed),
+            last_action=_choose(over, self._memory.last_action, executed),
             done=terminated | truncated,
             elapsed=elapsed,
         )
@@ -226,5 +241,5 @@ def _game_id(actions: tuple[int, ...], action: Tensor) -> Tensor:
     return (table >> 4 * action) & 15
 
 
-def _choose(over: Tensor, fresh: Tensor, played: Tensor) -> Tensor:
-    return torch.where(over.view(-1, *([1] * (played.dim() - 1))), fresh, played)
+def _choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(which.view(-1, *([1] * (other.dim() - 1))), one, other)

@@ -12,8 +12,9 @@ from cerl.data import EnvSpec, Step
 class Scripted:
     """Plays episode k of environment e of a seed for `length(seed, e, k)` steps.
 
-    `reward(seed, e, k, t, action)`; `terminal(seed, e, k)`, else the episode is truncated. An
-    observation is (seed, e, k, t) in float32. Keeps the actions of every step in `taken`.
+    `reward(seed, e, k, t, action)`, the action an int or, where continuous, a list of floats;
+    `terminal(seed, e, k)`, else the episode is truncated. An observation is (seed, e, k, t) in
+    float32. Keeps the actions of every step in `taken`.
     """
 
     def __init__(
@@ -22,15 +23,24 @@ class Scripted:
         seeds: Sequence[int],
         envs: int,
         length: Callable[[int, int, int], int],
-        reward: Callable[[int, int, int, int, int], float],
+        reward: Callable[[int, int, int, int, Any], float],
         terminal: Callable[[int, int, int], bool] = lambda seed, e, k: True,
         actions: int = 3,
         resident: bool = False,
         exact: bool = True,
+        continuous: bool = False,
     ) -> None:
         self.seeds, self.length, self.reward, self.terminal = list(seeds), length, reward, terminal
         self.spec = EnvSpec(
-            "scripted", (4,), torch.float32, actions, envs, 1, resident, exact_state=exact
+            "scripted",
+            (4,),
+            torch.float32,
+            actions,
+            envs,
+            1,
+            resident,
+            exact_state=exact,
+            continuous=continuous,
         )
         self.episode = [[-1] * envs for _ in self.seeds]
         self.time = [[0] * envs for _ in self.seeds]
@@ -56,7 +66,7 @@ class Scripted:
                     self.time[s][e], self.over[s][e] = 0, False
                 else:
                     k, t = self.episode[s][e], self.time[s][e]
-                    reward[s, e] = self.reward(seed, e, k, t, int(action[s, e]))
+                    reward[s, e] = self.reward(seed, e, k, t, action[s, e].tolist())
                     self.time[s][e] = t + 1
                     self.over[s][e] = t + 1 == self.length(seed, e, k)
                     if self.over[s][e]:

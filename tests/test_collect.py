@@ -8,14 +8,17 @@ from scripted import Chain, Scripted
 
 from cerl import draw, explore
 from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.sac import SAC
 from cerl.collect import Collector
 from cerl.config import (
     Config,
     EnsembleConfig,
+    EvalConfig,
     ExploreConfig,
     LossConfig,
     NetConfig,
     OptimConfig,
+    PointMassEnv,
     ReplayConfig,
 )
 from cerl.learn import Learner
@@ -185,6 +188,101 @@ def test_a_monte_carlo_value_by_hand():
     done = {name: float(value) for name, value in ours.take_finished().items()}
     assert done["episodes"] == 1 and done["return"] == 7 and done["length"] == 3
     assert done["mc"] == pytest.approx((3 + 4 + 4) / 3) and done["value"] == pytest.approx(5)
+
+
+def test_bonuses_count_in_the_returns_of_the_steps_before_their_own():
+    # Rewards 1, 2, 4 and a bonus of 10 a step at gamma 1/2: the last return is 4, the one before
+    # 2 + (4 + 10) / 2 = 9, the first 1 + (2 + 10) / 2 + (4 + 10) / 4 = 10.5.
+    env = Scripted(
+        seeds=[0], envs=1, length=lambda *_: 3, reward=lambda s, e, k, t, a: 2.0**t, actions=3
+    )
+    cfg = config((0,), members=1)
+    keys = draw.seed_keys([0])
+    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    replay = Replay(env.spec, keys=keys, capacity=50, device=CPU)
+    ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
+    plain = agent.act
+    agent.act = lambda *a, **k: plain(*a, **k)._replace(bonus=torch.full((1, 1), 10.0))
+    for _ in range(4):
+        ours.step()
+    done = ours.take_finished()
+    assert float(done["mc"]) == pytest.approx((10.5 + 9 + 4) / 3)
+    assert float(done["return"]) == 7
+
+
+def test_continuous_actions_go_where_the_discrete_ones_go():
+    env = Scripted(
+        seeds=[3, 5],
+        envs=E,
+        length=length,
+        reward=lambda s, e, k, t, a: a[0] - a[1],
+        actions=2,
+        continuous=True,
+    )
+    cfg = Config(
+        agent="sac",
+        seeds=(3, 5),
+        env=PointMassEnv(envs=E),
+        net=NetConfig(hidden=(8,)),
+        ensemble=EnsembleConfig(members=N),
+        loss=LossConfig(kind="mse"),
+        replay=ReplayConfig(capacity=100, start=10),
+        explore=ExploreConfig(start=1.0, end=0.0, hold=19, decay=1),
+        eval=EvalConfig(policies=("individual",)),
+    )
+    keys = draw.seed_keys(cfg.seeds)
+    agent = SAC(cfg, env.spec, device=CPU)
+    replay = Replay(env.spec, keys=keys, capacity=100, device=CPU)
+    ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
+    for _ in range(30):
+        ours.step()
+    assert replay.action.shape == (2, 50, E, 2) and replay.action.dtype == torch.float32
+    for step in range(30):
+        assert torch.equal(replay.action[:, step], env.taken[step])
+        gained = torch.where(
+            replay.real[:, step], env.taken[step][..., 0] - env.taken[step][..., 1], 0.0
+        )
+        torch.testing.assert_close(replay.reward[:, step], gained)
+        noise = explore.continuous_noise(
+            keys, torch.tensor(step), envs=E, actions=2, eps=0.5, samples=1, policies=1
+        )
+        drawn = bool((replay.action[:, step] == noise.action).all())
+        assert drawn == (step * E < 20)
+    window = replay.sample(step=torch.tensor(0), batch=7, context=1, ahead=2)
+    assert window.action.shape == (2, 1, 7, 4, 2)
+    at = window.row // E - replay.total + 30, window.row % E
+    for s in range(2):
+        for b in range(7):
+            time, e = int(at[0][s, 0, b]), int(at[1][s, 0, b])
+            assert torch.equal(window.action[s, 0, b], replay.action[s, time - 1 : time + 3, e])
+
+
+def test_actions_that_are_not_finite_do_not_reach_replay():
+    env = Scripted(
+        seeds=[3], envs=E, length=length, reward=lambda *_: 0.0, actions=2, continuous=True
+    )
+    cfg = Config(
+        agent="sac",
+        seeds=(3,),
+        env=PointMassEnv(envs=E),
+        net=NetConfig(hidden=(8,)),
+        loss=LossConfig(kind="mse"),
+        replay=ReplayConfig(capacity=100, start=10),
+        explore=ExploreConfig(start=0.0, end=0.0, hold=0, decay=1),
+        eval=EvalConfig(policies=("individual",)),
+    )
+    keys = draw.seed_keys(cfg.seeds)
+    agent = SAC(cfg, env.spec, device=CPU)
+    net = agent.build(keys=keys)
+    with torch.no_grad():
+        net.actor.mean.weight[0, 0, :, 1] = float("nan")
+    replay = Replay(env.spec, keys=keys, capacity=100, device=CPU)
+    ours = Collector(cfg, env, agent, net, replay, keys=keys)
+    for _ in range(5):
+        ours.step()
+    assert bool(env.taken[0][..., 1].isnan().all())  # the environment is told
+    assert bool(replay.action[:, :5].isfinite().all())
+    assert not bool(replay.action[:, :5, :, 1].any()) and bool(replay.action[:, :5, :, 0].any())
 
 
 def test_members_change_between_episodes_only_or_at_every_step():

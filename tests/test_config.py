@@ -140,9 +140,12 @@ def test_unknown_preset_names_the_nearest():
         ({"loss.gamma": 2}, "loss.gamma: expected less than or equal to 1, got 2"),
         ({"loss.double": "yes"}, "loss.double: expected true or false, got 'yes'"),
         ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
-        ({"loss.kind": "hubr"}, "loss.kind: expected huber or mse, got 'hubr'; did you mean huber"),
-        ({"eval.policies": ["vot"]}, "mean or random, got 'vot'; did you mean vote?"),
-        ({"env.family": "minatr"}, "env.family: expected catch, minatar, atari or gym, got"),
+        (
+            {"loss.kind": "hubr"},
+            "loss.kind: expected huber, mse or mse_huber, got 'hubr'; did you mean huber",
+        ),
+        ({"eval.policies": ["vot"]}, "mean, mean_mode or random, got 'vot'; did you mean vote?"),
+        ({"env.family": "minatr"}, "atari, gym, point_mass, mujoco or dmc, got"),
         ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:NUMBER, got 'gpu'"),
         ({"device": "cuda:x"}, "device: expected"),
     ],
@@ -404,3 +407,50 @@ def test_minatar_presets_follow_their_sources():
     assert (authors.explore.end, authors.replay.start, authors.loss.double) == (0.1, 5_000, False)
     assert authors.optim.momentum == authors.optim.decay == 0.95
     assert math.sqrt(authors.optim.eps) == pytest.approx(0.01)
+
+
+def test_agents_and_their_options_have_to_fit():
+    sac = {"agent": "sac"}
+    text = refusal("minatar/ddqn", **sac)
+    assert "agent: sac chooses continuous actions, and those of minatar are discrete" in text
+    assert "agent: dqn chooses discrete actions, and those of mujoco" in refusal(
+        "mujoco/sac", agent="dqn"
+    )
+    point = "point_mass/cerl"
+    for change, message in {
+        "loss__kind=huber": "expected mse or mse_huber with agent sac, got huber",
+        "loss__target_critics=3": "expected at most net.critics (2), got 3",
+        "net__log_std_min=2.0": "expected below net.log_std_max (2), got 2",
+        "ensemble__shared_layers=1": "share no layers",
+    }.items():
+        key, _, value = change.partition("=")
+        number = float(value) if "." in value else value
+        number = int(value) if value.isdecimal() else number
+        assert message in refusal(point, **{key: number})
+    assert "continuous actions have no vote" in refusal(point, eval__policies=["vote"])
+    assert "2 or more members" in refusal("point_mass/sac", loss__spread_temperature=1.0)
+    assert "agent dqn has no policy" in refusal("catch/ddqn", schedule__policy_every=2)
+    assert "only agent sac samples" in refusal("catch/ddqn", eval__policies=["mean_mode"])
+    assert "mse_huber is known to agent sac" in refusal("catch/ddqn", loss__kind="mse_huber")
+    assert "orthogonal is known to agent sac" in refusal("catch/ddqn", net__init="orthogonal")
+    assert "eval.share" in refusal("catch/ddqn", eval__share=True, eval__steps=100)
+
+
+def test_the_papers_continuous_presets_are_the_specification():
+    cerl = load("mujoco/cerl")
+    assert cerl.net.hidden == (256, 256) and cerl.net.init == "orthogonal"
+    assert (cerl.net.log_std, cerl.net.log_std_min, cerl.net.log_std_max) == ("tanh", -10, 2)
+    assert (cerl.loss.kind, cerl.loss.huber_delta, cerl.loss.target_entropy) == (
+        "mse_huber",
+        10.0,
+        -0.5,
+    )
+    assert (cerl.optim.name, cerl.optim.lr, cerl.optim.eps) == ("adam", 3e-4, 1e-8)
+    assert (cerl.replay.capacity, cerl.replay.batch) == (200_000, 256)
+    assert (cerl.ensemble.members, cerl.ensemble.heads) == (10, "cerl")
+    assert (cerl.eval.every, cerl.eval.episodes, cerl.eval.share) == (20_000, 30, True)
+    tandem = load("mujoco/tandem").ensemble
+    assert (tandem.members, tandem.duty, tandem.active_probability) == (2, "tandem", 0.9)
+    standard = load("mujoco/standard-sac")
+    assert standard.replay.capacity == 1_000_000 and standard.loss.target_entropy == -1.0
+    assert "individual_mode" in standard.eval.policies

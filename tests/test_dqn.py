@@ -501,7 +501,7 @@ def after_updates(cfg, data, *, clip=0.0, updates=5):
     state = {f"net {k}": v.detach() for k, v in learner.net.named_parameters()}
     state |= {f"target {k}": v for k, v in learner.target.named_parameters()}
     for moment in ("first", "second"):
-        values = getattr(learner.optimiser, moment)
+        values = getattr(learner.optimisers[0][0], moment)
         state |= {f"{moment} {k}": v for k, v in enumerate(values)}
     return state
 
@@ -604,7 +604,7 @@ def test_the_member_on_duty_acts_greedily_with_its_own_head(heads):
         mine = q[s, member[s, e], e].tolist()
         assert int(decision.action[s, e]) == mine.index(max(mine))
         assert float(decision.value[s, e]) == pytest.approx(max(mine), abs=1e-6)
-    assert float(decision.entropy.sum()) == 0
+    assert float(decision.diversity.sum()) == 0
 
 
 def test_ties_go_to_the_first_action():
@@ -637,7 +637,7 @@ def test_the_vote_takes_the_most_frequent_greedy_action():
     decision, _ = act(agent, net, torch.full((1, 30), 5), evaluating=("vote",))
     assert decision.action.tolist() == [[2] * 30]
     want = -(0.6 * math.log(0.6) + 2 * 0.2 * math.log(0.2))
-    assert decision.entropy[0].tolist() == pytest.approx([want] * 30, abs=1e-6)
+    assert decision.diversity[0].tolist() == pytest.approx([want] * 30, abs=1e-6)
 
 
 def test_ties_of_the_vote_are_broken_uniformly_among_the_tied():

@@ -5,11 +5,21 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from cerl.config import AtariEnv, CatchEnv, GymEnv, MinAtarEnv
+from cerl.config import (
+    AtariEnv,
+    CatchEnv,
+    DmcEnv,
+    GymEnv,
+    MinAtarEnv,
+    MujocoEnv,
+    PointMassEnv,
+)
 from cerl.envs.api import VecEnv
 from cerl.envs.catch import Catch
+from cerl.envs.control import Control
 from cerl.envs.gym import Gym
 from cerl.envs.minatar import MinAtar
+from cerl.envs.point_mass import PointMass
 from cerl.envs.pool import AtariPool
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
@@ -48,6 +58,33 @@ def gymnasium(name: str) -> Build:
     return build
 
 
+def point_mass(walls: bool) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        config = PointMassEnv(envs=3, walls=walls, time_limit=25)
+        return PointMass(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def mujoco(name: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        pytest.importorskip("envpool")
+        config = MujocoEnv(name=name, envs=2, time_limit=25, threads=2)
+        return Control(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def suite(backend: str, **options: object) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        pytest.importorskip(backend)
+        common = {"backend": backend, "envs": 2, "time_limit": 25, "threads": 1}
+        config = DmcEnv.model_validate({"name": "reacher-easy", **common, **options})
+        return Control(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
 BUILDERS: dict[str, Build] = {
     "catch": catch,
     "asterix": minatar("asterix"),
@@ -59,6 +96,13 @@ BUILDERS: dict[str, Build] = {
     "atari_envpool": atari("envpool"),
     "gym_cartpole": gymnasium("CartPole-v1"),
     "gym_frozen_lake": gymnasium("FrozenLake-v1"),
+    "gym_pendulum": gymnasium("Pendulum-v1"),
+    "point_mass": point_mass(walls=True),
+    "point_mass_open": point_mass(walls=False),
+    "mujoco_cheetah": mujoco("HalfCheetah-v4"),
+    "mujoco_hopper": mujoco("Hopper-v5"),
+    "dmc_envpool": suite("envpool"),
+    "dmc_package": suite("dm_control", repeat=2),
 }
 
 
@@ -77,6 +121,9 @@ def build(request):
 
 def plan(env: VecEnv, seeds: int, steps: int = STEPS) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
+    if env.spec.continuous:
+        shape = (steps, seeds, env.spec.envs, env.spec.actions)
+        return torch.rand(shape, generator=generator) * 2 - 1
     return torch.randint(0, env.spec.actions, (steps, seeds, env.spec.envs), generator=generator)
 
 
@@ -96,7 +143,7 @@ def same(a, b) -> bool:
 def test_shapes_and_types_are_those_of_the_spec(build):
     env = build()
     spec = env.spec
-    assert spec.envs >= 2 and spec.actions >= 2 and spec.frames >= 1 and spec.name
+    assert spec.envs >= 2 and spec.actions >= 2 - spec.continuous and spec.frames >= 1 and spec.name
     for step in play(env, plan(env, 2, 5)):
         assert step.obs.shape == (2, spec.envs, *spec.observation) and step.obs.dtype == spec.dtype
         assert step.reward.shape == (2, spec.envs) and step.reward.dtype == torch.float32
@@ -127,7 +174,8 @@ def test_the_action_after_an_end_is_ignored(build):
     ignored = 0
     for action in actions:
         over = last.terminated | last.truncated
-        other = torch.where(over, (action + 1) % one.spec.actions, action)
+        changed = -action if one.spec.continuous else (action + 1) % one.spec.actions
+        other = torch.where(over[..., None] if one.spec.continuous else over, changed, action)
         last = copy(one.step(action))
         assert same(last, two.step(other))
         ignored += int(over.sum())

@@ -9,7 +9,8 @@ from scripted import Scripted
 
 from cerl import draw
 from cerl.agents.dqn import DQN, scalar_value
-from cerl.config import Config, EnsembleConfig, EvalConfig, NetConfig
+from cerl.agents.sac import SAC
+from cerl.config import Config, EnsembleConfig, EvalConfig, LossConfig, NetConfig, PointMassEnv
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
 
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def test_every_lane_plays_its_episodes_and_short_ones_are_not_favoured(resident)
     ours = evaluator(cfg, [1, 2], length=length, resident=resident)
     result = ours.run()["individual"]
     assert result.returns.shape == result.lengths.shape == (2, 2, 4)
-    assert result.returns.dtype == torch.float64 and result.entropy.shape == (2, 2)
+    assert result.returns.dtype == torch.float64 and result.diversity.shape == (2, 2)
     for s in range(2):
         # building the evaluator began episode 0 everywhere, the run plays 1 and 2
         played = [[length(s, e, k) for k in (1, 2)] for e in range(4)]
@@ -94,7 +95,7 @@ def test_policies_by_hand():
     shares = (3 / 6, 2 / 6, 1 / 6)
     want = -sum(p * math.log(p) for p in shares)
     for result in results.values():
-        assert result.entropy.flatten().tolist() == pytest.approx([want] * result.entropy.numel())
+        assert result.diversity.unique().tolist() == pytest.approx([want])
 
 
 def test_ties_of_the_vote_are_broken_anew_at_every_step():
@@ -192,3 +193,60 @@ def test_environments_of_the_wrong_number_are_refused():
     with pytest.raises(ValueError, match="evaluation needs 9 environments per seed, got 4"):
         ours = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
     assert ours is None
+
+
+def test_samples_modes_and_means_of_continuous_actions():
+    """An action is its reward. Members' modes are 0.2 and 0.6, their deviations are tiny or 1."""
+    modes, deviations = torch.tensor([0.2, 0.6]), torch.tensor([-9.0, 0.0])
+    cfg = Config(
+        agent="sac",
+        seeds=(0, 1),
+        env=PointMassEnv(),
+        net=NetConfig(hidden=(), log_std="clip"),
+        ensemble=EnsembleConfig(members=2),
+        loss=LossConfig(kind="mse"),
+        eval=EvalConfig(
+            policies=("individual", "individual_mode", "mean", "mean_mode", "random"),
+            episodes=4,
+            epsilon=0.0,
+            share=True,
+        ),
+    )
+    assert lanes(cfg) == 2 * 2 + 2 * 2 + 4 + 4 + 4
+    env = Scripted(
+        seeds=cfg.seeds,
+        envs=lanes(cfg),
+        length=lambda *_: 50,
+        reward=lambda s, e, k, t, a: a[0] / 50,
+        actions=1,
+        continuous=True,
+    )
+    agent = SAC(cfg, env.spec, device=CPU)
+    net = agent.build(keys=draw.seed_keys(cfg.seeds))
+    with torch.no_grad():
+        for leaf in net.actor.parameters():
+            leaf.zero_()
+        net.actor.mean.bias.copy_(torch.atanh(modes).view(1, 2, 1).expand(2, 2, 1))
+        net.actor.log_std.bias.copy_(deviations.view(1, 2, 1).expand(2, 2, 1))
+    results = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU)).run()
+    returns = {name: result.returns for name, result in results.items()}
+    assert {name: tuple(x.shape) for name, x in returns.items()} == {
+        "individual": (2, 2, 2),
+        "individual_mode": (2, 2, 2),
+        "mean": (2, 1, 4),
+        "mean_mode": (2, 1, 4),
+        "random": (2, 1, 4),
+    }
+    want = modes.double().view(1, 2, 1).expand(2, 2, 2)
+    torch.testing.assert_close(returns["individual_mode"], want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(returns["individual"][:, 0], want[:, 0], rtol=0, atol=1e-3)
+    noisy = returns["individual"][:, 1].flatten()
+    assert len(noisy.unique()) == 4 and float((noisy - 0.6).abs().min()) > 1e-4
+    flat = torch.full((2, 1, 4), 0.4).double()
+    torch.testing.assert_close(returns["mean_mode"], flat, rtol=1e-5, atol=1e-5)
+    assert len(returns["mean"].flatten().unique()) == 8
+    members = returns["random"].flatten()
+    assert bool(((members - 0.2).abs() < 1e-3).any()) and bool(((members - 0.2).abs() > 1e-2).any())
+    # Modes differ by 0.4: their unbiased variance is 0.08.
+    torch.testing.assert_close(results["mean_mode"].diversity, torch.full((2, 1), 0.08))
+    assert bool((results["mean"].diversity != results["mean_mode"].diversity).all())

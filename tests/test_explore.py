@@ -99,3 +99,30 @@ def test_members_on_duty_have_their_frequencies():
     assert int(passive.min()) == 1
     first = explore.duty(EnsembleConfig(members=3, duty="first"), u)
     assert first.dtype == torch.int64 and int(first.max()) == 0
+
+
+def test_continuous_noise_has_the_promised_shapes_ranges_and_streams():
+    def drawn(seeds, step):
+        return explore.continuous_noise(
+            draw.seed_keys(seeds),
+            torch.tensor(step),
+            envs=500,
+            actions=3,
+            eps=0.3,
+            samples=2,
+            policies=4,
+        )
+
+    n = drawn((0, 1), 5)
+    assert n.explore.shape == n.member.shape == (2, 500) and n.action.shape == (2, 500, 3)
+    assert n.normal.shape == (2, 500, 2, 4, 3) and n.tie.numel() == 0
+    assert -1 <= float(n.action.min()) < -0.99 and 0.99 < float(n.action.max()) < 1
+    assert float(n.explore.float().mean()) == pytest.approx(0.3, abs=0.06)
+    assert float(n.normal.mean()) == pytest.approx(0, abs=0.03)
+    assert float(n.normal.std()) == pytest.approx(1, abs=0.03)
+    # Whether it explores says nothing about where to: the draws are of different columns.
+    assert abs(float(n.action[n.explore].mean())) < 0.1
+    for mine, alone in zip(n, drawn((1,), 5), strict=True):
+        assert torch.equal(mine[1:], alone)
+    later = drawn((0, 1), 6)
+    assert not torch.equal(n.normal, later.normal) and not torch.equal(n.action, later.action)

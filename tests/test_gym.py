@@ -62,6 +62,8 @@ def build(name="Probe-v0", seeds=(0,), salt=0, **options) -> Gym:
 def random_actions(env: Gym, steps: int, *, seeds: int) -> torch.Tensor:
     rng = np.random.default_rng(0)
     shape = (steps, seeds, env.spec.envs)
+    if env.spec.continuous:
+        return torch.from_numpy(rng.uniform(-1, 1, (*shape, env.spec.actions))).float()
     return torch.from_numpy(rng.integers(0, env.spec.actions, shape))
 
 
@@ -222,6 +224,101 @@ def test_actions_are_counted_from_the_space_s_start(probe):
         env.step(act(3))
 
 
+def test_continuous_actions_are_scaled_flattened_and_given_in_the_space_s_own_type(probe):
+    low, high = np.array([[-2.0, 0.0]], np.float32), np.array([[2.0, 0.4]], np.float32)
+    probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], actions=spaces.Box(low, high))
+    env = build()
+    env.reset()
+    assert env.spec.continuous and env.spec.actions == 2
+    for action in ([-1.0, -1.0], [1.0, 1.0], [0.5, 0.0]):
+        env.step(torch.tensor([[action]]))
+    taken = env._envs[0].unwrapped.taken  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(action.dtype == np.float32 and action.shape == (1, 2) for action in taken)
+    assert np.array_equal(taken[0], low) and np.array_equal(taken[1], high)
+    assert np.allclose(taken[2], [[1.0, 0.2]])
+    with pytest.raises(
+        ValueError, match=r"in \[-1, 1\], got 1.5 at seed row 0, environment 0, comp"
+    ):
+        env.step(torch.tensor([[[0.0, 1.5]]]))
+
+
+def test_a_pendulum_equals_gymnasium_s_own_vector_environment():
+    env = build("Pendulum-v1", seeds=[7, 2], envs=2, time_limit=30)
+    theirs = gymnasium.vector.SyncVectorEnv(
+        [lambda: gymnasium.make("Pendulum-v1", max_episode_steps=30)] * 4
+    )
+    seeds = simulator_seeds([7, 2], salt=0, envs=2)
+    obs, _ = theirs.reset(seed=seeds.tolist())
+    assert np.array_equal(env.reset().obs.flatten(0, 1), obs)
+    ends = 0
+    for action in random_actions(env, 70, seeds=2):
+        step = env.step(action)
+        obs, reward, terminated, truncated, _ = theirs.step(2 * action.flatten(0, 1).numpy())
+        assert np.array_equal(step.obs.flatten(0, 1), obs)
+        assert np.array_equal(step.reward.flatten(), reward.astype(np.float32))
+        assert np.array_equal(step.truncated.flatten(), truncated) and not terminated.any()
+        ends += int(step.truncated.sum())
+    assert ends == 8
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Box(-np.inf, np.inf, (2,)), "expected bounded actions, got .*inf.* of Probe-v0"),
+        (
+            spaces.Box(np.zeros(1), np.full(1, np.inf), dtype=np.float64),
+            "choose an environment with bounds",
+        ),
+        (spaces.Box(1.0, 1.0, (2,)), "whose upper bounds are above the lower ones"),
+        (spaces.Box(0, 3, (2,), np.int64), "expected discrete actions or a Box of floats, got Box"),
+        (spaces.MultiDiscrete([2, 3]), "expected discrete actions or a Box of floats, got Multi"),
+    ],
+)
+def test_actions_that_cannot_be_scaled_are_refused(probe, space, message):
+    probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], actions=space)
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_an_episode_that_diverged_is_cut_where_asked(probe):
+    values = [np.array([t, 0.0]) if t != 2 else np.array([np.nan, 0.0]) for t in range(5)]
+    probe(spaces.Box(-9, 9, (2,), np.float64), values, rewards=(1.0,))
+    env = build(diverged="cut")
+    steps = [env.reset(), env.step(act(0))]
+    with pytest.warns(RuntimeWarning, match="Probe-v0, seed 0, environment 0: .*episode is cut"):
+        steps.append(env.step(act(0)))
+    steps += [env.step(act(0)) for _ in range(2)]
+    assert [s.obs[0, 0, 0].item() for s in steps] == [0, 1, 1, 0, 1]
+    assert [s.reward.item() for s in steps] == [0, 1, 0, 0, 1]
+    assert [s.truncated.item() for s in steps] == [False, False, True, False, False]
+    assert not any(s.terminated.item() for s in steps)
+
+
+def test_a_restored_simulator_that_diverges_shows_its_last_observation():
+    env, restored = (build("CartPole-v1", diverged="cut") for _ in range(2))
+    env.reset()
+    last = env.step(act(1))
+    restored.load_state_dict(env.state_dict())
+    restored._envs[0].unwrapped.state = np.full(4, np.nan)  # pyright: ignore
+    with pytest.warns(RuntimeWarning, match="CartPole-v1, seed 0"):
+        step = restored.step(act(1))
+    assert torch.equal(step.obs, last.obs) and step.truncated.item() and not step.terminated.item()
+
+
+def test_a_policy_that_diverged_ends_its_own_episodes_only():
+    env = build("Pendulum-v1", seeds=[3, 4], diverged="cut")
+    env.reset()
+    action = torch.tensor([[[torch.nan]], [[0.5]]])
+    with pytest.warns(RuntimeWarning, match="Pendulum-v1, seed 3, .*expected a finite action"):
+        step = env.step(action)
+    assert step.truncated.tolist() == [[True], [False]] and step.obs.isfinite().all()
+    with pytest.raises(RuntimeError, match="seed 3, .*expected a finite action, got .*nan"):
+        other = build("Pendulum-v1", seeds=[3, 4])
+        other.reset()
+        other.step(action)
+
+
 def test_an_observation_or_reward_that_is_not_finite_names_the_simulator(probe):
     nan = np.array([0.0, np.nan])
     probe(spaces.Box(-1, 1, (2,), np.float64), [np.zeros(2), nan])
@@ -263,7 +360,6 @@ def test_an_observation_that_contradicts_its_space_is_refused(probe, value):
             ImportError,
             "needs a package that is missing: No module named 'no_such_module'",
         ),
-        ("Pendulum-v1", ValueError, r"expected discrete actions, got Box\(-2.0, 2.0"),
     ],
 )
 def test_an_id_that_cannot_be_used_says_why(name, error, message):
@@ -301,9 +397,9 @@ def test_make_builds_the_family_that_a_config_names():
         envs.make(AtariEnv(name="Pongg"), seeds=[0], salt=0, device="cpu")
 
 
-def test_the_list_of_ids_can_be_built_and_leaves_out_continuous_actions():
+def test_the_list_of_ids_can_be_built_and_has_the_newest_versions():
     ids = envs.available()["gym"]
-    assert {"CartPole-v1", "FrozenLake-v1", "Acrobot-v1"} <= set(ids)
-    assert not {"Pendulum-v1", "CartPole-v0"} & set(ids)
+    assert {"CartPole-v1", "FrozenLake-v1", "Acrobot-v1", "Pendulum-v1"} <= set(ids)
+    assert not {"CartPole-v0", "HalfCheetah-v5"} & set(ids)
     for name in ids:
         assert build(name).reset().obs.shape[:2] == (1, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cerl.config import EnsembleConfig
-from cerl.heads import head_table, next_values
+from cerl.heads import head_table, next_action_values, next_values, of_actors
 
 
 def table_of(kind, members=3, gamma=0.99, horizons=10):
@@ -96,3 +96,33 @@ def test_values_that_do_not_fit_the_table_are_refused():
         next_values(table, fits, torch.zeros(1, 3, 2, 1, 3, 4))
     with pytest.raises(ValueError, match="heads"):
         next_values(table_of("own_target", 3), fits, fits)
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_next_action_values_equal_a_loop_over_heads(kind, crossed):
+    seeds, members, rows = 2, 3, 5
+    table = table_of(kind, members, horizons=4)
+    generator = torch.Generator().manual_seed(1)
+    count = members if crossed else 1
+    value = torch.randn(seeds, members, count, rows, table.value_heads, generator=generator)
+    assert table.crossed == (kind in ("own_target", "single_actor"))
+    if table.crossed and not crossed:
+        with pytest.raises(ValueError, match="other members; expected 3 actions, got 1"):
+            next_action_values(table, value)
+        return
+    got = next_action_values(table, value)
+    log_p = torch.randn(seeds, members, rows, generator=generator)
+    entropy = of_actors(table, log_p)
+    assert got.shape == entropy.shape == (seeds, members, rows, table.heads)
+    for i in range(members):
+        for j in range(table.heads):
+            (actor, _), (owner, head) = RULES[kind](i, j, (i + j) % members)
+            want = value[:, owner, actor if crossed else 0, :, head]
+            assert torch.equal(got[:, i, :, j], want)
+            assert torch.equal(entropy[:, i, :, j], log_p[:, actor])
+
+
+def test_action_values_that_do_not_fit_the_table_are_refused():
+    with pytest.raises(ValueError, match="needs 1 heads of each at 1 or 3 actions"):
+        next_action_values(table_of("cerl"), torch.zeros(1, 3, 2, 5, 1))

@@ -12,6 +12,8 @@ from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
 MINATAR = EnvSpec("random", (4, 10, 10), torch.bool, 3, 8, 1, True, True)
+ROBOT = EnvSpec("random", (17,), torch.float32, 6, 1, 1, True, False, continuous=True)
+PAIR = {"seeds": (0, 1), "ensemble": {"members": 3}}
 
 
 def learner(name, spec, device, **changes):
@@ -28,6 +30,11 @@ CASES = [
     ("minatar/own-batches", MINATAR, {"seeds": (0, 1)}),
     ("minatar/young-tian", MINATAR, {"seeds": (0, 1)}),
     ("minatar/qrdqn", MINATAR, {"seeds": (0,), "ensemble": {"members": 3}}),
+    ("mujoco/cerl", ROBOT, PAIR),
+    ("mujoco/paper-cerl-own-target", ROBOT, PAIR),
+    ("mujoco/sunrise", ROBOT, PAIR),
+    ("mujoco/redq", ROBOT, {"seeds": (0, 1)}),
+    ("mujoco/standard-sac", ROBOT, {"seeds": (0, 1), "net": {"critic_norm": "layer"}}),
 ]
 
 
@@ -63,13 +70,23 @@ def test_gpu_update_agrees_with_the_cpu(name, spec, changes):
     for mine, theirs in zip(*windows, strict=True):
         assert torch.equal(mine.cpu(), theirs)
     cpu.load_state_dict(gpu.state_dict())
-    for mine, theirs in zip(gpu.grads(windows[0])[0], cpu.grads(windows[1])[0], strict=True):
-        scale = theirs.abs().max()
-        assert (mine.cpu() - theirs).abs().max() <= 1e-4 * scale + 1e-9
+    for stage in range(len(gpu.stages)):
+        grads = gpu.grads(windows[0], stage)[0], cpu.grads(windows[1], stage)[0]
+        for mine, theirs in zip(*grads, strict=True):
+            scale = theirs.abs().max()
+            assert (mine.cpu() - theirs).abs().max() <= 1e-4 * scale + 1e-9
+
+
+@pytest.mark.parametrize(("name", "spec", "changes"), CASES[3:])
+def test_update_keeps_its_types_under_autocast(name, spec, changes):
+    ours = learner(name, spec, "cpu", precision="bf16", **changes)
+    ours.update()
+    assert all(leaf.dtype == torch.float32 and leaf.isfinite().all() for leaf in ours.leaves)
 
 
 @pytest.mark.gpu
-def test_gpu_run_resumes_bitwise(tmp_path):
+@pytest.mark.parametrize("name", ["minatar/cerl", "point_mass/cerl"])
+def test_gpu_run_resumes_bitwise(tmp_path, name):
     changes = {
         "seeds": (0, 1),
         "device": "cuda",
@@ -82,7 +99,7 @@ def test_gpu_run_resumes_bitwise(tmp_path):
     }
     from test_train import assert_same, final_state, stop_at_first_checkpoint
 
-    config = load("minatar/cerl", {**changes, "out": str(tmp_path / "whole")})
+    config = load(name, {**changes, "out": str(tmp_path / "whole")})
     whole = train.train(config)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at_first_checkpoint(patch)

@@ -223,8 +223,59 @@ def test_a_seed_starts_from_the_same_parameters_alone_and_among_others():
         assert torch.equal(leaf[0], together[name][1]), name
 
 
+@pytest.mark.parametrize(("inputs", "members"), [(1, 3), (3, 3), (1, 1)])
+@pytest.mark.parametrize("own", [False, True])
+def test_critics_equal_one_product_each(inputs, members, own):
+    seeds, critics, rows = 2, 4, 5
+    layer = nn.Critics(seeds, members, critics, 6, 7)
+    nn.initialise(layer, keys=draw.seed_keys([0, 1]), scheme="fan_in")
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(seeds, inputs, critics if own else 1, rows, 6, generator=generator)
+    if own and inputs != members:
+        return  # critics of their own inputs have members of their own
+    for outputs in (None, 2):
+        y = layer(x, outputs)
+        assert y.shape == (seeds, members, critics, rows, outputs or 7)
+        for s in range(seeds):
+            for i in range(members):
+                for c in range(critics):
+                    given = x[s, i if inputs > 1 else 0, c if own else 0]
+                    want = given @ layer.weight[s, i, c] + layer.bias[s, i, c]
+                    torch.testing.assert_close(y[s, i, c], want[:, :outputs])
+
+
+def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
+    wide, tall = nn.Linear(2, 3, 4, 9), nn.Critics(2, 3, 2, 9, 4)
+    wide.gain = 1.0
+    net = torch.nn.Sequential(wide, tall)
+    nn.initialise(net, keys=draw.seed_keys([5, 3]), scheme="orthogonal")
+    weight = wide.weight.detach()
+    eye = torch.eye(4)
+    torch.testing.assert_close(weight @ weight.mT, eye.expand(2, 3, 4, 4), atol=1e-5, rtol=0)
+    columns = tall.weight.detach().mT @ tall.weight.detach()
+    torch.testing.assert_close(columns, 2.0 * eye.expand(2, 3, 2, 4, 4), atol=1e-5, rtol=0)
+    assert not tall.bias.any() and len(torch.unique(weight.flatten(2).flatten(0, 1), dim=0)) == 6
+    wide = nn.Linear(1, 3, 4, 9)
+    wide.gain = 1.0
+    again = torch.nn.Sequential(wide, nn.Critics(1, 3, 2, 9, 4))
+    nn.initialise(again, keys=draw.seed_keys([3]), scheme="orthogonal")
+    for mine, theirs in zip(again.parameters(), net.parameters(), strict=True):
+        assert torch.equal(mine[0], theirs[1])
+    with pytest.raises(ValueError, match="got a layer Conv"):
+        nn.initialise(build(config()), keys=draw.seed_keys([0]), scheme="orthogonal")
+
+
+def test_orthogonal_signs_are_uniform():
+    # Without the sign of R's diagonal, QR prefers one half of the orthogonal matrices.
+    layer = nn.Linear(1, 2000, 2, 2)
+    nn.initialise(layer, keys=draw.seed_keys([0]), scheme="orthogonal")
+    share = (layer.weight[0, :, 0, 0] > 0).float().mean()
+    assert float(share) == pytest.approx(0.5, abs=0.04)
+
+
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match="expected fan_in, xavier or variance, got 'zeros'"):
+    schemes = "expected fan_in, xavier, variance or orthogonal"
+    with pytest.raises(ValueError, match=f"{schemes}, got 'zeros'"):
         nn.initialise(build(config()), keys=draw.seed_keys([0]), scheme="zeros")
 
 

@@ -13,11 +13,14 @@ pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs triton")
 ROWS, ENVS, SEEDS = 20, 3, 2
 
 
-def ring(seed=0):
+def ring(seed=0, components=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (SEEDS, ROWS, ENVS)
+    action = torch.randint(0, 9, shape, generator=generator)
+    if components:
+        action = torch.randn(*shape, components, generator=generator)
     fields = {
-        "action": torch.randint(0, 9, shape, generator=generator),
+        "action": action,
         "reward": torch.randn(shape, generator=generator),
         "terminated": torch.rand(shape, generator=generator) < 0.2,
         "real": torch.rand(shape, generator=generator) < 0.7,
@@ -46,9 +49,9 @@ def test_hash_kernel_equals_the_definition(count):
 
 @pytest.mark.parametrize("owner", ["any", "own", "disjoint"])
 @pytest.mark.parametrize("total", [4, 13, 20, 57])
-@pytest.mark.parametrize("shape", [(1, 6, 8), (4, 5, 12)])
-def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape):
-    rows = ring()
+@pytest.mark.parametrize(("shape", "components"), [((1, 6, 8), 0), ((4, 5, 12), 3)])
+def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, components):
+    rows = ring(components=components)
     key = draw.seed_keys([3, 5], device=DEVICE)
     step, written = (torch.tensor(x, device=DEVICE) for x in (17, total))
     picked = both(

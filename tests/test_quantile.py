@@ -48,7 +48,7 @@ def test_acting_is_greedy_in_the_mean_of_the_quantiles():
         net.final.weight.zero_()
         net.final.bias.copy_(table.view(1, 2, 1, 6))
     still = torch.zeros(1, 2)
-    noise = Noise(still.bool(), still.long(), torch.zeros(1, 2, 0), still)
+    noise = Noise(still.bool(), still.long(), torch.zeros(1, 2, 0), still, still)
     member, start = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
     carry = net.encoder.carry(1, 2, dtype=torch.float32, device=torch.device("cpu"))
     with torch.no_grad():

@@ -371,3 +371,21 @@ def test_the_gpu_samples_what_the_cpu_samples(placement):
             ours = ring.sample(step=torch.tensor(k, device=device), **options)
             for x, y in zip(ours, plain.sample(step=torch.tensor(k), **options), strict=True):
                 assert x.is_cuda and torch.equal(x.cpu(), y)
+
+
+def test_continuous_actions_take_their_memory_and_are_checked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(replay_module, "check_fits", lambda wanted, *a, **k: asked.append(wanted))
+    flat = spec(2, 1, dtype=torch.float32)._replace(continuous=True, actions=6)
+    ring = Replay(flat, keys=draw.seed_keys([0, 1]), capacity=22, device=CPU)
+    rings = [ring.obs, ring.action, ring.reward, ring.terminated, ring.real, ring.member]
+    assert ring.action.shape == (2, 11, 2, 6)
+    assert asked == [sum(x.numel() * x.element_size() for x in rings)]
+    zeros = torch.zeros(2, 2)
+    action, never = flat.action(2, 2, device=CPU), zeros.bool()
+    row = Row(zeros.unsqueeze(2), action, zeros, never, never, zeros.long())
+    with pytest.raises(ValueError, match=r"action of shape \[2, 2, 6\].* got \[2, 2\]"):
+        ring.add(row._replace(action=zeros))
+    with pytest.raises(ValueError, match="action of torch.float32, got torch.int64"):
+        ring.add(row._replace(action=row.action.long()))
+    ring.add(row)

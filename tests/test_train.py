@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import checkpoint, preset, train
+from cerl import checkpoint, explore, preset, train
 from cerl.config import Config, load, load_file
 from cerl.sweep import sweep
 
@@ -24,6 +24,9 @@ TINY = {
     "eval": {"every": 80, "episodes": 2},
     "log": {"every": 40, "checkpoint_every": 120},
 }
+
+
+POLICY_LATE = {**TINY["schedule"], "updates": 3, "policy_every": 2}
 
 
 def tiny(out: Path, name: str = "catch/cerl", **changes) -> Config:
@@ -65,6 +68,9 @@ def columns_without_time(folder: Path) -> dict:
         ("catch/cerl", {}),
         ("minatar/bootdqn", {"env": {"name": "asterix", "envs": 2}, "net": {"hidden": (16,)}}),
         ("gym/cartpole", {"env": {"envs": 2}}),
+        ("gym/pendulum", {"env": {"envs": 2}}),
+        ("point_mass/cerl", {"env": {"envs": 2}}),
+        ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
     ],
 )
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
@@ -233,9 +239,10 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
         sweep([broken], tmp_path / "broken", jobs=2)
 
 
-def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path):
-    few = train.train(tiny(tmp_path / "a", seeds=(2,)))
-    many = train.train(tiny(tmp_path / "b", seeds=(0, 2, 5)))
+@pytest.mark.parametrize("name", ["catch/cerl", "point_mass/cerl"])
+def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path, name):
+    few = train.train(tiny(tmp_path / "a", name, seeds=(2,)))
+    many = train.train(tiny(tmp_path / "b", name, seeds=(0, 2, 5)))
     for key in ("action", "member", "real", "obs"):
         alone, among = (final_state(f)["replay"][key] for f in (few, many))
         # Before the first update everything is exact; afterwards products of other batch sizes
@@ -247,7 +254,7 @@ SMALL = {
     "seeds": (0,),
     "device": "cpu",
     "replay": {"capacity": 200, "batch": 2, "start": 8},
-    "schedule": {"steps": 20, "update_every": 4, "target_every": 16},
+    "schedule": {"steps": 20, "update_every": 4, "updates": 1, "target_every": 16},
     "eval": {"every": 20, "episodes": 1, "time_limit": 6, "steps": 0, "slots": 0},
     "log": {"every": 16, "checkpoint_every": 1000, "save_replay": False},
 }
@@ -259,7 +266,7 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
     changes = {**SMALL, "out": str(tmp_path), "env": {"envs": 2}}
     if config.ensemble.members > 3 and config.ensemble.heads != "multi_horizon":
         changes["ensemble"] = {"members": 3}
-    if config.env.family == "atari":
+    if config.env.family in ("atari", "mujoco", "dmc"):
         pytest.importorskip("envpool")
     if config.agent == "quantile":
         changes["loss"] = {"quantiles": 5}
@@ -270,3 +277,64 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
     assert int(state["learner"]["updates"]) == 3
     assert all(leaf.isfinite().all() for leaf in state["learner"]["net"].values())
     assert len(pq.read_table(folder / "rows.parquet")) > 0
+
+
+def test_updates_and_late_policies_are_counted(tmp_path):
+    changes = {"schedule": {"steps": 80, "update_every": 4, "updates": 5, "policy_every": 2}}
+    folder = train.train(tiny(tmp_path, "point_mass/sac", **changes))
+    state = final_state(folder)["learner"]
+    assert int(state["updates"]) == 5 * (80 - 40) // 4
+    ((critic,), (actor, alpha)) = state["optimisers"]
+    assert int(critic["count"]) == 50 and int(actor["count"]) == int(alpha["count"]) == 25
+
+
+def test_the_paper_updates_from_the_ten_thousandth_step_on():
+    config = load("mujoco/sac")
+    assert [train.updates_by(config, step) for step in (9_999, 10_000, 10_001)] == [0, 1, 2]
+    assert train.updates_by(config, 1_000_000) == 990_001
+    # Steps are counted from 1 there: the first 9,999 actions are random.
+    random = [float(explore.epsilon(config.explore, torch.tensor(t))) for t in (0, 9_998, 9_999)]
+    assert random == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gym/pendulum", {"env": {"name": "CartPole-v1"}}),
+        ("gym/cartpole", {"env": {"name": "Pendulum-v1"}}),
+    ],
+)
+def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
+    with pytest.raises(ValueError, match="agent: (sac|dqn) chooses .* and those of .*; expected"):
+        train.assemble(tiny(tmp_path, name, **changes))
+
+
+def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
+    folder = train.train(tiny(tmp_path, "point_mass/cerl"))
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    last = [r for r in rows if r["step"] == 240]
+    for policy in ("individual", "individual_mode"):
+        mine = [r for r in last if r["policy"] == policy]
+        assert {(r["seed"], r["member"]) for r in mine} == {
+            (s, m) for s in (3, 1) for m in range(5)
+        }
+        assert all(r["episodes"] == 1 for r in mine)  # two episodes shared out over five members
+    for policy in ("mean", "mean_mode"):
+        assert [(r["member"], r["episodes"]) for r in last if r["policy"] == policy] == [
+            (-1, 2)
+        ] * 2
+    names = {r["name"] for r in pq.read_table(folder / "metrics.parquet").to_pylist()}
+    assert {"log_prob_own", "action_variance_mean", "own_data_share", "value_error"} <= names
+    assert not any("vote" in name for name in names)
+
+
+def test_sac_learns_the_point_mass(tmp_path):
+    """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
+    out = {"out": str(tmp_path), "device": "cpu", "seeds": (0, 1)}
+    schedule = {"steps": 6_000}
+    evaluation = {"every": 6_000}
+    config = load("point_mass/cerl", {**out, "schedule": schedule, "eval": evaluation})
+    folder = train.train(config)
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    scores = [r["return"] for r in rows if r["step"] == 6_000 and r["policy"] == "individual_mode"]
+    assert len(scores) == 10 and min(scores) > 38 and sum(scores) / 10 > 43

@@ -114,3 +114,8 @@ def adam(
     step = torch._foreach_div(first, root)
     torch._foreach_mul_(step, scale)
     torch._foreach_sub_(leaves, step)
+
+
+def follow(leaves: Leaves, goals: Leaves, *, rate: float) -> None:
+    """Moves every leaf by a share `rate` of its distance towards its goal, in place."""
+    torch._foreach_lerp_(list(leaves), list(goals), rate)

@@ -81,7 +81,7 @@ def take(ring: Tensor, flat: Tensor) -> Tensor:
 class Scalars(NamedTuple):
     """Fields of a window's rows [S, M, B, W], and where its observations lie."""
 
-    action: Tensor  # int64
+    action: Tensor  # int64, or float32 [S, M, B, W, A]
     reward: Tensor  # float32
     terminated: Tensor  # bool
     real: Tensor  # bool
@@ -100,7 +100,10 @@ def windows(
     context: int,
     ahead: int,
 ) -> Scalars:
-    """Scalar fields of context + 1 + ahead rows around every picked one. Args: rings [S, R, E]."""
+    """Small fields of context + 1 + ahead rows around every picked one.
+
+    Args: rings [S, R, E]; that of actions [S, R, E] int64 or [S, R, E, A] float32.
+    """
     seeds, rows, envs = real.shape
     offsets = torch.arange(-context, ahead + 1, device=real.device)
     flat = ((picked.row.unsqueeze(-1) + offsets) % rows) * envs + picked.env.unsqueeze(-1)
@@ -199,6 +202,7 @@ if triton is not None:
         context,
         count,
         W: tl.constexpr,
+        A: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
         o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -208,7 +212,9 @@ if triton is not None:
         row = tl.load(p_row + slot, mask=mask, other=context) + (o % W) - context
         env = tl.load(p_env + slot, mask=mask, other=0)
         place = seed * rows * envs + (row % rows) * envs + env
-        tl.store(p_out_action + o, tl.load(p_action + place, mask=mask, other=0), mask=mask)
+        for a in tl.static_range(A):  # pyright: ignore[reportGeneralTypeIssues]
+            part = tl.load(p_action + place * A + a, mask=mask, other=0)
+            tl.store(p_out_action + o * A + a, part, mask=mask)
         tl.store(p_out_reward + o, tl.load(p_reward + place, mask=mask, other=0.0), mask=mask)
         ended = tl.load(p_terminated + place, mask=mask, other=0)
         tl.store(p_out_terminated + o, ended, mask=mask)
@@ -290,11 +296,11 @@ def windows_triton(
     width = context + 1 + ahead
     shape = (*picked.row.shape, width)
 
-    def empty(dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=real.device)
+    def empty(dtype: torch.dtype, *rest: int) -> Tensor:
+        return torch.empty(*shape, *rest, dtype=dtype, device=real.device)
 
     out = Scalars(
-        empty(torch.int64),
+        empty(action.dtype, *action.shape[3:]),
         empty(torch.float32),
         empty(torch.bool),
         empty(torch.bool),
@@ -322,6 +328,7 @@ def windows_triton(
         context,
         count,
         W=width,
+        A=action.shape[3] if action.dim() > 3 else 1,
         BLOCK=block,
     )
     return out

@@ -1,0 +1,398 @@
+"""Soft actor-critic and its ensembles: SAC, Ensemble SAC, CERL, tandem, REDQ, weighted backups.
+
+Every member has a policy, C critics and a temperature of its own. Under CERL the critics have J
+heads that regress to the other members' targets (`cerl/heads.py`); policies only ever see a
+member's own head. Haarnoja et al. 2018 (arXiv:1812.05905); Lin et al. 2024 (arXiv:2405.04342),
+whose code sums the losses of heads without the gradient scaling of the discrete agents; Chen et al.
+2021 (REDQ, arXiv:2101.05982); Lee et al. 2021 (SUNRISE, arXiv:2007.04938) for the weights.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cerl import draw, returns
+from cerl.agent import Decision, Group, Metrics, Stage
+from cerl.config import Config, NetConfig
+from cerl.data import EnvSpec, Window
+from cerl.encoder import Encoder
+from cerl.explore import Noise
+from cerl.graph import parallel
+from cerl.heads import HeadTable, head_table, next_action_values, of_actors
+from cerl.nn import Critics, LayerNorm, Linear, initialise
+from cerl.transition import Transition, learnt, transition
+
+
+class Actor(nn.Module):
+    """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
+
+    def __init__(
+        self, net: NetConfig, *, seeds: int, members: int, width: int, actions: int
+    ) -> None:
+        super().__init__()
+        self.clip, self.low, self.high = net.log_std == "clip", net.log_std_min, net.log_std_max
+        self.hidden = nn.ModuleList()
+        for size in net.hidden:
+            self.hidden.append(Linear(seeds, members, width, size))
+            width = size
+        self.mean = Linear(seeds, members, width, actions)
+        self.log_std = Linear(seeds, members, width, actions)
+        self.log_std.gain = 1.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [S, M, rows, D] -> mean and log standard deviation [S, N, rows, A]."""
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        raw = self.log_std(x)
+        if self.clip:
+            return self.mean(x), raw.clamp(self.low, self.high)
+        share = 0.5 * (1.0 + torch.tanh(raw))
+        return self.mean(x), self.low + (self.high - self.low) * share
+
+
+class Critic(nn.Module):
+    """C critics of every member on observation and action, with J value heads each."""
+
+    def __init__(self, net: NetConfig, *, seeds: int, members: int, width: int, heads: int) -> None:
+        super().__init__()
+        lead = (seeds, members, net.critics)
+        self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
+        for size in net.hidden:
+            self.hidden.append(Critics(*lead, width, size))
+            if net.critic_norm != "none":
+                self.norms.append(LayerNorm(*lead, size, affine=net.critic_norm == "layer"))
+            width = size
+        self.final = Critics(*lead, width, heads)
+
+    def layers(self, x: Tensor, action: Tensor) -> list[Tensor]:
+        """Inputs, then activations after every ReLU [S, N, C, rows, D].
+
+        Args: x [S, M, rows, D]; action [S, 1 or N, rows, A].
+        """
+        x = x.expand(-1, max(x.shape[1], action.shape[1]), -1, -1)
+        action = action.expand(-1, x.shape[1], -1, -1)
+        outputs = [torch.cat([x, action], -1).unsqueeze(2)]
+        for k, layer in enumerate(self.hidden):
+            y = layer(outputs[-1])
+            outputs.append(F.relu(self.norms[k](y) if self.norms else y))
+        return outputs
+
+    def forward(self, x: Tensor, action: Tensor, heads: int) -> Tensor:
+        """Values of the first `heads` heads [S, N, C, rows, heads]."""
+        return self.final(self.layers(x, action)[-1], heads)
+
+
+class SACNet(nn.Module):
+    """Policies, critics and log temperatures [S, N, 1] of all members."""
+
+    def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int) -> None:
+        super().__init__()
+        net, members = config.net, config.ensemble.members
+        self.encoder = Encoder(net, spec, seeds=seeds, layer_members=[])
+        width = self.encoder.width
+        self.actor = Actor(net, seeds=seeds, members=members, width=width, actions=spec.actions)
+        self.critic = Critic(
+            net, seeds=seeds, members=members, width=width + spec.actions, heads=heads
+        )
+        start = math.log(config.loss.temperature)
+        self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
+
+
+class Dice(NamedTuple):
+    """Random numbers of one update."""
+
+    later: Tensor  # [S, N, rows, A] standard normal, of the next actions
+    now: Tensor  # [S, N, rows, A] standard normal, of the policies' actions at the learnt rows
+    critics: Tensor | None  # [S, N, C] uniform, the largest pick a target's critics; None: all do
+
+
+class CriticLosses(NamedTuple):
+    """What the critics' loss is made of."""
+
+    heads: Tensor  # [S, N, C, J] mean over the batch
+    q: Tensor  # [S, N, C, rows, J] values of the actions taken
+    target: Tensor  # [S, N, rows, J]
+
+
+class PolicyLosses(NamedTuple):
+    """What the policies' and temperatures' loss is made of, means over the batch [S, N]."""
+
+    actor: Tensor
+    temperature: Tensor
+    entropy: Tensor  # nats, detached
+    value: Tensor  # of the policies' actions, detached
+
+
+def sampled(mean: Tensor, log_std: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+    """Action of a tanh-squashed Gaussian and its log-probability.
+
+    The Jacobian of the tanh is 2 (ln 2 - u - softplus(-2 u)) at the sample u before it, which
+    stays finite where 1 - tanh(u)^2 does not.
+    Args:    all [..., A]; normal, standard normal noise (0: the mode).
+    Returns: [..., A] in [-1, 1], [...].
+    """
+    u = mean + log_std.exp() * normal
+    return torch.tanh(u), _density(u, log_std, normal)
+
+
+def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
+    u = torch.atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+    return _density(u, log_std, (u - mean) * (-log_std).exp())
+
+
+def _density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
+    gaussian = -0.5 * normal.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    jacobian = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    return (gaussian - jacobian).sum(-1)
+
+
+class SAC:
+    """Agent of `config`: build, act, the losses of critics and policies (`cerl/agent.py`)."""
+
+    metrics = ("loss", "q_data", "q_pi", "actor_loss", "temperature_loss", "entropy", "alpha")
+
+    def __init__(self, config: Config, spec: EnvSpec, *, device: torch.device | str) -> None:
+        self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.table: HeadTable = head_table(
+            config.ensemble, gamma=config.loss.gamma, device=self.device
+        )
+        # Every critic is asked about every member's next action.
+        self.crossed = self.table.crossed or config.loss.spread_temperature > 0
+        self.own = torch.arange(self.table.heads, device=self.device) == 0
+
+    def build(self, *, keys: Tensor) -> SACNet:
+        """A freshly initialised network for the seeds of `keys` [S]."""
+        net = SACNet(self.config, self.spec, seeds=len(keys), heads=self.table.heads)
+        net = net.to(self.device)
+        initialise(net, keys=keys.to(self.device), scheme=self.config.net.init)
+        return net
+
+    def followed(self, net: SACNet) -> Critic:
+        """Only critics have targets."""
+        return net.critic
+
+    def stages(self, net: SACNet) -> list[Stage]:
+        """The critics; then policies and temperatures, which see the new critics."""
+        optim = self.config.optim
+        policy = optim.model_copy(update={"lr": optim.actor_lr or optim.lr})
+        alpha = optim.model_copy(update={"lr": optim.temperature_lr or optim.lr})
+        return [
+            Stage(self.critic_loss, [Group(list(net.critic.parameters()), optim)]),
+            Stage(
+                self.policy_loss,
+                [Group(list(net.actor.parameters()), policy), Group([net.log_alpha], alpha)],
+            ),
+        ]
+
+    def dice(self, keys: Tensor, step: Tensor) -> Dice:
+        """Noise of the next and of the present actions, and the choice of target critics."""
+        members, critics = self.config.ensemble.members, self.config.net.critics
+        shape = (2, members, self.config.replay.batch, self.spec.actions)
+        normal = draw.normal(keys, draw.POLICY, step, shape)
+        some = 0 < self.config.loss.target_critics < critics
+        subset = draw.uniform(keys, draw.SUBSET, step, (members, critics)) if some else None
+        return Dice(normal[:, 0], normal[:, 1], subset)
+
+    def act(
+        self,
+        net: SACNet,
+        obs: Tensor,
+        start: Tensor,
+        carry: Tensor,
+        member: Tensor,
+        *,
+        noise: Noise,
+        evaluating: Sequence[str] | None = None,
+    ) -> Decision:
+        """Samples of the policies on duty; the aggregate `mean` is the mean of all members'.
+
+        Diversity is the variance across members of an action component, each member's action a mean
+        of K samples: unbiased, 0 for a single member.
+        """
+        x, carry = net.encoder.step(obs, start, carry)
+        mean, log_std = (y.transpose(1, 2) for y in net.actor(x))  # [S, E, N, A]
+        members = mean.shape[2]
+        mine = member.clamp(max=members - 1)
+        zero = torch.zeros_like(start, dtype=torch.float32)
+        if evaluating is None:
+            taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
+            action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
+            value = self._value(net.critic(x, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
+            value = value.gather(1, mine.unsqueeze(1))[:, 0]
+            alpha = net.log_alpha[..., 0].exp().gather(1, mine)
+            counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
+            bonus = torch.where(counts, -alpha * log_p, zero)
+            return Decision(action, carry, value, bonus, diversity=zero)
+        samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
+        first = samples[:, :, 0]  # [S, E, N, A]
+        together = (member >= members).unsqueeze(-1)
+        taken = torch.where(together, first.mean(2), _of(first, mine))
+        action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
+        spread = samples.mean(2).var(2).mean(-1) if members > 1 else zero
+        return Decision(action, carry, zero, zero, diversity=spread)
+
+    def next_values(
+        self, net: SACNet, target: Critic, batch: Transition, dice: Dice
+    ) -> tuple[Tensor, Tensor]:
+        """Soft value of the next action that every head regresses to, and the weight of its row.
+
+        Returns: [S, N, rows, J] each; the weights are 1 without `loss.spread_temperature`.
+        """
+        loss, heads = self.config.loss, self.table.value_heads
+        mean, log_std = net.actor(batch.x_next)
+        action, log_p = sampled(mean, log_std, dice.later)  # [S, N, rows, A]
+        rows = action.shape[2]
+        if self.crossed:
+            actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
+            x = batch.x_next.expand(-1, action.shape[1], -1, -1).flatten(1, 2).unsqueeze(1)
+            q = target(x, actions, heads).unflatten(3, (action.shape[1], rows))
+        else:
+            q = target(batch.x_next, action, heads).unsqueeze(3)  # [S, N, C, K, rows, heads]
+        if dice.critics is not None:
+            chosen = dice.critics.topk(loss.target_critics, dim=2).indices
+            q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
+        q = q.amin(2)  # [S, N, K, rows, heads]
+        value = next_action_values(self.table, q)
+        if loss.backup_entropy:
+            value = value - of_actors(self.table, net.log_alpha.exp() * log_p)
+        if not loss.spread_temperature:
+            return value, torch.ones_like(value)
+        # std over the critics' owners; one number for every member's action.
+        spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
+        weight = torch.sigmoid(-loss.spread_temperature * spread) + 0.5
+        return value, of_actors(self.table, weight)
+
+    def critic_losses(
+        self, net: SACNet, target: Critic, batch: Transition, dice: Dice
+    ) -> CriticLosses:
+        """Regression of all heads of all critics to the soft target of their member."""
+        loss = self.config.loss
+
+        def now() -> Tensor:
+            return net.critic(batch.x, batch.action.flatten(2, 3), self.table.heads)
+
+        @torch.no_grad()
+        def next_() -> tuple[Tensor, Tensor]:
+            return self.next_values(net, target, batch, dice)
+
+        q, ((later, trust),) = parallel(batch.x.device, now, next_)
+        y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
+        error = q - y.unsqueeze(2)  # [S, N, C, rows, J]
+        each = error.square()
+        if loss.kind == "mse_huber" and self.table.heads > 1:
+            others = 2.0 * returns.huber(error, delta=loss.huber_delta)
+            each = torch.where(self.own, each, others)
+        weight = _normalised(batch.weight).unsqueeze(-1) * trust
+        return CriticLosses((each * weight.unsqueeze(2)).sum(3), q, y)
+
+    def critic_loss(
+        self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
+    ) -> tuple[Tensor, Metrics]:
+        """First stage. Args as in `cerl/agent.py`. Returns: the sum over critics and heads."""
+        loss = self.config.loss
+        batch = transition(net.encoder, window, n=loss.n_step, gamma=self.table.gamma)
+        batch = batch._replace(weight=_masked(batch.weight, mask))
+        losses = self.critic_losses(net, target, batch, dice)
+        metrics = {
+            "loss": losses.heads[..., 0].detach().mean(2),
+            "q_data": losses.q[..., 0].detach().mean((2, 3)),
+        }
+        return losses.heads.sum((2, 3)), metrics
+
+    def policy_losses(self, net: SACNet, x: Tensor, weight: Tensor, dice: Dice) -> PolicyLosses:
+        """Policies climb the soft value of their own head; temperatures hold their entropy.
+
+        Args: x [S, M, rows, D]; weight [S, M or N, B, T].
+        """
+        loss, weight = self.config.loss, _normalised(weight)
+        mean, log_std = net.actor(x)
+        action, log_p = sampled(mean, log_std, dice.now)
+        q = net.critic(x, action, 1)[..., 0]  # [S, N, C, rows]
+        q = self._value(q)
+        alpha = net.log_alpha.exp()  # [S, N, 1]
+        actor = ((alpha.detach() * log_p - q) * weight).sum(2)
+        entropy = -(log_p.detach() * weight).sum(2)
+        goal = loss.target_entropy * self.spec.actions
+        temperature = alpha[..., 0] * (entropy - goal)
+        return PolicyLosses(actor, temperature, entropy, (q.detach() * weight).sum(2))
+
+    def policy_loss(
+        self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
+    ) -> tuple[Tensor, Metrics]:
+        """Second stage, as the first; the critics get no gradient from it."""
+        rows = learnt(net.encoder, window, n=self.config.loss.n_step)
+        x, weight = rows.inputs(net.encoder, window), _masked(rows.weight, mask)
+        losses = self.policy_losses(net, x, weight, dice)
+        metrics = {
+            "q_pi": losses.value,
+            "actor_loss": losses.actor.detach(),
+            "temperature_loss": losses.temperature.detach(),
+            "entropy": losses.entropy,
+            "alpha": net.log_alpha[..., 0].detach().exp(),
+        }
+        return losses.actor + losses.temperature, metrics
+
+    def activations(self, net: SACNet, window: Window) -> list[Tensor]:
+        """Outputs of the hidden layers of every member's first critic."""
+        batch = self._transition(net, window)
+        outputs = net.critic.layers(batch.x, batch.action.flatten(2, 3))[1:]
+        return [output[:, :, 0] for output in outputs]
+
+    def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
+        """Off-policyness and diversity at the replayed states.
+
+        Returns: log_prob, mean log-density of the replayed actions under each member's own policy;
+                 log_prob_own and log_prob_others, over what the member generated and what it did
+                 not (NaN where the batch has no such row); action_variance, as `act` defines
+                 diversity, of one sample each; alike for all members.
+        """
+        batch = self._transition(net, window)
+        mean, log_std = net.actor(batch.x)
+        action = batch.action.flatten(2, 3)  # [S, 1, rows, A]
+        log_p = log_probability(mean, log_std, action)  # [S, N, rows]
+        first = net.encoder.context
+        ids = torch.arange(mean.shape[1], device=mean.device).view(1, -1, 1)
+        own = window.member[..., first] == ids  # [S, N, rows]
+        weight = batch.weight.flatten(2).expand_as(log_p)
+        result = {"log_prob": _mean(log_p, weight)}
+        result["log_prob_own"] = _mean(log_p, weight * own)
+        result["log_prob_others"] = _mean(log_p, weight * ~own)
+        if mean.shape[1] > 1:
+            actions, _ = sampled(mean, log_std, dice.now)
+            spread = _mean(actions.var(1).mean(-1).unsqueeze(1), batch.weight.flatten(2))
+            result["action_variance"] = spread.expand(-1, mean.shape[1])
+        return result
+
+    def _value(self, q: Tensor) -> Tensor:
+        """What a member takes its C critics [S, N, C, rows] to say, [S, N, rows]."""
+        return q.mean(2) if self.config.loss.actor_value == "mean" else q.amin(2)
+
+    def _transition(self, net: SACNet, window: Window) -> Transition:
+        return transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)
+
+
+def _of(values: Tensor, member: Tensor) -> Tensor:
+    """values [S, E, N, A] of the members named, member [S, E] -> [S, E, A]."""
+    index = member[..., None, None].expand(-1, -1, 1, values.shape[3])
+    return values.gather(2, index)[:, :, 0]
+
+
+def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """weight [S, M, B, T] times the bootstrap mask [S, N, B]."""
+    return weight if mask is None else weight * mask.unsqueeze(-1)
+
+
+def _normalised(weight: Tensor) -> Tensor:
+    """weight [S, M, B, T] as shares of a mean over the batch, [S, M, rows]."""
+    weight = weight.flatten(2)
+    return weight / weight.sum(2, keepdim=True).clamp(min=1.0)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over rows [S, N, rows] -> [S, N]; NaN without weight."""
+    return (values * weight).sum(2) / weight.sum(2)

@@ -1,0 +1,247 @@
+"""dm_control's suite: by EnvPool's threads, or by the dm-control package, which also has pixels.
+
+A name is domain-task. EnvPool gives all tasks of some domains the observation keys of all of them;
+`KEPT` says which ones a task really has, in dm_control's order, so that both back ends show the
+same numbers in the same places. The suite has no terminals: an episode is 1000 control steps and
+its end a truncation. Source: Tassa et al. 2018 (arXiv:1801.00690).
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cerl.config import DmcEnv
+from cerl.envs.host import nearest
+from cerl.envs.mujoco import EnvPoolPhysics
+
+_LIMIT = 1000  # control steps of an episode
+_TASKS = {
+    "acrobot": "swingup swingup_sparse",
+    "ball_in_cup": "catch",
+    "cartpole": "balance balance_sparse swingup swingup_sparse three_poles two_poles",
+    "cheetah": "run",
+    "dog": "fetch run stand trot walk",
+    "finger": "spin turn_easy turn_hard",
+    "fish": "swim upright",
+    "hopper": "hop stand",
+    "humanoid": "run run_pure_state stand walk",
+    "humanoid_CMU": "run stand walk",
+    "lqr": "lqr_2_1 lqr_6_2",
+    "manipulator": "bring_ball bring_peg insert_ball insert_peg",
+    "pendulum": "swingup",
+    "point_mass": "easy hard",
+    "quadruped": "escape fetch run walk",
+    "reacher": "easy hard",
+    "stacker": "stack_2 stack_4",
+    "swimmer": "swimmer6 swimmer15",
+    "walker": "run stand walk",
+}
+TASKS = tuple(f"{domain}-{task}" for domain, tasks in _TASKS.items() for task in tasks.split())
+
+_DOG = (
+    "joint_angles joint_velocites torso_pelvis_height z_projection torso_com_velocity "
+    "inertial_sensors foot_forces touch_sensors actuator_state"
+)
+_HUMANOID = "joint_angles head_height extremities torso_vertical com_velocity velocity"
+_QUADRUPED = "egocentric_state torso_velocity torso_upright imu force_torque"
+KEPT = {
+    **{f"dog-{task}": _DOG for task in ("run", "stand", "trot", "walk")},
+    "finger-spin": "position velocity touch",
+    "fish-swim": "joint_angles upright target velocity",
+    "fish-upright": "joint_angles upright velocity",
+    **{f"humanoid-{task}": _HUMANOID for task in ("run", "stand", "walk")},
+    "humanoid-run_pure_state": "position velocity",
+    "quadruped-escape": f"{_QUADRUPED} origin rangefinder",
+    "quadruped-fetch": f"{_QUADRUPED} ball_state target_position",
+    **{f"quadruped-{task}": _QUADRUPED for task in ("run", "walk")},
+}
+
+_INSTALL = (
+    "install EGL (apt install libegl1, with a GPU's driver or Mesa) or OSMesa (apt install "
+    "libosmesa6) and leave MUJOCO_GL unset, or set it to egl or osmesa before the start"
+)
+
+
+def _check_known(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(
+            f"env.name: dm_control's suite has no domain-task {name!r}{nearest(name, known)}; "
+            f"`cerl list` prints all {len(known)}"
+        )
+
+
+def envpool_suite(
+    config: DmcEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
+) -> EnvPoolPhysics:
+    """Simulators of one of the suite's tasks in EnvPool.
+
+    Args:    seeds [G] of the simulators.
+    Raises:  ValueError on an unknown task or on pixels; ImportError without envpool.
+    """
+    if config.pixels:
+        raise ValueError(
+            "env.pixels: EnvPool's images need a display; set env.backend to 'dm_control'"
+        )
+    _check_known(config.name, TASKS)
+    words = config.name.replace("-", "_").split("_")
+    return EnvPoolPhysics(
+        "".join(word[:1].upper() + word[1:] for word in words) + "-v1",
+        seeds=seeds,
+        threads=threads,
+        extra="dmc",
+        keys=tuple(KEPT.get(config.name, "").split()),
+        repeat=config.repeat,
+    )
+
+
+def _import_suite() -> Any:
+    """dm_control's suite, with a renderer where the machine has one, and without a window.
+
+    Raises:  ImportError without the package, or where MUJOCO_GL asks for what cannot be loaded.
+    """
+    try:
+        import dm_control  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"backend 'dm_control' needs dm-control ({error}): pip install 'cerl[dmc]' "
+            "(Python 3.11 or 3.12; backend 'envpool' runs on 3.13 too)"
+        ) from error
+    asked = os.environ.get("MUJOCO_GL")
+    if asked is not None or sys.platform != "linux" or "dm_control._render" in sys.modules:
+        try:
+            from dm_control import suite
+        except (ImportError, AttributeError, RuntimeError) as error:
+            raise ImportError(f"MUJOCO_GL={asked} cannot be used ({error}); {_INSTALL}") from error
+        return suite
+    try:
+        for renderer in ("egl", "osmesa", "disabled"):
+            os.environ["MUJOCO_GL"] = renderer
+            # What PyOpenGL raises without the library differs between the two.
+            with contextlib.suppress(ImportError, AttributeError):
+                from dm_control import suite
+
+                return suite
+    finally:
+        del os.environ["MUJOCO_GL"]
+    raise ImportError("dm-control cannot be imported: pip install 'cerl[dmc]'")
+
+
+class DmControl:
+    """G simulators of dm_control's suite, one after the other, without a limit on the episode.
+
+    Args:    seeds [G] of the simulators.
+    Raises:  ImportError without the package, without a renderer where one is needed, or if its
+             MuJoCo is of the wrong version; ValueError on an unknown task or camera.
+    """
+
+    def __init__(self, config: DmcEnv, *, seeds: Sequence[int] | np.ndarray) -> None:
+        suite = _import_suite()
+        _check_known(config.name, ["-".join(names) for names in suite.ALL_TASKS])
+        self._config = config
+        self._envs = [self._load(suite, int(seed)) for seed in seeds]
+        self._over = np.zeros(len(seeds), dtype=bool)
+        actions = self._envs[0].action_spec()
+        self.low, self.high = actions.minimum, actions.maximum
+        self.limit = -(-_LIMIT // config.repeat)
+        self.dtype = torch.uint8 if config.pixels else torch.float32
+        if config.pixels:
+            self.observation = (3, config.size, config.size)
+            self._check_renderer()
+        else:
+            parts = self._envs[0].observation_spec().values()
+            self.observation = (sum(int(np.prod(part.shape)) for part in parts),)
+        kind = np.uint8 if config.pixels else np.float32
+        self._blank = np.zeros(self.observation, dtype=kind)
+
+    def _load(self, suite: Any, seed: int) -> Any:
+        domain, task = self._config.name.split("-")
+        options = {"random": seed, "time_limit": float("inf")}
+        try:
+            return suite.load(domain, task, task_kwargs=options)
+        except AttributeError as error:
+            raise ImportError(
+                f"dm-control does not fit the installed mujoco ({error}): "
+                "pip install 'cerl[dmc]' brings versions that fit"
+            ) from error
+
+    def _check_renderer(self) -> None:
+        physics, camera = self._envs[0].physics, self._config.camera
+        cameras = physics.model.ncam
+        if camera >= cameras:
+            raise ValueError(
+                f"env.camera: expected -1 to {cameras - 1} for {self._config.name}, got {camera}"
+            )
+        try:
+            self._image(self._envs[0])
+        # OpenGL's errors have no common class.
+        except Exception as error:
+            raise ImportError(
+                f"env.pixels: no image can be rendered ({error}); {_INSTALL}"
+            ) from error
+
+    def _image(self, env: Any) -> np.ndarray:
+        size = self._config.size
+        image = env.physics.render(size, size, camera_id=self._config.camera)  # [size, size, 3]
+        return image.transpose(2, 0, 1)
+
+    def _show(self, env: Any, parts: dict[str, Any]) -> np.ndarray:
+        if self._config.pixels:
+            return self._image(env)
+        with np.errstate(over="ignore"):
+            joined = np.concatenate([np.ravel(part) for part in parts.values()])
+            return joined.astype(np.float32)
+
+    def reset(self, which: np.ndarray | None) -> np.ndarray:
+        """Starts new episodes, of the indices `which` or of all.
+
+        Raises:  ImportError without a renderer where a task needs one (quadruped-escape's terrain).
+        """
+        indices = range(len(self._envs)) if which is None else which
+        self._over[indices] = False
+        try:
+            starts = [self._envs[i].reset().observation for i in indices]
+        except RuntimeError as error:
+            if "OpenGL" not in str(error):
+                raise
+            raise ImportError(
+                f"env.name: {self._config.name} needs a renderer to start ({error}); {_INSTALL}; "
+                "env.backend 'envpool' needs none"
+            ) from error
+        envs = (self._envs[i] for i in indices)
+        return np.stack([self._show(env, parts) for env, parts in zip(envs, starts, strict=True)])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One agent step: observation [G, ...], reward [G], terminal [G] bool.
+
+        An episode that was over starts anew instead, with reward 0. Where MuJoCo reports that it
+        diverged, the reward is NaN.
+        """
+        results = [self._step_one(i, env, action[i]) for i, env in enumerate(self._envs)]
+        obs, reward, self._over = (np.array(part) for part in zip(*results, strict=True))
+        return obs, reward, self._over.copy()
+
+    def _step_one(self, index: int, env: Any, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        from dm_control.rl.control import PhysicsError
+
+        if self._over[index]:
+            return self.reset(np.array([index]))[0], 0.0, False
+        reward = 0.0
+        try:
+            for _ in range(self._config.repeat):
+                step = env.step(action)
+                reward += step.reward
+                if step.last():
+                    break
+        except PhysicsError:
+            return self._blank, float("nan"), False
+        # Without a time limit every end is a terminal.
+        return self._show(env, step.observation), reward, bool(step.last())
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()

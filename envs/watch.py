@@ -1,0 +1,89 @@
+"""What happens to NaN and infinities that a simulator or a policy brings forth.
+
+They must not reach replay: one NaN in a batch is a NaN in every parameter of its seed.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+# The cuts of one environment that are worth a warning.
+_POWERS = frozenset(10**power for power in range(19))
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all numbers are, by one pass over them where they are also of ordinary size."""
+    if values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)):
+        return True
+    return bool(np.isfinite(values).all())
+
+
+class Watch:
+    """Keeps what is not finite out of replay: NaN from a simulator, or from a policy.
+
+    With `diverged` "error" the run stops and the message says where. With "cut" the episode ends
+    there, truncated: its last observation is shown again with reward 0 (a transition that ends
+    where it began and bootstraps), a warning says where, and the next step starts a new episode;
+    other environments and seeds do not notice. Warnings come at the 1st, 10th, 100th, ... cut of an
+    environment; `cuts` counts them all.
+    """
+
+    def __init__(
+        self, diverged: Literal["error", "cut"], *, name: str, seeds: Sequence[int], envs: int
+    ) -> None:
+        self._name, self._seeds, self._count, self._cut = name, seeds, envs, diverged == "cut"
+        self.cuts = np.zeros(len(seeds) * envs, dtype=np.int64)
+
+    def where(self, index: int) -> str:
+        """Which simulator an index means, in words."""
+        seed, env = divmod(index, self._count)
+        return f"{self._name}, seed {self._seeds[seed]}, environment {env}"
+
+    def controls(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions [G, A] with 0 where they were not finite, and in which rows, [G] bool.
+
+        Raises:  RuntimeError under "error".
+        """
+        if _finite(action):
+            return action, np.zeros(len(action), dtype=bool)
+        bad = ~np.asarray(np.isfinite(action).all(-1))
+        self._report(bad, action, "action", "the policy's parameters diverged")
+        return np.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0), bad
+
+    def results(
+        self, obs: np.ndarray, reward: np.ndarray, before: np.ndarray, *, fresh: np.ndarray
+    ) -> np.ndarray:
+        """Puts an observation before in place of one that is not finite, and 0 for its reward.
+
+        Args:    obs, before [G, ...]; reward [G]; fresh [G] bool, first observations of an episode.
+        Returns: which episodes have to be cut, [G] bool.
+        Raises:  RuntimeError under "error", and where a first observation is not finite.
+        """
+        if _finite(obs) and _finite(reward):
+            return np.zeros(len(obs), dtype=bool)
+        why = "the simulator diverged or divides by zero"
+        bad = np.zeros(len(obs), dtype=bool)
+        for what, values in (("observation", obs), ("reward", reward)):
+            if values.dtype.kind == "f":
+                rows = ~np.asarray(np.isfinite(values.reshape(len(values), -1)).all(-1))
+                self._report(rows & fresh, values, f"first {what}", why, cut=False)
+                self._report(rows & ~bad, values, what, why)
+                bad |= rows
+        obs[bad], reward[bad] = before[bad], 0
+        return bad
+
+    def _report(
+        self, rows: np.ndarray, values: np.ndarray, what: str, why: str, *, cut: bool = True
+    ) -> None:
+        for index in np.flatnonzero(rows):
+            text = f"{self.where(int(index))}: expected a finite {what}, got {values[index]}; {why}"
+            if not (cut and self._cut):
+                hint = "; env.diverged 'cut' ends such episodes and goes on" if cut else ""
+                raise RuntimeError(text + hint)
+            self.cuts[index] += 1
+            if self.cuts[index] in _POWERS:
+                text += f"; its episode is cut, the {self.cuts[index]}. of this environment"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)

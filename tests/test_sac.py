@@ -1,0 +1,488 @@
+"""Losses, acting and diagnostics of SAC against slow loops, one member and one row at a time."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
+from torch.nn import functional as F
+
+from cerl import draw, explore
+from cerl.agents.sac import SAC, log_probability, sampled
+from cerl.config import (
+    Config,
+    EnsembleConfig,
+    EvalConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PointMassEnv,
+    ReplayConfig,
+    ScheduleConfig,
+    load,
+)
+from cerl.data import EnvSpec, Row
+from cerl.diagnose import diagnose
+from cerl.learn import Learner
+from cerl.replay import Replay
+
+CPU = torch.device("cpu")
+A, N, B, GAMMA = 2, 3, 5, 0.9
+SPEC = EnvSpec(
+    name="flat",
+    observation=(4,),
+    dtype=torch.float32,
+    actions=A,
+    envs=2,
+    frames=1,
+    resident=True,
+    exact_state=True,
+    continuous=True,
+)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "single": dict(members=1),
+    "ensemble": dict(),
+    "cerl": dict(heads="cerl"),
+    "cerl with huber": dict(heads="cerl", kind="mse_huber", huber_delta=0.3),
+    "own target": dict(heads="own_target"),
+    "single actor": dict(heads="single_actor"),
+    "multi horizon": dict(heads="multi_horizon"),
+    "three steps": dict(heads="cerl", n_step=3),
+    "masks": dict(mask_probability=0.5),
+    "independent batches": dict(batches="independent"),
+    "redq": dict(members=1, critics=5, target_critics=2, actor_value="mean"),
+    "random critics of an ensemble": dict(heads="cerl", critics=3, target_critics=2),
+    "weighted backups": dict(spread_temperature=3.0),
+    "weighted backups with heads": dict(spread_temperature=3.0, heads="cerl"),
+    "no entropy": dict(backup_entropy=False),
+    "layer norm": dict(critic_norm="layer", heads="cerl"),
+    "plain layer norm and clipped deviations": dict(
+        critic_norm="layer_plain", log_std="clip", log_std_min=-1.0, log_std_max=0.1
+    ),
+    "stack": dict(stack=2, heads="cerl"),
+}
+
+
+def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Config:
+    in_net = ("critics", "critic_norm", "log_std", "log_std_min", "log_std_max", "init", "stack")
+    net = {k: options.pop(k) for k in in_net if k in options}
+    loss = {"gamma": GAMMA, "kind": "mse", "target_entropy": -0.5, "temperature": 0.7}
+    return Config(
+        agent="sac",
+        seeds=seeds,
+        env=PointMassEnv(),
+        net=NetConfig(**{"hidden": (8, 6), "init": "orthogonal"} | net),
+        ensemble=EnsembleConfig(
+            members=members,
+            heads=heads,
+            horizons=4,
+            duty="first" if heads == "single_actor" else "uniform",
+        ),
+        loss=LossConfig(**loss | options),
+        optim=OptimConfig(name="adam", lr=2e-3),
+        replay=ReplayConfig(capacity=200, batch=B, start=100),
+        schedule=ScheduleConfig(target_rate=0.1),
+        eval=EvalConfig(policies=("individual",)),
+    )
+
+
+def random_rows(count, seed):
+    """Rows of one seed and two environments, ends of episodes included, [count, 2, ...]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 2)
+
+    def normal(*rest):
+        return torch.randn(*shape, *rest, generator=generator)
+
+    ended = torch.rand(shape, generator=generator) < 0.3
+    ended[0] = False
+    ended &= ~ended.roll(1, 0)
+    terminal = ended & (torch.rand(shape, generator=generator) < 0.6)
+    real = ~ended.roll(1, 0)
+    member = torch.randint(0, N, shape, generator=generator)
+    return Row(normal(4), torch.tanh(normal(A)), normal() * real, terminal, real, member)
+
+
+def make_learner(cfg, *, data=None):
+    """A Learner whose target critics differ from the online ones."""
+    keys = draw.seed_keys(cfg.seeds)
+    data = data or [random_rows(70, seed) for seed in cfg.seeds]
+    replay = Replay(SPEC, keys=keys, capacity=200, device=CPU)
+    for t in range(70):
+        replay.add(Row(*(torch.stack([d[k][t] for d in data]) for k in range(len(Row._fields)))))
+    agent = SAC(cfg, SPEC, device=CPU)
+    learner = Learner(cfg, agent, agent.build(keys=keys), replay, keys=keys)
+    other = agent.build(keys=draw.seed_keys([100 + seed for seed in cfg.seeds]))
+    learner.target.load_state_dict(other.critic.state_dict())
+    with torch.no_grad():  # biases and temperatures that differ
+        for leaf in (*learner.net.parameters(), *learner.target.parameters()):
+            u = draw.normal(keys, draw.TIE, leaf[0].numel(), leaf.shape[1:])
+            leaf += 0.1 * u
+    return learner
+
+
+def linear(leaves, name, x, at):
+    return F.linear(x, leaves[f"{name}.weight"][at].T, leaves[f"{name}.bias"][at])
+
+
+def slow_policy(cfg, leaves, s, i, x):
+    """Mean and log standard deviation [A] of member i."""
+    for k in range(2):
+        x = linear(leaves, f"actor.hidden.{k}", x, (s, i)).relu()
+    raw = linear(leaves, "actor.log_std", x, (s, i))
+    low, high = cfg.net.log_std_min, cfg.net.log_std_max
+    clipped = raw.clamp(low, high)
+    squashed = low + (high - low) * (torch.tanh(raw) + 1) / 2
+    mean = linear(leaves, "actor.mean", x, (s, i))
+    return mean, clipped if cfg.net.log_std == "clip" else squashed
+
+
+def slow_q(cfg, leaves, at, x, action):
+    """Values of all heads [J] of one critic, at = (seed, member, critic)."""
+    y = torch.cat([x, action])
+    for k in range(2):
+        y = linear(leaves, f"hidden.{k}", y, at)
+        if cfg.net.critic_norm != "none":
+            y = (y - y.mean()) / (y.var(correction=0) + 1e-6).sqrt()
+        if cfg.net.critic_norm == "layer":
+            y = y * leaves[f"norms.{k}.scale"][at] + leaves[f"norms.{k}.offset"][at]
+        y = y.relu()
+    return linear(leaves, "final", y, at)
+
+
+def slow_sample(mean, log_std, noise):
+    """Action and its log-probability by torch's own transformed distribution."""
+    u = mean + log_std.exp() * noise
+    tanh = TanhTransform(cache_size=1)
+    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [tanh])
+    action = tanh(u)
+    assert isinstance(action, torch.Tensor)
+    log_p = squashed.log_prob(action)
+    assert log_p is not None
+    return action, log_p.sum()
+
+
+def slow_losses(cfg, learner, window, mask, dice):
+    """Critic, actor and temperature loss [S, N], loops over everything in double precision."""
+    net = {k: v.double() for k, v in learner.net.named_parameters()}
+    critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
+    target = {k: v.double() for k, v in learner.target.named_parameters()}
+    window, dice = (
+        type(x)(*(y.double() if y is not None and y.is_floating_point() else y for y in x))
+        for x in (window, dice)
+    )
+    seeds, members, critics = len(cfg.seeds), cfg.ensemble.members, cfg.net.critics
+    table, n, first = learner.agent.table, cfg.loss.n_step, cfg.net.stack - 1
+    out = {name: torch.zeros(seeds, members) for name in ("critic", "actor", "temperature")}
+    out = {name: value.double() for name, value in out.items()}
+    for s in range(seeds):
+        alpha = [net["log_alpha"][s, i, 0].exp() for i in range(members)]
+
+        def stacked(m, b, row, s=s):
+            frames = []
+            for at in range(row, row - cfg.net.stack, -1):
+                fresh = any(not bool(window.real[s, m, b, k - 1]) for k in range(at + 1, row + 1))
+                frames.insert(0, window.obs[s, m, b, at] * (not fresh))
+            return torch.cat(frames)
+
+        for i in range(members):
+            m = i if window.reward.shape[1] > 1 else 0
+            weight = [
+                float(window.weight[s, m, b] * window.real[s, m, b, first])
+                * (1.0 if mask is None else float(mask[s, i, b]))
+                for b in range(B)
+            ]
+            total = max(sum(weight), 1.0)
+            entropy = torch.zeros((), dtype=torch.float64)
+            for b in range(B):
+                share = weight[b] / total
+                x = stacked(m, b, first)
+                mean, log_std = slow_policy(cfg, net, s, i, x)
+                action, log_p = slow_sample(mean, log_std, dice.now[s, i, b])
+                own = [slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(critics)]
+                value = sum(own) / critics if cfg.loss.actor_value == "mean" else min(own)
+                out["actor"][s, i] += share * (alpha[i].detach() * log_p - value)
+                entropy -= share * log_p.detach()
+                k = 1
+                while (
+                    k < n
+                    and bool(window.real[s, m, b, first + k])
+                    and not bool(window.terminated[s, m, b, first + k - 1])
+                ):
+                    k += 1
+                ended = bool(window.terminated[s, m, b, first + k - 1])
+                x_next = stacked(m, b, first + k)
+                for j in range(table.heads):
+                    gamma = float(table.gamma[j])
+                    reward = sum(
+                        gamma**t * float(window.reward[s, m, b, first + t]) for t in range(k)
+                    )
+                    with torch.no_grad():
+                        later, trust = slow_next(
+                            cfg, learner, net, target, dice, s, i, j, b, x_next
+                        )
+                        y = reward + (0.0 if ended else gamma**k) * later
+                    for c in range(critics):
+                        q = slow_q(cfg, critic, (s, i, c), x, window.action[s, m, b, first])[j]
+                        e = q - y
+                        loss = e**2
+                        delta = cfg.loss.huber_delta
+                        if cfg.loss.kind == "mse_huber" and j > 0 and abs(e.item()) > delta:
+                            loss = 2 * delta * abs(e) - delta**2
+                        out["critic"][s, i] += share * trust * loss
+            goal = cfg.loss.target_entropy * A
+            out["temperature"][s, i] = alpha[i] * (entropy - goal)
+    return out
+
+
+def slow_next(cfg, learner, net, target, dice, s, i, j, b, x_next):
+    """Soft next value that head (i, j) regresses to, and the weight of the row."""
+    kind, members = cfg.ensemble.heads, cfg.ensemble.members
+    m = (i + j) % members
+    actor = {"single_actor": 0, "multi_horizon": i}.get(kind, m)
+    owner, head = (i, j) if kind in ("own_target", "multi_horizon") else (m, 0)
+    action, log_p = slow_sample(*slow_policy(cfg, net, s, actor, x_next), dice.later[s, actor, b])
+
+    def least(member, h):
+        chosen = range(cfg.net.critics)
+        if cfg.loss.target_critics:
+            order = sorted(chosen, key=lambda c: -float(dice.critics[s, member, c]))
+            chosen = order[: cfg.loss.target_critics]
+        return min(slow_q(cfg, target, (s, member, c), x_next, action)[h] for c in chosen)
+
+    value = least(owner, head)
+    if cfg.loss.backup_entropy:
+        value = value - net["log_alpha"][s, actor, 0].exp() * log_p
+    if not cfg.loss.spread_temperature:
+        return value, 1.0
+    every = [float(least(k, 0)) for k in range(members)]
+    mean = sum(every) / members
+    std = math.sqrt(sum((v - mean) ** 2 for v in every) / members)
+    return value, 1 / (1 + math.exp(cfg.loss.spread_temperature * std)) + 0.5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_and_gradients_equal_the_slow_loops(variant):
+    cfg = config(**VARIANTS[variant])
+    learner = make_learner(cfg)
+    learner.updates += 7
+    agent, window = learner.agent, learner.sample()
+    mask, dice = learner.mask(window), agent.dice(learner.keys, learner.updates)
+    slow = slow_losses(cfg, learner, window, mask, dice)
+    critic, policy = (
+        stage.loss(learner.net, learner.target, window, mask, dice)[0] for stage in learner.stages
+    )
+    slow = {name: value.float() for name, value in slow.items()}
+    torch.testing.assert_close(critic, slow["critic"], rtol=1e-5, atol=1e-6)
+    wanted = slow["actor"] + slow["temperature"]
+    torch.testing.assert_close(policy, wanted, rtol=1e-5, atol=1e-6)
+    for stage, loss, other in ((0, critic, slow["critic"]), (1, policy, wanted)):
+        leaves = [leaf for group in learner.stages[stage].groups for leaf in group.leaves]
+        ours = torch.autograd.grad(loss.sum(), leaves)
+        theirs = torch.autograd.grad(other.sum(), leaves)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_log_probability_is_that_of_the_sample():
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, normal = torch.randn(3, 50, A, generator=generator)
+    action, log_p = sampled(mean * 0.3, log_std * 0.3 - 1, normal)
+    again = log_probability(mean * 0.3, log_std * 0.3 - 1, action)
+    torch.testing.assert_close(log_p, again, rtol=1e-3, atol=1e-3)
+    assert log_probability(mean, log_std, torch.ones_like(mean)).isfinite().all()
+    far, dense = sampled(torch.full((1, 1), 30.0), torch.zeros(1, 1), torch.zeros(1, 1))
+    # 1 - tanh(30)^2 is 4 exp(-60): its logarithm is finite though it rounds to 0.
+    assert float(far) == 1.0
+    assert float(dense) == pytest.approx(60 - math.log(4) - 0.5 * math.log(2 * math.pi), rel=1e-5)
+
+
+def test_update_is_two_stages_and_the_target_follows():
+    cfg = config(heads="cerl")
+    learner, again = make_learner(cfg), make_learner(cfg)
+    before = {k: v.clone() for k, v in again.target.named_parameters()}
+    window, dice = again.sample(), again.agent.dice(again.keys, again.updates)
+    learner.update()
+    for stage, optimisers in enumerate(again.optimisers):
+        grads, _ = again.grads(window, stage, dice)
+        at = 0
+        for optimiser in optimisers:
+            optimiser.step(grads[at : at + len(optimiser.leaves)])
+            at += len(optimiser.leaves)
+    for mine, theirs in zip(learner.leaves, again.leaves, strict=True):
+        assert torch.equal(mine, theirs)
+    online = dict(learner.net.critic.named_parameters())
+    for name, leaf in learner.target.named_parameters():
+        torch.testing.assert_close(leaf, 0.9 * before[name] + 0.1 * online[name])
+    assert set(learner.metrics) == set(SAC.metrics)
+
+
+def test_first_stage_alone_leaves_policies_and_temperatures():
+    learner = make_learner(config())
+    actor = [leaf.clone() for leaf in learner.net.actor.parameters()]
+    alpha, critic = learner.net.log_alpha.clone(), learner.leaves[0].clone()
+    learner.update_first()
+    assert int(learner.updates) == 1 and not torch.equal(critic, learner.leaves[0])
+    assert torch.equal(alpha, learner.net.log_alpha)
+    assert all(map(torch.equal, actor, learner.net.actor.parameters()))
+    counts = [int(o.count) for stage in learner.optimisers for o in stage]
+    assert counts == [1, 0, 0]
+
+
+def test_learning_rates_of_policy_and_temperature():
+    cfg = config()
+    optim = cfg.optim.model_copy(update={"actor_lr": 0.02, "temperature_lr": 0.03})
+    learner = make_learner(cfg.model_copy(update={"optim": optim}))
+    before = [leaf.clone() for leaf in learner.leaves]
+    learner.update()
+    moved = [(a - b).detach().abs().max() for a, b in zip(learner.leaves, before, strict=True)]
+    # Adam's first step has the size of its learning rate.
+    groups = [len(group.leaves) for stage in learner.stages for group in stage.groups]
+    rates = [lr for lr, count in zip((2e-3, 0.02, 0.03), groups, strict=True) for _ in range(count)]
+    assert [float(m) for m in moved] == pytest.approx(rates, rel=2e-2)
+
+
+def after_updates(cfg, data):
+    learner = make_learner(cfg, data=data)
+    for _ in range(4):
+        learner.update()
+    state = {f"net {k}": v.detach() for k, v in learner.net.named_parameters()}
+    state |= {f"target {k}": v for k, v in learner.target.named_parameters()}
+    return state | {f"metric {k}": v for k, v in learner.metrics.items()}
+
+
+STANDING = ("ensemble", "cerl with huber", "own target", "redq", "weighted backups", "layer norm")
+
+
+@pytest.mark.parametrize("variant", STANDING)
+def test_nan_in_one_seed_leaves_the_others_bitwise_alone(variant):
+    cfg = config(seeds=(0, 1, 2), **VARIANTS[variant])
+    data = [random_rows(70, seed) for seed in cfg.seeds]
+    clean = after_updates(cfg, data)
+    data[1] = data[1]._replace(reward=torch.full_like(data[1].reward, float("nan")))
+    spoilt = after_updates(cfg, data)
+    for name, leaf in clean.items():
+        assert torch.equal(leaf[[0, 2]], spoilt[name][[0, 2]]), name
+    assert any(leaf[1].isnan().any() for leaf in spoilt.values())
+
+
+@pytest.mark.parametrize("variant", STANDING)
+def test_a_seed_alone_learns_what_it_learns_among_others(variant):
+    data = [random_rows(70, seed) for seed in (0, 1, 2)]
+    together = config(seeds=(0, 1, 2), **VARIANTS[variant])
+    alone = config(seeds=(1,), **VARIANTS[variant])
+    both = [make_learner(cfg, data=d) for cfg, d in ((together, data), (alone, data[1:2]))]
+    a, b = (learner.agent.dice(learner.keys, learner.updates) for learner in both)
+    for among, own in zip(a, b, strict=True):
+        assert own is None if among is None else torch.equal(among[1:2], own)
+    for among, own in zip(*(learner.net.parameters() for learner in both), strict=True):
+        assert torch.equal(among[1:2], own)
+    many, one = after_updates(together, data), after_updates(alone, data[1:2])
+    for name, leaf in one.items():  # products of other batch sizes round differently
+        torch.testing.assert_close(many[name][1:2], leaf, rtol=1e-3, atol=1e-4)
+
+
+def acting(cfg, *, samples, policies, envs=40, eps=0.0):
+    learner = make_learner(cfg)
+    step = torch.tensor(3)
+    noise = explore.continuous_noise(
+        learner.keys, step, envs=envs, actions=A, eps=eps, samples=samples, policies=policies
+    )
+    obs = draw.normal(learner.keys, draw.ENV, 0, (envs, 4))
+    start = torch.ones(2, envs, dtype=torch.bool)
+    carry = learner.net.encoder.carry(2, envs, dtype=torch.float32, device=CPU)
+    return learner, obs, start, carry, noise
+
+
+def test_training_action_is_a_sample_of_the_member_on_duty():
+    cfg = config(heads="cerl")
+    learner, obs, start, carry, noise = acting(cfg, samples=1, policies=1, eps=0.4)
+    member = draw.randint(learner.keys, draw.MEMBER, 1, (40,), high=N)
+    decision = learner.agent.act(learner.net, obs, start, carry, member, noise=noise)
+    net = dict(learner.net.named_parameters())
+    critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
+    assert 0 < int(noise.explore.sum()) < noise.explore.numel()
+    for s in range(2):
+        for e in range(40):
+            i = int(member[s, e])
+            policy = slow_policy(cfg, net, s, i, obs[s, e])
+            action, log_p = slow_sample(*policy, noise.normal[s, e, 0, 0])
+            bonus = -net["log_alpha"][s, i, 0].exp() * log_p
+            if noise.explore[s, e]:
+                action, bonus = noise.action[s, e], torch.zeros(())
+            torch.testing.assert_close(decision.action[s, e], action, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(decision.bonus[s, e], bonus, rtol=1e-3, atol=1e-4)
+            q = [slow_q(cfg, critic, (s, i, c), obs[s, e], action)[0] for c in range(2)]
+            torch.testing.assert_close(decision.value[s, e], min(q), rtol=1e-3, atol=1e-4)
+
+
+def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes():
+    learner, obs, start, carry, noise = acting(config(), samples=10, policies=N)
+    member = torch.arange(40).expand(2, 40) % (N + 1)
+    still = noise._replace(normal=torch.zeros_like(noise.normal))
+    act = learner.agent.act
+    mean, log_std = (y.transpose(1, 2) for y in learner.net.actor(obs.unsqueeze(1)))
+    for drawn in (noise, still):
+        decision = act(learner.net, obs, start, carry, member, noise=drawn, evaluating=("mean",))
+        samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * drawn.normal)
+        for e in range(40):
+            i = int(member[0, e])
+            want = samples[:, e, 0].mean(1) if i == N else samples[:, e, 0, i]
+            torch.testing.assert_close(decision.action[:, e], want)
+        x = samples.mean(2)  # [S, E, N, A]
+        pairs = (x.unsqueeze(2) - x.unsqueeze(3)).square().sum((-1, -2, -3))
+        torch.testing.assert_close(decision.diversity, pairs / (2 * N * (N - 1)) / A)
+    alone = acting(config(members=1), samples=10, policies=1)
+    learner, obs, start, carry, noise = alone
+    decision = learner.agent.act(
+        learner.net, obs, start, carry, member * 0, noise=noise, evaluating=()
+    )
+    assert not decision.diversity.any()
+
+
+def test_diagnostics_of_replayed_actions():
+    learner = make_learner(config())
+    measures = diagnose(learner.agent, learner)
+    window = learner.sample()
+    mean, log_std = learner.net.actor(window.obs[..., 0, :])
+    wanted = log_probability(mean, log_std, window.action[..., 0, :])
+    torch.testing.assert_close(measures["log_prob"], wanted.mean(2))
+    own = window.member[..., 0] == torch.arange(N).view(1, -1, 1)
+    split = [torch.where(m, wanted, 0).sum(2) / m.sum(2) for m in (own, ~own)]
+    torch.testing.assert_close(measures["log_prob_own"], split[0], equal_nan=True)
+    torch.testing.assert_close(measures["log_prob_others"], split[1], equal_nan=True)
+    assert measures["action_variance"].shape == (2, N) and (measures["action_variance"] > 0).all()
+    assert {"own_data_share", "feature_rank", "dormant_share"} <= set(measures)
+    single = make_learner(config(members=1))
+    assert "action_variance" not in diagnose(single.agent, single)
+
+
+@pytest.mark.parametrize("variant", ["cerl with huber", "redq"])
+def test_losses_compile_as_one_graph(variant):
+    cfg = config(**VARIANTS[variant])
+    eager, traced = make_learner(cfg), make_learner(cfg)
+    traced.loss = torch.compile(traced._loss, fullgraph=True, dynamic=False, backend="eager")
+    for learner in (eager, traced):
+        learner.update()
+    assert all(map(torch.equal, eager.leaves, traced.leaves))
+
+
+def test_paper_networks_have_the_originals_size_and_initial_deviations():
+    counts = {"mujoco/sac": (73_484, 144_386), "mujoco/ensemble": (734_840, 1_443_860)}
+    counts["mujoco/cerl"] = (734_840, 1_490_120)
+    robot = SPEC._replace(observation=(17,), actions=6)
+    for name, wanted in counts.items():
+        agent = SAC(load(name, {"seeds": (0,)}), robot, device=CPU)
+        net = agent.build(keys=draw.seed_keys((0,)))
+        sizes = [sum(p.numel() for p in part.parameters()) for part in (net.actor, net.critic)]
+        assert tuple(sizes) == wanted
+    states = draw.normal(draw.seed_keys((0,)), draw.ENV, 0, (1, 500, 17))
+    _, log_std = net.actor(states)
+    low, median, high = torch.quantile(
+        log_std.detach().exp().flatten(), torch.tensor([0.05, 0.5, 0.95])
+    )
+    # Median 0.020, and 0.002 to 0.20 between the 5th and 95th percentile, in the original.
+    assert 0.015 < float(median) < 0.027 and 0.001 < float(low) < 0.003 < 0.15 < float(high) < 0.26
