@@ -147,6 +147,11 @@ class Member:
         return y.view(SPEC.actions, -1) if self.cfg.agent == "quantile" else y
 
 
+def loss_of(learner, window, mask=None):
+    agent: Any = learner.agent
+    return agent.loss(learner.net, learner.target, window, mask)
+
+
 def slow_stack(window, s, m, b, row, stack):
     """Frames of one row of a window, zero before the last start; [stack * C, h, w]."""
     frames, alive = [], True
@@ -334,7 +339,7 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     learner.updates += 7
     window = learner.sample()
     mask = learner.mask(window)
-    loss, _ = learner.agent.loss(learner.net, learner.target, window, mask)
+    loss, _ = loss_of(learner, window, mask)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
 
     copies = {k: v.detach().clone().requires_grad_() for k, v in learner.net.named_parameters()}
@@ -353,7 +358,7 @@ def test_a_masked_out_batch_gives_zero_loss_and_finite_gradients():
     learner = make_learner(config(mask_probability=0.5))
     mask = torch.ones(2, N, B)
     mask[0, 1] = 0
-    loss, _ = learner.agent.loss(learner.net, learner.target, learner.sample(), mask)
+    loss, _ = loss_of(learner, learner.sample(), mask)
     assert loss[0, 1].item() == 0 and bool((loss.detach() > 0).sum() == 2 * N - 1)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
     assert all(bool(g.isfinite().all()) for g in grads)
@@ -366,9 +371,9 @@ def test_slots_without_a_valid_row_do_not_count():
     window = learner.sample()
     weight = window.weight.clone()
     weight[:, :, :2] = 0
-    whole, _ = learner.agent.loss(learner.net, learner.target, window._replace(weight=weight))
+    whole, _ = loss_of(learner, window._replace(weight=weight))
     rest = type(window)(*(x[:, :, 2:] for x in window))
-    part, _ = learner.agent.loss(learner.net, learner.target, rest)
+    part, _ = loss_of(learner, rest)
     torch.testing.assert_close(whole, part, atol=1e-6, rtol=1e-5)
 
 
@@ -396,7 +401,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
     cfg = config(heads="cerl")
     learner = make_learner(cfg)
     window = learner.sample()
-    _, metrics = learner.agent.loss(learner.net, learner.target, window)
+    _, metrics = loss_of(learner, window)
     leaves = dict(learner.net.named_parameters())
     for s, i in itertools.product(range(2), range(N)):
         member = Member(leaves, s, i, cfg)
@@ -405,7 +410,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
         taken = q.gather(1, window.action[s, 0, :, 1:2])
         assert metrics["q_pi"][s, i].item() == pytest.approx(q.max(1)[0].mean().item(), abs=1e-5)
         assert metrics["q_data"][s, i].item() == pytest.approx(taken.mean().item(), abs=1e-5)
-    alone, _ = learner.agent.loss(learner.net, learner.target, window)
+    alone, _ = loss_of(learner, window)
     assert bool((metrics["loss"] < alone.detach()).all())  # one of N heads
 
 
