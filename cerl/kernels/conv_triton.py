@@ -19,7 +19,7 @@ PROCESSORS = 132  # of the H200 that the tables below were measured on
 
 
 @triton.jit
-def _round(b, PRECISION: tl.constexpr):
+def round_operand(b, PRECISION: tl.constexpr):
     """float32 rounded to tf32; the matrix units would cut the low bits off, at twice the error."""
     if PRECISION == "tf32" and b.dtype == tl.float32:
         bits = tl.inline_asm_elementwise(
@@ -87,7 +87,7 @@ def _forward(
         else:
             b_a = tl.load(p_x + o_a, (k < RUN)[None, :], other=0.0)
             b_w = tl.load(p_weight + o_w, (k < RUN)[:, None] & m_column[None, :], other=0.0)
-        b_a, b_w = _round(b_a, PRECISION), _round(b_w, PRECISION)
+        b_a, b_w = round_operand(b_a, PRECISION), round_operand(b_w, PRECISION)
         acc = tl.dot(b_a, b_w, acc, input_precision=PRECISION)
     acc += tl.load(p_bias + column, m_column, other=0.0).to(tl.float32)[None, :]
     if RELU:
@@ -133,7 +133,7 @@ def _output_gradient(
         if RELU:
             b_g = tl.where(tl.load(p_y + o, m, other=0.0) <= 0.0, 0.0, b_g)
         total += b_g.to(tl.float32)
-        b_g = _round(b_g, PRECISION)
+        b_g = round_operand(b_g, PRECISION)
         if PLAIN:
             tl.store(p_out + o, b_g, m)
         o_turned = base + f[:, None] * rows + row[None, :]
@@ -209,7 +209,7 @@ def _input_gradient(
         o_w = (o_column + o_tap)[:, None] + k[None, :]
         m_w = m_tap[:, None] & (k < F)[None, :] if F % BK else m_tap[:, None]
         b_a = tl.load(p_grad + o_a, m_a, other=0.0)
-        b_w = _round(tl.load(p_weight + o_w, m_w, other=0.0), PRECISION)
+        b_w = round_operand(tl.load(p_weight + o_w, m_w, other=0.0), PRECISION)
         acc = tl.dot(b_a, tl.trans(b_w), acc, input_precision=PRECISION)
     y = by[:, None] * STRIDE + py[None, :]
     x = bx[:, None] * STRIDE + px[None, :]
@@ -277,7 +277,7 @@ def _weight_gradient(
         o_x += (cell % OW) * (STRIDE * C)
         m_a = m_row[:, None] & m_k[None, :] if FAN_IN % BK else m_row[:, None]
         b_a = tl.load(p_x + o_x[:, None] + o_k[None, :], m_a, other=0.0)
-        b_a = _round(b_a, PRECISION)
+        b_a = round_operand(b_a, PRECISION)
         m_g = m_column[:, None] & m_row[None, :]
         b_g = tl.load(p_turned + o_column[:, None] + row[None, :], m_g, other=0.0)
         acc = tl.dot(b_g, b_a, acc, input_precision=PRECISION)

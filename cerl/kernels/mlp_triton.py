@@ -21,22 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.conv_triton import PROCESSORS, round_operand
 from cerl.kernels.mlp import NOTHING, SIGNS
 
-PROCESSORS = 132  # of the H200
 WIDEST = 1024  # units of a hidden layer that fit on chip
-
-
-@triton.jit
-def _round(b, PRECISION: tl.constexpr):
-    """float32 rounded to tf32; the matrix units would cut the low bits off, at twice the error."""
-    if PRECISION == "tf32" and b.dtype == tl.float32:
-        bits = tl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [b], dtype=tl.int32, is_pure=True, pack=1
-        )
-        return bits.to(tl.float32, bitcast=True)
-    else:
-        return b
 
 
 @triton.jit
@@ -53,7 +41,7 @@ def _inputs(p_x, p_tail, row, k, m_row, D: tl.constexpr, A: tl.constexpr):
 def _matrix(p, stride, k, n, K: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
     """Rows k and columns n of a weight [K, N] for a product, 0 beyond it."""
     o = k[:, None] * stride + n[None, :]
-    return _round(tl.load(p + o, (k < K)[:, None] & (n < N)[None, :], other=0.0), PRECISION)
+    return round_operand(tl.load(p + o, (k < K)[:, None] & (n < N)[None, :], other=0.0), PRECISION)
 
 
 @triton.jit
@@ -127,7 +115,7 @@ def _forward(
         # Narrow inputs: a tile of the first layer at a time goes into the sums of the second.
         k = tl.arange(0, BK)
         n = tl.arange(0, BH2)
-        b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         acc = tl.zeros([BR, BH2], tl.float32)
         for first in range(0, H1, BT):
             h = first + tl.arange(0, BT)
@@ -136,23 +124,23 @@ def _forward(
             b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
             _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
-            acc = tl.dot(_round(b_a1, PRECISION), b_w2, acc, input_precision=PRECISION)
+            acc = tl.dot(round_operand(b_a1, PRECISION), b_w2, acc, input_precision=PRECISION)
         b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
         _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
         b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
-        out = tl.dot(_round(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
+        out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     else:
         # The whole first layer, so that the inputs are read once; then a tile of the second.
         h = tl.arange(0, BH1)
         acc = tl.zeros([BR, BH1], tl.float32)
         for first in range(0, D + A, BK):
             k = first + tl.arange(0, BK)
-            b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+            b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
             b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
             acc = tl.dot(b_x, b_w1, acc, input_precision=PRECISION)
         b_a1 = _activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
         _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
-        b_a1 = _round(b_a1, PRECISION)
+        b_a1 = round_operand(b_a1, PRECISION)
         for first in range(0, H2, BT):
             n = first + tl.arange(0, BT)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
@@ -160,7 +148,7 @@ def _forward(
             b_a2 = _activation(b_h, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
             _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
             b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
-            out = tl.dot(_round(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
+            out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     out += tl.load(p_b3 + i_net * s_bias3 + o, o < O, other=0.0).to(tl.float32)[None, :]
     m_y = m_row[:, None] & (o < O)[None, :]
     tl.store(p_y + row[:, None] * O + o[None, :], out.to(p_y.dtype.element_ty), m_y)
@@ -214,7 +202,7 @@ def _hidden_gradient(
     o = tl.arange(0, BO)
     m_grad = m_row[:, None] & (o < O)[None, :]
     b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
-    b_g = _round(b_g.to(p_w3.dtype.element_ty), PRECISION)
+    b_g = round_operand(b_g.to(p_w3.dtype.element_ty), PRECISION)
     acc = tl.zeros([BR, BH1], tl.float32)
     for first in range(0, H2, BT):
         n = first + tl.arange(0, BT)
@@ -224,7 +212,7 @@ def _hidden_gradient(
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
         b_h = tl.where(b_a2 <= 0, 0.0, b_h).to(p_w2.dtype.element_ty)
         b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
-        b_h = _round(b_h, PRECISION)
+        b_h = round_operand(b_h, PRECISION)
         acc = tl.dot(b_h, tl.trans(b_w), acc, input_precision=PRECISION)
     o_a1 = row[:, None] * H1 + h[None, :]
     m_a1 = m_row[:, None] & (h < H1)[None, :]
@@ -233,7 +221,7 @@ def _hidden_gradient(
     if HIDDEN:
         tl.store(p_hidden + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
-        b_h1 = _round(b_h1, PRECISION)
+        b_h1 = round_operand(b_h1, PRECISION)
         p_inner += i_net * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
@@ -294,20 +282,20 @@ def _weight_gradient(
     for first in range(0, batch, BR):
         row = first + tl.arange(0, BR)
         m_row = row < batch
-        b_x = _round(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         m_n = m_row[:, None] & (n < N)[None, :]
         o_n = row[:, None] * N + n[None, :]
         if O > 0:
             m_grad = m_row[:, None] & (o < O)[None, :]
             b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
-            b_g = _round(b_g.to(b_w.dtype), PRECISION)
+            b_g = round_operand(b_g.to(b_w.dtype), PRECISION)
             b_g = tl.dot(b_g, b_w, input_precision=PRECISION)
             b_g = tl.where(tl.load(p_above + o_n, m_n, other=0.0) <= 0.0, 0.0, b_g)
             b_g = b_g.to(b_x.dtype)
         else:
             b_g = tl.load(p_grad + o_n, m_n, other=0.0)
         total += tl.sum(b_g.to(tl.float32), 0)
-        b_g = _round(b_g.to(b_x.dtype), PRECISION)
+        b_g = round_operand(b_g.to(b_x.dtype), PRECISION)
         acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION)
     o_weight = i_net * ((D + A) * N) + k[:, None] * N + n[None, :]
     m_weight = (k < D + A)[:, None] & (n < N)[None, :]
