@@ -54,8 +54,9 @@ def forgetting_attention(
 
     Args:    q [B, M, Hq, D]; k, v [B, N, Hkv, D], all float32, float16 or bfloat16 (the definition
              also float64), D at most 128, any strides; log_f [B, N, Hq] float32, at most 0, -inf
-             where an episode of that head begins (sums of finite ones must stay in float32); start [B, N] bool, true where an episode of all
-             heads begins; window: steps that a query sees, its own included.
+             where an episode of that head begins (finite sums must stay in float32); start [B, N]
+             bool, true where an episode of all heads begins; window: steps that a query sees, its
+             own included.
              threshold: natural log; a block of scores is skipped if its largest D is below it. A
              float, or a tensor broadcastable to [B, Hq] whose positive entries count as 0.
              bound: instead of it, the largest |scale * q . k| of a head, as a float, a tensor
