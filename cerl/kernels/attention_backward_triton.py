@@ -18,6 +18,7 @@ from cerl.kernels.attention_triton import (
     ONE_LOOP,
     TILE,
     append_before,
+    block_size,
     cap,
     choose,
     fall,
@@ -26,7 +27,6 @@ from cerl.kernels.attention_triton import (
     key_ranges,
     load_decay,
     load_rows,
-    padded_width,
     pair_scores,
     resets,
     scan_blocks,
@@ -492,7 +492,7 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, keys)
     options = dict(
-        D=width, BD=padded_width(width), PRUNE=threshold is not None, PRECISION="ieee",
+        D=width, BD=block_size(width), PRUNE=threshold is not None, PRECISION="ieee",
         ONE_LOOP=keys <= ONE_LOOP, PM=TILE, PN=TILE,
     )  # fmt: skip
     limit = lse if threshold is None else threshold

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention import tiles
-from cerl.kernels.attention_triton import LN2, LOG2E, append, append_before
+from cerl.kernels.attention_triton import LN2, LOG2E, append, append_before, block_size
 
 
 class Launch(NamedTuple):
@@ -454,11 +454,7 @@ def _backward(
 
 def fits(keys: int, width: int, size: int) -> bool:
     """Whether the kernels take heads of that many keys, D = width and bytes of an element."""
-    return width <= 64 and (_padded(keys), _padded(width), size) in CONFIGS
-
-
-def _padded(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())
+    return width <= 64 and (block_size(keys), block_size(width), size) in CONFIGS
 
 
 def _options(
@@ -470,14 +466,14 @@ def _options(
     launch: Launch | None,
 ) -> tuple[int, dict[str, int | None]]:
     """Heads of a program, and what is fixed when the kernel is compiled."""
-    length, width = _padded(k.shape[1]), _padded(k.shape[3])
+    length, width = block_size(k.shape[1]), block_size(k.shape[3])
     launch = launch or CONFIGS[length, width, q.element_size()][role]
     tile = tiles(q.shape[1], k.shape[1], k.shape[3], q.dtype)
     groups = q.shape[2] // k.shape[2]
     return launch.pairs, dict(
         D=k.shape[3], BD=width, GROUPS=groups, STARTS=start is not None,
         PRUNE=threshold is not None, PM=tile.rows, PN=tile.columns,
-        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, _padded(q.shape[1]), length),
+        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, block_size(q.shape[1]), length),
         num_warps=launch.warps, num_stages=1,
         maxnreg=launch.registers if groups == 1 else None,
     )  # fmt: skip

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.attention import SLACK
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
 BLOCK = 64
-# Makes up for float32 sums of up to 128 squares and for the rounding of the threshold.
-SLACK = 2.0**-16
 NAME = "forgetting_attention_step:"
 
 

@@ -16,8 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention_step import BLOCK, SLACK
-
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from cerl.kernels.attention_triton import LOG2E, block_size
 
 
 class Launch(NamedTuple):
@@ -235,7 +234,7 @@ def step(
     Returns: o [B, Hq, D] contiguous.
     """
     (batch, heads, width), (key_heads, ring) = q.shape, keys.shape[1:3]
-    group, padded = heads // key_heads, max(triton.next_power_of_2(width), 16)
+    group, padded = heads // key_heads, block_size(width)
     launch = launch or config(padded, q.element_size(), triton.next_power_of_2(group))
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _step[(batch * key_heads,)](

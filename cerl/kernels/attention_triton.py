@@ -406,12 +406,13 @@ def _forward(
     )
 
 
-def padded_width(size: int) -> int:
+def block_size(size: int) -> int:
+    """What an axis is padded to: a power of two that a product takes."""
     return max(16, triton.next_power_of_2(size))
 
 
 def choose(role: str, q: Tensor) -> Launch:
-    return CONFIGS[role, max(64, padded_width(q.shape[-1])), q.element_size()]
+    return CONFIGS[role, max(64, block_size(q.shape[-1])), q.element_size()]
 
 
 def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
@@ -457,7 +458,7 @@ def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
     for x in tensors:
         width = x.shape[3]
         if not (
-            COPY_ENGINE and x.is_cuda and x.element_size() == 2 and width == padded_width(width)
+            COPY_ENGINE and x.is_cuda and x.element_size() == 2 and width == block_size(width)
             and x.stride(2) == width and x.stride(3) == 1 and x.data_ptr() % 16 == 0
             and all(size % 8 == 0 and size > 0 for size in x.stride()[:2])
         ):  # fmt: skip
@@ -532,7 +533,7 @@ def forward(
         lse if threshold is None else threshold, o, lse, count,
         *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],
         heads_at_once(pairs, k), scale,
-        D=width, BD=padded_width(width), PRUNE=threshold is not None,
+        D=width, BD=block_size(width), PRUNE=threshold is not None,
         PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
         PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
