@@ -23,6 +23,7 @@ from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
+from cerl.kernels.mlp import fits, mlp
 from cerl.nn import Critics, LayerNorm, Linear, initialise
 from cerl.transition import Transition, learnt, transition
 
@@ -39,19 +40,25 @@ class Actor(nn.Module):
         for size in net.hidden:
             self.hidden.append(Linear(seeds, members, width, size))
             width = size
-        self.mean = Linear(seeds, members, width, actions)
-        self.log_std = Linear(seeds, members, width, actions)
-        self.log_std.gain = 1.0
+        # One layer, of A means and A log deviations, so that one product computes both.
+        self.moments = Linear(seeds, members, width, 2 * actions)
+        self.moments.gain, self.moments.fan_out = (Linear.gain, 1.0), actions
+        self.fused = fits(net.hidden)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [S, M, rows, D] -> mean and log standard deviation [S, N, rows, A]."""
-        for layer in self.hidden:
-            x = F.relu(layer(x))
-        raw = self.log_std(x)
+        if self.fused:
+            layers = [*self.hidden, self.moments]
+            x = mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+        else:
+            for layer in self.hidden:
+                x = F.relu(layer(x))
+            x = self.moments(x)
+        mean, raw = x.chunk(2, -1)  # [S, N, rows, A]
         if self.clip:
-            return self.mean(x), raw.clamp(self.low, self.high)
+            return mean, raw.clamp(self.low, self.high)
         share = 0.5 * (1.0 + torch.tanh(raw))
-        return self.mean(x), self.low + (self.high - self.low) * share
+        return mean, self.low + (self.high - self.low) * share
 
 
 class Critic(nn.Module):
@@ -67,6 +74,7 @@ class Critic(nn.Module):
                 self.norms.append(LayerNorm(*lead, size, affine=net.critic_norm == "layer"))
             width = size
         self.final = Critics(*lead, width, heads)
+        self.fused = fits(net.hidden) and not self.norms
 
     def layers(self, x: Tensor, action: Tensor) -> list[Tensor]:
         """Inputs, then activations after every ReLU [S, N, C, rows, D].
@@ -81,9 +89,20 @@ class Critic(nn.Module):
             outputs.append(F.relu(self.norms[k](y) if self.norms else y))
         return outputs
 
-    def forward(self, x: Tensor, action: Tensor, heads: int) -> Tensor:
-        """Values of the first `heads` heads [S, N, C, rows, heads]."""
-        return self.final(self.layers(x, action)[-1], heads)
+    def forward(self, x: Tensor, action: Tensor, heads: int, *, frozen: bool = False) -> Tensor:
+        """Values of the first `heads` heads [S, N, C, rows, heads].
+
+        Args: x, action as in `layers`; frozen, nobody asks for the gradient of the critics'
+              parameters, and nothing is kept for it.
+        """
+        if not self.fused:
+            return self.final(self.layers(x, action)[-1], heads)
+        layers = [*self.hidden, self.final]
+        weights, biases = ([getattr(k, name) for k in layers] for name in ("weight", "bias"))
+        if frozen:
+            weights, biases = ([leaf.detach() for leaf in leaves] for leaves in (weights, biases))
+        weights[-1], biases[-1] = weights[-1][..., :heads], biases[-1][..., :heads]
+        return mlp(x.unsqueeze(2), weights, biases, tail=action.unsqueeze(2))
 
 
 class SACNet(nn.Module):
@@ -312,8 +331,7 @@ class SAC:
         loss, weight = self.config.loss, _normalised(weight)
         mean, log_std = net.actor(x)
         action, log_p = sampled(mean, log_std, dice.now)
-        q = net.critic(x, action, 1)[..., 0]  # [S, N, C, rows]
-        q = self._value(q)
+        q = self._value(net.critic(x, action, 1, frozen=True)[..., 0])
         alpha = net.log_alpha.exp()  # [S, N, 1]
         actor = ((alpha.detach() * log_p - q) * weight).sum(2)
         entropy = -(log_p.detach() * weight).sum(2)

@@ -17,6 +17,13 @@ from cerl.kernels import Impl, runs_triton
 # which is all that the gradient of the input needs of it; the activations.
 NOTHING, SIGNS, ACTIVATIONS = 0, 1, 2
 
+WIDEST = 1024  # units of a hidden layer that fit on chip
+
+
+def fits(hidden: Sequence[int]) -> bool:
+    """Whether hidden layers of these sizes are those of `mlp`."""
+    return len(hidden) == 2 and max(hidden) <= WIDEST
+
 
 def mlp(
     x: Tensor,

@@ -22,9 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.conv_triton import PROCESSORS, round_operand
-from cerl.kernels.mlp import NOTHING, SIGNS
-
-WIDEST = 1024  # units of a hidden layer that fit on chip
+from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
 
 
 @triton.jit
