@@ -42,7 +42,7 @@ class Actor(nn.Module):
             width = size
         # One layer, of A means and A log deviations, so that one product computes both.
         self.moments = Linear(seeds, members, width, 2 * actions)
-        self.moments.gain, self.moments.fan_out = (Linear.gain, 1.0), actions
+        self.moments.gain, self.moments.fan_out = (math.sqrt(2.0), 1.0), actions
         self.fused = fits(net.hidden)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
