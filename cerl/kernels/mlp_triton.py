@@ -370,10 +370,10 @@ def forward(
         PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
-        BH1=_power(h1),
-        BH2=_power(h2),
+        BH1=power(h1),
+        BH2=power(h2),
         BT=block.columns,
-        BO=_power(out),
+        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
@@ -427,9 +427,9 @@ def hidden_gradient(
         PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
-        BH1=_power(h1),
+        BH1=power(h1),
         BT=block.columns,
-        BO=_power(out),
+        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
@@ -482,7 +482,7 @@ def weight_gradient(
         BR=block.rows,
         BK=block.depth,
         BN=block.columns,
-        BO=_power(out),
+        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
@@ -514,7 +514,7 @@ def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
         )
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
     """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
     return max(triton.next_power_of_2(size), 16)
 
@@ -531,13 +531,13 @@ def _row_blocks(nets: int, rows: int, *, inputs: int, hidden: int) -> Blocks:
 
     Args: inputs, columns read or written of the first layer's; hidden, the wider layer's units.
     """
-    hidden = _power(hidden)
-    most = max(min(64 * 256 // hidden, _power(rows)), 16)
+    hidden = power(hidden)
+    most = max(min(64 * 256 // hidden, power(rows)), 16)
     tall = [n for n in ROWS if n <= most]
     busy = [n for n in tall if nets * triton.cdiv(rows, n) >= PROCESSORS]
     warps = 4 if hidden <= 256 else 8
     columns = min(32 if hidden <= 256 else 16, hidden)
-    depth = min(_power(max(inputs, 1)), 32)
+    depth = min(power(max(inputs, 1)), 32)
     return Blocks((busy or tall[-1:])[0], columns, depth, warps, 2)
 
 
@@ -545,9 +545,9 @@ def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
     """Launch of `weight_gradient`: the largest tile that leaves no processor idle."""
     tile = TILES[-1]
     for tile in TILES:
-        depth, columns = min(tile.depth, _power(inputs)), min(tile.columns, _power(outputs))
+        depth, columns = min(tile.depth, power(inputs)), min(tile.columns, power(outputs))
         tall, wide = triton.cdiv(inputs, depth), triton.cdiv(outputs, columns)
-        tile = tile._replace(rows=min(tile.rows, _power(rows)), columns=columns, depth=depth)
+        tile = tile._replace(rows=min(tile.rows, power(rows)), columns=columns, depth=depth)
         empty = tall * depth > max(1.2 * inputs, 64)
         if nets * tall * wide >= 2 * PROCESSORS and not empty:
             break
