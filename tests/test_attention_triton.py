@@ -560,11 +560,20 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
         case = Case(keys, queries, (4, 2), 64, "fast", "random", window, True, torch.bfloat16, True)
         by_kernel(case, draw(case, batch=batch))
 
-    for lengths in ((100, 65, 80, 112, 128), (1000, 129, 513, 640, 1024)):
-        run(lengths[0], "all", 2, 90)
+    # Scans take 512, 1024 or 4096 keys at a time; a short kernel's queries fill a power of two.
+    short, medium, long = (100, 65), (400, 401), (1000, 1001)
+    for known, others in (
+        (short, (80, 112, 128)),
+        (medium, (300, 333, 512)),
+        (long, (513, 640, 1024)),
+        ((2000, 2001), (1025, 3000, 5000)),
+    ):
+        for keys in known:
+            for queries in ("all", "half"):
+                run(keys, queries, 2, 90)
         before = compiled()
         assert before > 0
-        for keys in lengths[1:]:
+        for keys in others:
             for queries, batch, window in (("all", 1, 64), ("half", 3, 1), ("all", 16, 77)):
                 run(keys, queries, batch, window)
         assert compiled() == before

@@ -6,13 +6,14 @@ Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.06949).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, runs_triton, traced
 from cerl.kernels.attention_check import (
     check_placement,
     check_pruning,
@@ -90,9 +91,8 @@ def forgetting_attention(
     limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        o, lse, skipped, _, _ = _forward(
-            q, k, v, log_f, start, limit, min(window or 0, keys), scale
-        )
+        attend = _forward if traced(q) else _Direct.apply
+        o, lse, skipped, _, _ = attend(q, k, v, log_f, start, limit, min(window or 0, keys), scale)
         if return_skipped:
             skipped = skipped / _causal_tiles(q.shape[1], keys, tile)
     else:
@@ -340,8 +340,7 @@ def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return long_q * long_k * (abs(scale) * (1.0 + SLACK))
 
 
-@torch.library.custom_op("cerl::forgetting_attention", mutates_args=())
-def _forward(
+def _run_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -369,6 +368,9 @@ def _forward(
     return attention_triton.forward(*inputs, window=window, scale=scale)
 
 
+_forward = torch.library.custom_op("cerl::forgetting_attention", _run_forward, mutates_args=())
+
+
 @_forward.register_fake
 def _(q, k, v, log_f, start, threshold, window, scale):
     batch, queries, heads, width = q.shape
@@ -380,8 +382,7 @@ def _(q, k, v, log_f, start, threshold, window, scale):
     return o, lse, skipped, sums, left
 
 
-@torch.library.custom_op("cerl::forgetting_attention_backward", mutates_args=())
-def _backward(
+def _run_backward(
     do: Tensor,
     dlse: Tensor | None,
     q: Tensor,
@@ -410,6 +411,11 @@ def _backward(
     return attention_backward_triton.backward(*inputs, decay, left, window=window, scale=scale)
 
 
+_backward = torch.library.custom_op(
+    "cerl::forgetting_attention_backward", _run_backward, mutates_args=()
+)
+
+
 @_backward.register_fake
 def _(do, dlse, q, k, v, log_f, start, threshold, o, lse, decay, left, window, scale):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, log_f))
@@ -423,13 +429,13 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors, o, lse, decay, left)
 
 
-def _differentiate(ctx, do, dlse, *_):
+def _differentiate(ctx, do, dlse, *_, run: Callable[..., tuple[Tensor, ...]] = _backward):
     if do is None and dlse is None:
         return (None,) * 8
     tensors = ctx.saved_tensors
     if do is None:
         do = torch.zeros_like(tensors[6])
-    grads = _backward(do, dlse, *tensors, ctx.window, ctx.scale)
+    grads = run(do, dlse, *tensors, ctx.window, ctx.scale)
     return *grads, None, None, None, None
 
 
@@ -443,3 +449,19 @@ def _refuse(ctx, *grads):
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_refuse, setup_context=_save_nothing)
+
+
+class _Direct(torch.autograd.Function):
+    """The operators without the dispatch of custom operators, which takes longer than launches."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _run_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # A graph of the gradient is wanted: the operator refuses to be differentiated again.
+        run = _backward if torch.is_grad_enabled() else _run_backward
+        return _differentiate(ctx, *grads, run=run)
