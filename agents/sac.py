@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cerl import draw, returns
+from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
 from cerl.data import EnvSpec, Window
@@ -23,7 +23,9 @@ from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
+from cerl.kernels import soft
 from cerl.kernels.mlp import fits, mlp
+from cerl.kernels.soft import density, sampled
 from cerl.nn import Critics, LayerNorm, Linear, initialise
 from cerl.transition import Transition, learnt, transition
 
@@ -47,18 +49,23 @@ class Actor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [S, M, rows, D] -> mean and log standard deviation [S, N, rows, A]."""
+        return soft.moments(self.raw(x), low=self.low, high=self.high, clip=self.clip)
+
+    def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [S, N, rows, A] and their log-probabilities [S, N, rows].
+
+        Args: x [S, M, rows, D]; normal [S, N, rows, A], standard normal noise.
+        """
+        return soft.squashed(self.raw(x), normal, low=self.low, high=self.high, clip=self.clip)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What the last layer puts out [S, N, rows, 2 A]."""
         if self.fused:
             layers = [*self.hidden, self.moments]
-            x = mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
-        else:
-            for layer in self.hidden:
-                x = F.relu(layer(x))
-            x = self.moments(x)
-        mean, raw = x.chunk(2, -1)  # [S, N, rows, A]
-        if self.clip:
-            return mean, raw.clamp(self.low, self.high)
-        share = 0.5 * (1.0 + torch.tanh(raw))
-        return mean, self.low + (self.high - self.low) * share
+            return mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        return self.moments(x)
 
 
 class Critic(nn.Module):
@@ -146,28 +153,10 @@ class PolicyLosses(NamedTuple):
     value: Tensor  # of the policies' actions, detached
 
 
-def sampled(mean: Tensor, log_std: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Action of a tanh-squashed Gaussian and its log-probability.
-
-    The Jacobian of the tanh is 2 (ln 2 - u - softplus(-2 u)) at the sample u before it, which
-    stays finite where 1 - tanh(u)^2 does not.
-    Args:    all [..., A]; normal, standard normal noise (0: the mode).
-    Returns: [..., A] in [-1, 1], [...].
-    """
-    u = mean + log_std.exp() * normal
-    return torch.tanh(u), _density(u, log_std, normal)
-
-
 def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
     """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
     u = torch.atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
-    return _density(u, log_std, (u - mean) * (-log_std).exp())
-
-
-def _density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
-    gaussian = -0.5 * normal.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    jacobian = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-    return (gaussian - jacobian).sum(-1)
+    return density(u, log_std, (u - mean) * (-log_std).exp())
 
 
 class SAC:
@@ -182,7 +171,6 @@ class SAC:
         )
         # Every critic is asked about every member's next action.
         self.crossed = self.table.crossed or config.loss.spread_temperature > 0
-        self.own = torch.arange(self.table.heads, device=self.device) == 0
 
     def build(self, *, keys: Tensor) -> SACNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
@@ -257,14 +245,13 @@ class SAC:
 
     def next_values(
         self, net: SACNet, target: Critic, batch: Transition, dice: Dice
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Soft value of the next action that every head regresses to, and the weight of its row.
 
-        Returns: [S, N, rows, J] each; the weights are 1 without `loss.spread_temperature`.
+        Returns: [S, N, rows, J] each; the weights are None without `loss.spread_temperature`.
         """
         loss, heads = self.config.loss, self.table.value_heads
-        mean, log_std = net.actor(batch.x_next)
-        action, log_p = sampled(mean, log_std, dice.later)  # [S, N, rows, A]
+        action, log_p = net.actor.sample(batch.x_next, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
         if self.crossed:
             actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
@@ -280,7 +267,7 @@ class SAC:
         if loss.backup_entropy:
             value = value - of_actors(self.table, net.log_alpha.exp() * log_p)
         if not loss.spread_temperature:
-            return value, torch.ones_like(value)
+            return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = torch.sigmoid(-loss.spread_temperature * spread) + 0.5
@@ -296,18 +283,18 @@ class SAC:
             return net.critic(batch.x, batch.action.flatten(2, 3), self.table.heads)
 
         @torch.no_grad()
-        def next_() -> tuple[Tensor, Tensor]:
+        def next_() -> tuple[Tensor, Tensor | None]:
             return self.next_values(net, target, batch, dice)
 
         q, ((later, trust),) = parallel(batch.x.device, now, next_)
         y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
-        error = q - y.unsqueeze(2)  # [S, N, C, rows, J]
-        each = error.square()
-        if loss.kind == "mse_huber" and self.table.heads > 1:
-            others = 2.0 * returns.huber(error, delta=loss.huber_delta)
-            each = torch.where(self.own, each, others)
-        weight = _normalised(batch.weight).unsqueeze(-1) * trust
-        return CriticLosses((each * weight.unsqueeze(2)).sum(3), q, y)
+        delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
+        weight = batch.weight.flatten(2)  # [S, M, rows]
+        if trust is None:
+            return CriticLosses(soft.regression(q, y, weight, delta=delta), q, y)
+        trusted = soft.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
+        each = soft.errors(q, y, delta=delta)  # [S, N, C, rows, J]
+        return CriticLosses((each * trusted.unsqueeze(2)).sum(3), q, y)
 
     def critic_loss(
         self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
@@ -328,16 +315,17 @@ class SAC:
 
         Args: x [S, M, rows, D]; weight [S, M or N, B, T].
         """
-        loss, weight = self.config.loss, _normalised(weight)
-        mean, log_std = net.actor(x)
-        action, log_p = sampled(mean, log_std, dice.now)
-        q = self._value(net.critic(x, action, 1, frozen=True)[..., 0])
-        alpha = net.log_alpha.exp()  # [S, N, 1]
-        actor = ((alpha.detach() * log_p - q) * weight).sum(2)
-        entropy = -(log_p.detach() * weight).sum(2)
-        goal = loss.target_entropy * self.spec.actions
-        temperature = alpha[..., 0] * (entropy - goal)
-        return PolicyLosses(actor, temperature, entropy, (q.detach() * weight).sum(2))
+        action, log_p = net.actor.sample(x, dice.now)
+        q = net.critic(x, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
+        losses = soft.objective(
+            q,
+            log_p,
+            net.log_alpha,
+            weight.flatten(2),
+            goal=self.config.loss.target_entropy * self.spec.actions,
+            mean=self.config.loss.actor_value == "mean",
+        )
+        return PolicyLosses(*losses)
 
     def policy_loss(
         self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
@@ -403,12 +391,6 @@ def _of(values: Tensor, member: Tensor) -> Tensor:
 def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
     """weight [S, M, B, T] times the bootstrap mask [S, N, B]."""
     return weight if mask is None else weight * mask.unsqueeze(-1)
-
-
-def _normalised(weight: Tensor) -> Tensor:
-    """weight [S, M, B, T] as shares of a mean over the batch, [S, M, rows]."""
-    weight = weight.flatten(2)
-    return weight / weight.sum(2, keepdim=True).clamp(min=1.0)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

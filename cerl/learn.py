@@ -33,6 +33,7 @@ class Learner:
         groups = [group for stage in self.stages for group in stage.groups]
         self.leaves = [leaf for group in groups for leaf in group.leaves]
         self.updates = torch.zeros((), dtype=torch.int64, device=keys.device)
+        self.one = torch.ones((), device=keys.device)
         shape = (len(keys), config.ensemble.members)
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
         fuse = config.compile and keys.device.type == "cuda"
@@ -79,8 +80,7 @@ class Learner:
     def _loss(
         self, stage: int, window: Window, mask: Tensor | None, dice: Any
     ) -> tuple[Tensor, Metrics]:
-        loss, metrics = self.stages[stage].loss(self.net, self.target, window, mask, dice)
-        return loss.sum(), metrics
+        return self.stages[stage].loss(self.net, self.target, window, mask, dice)
 
     def grads(
         self, window: Window, stage: int = 0, dice: Any = None
@@ -94,7 +94,10 @@ class Learner:
         leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
             loss, metrics = self.loss(stage, window, self.mask(window), dice)
-            return torch.autograd.grad(loss, leaves), metrics
+            # The gradient of the sum over seeds and members, without computing that.
+            return torch.autograd.grad(
+                loss, leaves, self.one.to(loss.dtype).expand_as(loss)
+            ), metrics
 
     def update(self) -> None:
         """Samples a batch, takes the gradient step of every stage, counts.
@@ -117,8 +120,8 @@ class Learner:
                 count = len(optimiser.leaves)
                 optimiser.step(grads[:count])
                 grads = grads[count:]
-            for name, value in metrics.items():
-                self.metrics[name].copy_(value)
+            mine = [self.metrics[name] for name in metrics]
+            torch._foreach_copy_(mine, list(metrics.values()))  # pyright: ignore[reportPrivateImportUsage]
         self.updates += 1
 
     def state_dict(self) -> dict:

@@ -25,29 +25,33 @@ class Transition(NamedTuple):
 class Learnt(NamedTuple):
     """The learnt rows of a window."""
 
-    at: Tensor  # [S, M, B, T] int64 positions in W
-    start: Tensor  # [S, M, B, W] bool, the row begins an episode
+    first: int  # position in W
+    count: int  # T
     weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
 
     def inputs(self, encoder: Encoder, window: Window, ahead: Tensor | int = 0) -> Tensor:
         """Inputs of the first layer, `ahead` rows after the learnt ones."""
-        return encoder(window.obs, self.start, self.at + ahead)
+        if encoder.stack == 1 and isinstance(ahead, int):
+            first = self.first + ahead
+            rows = window.obs[:, :, :, first : first + self.count].flatten(2, 3)
+            return encoder.pixels(rows.unsqueeze(3).contiguous())
+        start = F.pad(~window.real[..., :-1], (1, 0), value=True)  # the row begins an episode
+        at = self.first + torch.arange(self.count, device=start.device)
+        return encoder(window.obs, start, at.expand(*start.shape[:-1], self.count) + ahead)
 
 
 def learnt(encoder: Encoder, window: Window, *, n: int) -> Learnt:
     """Where the learnt rows of a window lie. Args: n rows are only looked ahead at."""
     first = encoder.context
     rows = window.reward.shape[-1] - first - n
-    at = first + torch.arange(rows, device=window.reward.device)
-    start = F.pad(~window.real[..., :-1], (1, 0), value=True)
     weight = window.weight.unsqueeze(-1) * window.real[..., first : first + rows]
-    return Learnt(at.expand(*window.reward.shape[:-1], rows), start, weight)
+    return Learnt(first, rows, weight)
 
 
 def transition(encoder: Encoder, window: Window, *, n: int, gamma: Tensor) -> Transition:
     """Learnt rows, their n-step return and the rows that bootstrap it. Args: gamma [J]."""
     rows = learnt(encoder, window, n=n)
-    first, count = encoder.context, rows.at.shape[-1]
+    first, count = rows.first, rows.count
     reward, discount, steps = returns.n_step(
         window.reward,
         window.terminated,
@@ -59,7 +63,7 @@ def transition(encoder: Encoder, window: Window, *, n: int, gamma: Tensor) -> Tr
     )
     return Transition(
         x=rows.inputs(encoder, window),
-        x_next=rows.inputs(encoder, window, steps),
+        x_next=rows.inputs(encoder, window, steps if n > 1 else 1),
         action=window.action[:, :, :, first : first + count],
         reward=reward,
         discount=discount,

@@ -243,8 +243,10 @@ def _parts(
             grads.append(part.new_empty(0))
             continue
         cut = cut.unflatten(0, (part.shape[0], -1))
-        cut = cut.sum(1) if cut.shape[1] > 1 else cut[:, 0]
-        grads.append(torch.empty_like(part, memory_format=torch.contiguous_format).copy_(cut))
+        whole = cut.shape[1] == 1
+        cut = (cut[:, 0] if whole else cut.sum(1)).to(part.dtype)
+        # Results of an operator share no memory: pieces of one tensor are copied.
+        grads.append(cut.clone(memory_format=torch.contiguous_format) if whole else cut)
     return grads[0], grads[1]
 
 
