@@ -132,21 +132,19 @@ class Work(NamedTuple):
 
 
 def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
-    """The launches of one update, each kind once."""
+    """The launches of an update that differ in more than the number of networks."""
     sizes = (seeds, 2, width, actions)
-    found = [
+    return [
         Work("forward", "critics", *sizes, members, keep=2),
         Work("forward", "critics of policies", *sizes, 1, keep=1, own_actions=True),
         Work("forward", "policies", seeds, 1, width, 0, 2 * actions, keep=2),
         Work("hidden_gradient", "critics", *sizes, members, keep=2),
         Work("hidden_gradient", "critics of policies", *sizes, 1, keep=1, own_actions=True),
-        Work("hidden_gradient", "policies", seeds, 1, width, 0, 2 * actions, keep=2),
+        *(
+            Work("weight_gradient", "critics", *sizes, members, layer=layer, keep=2)
+            for layer in (1, 2, 3)
+        ),
     ]
-    for layer in (1, 2, 3):
-        found.append(Work("weight_gradient", "critics", *sizes, members, layer=layer, keep=2))
-        policies = (seeds, 1, width, 0, 2 * actions)
-        found.append(Work("weight_gradient", "policies", *policies, layer=layer, keep=2))
-    return found
 
 
 Launch = Callable[[Any], Sequence[Tensor]]
