@@ -262,10 +262,13 @@ class SAC:
         if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
-        q = q.amin(2)  # [S, N, K, rows, heads]
-        value = next_action_values(self.table, q)
-        if loss.backup_entropy:
-            value = value - of_actors(self.table, net.log_alpha.exp() * log_p)
+        q = own = q.amin(2)  # [S, N, K, rows, heads]
+        alpha = net.log_alpha.exp()  # [S, N, 1]
+        if loss.backup_entropy and not self.crossed:
+            own = torch.addcmul(q, alpha[..., None, None], log_p[:, :, None, :, None], value=-1)
+        value = next_action_values(self.table, own)
+        if loss.backup_entropy and self.crossed:
+            value = value - of_actors(self.table, alpha * log_p)
         if not loss.spread_temperature:
             return value, None
         # std over the critics' owners; one number for every member's action.
@@ -287,7 +290,7 @@ class SAC:
             return self.next_values(net, target, batch, dice)
 
         q, ((later, trust),) = parallel(batch.x.device, now, next_)
-        y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
+        y = torch.addcmul(batch.reward.flatten(2, 3), batch.discount.flatten(2, 3), later)
         delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
         if trust is None:

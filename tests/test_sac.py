@@ -25,6 +25,7 @@ from cerl.config import (
 )
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose
+from cerl.kernels import mlp, optim, soft
 from cerl.learn import Learner
 from cerl.replay import Replay
 
@@ -317,6 +318,35 @@ def test_policy_loss_keeps_nothing_for_the_critics():
         loss.sum(), list(learner.net.critic.parameters()), allow_unused=True
     )
     assert all(grad is None for grad in grads)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter's; test_learn.py compares GPU and CPU"
+)
+@pytest.mark.parametrize("variant", ["single", "cerl with huber", "own target", "redq", "masks"])
+def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
+    pytest.importorskip("triton")
+    cfg = config(**VARIANTS[variant])
+    theirs, ours = make_learner(cfg), make_learner(cfg)
+    theirs.update()
+    for module in (mlp, soft, optim):
+        monkeypatch.setattr(module, "runs_triton", lambda impl, device: True)
+    ours.update()
+    for name, leaf in theirs.net.state_dict().items():
+        moved = ours.net.state_dict()[name]
+        # Adam's first step is the sign of the gradient, except where that is next to nothing.
+        torch.testing.assert_close(moved, leaf, rtol=1e-4, atol=1e-4, msg=name)
+    for name, leaf in theirs.target.state_dict().items():
+        torch.testing.assert_close(ours.target.state_dict()[name], leaf, rtol=1e-4, atol=1e-5)
+    for name, value in theirs.metrics.items():
+        torch.testing.assert_close(ours.metrics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
+    theirs.load_state_dict(ours.state_dict())
+    by_kernels = [ours.grads(window, stage, dice)[0] for stage in (0, 1)]
+    monkeypatch.undo()
+    for stage, grads in enumerate(by_kernels):
+        for mine, other in zip(grads, theirs.grads(window, stage, dice)[0], strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_update_is_two_stages_and_the_target_follows():

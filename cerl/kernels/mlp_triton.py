@@ -535,10 +535,12 @@ def _row_blocks(nets: int, rows: int, *, inputs: int, hidden: int) -> Blocks:
     most = max(min(64 * 256 // hidden, power(rows)), 16)
     tall = [n for n in ROWS if n <= most]
     busy = [n for n in tall if nets * triton.cdiv(rows, n) >= PROCESSORS]
-    warps = 4 if hidden <= 256 else 8
+    rows = (busy or tall[-1:])[0]
+    # Wide inputs keep the sums of a whole first layer: with 4 warps they spill.
+    warps = 4 if hidden <= 256 and (inputs <= 32 or rows < 64) else 8
     columns = min(32 if hidden <= 256 else 16, hidden)
     depth = min(power(max(inputs, 1)), 32)
-    return Blocks((busy or tall[-1:])[0], columns, depth, warps, 2)
+    return Blocks(rows, columns, depth, warps, 2)
 
 
 def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
