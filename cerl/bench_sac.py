@@ -175,16 +175,27 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     if work.kernel == "hidden_gradient":
         down, hidden = (grad, w1, w2, w3, a1, a2), work.keep == 2
         columns = (0, 0) if hidden else (work.width, fan_in)
-        return lambda blocks: kernels.hidden_gradient(
-            *down, hidden=hidden, columns=columns, blocks=blocks
-        )
-    given: dict[int, tuple[Any, dict[str, Any]]] = {
-        1: ((normal(nets, BATCH, HIDDEN), x, tail), {}),
-        2: ((grad, a1), {"through": w3, "above": a2}),
-        3: ((grad, a2), {}),
+
+        def backward(blocks: Any) -> Sequence[Tensor]:
+            made, inner = kernels.hidden_gradient(
+                *down, hidden=hidden, columns=columns, blocks=blocks
+            )
+            return made.below, made.above, inner
+
+        return backward
+    below, above = normal(nets, BATCH, HIDDEN), normal(nets, BATCH, HIDDEN)
+    sums = torch.zeros(nets, 1, HIDDEN, device=device)
+    chosen: dict[int, Callable[[], Sequence[Tensor]]] = {
+        1: lambda: kernels.first_gradient(kernels.Hidden(below, above, sums, sums), x, tail)[:1],
+        2: lambda: (kernels.multiply(a1, above),),
+        3: lambda: kernels.weight_gradient(grad, a2)[:1],
     }
-    tensors, options = given[work.layer]
-    return lambda blocks: kernels.weight_gradient(*tensors, **options, blocks=blocks)
+    layers = {1: (below, x, tail), 2: (above, a1), 3: (grad, a2)}
+    return lambda blocks: (
+        kernels.weight_gradient(*layers[work.layer], blocks=blocks)[:1]
+        if blocks
+        else chosen[work.layer]()
+    )
 
 
 # Rows, columns, depth, warps, stages: see `mlp_triton.Blocks`.

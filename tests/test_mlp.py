@@ -2,8 +2,9 @@
 
 Without a CUDA device the kernels run in Triton's interpreter (conftest.py asks for it), in float32.
 An error may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
-For tf32 that is the definition with every operand rounded here: which of its products torch gives
-to tf32 depends on the sizes (one row, or 23 columns, it may multiply in float32).
+For tf32 that is the worse of two, torch's own products and those of operands rounded here: which
+products torch gives to tf32 depends on the sizes (one row, or 23 columns, it may multiply in
+float32), and how cuBLAS rounds is its own business.
 """
 
 from typing import Any, NamedTuple
@@ -49,6 +50,9 @@ SMALL = {
     ),
     "odd hidden sizes": Shape((2, 2), (2, 2), (2, 1), 40, (5, 2, 24, 50, 3)),
     "wide": Shape((2,), (1,), (2,), 17, (376, 17, 64, 48, 17)),
+    "wide, shared": Shape((2, 3), (2, 1), (), 17, (70, 0, 32, 48, 12)),
+    "wide, shared, with a tail": Shape((2, 3, 2), (2, 1, 1), (2, 3, 1), 17, (70, 6, 32, 48, 3)),
+    "wide, shared by few": Shape((18, 2), (18, 1), (18, 1), 5, (64, 2, 16, 16, 2)),
     "full size": Shape((2,), (1,), (2,), 256, (17, 6, 256, 256, 10)),
 }
 LARGE = {
@@ -195,6 +199,18 @@ def run_rounded(shape: Shape, *, gap: float, calm: bool) -> dict[str, Tensor]:
     return {"y": a.detach(), **dict(zip(t, grads, strict=True))}
 
 
+def worse(results: dict, others: dict, exact: dict) -> dict:
+    """Of every tensor the one whose largest error is larger."""
+
+    def error(result: dict, name: str) -> Tensor:
+        return (result[name].double() - exact[name]).abs().max()
+
+    return {
+        name: max(results, others, key=lambda result, name=name: error(result, name))[name]
+        for name in results
+    }
+
+
 def assert_as_good(ours: dict, theirs: dict, exact: dict) -> None:
     assert ours.keys() == exact.keys()
     for name, want in exact.items():
@@ -285,20 +301,19 @@ def test_any_launch_gives_the_same(sizes):
     y, a1, a2 = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS)
     grad, (w1, _, w2, _, w3, _) = torch.ones_like(y), layers
     columns = (3, x.shape[-1])
-    below, inner = mlp_triton.hidden_gradient(
-        grad, w1, w2, w3, a1, a2, hidden=True, columns=columns
-    )
-    weight, bias = mlp_triton.weight_gradient(grad, a1, through=w3, above=a2)
-    for tile in (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1)):
-        options: dict[str, Any] = dict(blocks=tile)
-        other = (
-            *mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, **options),
-            *mlp_triton.hidden_gradient(
-                grad, w1, w2, w3, a1, a2, hidden=True, columns=columns, **options
-            ),
-            *mlp_triton.weight_gradient(grad, a1, through=w3, above=a2, **options),
+
+    def backward(blocks: Blocks | None) -> tuple[Tensor, ...]:
+        hidden, inner = mlp_triton.hidden_gradient(
+            grad, w1, w2, w3, a1, a2, hidden=True, columns=columns, blocks=blocks
         )
-        for ours, theirs in zip(other, (y, a1, a2, below, inner, weight, bias), strict=True):
+        sums = hidden.sum1.sum(1), hidden.sum2.sum(1)
+        return *hidden[:2], *sums, inner, *mlp_triton.weight_gradient(grad, a2, blocks=blocks)
+
+    expected = (y, a1, a2, *backward(None))
+    for tile in (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1)):
+        forward = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, blocks=tile)
+        other = (*forward, *backward(tile))
+        for ours, theirs in zip(other, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -410,10 +425,9 @@ def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
     ours, again = (
         run(shape, impl=impl, products=products, **options) for impl in ("auto", "triton")
     )
+    theirs = run(shape, impl="reference", products=products, **options)
     if products == "tf32":
-        theirs = run_rounded(shape, **options)
-    else:
-        theirs = run(shape, impl="reference", products=products, **options)
+        theirs = worse(theirs, run_rounded(shape, **options), exact)
     assert_as_good(ours, theirs, exact)
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 

@@ -215,8 +215,9 @@ def _mlp_backward(
     )
     return (
         *_parts(inner, x, tail, wants_x, wants_tail),
-        *mlp_triton.weight_gradient(hidden, x, tail),
-        *mlp_triton.weight_gradient(grad, a1, through=w3, above=a2),
+        *mlp_triton.first_gradient(hidden, x, tail),
+        mlp_triton.multiply(a1, hidden.above),
+        hidden.sum2.sum(1),
         *mlp_triton.weight_gradient(grad, a2),
     )
 

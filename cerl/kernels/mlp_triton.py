@@ -5,13 +5,14 @@
 
 A program of the forward pass takes a block of rows of one network through all layers: one hidden
 layer is whole on chip, tiles of the other go into the next product at once. The backward pass goes
-down the same way in one program; gradients of the weights are products over all rows of a network,
-a program for every tile. Every sum runs in a fixed order.
+down the same way in one program; gradients of the weights are products over all rows of a network:
+of layers with few inputs or outputs here, a program for every tile, else by cuBLAS, in half
+the time. Every sum runs in a fixed order.
 
-Where weights want a gradient both hidden layers are saved. At 200 networks x 256 rows x 256 units
-one is 52 MB, 24 us to write and read at 4.3 TB/s; computing the second again takes 6.7 GFLOP,
-27 us at half the peak of tf32, in each kernel that needs it. For inputs alone their signs do: a
-byte a unit, 6 us.
+Where weights want a gradient both hidden layers and their gradients are saved, as rounded operands.
+At 200 networks x 256 rows x 256 units one is 52 MB, 24 us to write and read at 4.3 TB/s; computing
+the second again takes 6.7 GFLOP, 27 us at half the peak of tf32, in each kernel that needs it. For
+inputs alone the signs of the layers do: a byte a unit, 6 us.
 """
 
 from typing import NamedTuple
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from cerl.kernels.conv_triton import PROCESSORS, round_operand
 from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
+
+WIDE = 64  # inputs from which on cuBLAS makes the gradient of a weight
+SHARED = 16  # groups of networks with inputs in common that get a product each
 
 
 @triton.jit
@@ -120,9 +124,10 @@ def _forward(
             b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
             b_h = tl.dot(b_x, b_w1, input_precision=PRECISION)
             b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
+            b_a1 = round_operand(b_a1, PRECISION)
             _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
-            acc = tl.dot(round_operand(b_a1, PRECISION), b_w2, acc, input_precision=PRECISION)
+            acc = tl.dot(b_a1, b_w2, acc, input_precision=PRECISION)
         b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
         _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
         b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
@@ -137,8 +142,8 @@ def _forward(
             b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
             acc = tl.dot(b_x, b_w1, acc, input_precision=PRECISION)
         b_a1 = _activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
-        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
         b_a1 = round_operand(b_a1, PRECISION)
+        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
         for first in range(0, H2, BT):
             n = first + tl.arange(0, BT)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
@@ -160,7 +165,10 @@ def _hidden_gradient(
     p_w3,
     p_a1,
     p_a2,
-    p_hidden,
+    p_below,
+    p_above,
+    p_sum1,
+    p_sum2,
     p_inner,
     s_net3,
     s_row3,
@@ -181,8 +189,9 @@ def _hidden_gradient(
 ):
     """From BR rows of one network's output down to the first hidden layer, before its ReLU.
 
-    p_hidden [G, B, H1] takes that gradient if HIDDEN, p_inner [G, B, LAST - FIRST] the one of
-    those columns of the input.
+    If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2] take the gradients of both hidden layers
+    and p_sum1, p_sum2 [G, blocks, H] their sums over the rows; p_inner [G, B, LAST - FIRST] takes
+    the one of those columns of the input.
     """
     blocks = tl.cdiv(batch, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
@@ -193,6 +202,9 @@ def _hidden_gradient(
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
     p_a2 += i_net * batch * H2
+    p_above += i_net * batch * H2
+    p_sum1 += tl.program_id(0).to(tl.int64) * H1
+    p_sum2 += tl.program_id(0).to(tl.int64) * H2
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
@@ -209,17 +221,23 @@ def _hidden_gradient(
         m_a2 = m_row[:, None] & (n < H2)[None, :]
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
         b_h = tl.where(b_a2 <= 0, 0.0, b_h).to(p_w2.dtype.element_ty)
-        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+        if HIDDEN:
+            tl.store(p_sum2 + n, tl.sum(b_h.to(tl.float32), 0), n < H2)
         b_h = round_operand(b_h, PRECISION)
+        if HIDDEN:
+            tl.store(p_above + row[:, None] * H2 + n[None, :], b_h, m_a2)
+        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
         acc = tl.dot(b_h, tl.trans(b_w), acc, input_precision=PRECISION)
     o_a1 = row[:, None] * H1 + h[None, :]
     m_a1 = m_row[:, None] & (h < H1)[None, :]
     b_a1 = tl.load(p_a1 + o_a1, m_a1, other=0)
     b_h1 = tl.where(b_a1 <= 0, 0.0, acc).to(p_w1.dtype.element_ty)
     if HIDDEN:
-        tl.store(p_hidden + i_net * batch * H1 + o_a1, b_h1, m_a1)
+        tl.store(p_sum1 + h, tl.sum(b_h1.to(tl.float32), 0), h < H1)
+    b_h1 = round_operand(b_h1, PRECISION)
+    if HIDDEN:
+        tl.store(p_below + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
-        b_h1 = round_operand(b_h1, PRECISION)
         p_inner += i_net * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
@@ -234,30 +252,21 @@ def _weight_gradient(
     p_grad,
     p_x,
     p_tail,
-    p_through,
-    p_above,
     p_weight,
     p_bias,
     s_net,
-    s_row,
     share_x,
     share_tail,
     batch,
     D: tl.constexpr,
     A: tl.constexpr,
     N: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
     BN: tl.constexpr,
-    BO: tl.constexpr,
 ):
-    """A tile [BK, BN] of one layer's weight gradient, and of the bias's where BK begins at 0.
-
-    The gradient of what the layer puts out, [B, N], is p_grad; or, if O, what reaches it from
-    p_grad [B, O] through the weight p_through [N, O] and the ReLU that gave p_above [B, N].
-    """
+    """A tile [BK, BN] of one layer's weight gradient, and of the bias's where BK begins at 0."""
     TILES_K: tl.constexpr = (D + A + BK - 1) // BK
     TILES_N: tl.constexpr = (N + BN - 1) // BN
     i = tl.program_id(0)
@@ -266,15 +275,10 @@ def _weight_gradient(
     i_net = (i // TILES_K).to(tl.int64)
     p_x += (i_net // share_x) * batch * D
     p_tail += (i_net // share_tail) * batch * A
-    p_through += i_net * s_net
-    p_above += i_net * batch * N
-    p_grad += i_net * batch * (O if O > 0 else N)
+    p_grad += i_net * batch * N
 
     k = i_k * BK + tl.arange(0, BK)
     n = i_n * BN + tl.arange(0, BN)
-    o = tl.arange(0, BO)
-    if O > 0:
-        b_w = tl.trans(_matrix(p_through, s_row, n, o, N, O, PRECISION))
     acc = tl.zeros([BK, BN], tl.float32)
     total = tl.zeros([BN], tl.float32)
     for first in range(0, batch, BR):
@@ -282,24 +286,24 @@ def _weight_gradient(
         m_row = row < batch
         b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         m_n = m_row[:, None] & (n < N)[None, :]
-        o_n = row[:, None] * N + n[None, :]
-        if O > 0:
-            m_grad = m_row[:, None] & (o < O)[None, :]
-            b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
-            b_g = round_operand(b_g.to(b_w.dtype), PRECISION)
-            b_g = tl.dot(b_g, b_w, input_precision=PRECISION)
-            b_g = tl.where(tl.load(p_above + o_n, m_n, other=0.0) <= 0.0, 0.0, b_g)
-            b_g = b_g.to(b_x.dtype)
-        else:
-            b_g = tl.load(p_grad + o_n, m_n, other=0.0)
+        b_g = tl.load(p_grad + row[:, None] * N + n[None, :], m_n, other=0.0)
         total += tl.sum(b_g.to(tl.float32), 0)
         b_g = round_operand(b_g.to(b_x.dtype), PRECISION)
         acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION)
-    o_weight = i_net * ((D + A) * N) + k[:, None] * N + n[None, :]
+    o_weight = i_net * s_net + k[:, None] * N + n[None, :]
     m_weight = (k < D + A)[:, None] & (n < N)[None, :]
     tl.store(p_weight + o_weight, acc.to(p_weight.dtype.element_ty), m_weight)
     if i_k == 0:
         tl.store(p_bias + i_net * N + n, total, n < N)
+
+
+class Hidden(NamedTuple):
+    """Gradients of both hidden layers before their ReLU, rounded as operands of products."""
+
+    below: Tensor  # [G, B, H1]
+    above: Tensor  # [G, B, H2]
+    sum1: Tensor  # [G, blocks, H1] float32, sums over the rows of a block
+    sum2: Tensor  # [G, blocks, H2]
 
 
 class Blocks(NamedTuple):
@@ -391,29 +395,35 @@ def hidden_gradient(
     hidden: bool,
     columns: tuple[int, int],
     blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the first hidden layer before its ReLU, and of some columns of the input.
+) -> tuple[Hidden, Tensor]:
+    """Gradients of the hidden layers before their ReLU, and of some columns of the input.
 
     Args:    grad [G, B, O]; a1, a2 [G, B, H] as `forward` kept them; columns, first and last + 1.
-    Returns: [G, B, H1] (empty unless `hidden`); float32 [G, B, columns].
+    Returns: of the hidden layers (empty unless `hidden`); float32 [G, B, columns].
     """
     nets, fan_in, h1 = w1.shape
     rows, h2, out = a1.shape[1], *w3.shape[1:]
     first, last = columns
     _check_sizes(rows, h1, h2, fan_in, out)
-    below = w1.new_empty((nets, rows, h1) if hidden else 0)
     inner = w1.new_empty(nets, rows, last - first, dtype=torch.float32)
     w3 = _rowwise(w3)
     table = GRADIENT if power(out) <= 32 else GRADIENT[1:]  # 64 rows of more outputs spill
     block = blocks or _row_blocks(table, nets, rows, inputs=last - first, hidden=max(h1, h2))
-    _hidden_gradient[(nets * triton.cdiv(rows, block.rows),)](
+    parts = triton.cdiv(rows, block.rows)
+    sums = (((nets, parts, size) if hidden else 0) for size in (h1, h2))
+    gradients = Hidden(
+        w1.new_empty((nets, rows, h1) if hidden else 0),
+        w1.new_empty((nets, rows, h2) if hidden else 0),
+        *(w1.new_empty(shape, dtype=torch.float32) for shape in sums),
+    )
+    _hidden_gradient[(nets * parts,)](
         grad.contiguous(),
         w1.contiguous(),
         w2.contiguous(),
         w3,
         a1,
         a2,
-        below,
+        *gradients,
         inner,
         w3.stride(0),
         w3.stride(1),
@@ -434,7 +444,7 @@ def hidden_gradient(
         num_warps=block.warps,
         num_stages=block.stages,
     )
-    return below, inner
+    return gradients, inner
 
 
 def weight_gradient(
@@ -442,53 +452,71 @@ def weight_gradient(
     x: Tensor,
     tail: Tensor | None = None,
     *,
-    through: Tensor | None = None,
-    above: Tensor | None = None,
+    out: Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one layer's weight [G, in, N] and, in float32, bias [G, N].
 
-    Args: grad [G, B, N] of what the layer put out before its ReLU; or [G, B, O] of what the next
-          layer put out, with that layer's weight `through` [G, N, O] and the activations `above`
-          [G, B, N] between the two; x [X, B, D] and tail [T, B, A], the layer's input.
+    Args: grad [G, B, N] of what the layer put out before its ReLU; x [X, B, D] and tail [T, B, A],
+          the layer's input; out, rows of a larger weight that take the result.
     """
     nets, rows, width = grad.shape[0], x.shape[1], x.shape[2]
     more = 0 if tail is None else tail.shape[2]
-    columns = grad.shape[2] if through is None else through.shape[1]
-    out = 0 if through is None else through.shape[2]
-    weight = x.new_empty(nets, width + more, columns)
+    columns = grad.shape[2]
+    weight = x.new_empty(nets, width + more, columns) if out is None else out
     bias = x.new_empty(nets, columns, dtype=torch.float32)
     x, grad = x.contiguous(), grad.contiguous()
-    through = x if through is None else _rowwise(through)
-    table = THROUGH if out else TILES
-    block = blocks or _tiles(table, nets, rows, inputs=width + more, outputs=columns)
+    block = blocks or _tiles(nets, rows, inputs=width + more, outputs=columns)
     tiles = triton.cdiv(width + more, block.depth) * triton.cdiv(columns, block.columns)
     _weight_gradient[(nets * tiles,)](
         grad,
         x,
         x if tail is None or not more else tail.contiguous(),
-        through,
-        x if above is None else above,
         weight,
         bias,
-        through.stride(0),
-        through.stride(1),
+        weight.stride(0),
         nets // x.shape[0],
         1 if tail is None else nets // tail.shape[0],
         rows,
         D=width,
         A=more,
         N=columns,
-        O=out,
         PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
         BN=block.columns,
-        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
     return weight, bias
+
+
+def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the first layer's weight and bias, as `weight_gradient`.
+
+    The library multiplies wide inputs where few launches do it: they may be shared by networks, and
+    its batches are of one stride. A tail, which few networks share, is left to the kernel.
+    """
+    nets, width = hidden.below.shape[0], x.shape[2]
+    if width < WIDE or (x.shape[0] > SHARED and x.shape[0] < nets):
+        return weight_gradient(hidden.below, x, tail)
+    weight = x.new_empty(nets, width + tail.shape[2], hidden.below.shape[2])
+    multiply(x, hidden.below, weight[:, :width])
+    if not tail.shape[2]:
+        return weight, hidden.sum1.sum(1)
+    return weight, weight_gradient(hidden.below, tail, out=weight[:, width:])[1]
+
+
+def multiply(x: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
+    """x^T grad of every network by cuBLAS: x [X, B, D], grad [G, B, N], out [G, D, N]."""
+    if out is None:
+        out = x.new_empty(grad.shape[0], x.shape[2], grad.shape[2])
+    share = grad.shape[0] // x.shape[0]
+    if share == 1:
+        return torch.bmm(x.mT, grad, out=out)
+    for part, mine, result in zip(x, grad.split(share), out.split(share), strict=True):
+        torch.bmm(part.mT.expand(share, -1, -1), mine, out=result)
+    return out
 
 
 def _rowwise(tensor: Tensor) -> Tensor:
@@ -528,7 +556,6 @@ FORWARD = (Blocks(32, 32, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
 GRADIENT = (Blocks(64, 16, 32, 4, 3), *FORWARD)
 BROAD = (Blocks(32, 16, 32, 8, 2), Blocks(16, 16, 32, 8, 2))  # hidden layers above 256
 TILES = (Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
-THROUGH = (Blocks(32, 128, 64, 4, 3), Blocks(32, 64, 64, 4, 3), Blocks(32, 32, 32, 2, 3))
 
 
 def _row_blocks(
@@ -548,10 +575,10 @@ def _row_blocks(
     return block._replace(columns=columns, depth=depth)
 
 
-def _tiles(table: tuple[Blocks, ...], nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
+def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
     """Launch of `weight_gradient`: the first tile that leaves not half of the processors idle."""
-    tile = table[-1]
-    for tile in table:
+    tile = TILES[-1]
+    for tile in TILES:
         depth, columns = min(tile.depth, power(inputs)), min(tile.columns, power(outputs))
         tall, wide = triton.cdiv(inputs, depth), triton.cdiv(outputs, columns)
         tile = tile._replace(rows=min(tile.rows, power(rows)), columns=columns, depth=depth)
