@@ -138,6 +138,11 @@ def is_short(keys: int, width: int) -> bool:
     return keys <= 128 and width <= 64
 
 
+def is_medium(keys: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether one launch forward and one backward take a sequence in several blocks."""
+    return 128 < keys <= 256 and width <= 64 and dtype.itemsize == 2
+
+
 def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
     """The blocks on which pruning is decided; part of the definition, and a speed choice."""
     if is_short(keys, width):
@@ -354,15 +359,20 @@ def _run_forward(
 
     Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
     Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
-             `attention_triton.prepare` makes them, empty where the sequence is short.
+             `attention_triton.prepare` makes them, or as `attention_medium_triton.forward`; empty
+             where the sequence is short.
     """
     check_placement(q, k, v)
     inputs = q, k, v, log_f, start, threshold
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
 
-        o, lse, skipped = attention_short_triton.forward(*inputs, window=window, scale=scale)
+        o, lse, skipped = attention_short_triton.forward(*inputs[:5], window=window, scale=scale)
         return o, lse, skipped, lse.new_empty(0), lse.new_empty(0, dtype=torch.int32)
+    if is_medium(k.shape[1], k.shape[3], k.dtype):
+        from cerl.kernels import attention_medium_triton
+
+        return attention_medium_triton.forward(*inputs, window=window, scale=scale)
     from cerl.kernels import attention_triton
 
     return attention_triton.forward(*inputs, window=window, scale=scale)
@@ -377,8 +387,11 @@ def _(q, k, v, log_f, start, threshold, window, scale):
     keys = k.shape[1]
     lse, skipped = log_f.new_empty(batch, queries, heads), log_f.new_empty(batch, heads)
     o, short = q.new_empty(q.shape), is_short(keys, width)
-    sums = log_f.new_empty(0 if short else (3, batch, heads, (-(-keys // 128) + 1) * 128))
-    left = log_f.new_empty(0 if short else sums.shape[1:], dtype=torch.int32)
+    medium = is_medium(keys, width, k.dtype)
+    length = 320 if medium else (-(-keys // 128) + 1) * 128
+    sums = log_f.new_empty(0 if short else (3, batch, heads, length))
+    last = 256 if medium else length
+    left = log_f.new_empty(0 if short else (batch, heads, last), dtype=torch.int32)
     return o, lse, skipped, sums, left
 
 
@@ -405,7 +418,12 @@ def _run_backward(
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
 
-        return attention_short_triton.backward(*inputs, window=window, scale=scale)
+        given = do, dlse, q, k, v, log_f, start, o, lse
+        return attention_short_triton.backward(*given, window=window, scale=scale)
+    if is_medium(k.shape[1], k.shape[3], k.dtype):
+        from cerl.kernels import attention_medium_triton
+
+        return attention_medium_triton.backward(*inputs, decay, left, window=window, scale=scale)
     from cerl.kernels import attention_backward_triton
 
     return attention_backward_triton.backward(*inputs, decay, left, window=window, scale=scale)
