@@ -40,10 +40,11 @@ def test_launches_agree_whatever_the_blocks(monkeypatch):
     assert len({work.name for work in works}) == len(works) == 8
     for work in works:
         choices = bench_sac.candidates(work)
-        assert choices[0] is None and len(set(choices)) == len(choices) > 5
+        assert choices[0] is None and len(set(choices)) == len(choices) > 2
         call = bench_sac.launch(work, 2, CPU, dtype=torch.float32)
-        own, other = call(None), call(triton_.Blocks(16, 16, 16, 4, 1))
-        assert bench_sac._difference(other, own) < 1e-5
+        own = call(None)
+        for blocks in (triton_.Blocks(16, 16, 16, 4, 1), triton_.Blocks(16, 16, 16, 4, 1, 16)):
+            assert bench_sac._difference(call(blocks), own) < 1e-5
         assert any(result.numel() and bool(result.any()) for result in own)
         spoilt = [result * 1.5 if result.is_floating_point() else result for result in own]
         assert bench_sac._difference(spoilt, own) > 0.1

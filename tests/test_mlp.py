@@ -310,7 +310,8 @@ def test_any_launch_gives_the_same(sizes):
         return *hidden[:2], *sums, inner, *mlp_triton.weight_gradient(grad, a2, blocks=blocks)
 
     expected = (y, a1, a2, *backward(None))
-    for tile in (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1)):
+    tiles = (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1), Blocks(16, 16, 32, 4, 2, 16))
+    for tile in tiles:
         forward = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, blocks=tile)
         other = (*forward, *backward(tile))
         for ours, theirs in zip(other, expected, strict=True):

@@ -96,10 +96,17 @@ def _forward(
     BT: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """BR rows of one network's output, and what KEEP says of its hidden layers."""
+    """BR rows of one network's output, and what KEEP says of its hidden layers.
+
+    Of narrow inputs a program takes BH2 units of the second hidden layer, and what they add to the
+    output: p_y is [parts, G, B, O]; the first part adds the bias.
+    """
+    PARTS: tl.constexpr = (H2 + BH2 - 1) // BH2
     blocks = tl.cdiv(batch, BR)
-    i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_row = tl.program_id(0) % blocks
+    i_part = (tl.program_id(0) // blocks) % PARTS
+    i_net = (tl.program_id(0) // (blocks * PARTS)).to(tl.int64)
+    nets = tl.num_programs(0) // (blocks * PARTS)
     p_x += (i_net // share_x) * batch * D
     p_tail += (i_net // share_tail) * batch * A
     p_w1 += i_net * ((D + A) * H1)
@@ -107,7 +114,7 @@ def _forward(
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
     p_a2 += i_net * batch * H2
-    p_y += i_net * batch * O
+    p_y += (i_part * nets + i_net) * batch * O
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
@@ -116,7 +123,8 @@ def _forward(
     if D + A <= BK:
         # Narrow inputs: a tile of the first layer at a time goes into the sums of the second.
         k = tl.arange(0, BK)
-        n = tl.arange(0, BH2)
+        n = i_part * BH2 + tl.arange(0, BH2)
+        m_first = m_row & (i_part == 0)
         b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         acc = tl.zeros([BR, BH2], tl.float32)
         for first in range(0, H1, BT):
@@ -125,7 +133,7 @@ def _forward(
             b_h = tl.dot(b_x, b_w1, input_precision=PRECISION)
             b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
             b_a1 = round_operand(b_a1, PRECISION)
-            _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
+            _keep(p_a1, b_a1, row, h, m_first, H1, KEEP)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
             acc = tl.dot(b_a1, b_w2, acc, input_precision=PRECISION)
         b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
@@ -152,7 +160,8 @@ def _forward(
             _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
             b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
             out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
-    out += tl.load(p_b3 + i_net * s_bias3 + o, o < O, other=0.0).to(tl.float32)[None, :]
+    m_bias = (o < O) & (i_part == 0)
+    out += tl.load(p_b3 + i_net * s_bias3 + o, m_bias, other=0.0).to(tl.float32)[None, :]
     m_y = m_row[:, None] & (o < O)[None, :]
     tl.store(p_y + row[:, None] * O + o[None, :], out.to(p_y.dtype.element_ty), m_y)
 
@@ -189,13 +198,16 @@ def _hidden_gradient(
 ):
     """From BR rows of one network's output down to the first hidden layer, before its ReLU.
 
-    If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2] take the gradients of both hidden layers
-    and p_sum1, p_sum2 [G, blocks, H] their sums over the rows; p_inner [G, B, LAST - FIRST] takes
-    the one of those columns of the input.
+    A program takes BH1 units of that layer. If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2]
+    take the gradients of both hidden layers and p_sum1, p_sum2 [G, blocks, H] their sums over the
+    rows; p_inner [parts, G, B, LAST - FIRST] takes what is added to those columns of the input.
     """
+    PARTS: tl.constexpr = (H1 + BH1 - 1) // BH1
     blocks = tl.cdiv(batch, BR)
-    i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_row = tl.program_id(0) % blocks
+    i_part = (tl.program_id(0) // blocks) % PARTS
+    i_net = (tl.program_id(0) // (blocks * PARTS)).to(tl.int64)
+    nets = tl.num_programs(0) // (blocks * PARTS)
     p_grad += i_net * batch * O
     p_w1 += i_net * (IN * H1)
     p_w2 += i_net * (H1 * H2)
@@ -203,12 +215,12 @@ def _hidden_gradient(
     p_a1 += i_net * batch * H1
     p_a2 += i_net * batch * H2
     p_above += i_net * batch * H2
-    p_sum1 += tl.program_id(0).to(tl.int64) * H1
-    p_sum2 += tl.program_id(0).to(tl.int64) * H2
+    p_sum1 += (i_net * blocks + i_row) * H1
+    p_sum2 += (i_net * blocks + i_row) * H2
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
-    h = tl.arange(0, BH1)
+    h = i_part * BH1 + tl.arange(0, BH1)
     o = tl.arange(0, BO)
     m_grad = m_row[:, None] & (o < O)[None, :]
     b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
@@ -222,10 +234,10 @@ def _hidden_gradient(
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
         b_h = tl.where(b_a2 <= 0, 0.0, b_h).to(p_w2.dtype.element_ty)
         if HIDDEN:
-            tl.store(p_sum2 + n, tl.sum(b_h.to(tl.float32), 0), n < H2)
+            tl.store(p_sum2 + n, tl.sum(b_h.to(tl.float32), 0), (n < H2) & (i_part == 0))
         b_h = round_operand(b_h, PRECISION)
         if HIDDEN:
-            tl.store(p_above + row[:, None] * H2 + n[None, :], b_h, m_a2)
+            tl.store(p_above + row[:, None] * H2 + n[None, :], b_h, m_a2 & (i_part == 0))
         b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
         acc = tl.dot(b_h, tl.trans(b_w), acc, input_precision=PRECISION)
     o_a1 = row[:, None] * H1 + h[None, :]
@@ -238,7 +250,7 @@ def _hidden_gradient(
     if HIDDEN:
         tl.store(p_below + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
-        p_inner += i_net * batch * (LAST - FIRST)
+        p_inner += (i_part * nets + i_net) * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
             b_w = _matrix(p_w1, H1, k, h, LAST, H1, PRECISION)
@@ -309,9 +321,9 @@ class Hidden(NamedTuple):
 class Blocks(NamedTuple):
     """Launch of one kernel.
 
-    In `forward` and `hidden_gradient`: rows of a program, columns of a tile of the second hidden
-    layer, input columns of a step. In `weight_gradient`: rows of a step, columns of a tile of the
-    layer's outputs and of its inputs.
+    In `forward` and `hidden_gradient`: rows of a program, columns of a tile of one hidden layer,
+    input columns of a step, units of the other hidden layer that a program takes. In
+    `weight_gradient`: rows of a step, columns of a tile of the layer's outputs and of its inputs.
     """
 
     rows: int
@@ -319,6 +331,7 @@ class Blocks(NamedTuple):
     depth: int
     warps: int
     stages: int
+    units: int = WIDEST
 
 
 def forward(
@@ -339,7 +352,6 @@ def forward(
     h2, out = w3.shape[1:]
     rows, width, more = x.shape[1], x.shape[2], tail.shape[2]
     _check_sizes(rows, h1, h2, fan_in, out)
-    y = x.new_empty(nets, rows, out, dtype=torch.promote_types(x.dtype, b3.dtype))
     dtype = torch.uint8 if keep == SIGNS else x.dtype
     a1, a2 = (
         x.new_empty((nets, rows, size) if keep != NOTHING else 0, dtype=dtype) for size in (h1, h2)
@@ -347,7 +359,10 @@ def forward(
     w3, b3 = _rowwise(w3), _rowwise(b3)
     x = x.contiguous()
     block = blocks or _row_blocks(FORWARD, nets, rows, inputs=fan_in, hidden=max(h1, h2))
-    _forward[(nets * triton.cdiv(rows, block.rows),)](
+    units = min(block.units, power(h2)) if fan_in <= block.depth else power(h2)
+    parts, final = triton.cdiv(h2, units), torch.promote_types(x.dtype, b3.dtype)
+    y = x.new_empty(parts, nets, rows, out, dtype=final if parts == 1 else torch.float32)
+    _forward[(nets * parts * triton.cdiv(rows, block.rows),)](
         x,
         tail.contiguous() if more else x,
         w1.contiguous(),
@@ -375,13 +390,13 @@ def forward(
         BR=block.rows,
         BK=block.depth,
         BH1=power(h1),
-        BH2=power(h2),
+        BH2=units,
         BT=block.columns,
         BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
-    return y, a1, a2
+    return _joined(y).to(final), a1, a2
 
 
 def hidden_gradient(
@@ -405,18 +420,19 @@ def hidden_gradient(
     rows, h2, out = a1.shape[1], *w3.shape[1:]
     first, last = columns
     _check_sizes(rows, h1, h2, fan_in, out)
-    inner = w1.new_empty(nets, rows, last - first, dtype=torch.float32)
     w3 = _rowwise(w3)
     table = GRADIENT if power(out) <= 32 else GRADIENT[1:]  # 64 rows of more outputs spill
     block = blocks or _row_blocks(table, nets, rows, inputs=last - first, hidden=max(h1, h2))
-    parts = triton.cdiv(rows, block.rows)
-    sums = (((nets, parts, size) if hidden else 0) for size in (h1, h2))
+    units, row_blocks = min(block.units, power(h1)), triton.cdiv(rows, block.rows)
+    parts = triton.cdiv(h1, units)
+    inner = w1.new_empty(parts, nets, rows, last - first, dtype=torch.float32)
+    sums = (((nets, row_blocks, size) if hidden else 0) for size in (h1, h2))
     gradients = Hidden(
         w1.new_empty((nets, rows, h1) if hidden else 0),
         w1.new_empty((nets, rows, h2) if hidden else 0),
         *(w1.new_empty(shape, dtype=torch.float32) for shape in sums),
     )
-    _hidden_gradient[(nets * parts,)](
+    _hidden_gradient[(nets * parts * row_blocks,)](
         grad.contiguous(),
         w1.contiguous(),
         w2.contiguous(),
@@ -438,13 +454,13 @@ def hidden_gradient(
         PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
-        BH1=power(h1),
+        BH1=units,
         BT=block.columns,
         BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
-    return gradients, inner
+    return gradients, _joined(inner)
 
 
 def weight_gradient(
@@ -517,6 +533,11 @@ def multiply(x: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
     for part, mine, result in zip(x, grad.split(share), out.split(share), strict=True):
         torch.bmm(part.mT.expand(share, -1, -1), mine, out=result)
     return out
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """The sum over the first axis, free of a launch where that has one entry."""
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def _rowwise(tensor: Tensor) -> Tensor:
