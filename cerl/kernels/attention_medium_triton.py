@@ -48,12 +48,12 @@ SLOTS: tl.constexpr = tl.constexpr(256)  # positions of a program, and query row
 LENGTH: tl.constexpr = tl.constexpr(320)  # sums kept: blocks of rows may end past the last position
 # Keyed by (role, padded width, bytes of an element).
 CONFIGS: dict[tuple[str, int, int], Launch] = {
-    ("forward", 16, 2): Launch(64, 64, 4, 1),
-    ("forward", 32, 2): Launch(64, 64, 4, 1),
+    ("forward", 16, 2): Launch(64, 64, 4, 1, 128),
+    ("forward", 32, 2): Launch(64, 64, 4, 1, 128),
     ("forward", 64, 2): Launch(64, 64, 4, 1, 128),
-    ("backward", 16, 2): Launch(64, 64, 4, 1),
-    ("backward", 32, 2): Launch(64, 64, 4, 1),
-    ("backward", 64, 2): Launch(64, 64, 8, 1, 128),
+    ("backward", 16, 2): Launch(64, 64, 4, 1, 168),
+    ("backward", 32, 2): Launch(64, 64, 4, 1, 168),
+    ("backward", 64, 2): Launch(32, 64, 4, 1, 168),
 }
 
 
@@ -83,6 +83,20 @@ def _first_tiles(
         m_seen = m_seen & (high + low >= tl.minimum(tl.load(p_threshold), 0.0))
     m_skip = (end[None, :] < i0[:, None]) & m_tile[:, None] & (m_seen == 0)
     return tl.sum(m_skip.to(tl.int32), 1)
+
+
+@triton.jit
+def _inner(first, begin, end, last):
+    """Of the blocks first..last, those of begin..end that need no mask, and how many precede."""
+    begin = tl.minimum(tl.maximum(begin, first), last)
+    end = tl.maximum(tl.minimum(end, last), begin)
+    return begin, end, begin - first
+
+
+@triton.jit
+def _turn(step, first, end, edges):
+    """The block of a step over those that need masks, on both sides of the inner ones."""
+    return tl.where(step < edges, first + step, end + step - edges)
 
 
 @triton.jit
@@ -194,28 +208,38 @@ def _forward(
         b_sum = tl.zeros([BM], tl.float32)
         b_o = tl.zeros([BM, BD], tl.float32)
         last = offset + tl.minimum(begin + BM, queries) - 1
-        for tile in range(tl.min(sees_i) // BN, last // BN + 1):
-            j = tile * BN + tl.arange(0, BN)
-            b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
-            b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
-            hi_j, lo_j = tl.gather(b_high, j, 0), tl.gather(b_low, j, 0)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-            b_s = _scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :])
-            m_pair = column <= (i - tile * BN)[:, None]
-            m_pair &= column >= (sees_i - tile * BN)[:, None]
-            b_s = tl.where(m_pair, b_s, float("-inf"))
-            b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
-            b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_p = tl.exp2(b_s - (b_pivot - frame)[:, None])
-            b_shrink = tl.exp2(b_max - b_pivot)
-            b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-            b_o = b_o * b_shrink[:, None]
-            b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision="ieee")
-            b_max = b_new
+        first_tile = tl.min(sees_i) // BN
+        inner, end, edges = _inner(
+            first_tile, tl.cdiv(tl.max(sees_i), BN), (offset + begin + 1) // BN, last // BN + 1
+        )
+        for MASKED in tl.static_range(2):
+            steps = edges + last // BN + 1 - end if MASKED else end - inner
+            for step in range(steps):
+                tile = _turn(step, first_tile, end, edges) if MASKED else inner + step
+                j = tile * BN + tl.arange(0, BN)
+                b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
+                b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+                hi_j, lo_j = tl.gather(b_high, j, 0), tl.gather(b_low, j, 0)
+                b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+                b_s = _scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :])
+                if MASKED:
+                    m_pair = column <= (i - tile * BN)[:, None]
+                    m_pair &= column >= (sees_i - tile * BN)[:, None]
+                    b_s = tl.where(m_pair, b_s, float("-inf"))
+                b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
+                b_pivot = b_new
+                if MASKED:
+                    b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
+                b_p = tl.exp2(b_s - (b_pivot - frame)[:, None])
+                b_shrink = tl.exp2(b_max - b_pivot)
+                b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+                b_o = b_o * b_shrink[:, None]
+                b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision="ieee")
+                b_max = b_new
         b_lse = b_max + tl.log2(b_sum)
         tl.store(p_lse + row * heads, b_lse * LN2, mask=m_row)
         tl.store(p_sums + 2 * o_sums + row, b_lse - frame)
-        _store(p_o, row, m_row, heads * D, b_o / b_sum[:, None], D, BD)
+        _store(p_o, row, m_row, heads * D, b_o * (1.0 / b_sum)[:, None], D, BD)
 
 
 @triton.jit
@@ -321,21 +345,37 @@ def _backward(
             b_row = tl.zeros([PM], tl.float32)
             b_dq = tl.zeros([PM, BD], tl.float32)
             last = offset + tl.minimum(begin + PM, queries) - 1
-            for tile in range(tl.min(sees_i) // BN, last // BN + 1):
-                b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
-                b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
-                hi_j = tl.load(p_high + tile * BN + c)
-                lo_j = tl.load(p_high + (o_sums + tile * BN) + c)
-                b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-                b_s = _scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :])
-                m_pair = c[None, :] <= (offset + row - tile * BN)[:, None]
-                m_pair &= c[None, :] >= (sees_i - tile * BN)[:, None]
-                b_s = tl.where(m_pair, b_s, float("-inf"))
-                b_p = tl.exp2(b_s - b_term[:, None])
-                b_ds = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
-                b_ds = b_p * (b_ds - b_delta[:, None])
-                b_row += tl.sum(b_ds, 1)
-                b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
+            p_see = p_sees + (i_pair * BT + begin)
+            first_tile = tl.load(p_see) // BN
+            inner, end, edges = _inner(
+                first_tile,
+                tl.cdiv(tl.load(p_see + PM - 1), BN),
+                (offset + begin + 1) // BN,
+                last // BN + 1,
+            )
+            for MASKED in tl.static_range(2):
+                steps = edges + last // BN + 1 - end if MASKED else end - inner
+                for step in range(steps):
+                    tile = _turn(step, first_tile, end, edges) if MASKED else inner + step
+                    b_k = load_rows(
+                        p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False
+                    )
+                    b_v = load_rows(
+                        p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False
+                    )
+                    hi_j = tl.load(p_high + tile * BN + c)
+                    lo_j = tl.load(p_high + (o_sums + tile * BN) + c)
+                    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+                    b_s = _scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :])
+                    if MASKED:
+                        m_pair = c[None, :] <= (offset + row - tile * BN)[:, None]
+                        m_pair &= c[None, :] >= (sees_i - tile * BN)[:, None]
+                        b_s = tl.where(m_pair, b_s, float("-inf"))
+                    b_p = tl.exp2(b_s - b_term[:, None])
+                    b_ds = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
+                    b_ds = b_p * (b_ds - b_delta[:, None])
+                    b_row += tl.sum(b_ds, 1)
+                    b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
             # A row of dS sums to dlse; what is over is the rounding of o in delta, which ends here.
             tl.store(p_delta + (i_pair * BT + begin) + r, b_delta + b_row - b_dlse)
             _store(p_dq + o_h * D, row, m_row, heads * D, b_dq * scale, D, BD)
@@ -359,27 +399,39 @@ def _backward(
             b_column = tl.zeros([PN], tl.float32)
             # What queries see moves forward only.
             block = tl.arange(0, BT // BM) * BM
-            see = tl.load(p_sees + i_pair * BT + block)
-            seen = tl.sum((see < tile * PN + PN).to(tl.int32))
-            for step in range(tl.maximum(tile * PN - offset, 0) // BM, seen):
-                begin = step * BM
-                b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
-                b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
-                hi_i = tl.load(p_high + (offset + begin) + r)
-                b_term = tl.load(p_high + (2 * o_sums + begin) + r)
-                b_delta = tl.load(p_delta + (i_pair * BT + begin) + r)
-                sees_i = tl.load(p_sees + (i_pair * BT + begin) + r)
-                b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
-                b_s = _scores(b_s, scale2, hi_i[None, :], hi_j[:, None], lo_j[:, None])
-                m_pair = r[None, :] >= (j - (offset + begin))[:, None]
-                m_pair &= j[:, None] >= sees_i[None, :]
-                b_s = tl.where(m_pair, b_s, float("-inf"))
-                b_p = tl.exp2(b_s - b_term[None, :])
-                b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
-                b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
-                b_ds = b_p * (b_ds - b_delta[None, :])
-                b_column += tl.sum(b_ds, 1)
-                b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
+            p_see = p_sees + i_pair * BT + block
+            last = tl.sum((tl.load(p_see) < tile * PN + PN).to(tl.int32))
+            whole = tl.sum((tl.load(p_see + BM - 1) <= tile * PN).to(tl.int32))
+            first = tl.maximum(tile * PN - offset, 0) // BM
+            inner, end, edges = _inner(
+                first, tl.cdiv(tl.maximum(tile * PN + PN - 1 - offset, 0), BM), whole, last
+            )
+            for MASKED in tl.static_range(2):
+                steps = edges + last - end if MASKED else end - inner
+                for step in range(steps):
+                    begin = (_turn(step, first, end, edges) if MASKED else inner + step) * BM
+                    b_q = load_rows(
+                        p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False
+                    )
+                    b_do = load_rows(
+                        p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False
+                    )
+                    hi_i = tl.load(p_high + (offset + begin) + r)
+                    b_term = tl.load(p_high + (2 * o_sums + begin) + r)
+                    b_delta = tl.load(p_delta + (i_pair * BT + begin) + r)
+                    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
+                    b_s = _scores(b_s, scale2, hi_i[None, :], hi_j[:, None], lo_j[:, None])
+                    if MASKED:
+                        sees_i = tl.load(p_sees + (i_pair * BT + begin) + r)
+                        m_pair = r[None, :] >= (j - (offset + begin))[:, None]
+                        m_pair &= j[:, None] >= sees_i[None, :]
+                        b_s = tl.where(m_pair, b_s, float("-inf"))
+                    b_p = tl.exp2(b_s - b_term[None, :])
+                    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
+                    b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
+                    b_ds = b_p * (b_ds - b_delta[None, :])
+                    b_column += tl.sum(b_ds, 1)
+                    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
             tl.store(p_dlog_f + (i_b * keys + j) * heads + i_h, b_column, mask=j < keys)
         _store(p_dk + o_key, j, j < keys, key_heads * D, b_dk * scale, D, BD)
         _store(p_dv + o_key, j, j < keys, key_heads * D, b_dv, D, BD)
