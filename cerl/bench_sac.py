@@ -188,7 +188,7 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     sums = torch.zeros(nets, 1, HIDDEN, device=device)
     chosen: dict[int, Callable[[], Sequence[Tensor]]] = {
         1: lambda: kernels.first_gradient(kernels.Hidden(below, above, sums, sums), x, tail)[:1],
-        2: lambda: (kernels.multiply(a1, above),),
+        2: lambda: (kernels.multiply(a1.mT, above),),
         3: lambda: kernels.weight_gradient(grad, a2)[:1],
     }
     layers = {1: (below, x, tail), 2: (above, a1), 3: (grad, a2)}
@@ -225,8 +225,6 @@ def candidates(work: Work) -> list[Any]:
         if work.kernel == "weight_gradient":
             columns, depth = min(blocks.columns, power(outputs)), min(blocks.depth, power(inputs))
             blocks = blocks._replace(columns=columns, depth=depth)
-        elif blocks.units < HIDDEN and work.kernel == "forward" and inputs > blocks.depth:
-            continue  # takes all units of the second layer anyway
         if blocks not in found:
             found.append(blocks)
     return found

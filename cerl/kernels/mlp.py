@@ -216,7 +216,7 @@ def _mlp_backward(
     return (
         *_parts(inner, x, tail, wants_x, wants_tail),
         *mlp_triton.first_gradient(hidden, x, tail),
-        mlp_triton.multiply(a1, hidden.above),
+        mlp_triton.multiply(a1.mT, hidden.above),
         hidden.sum2.sum(1),
         *mlp_triton.weight_gradient(grad, a2),
     )

@@ -25,18 +25,23 @@ from torch import Tensor
 from cerl.kernels.conv_triton import PROCESSORS, round_operand
 from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
 
-WIDE = 64  # inputs from which on cuBLAS makes the gradient of a weight
+WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
 SHARED = 16  # groups of networks with inputs in common that get a product each
 
 
 @triton.jit
 def _inputs(p_x, p_tail, row, k, m_row, D: tl.constexpr, A: tl.constexpr):
     """Columns k of [x, tail], 0 beyond them."""
-    b_x = tl.load(p_x + row[:, None] * D + k[None, :], m_row[:, None] & (k < D)[None, :], other=0.0)
-    if A > 0:
-        m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
-        b_x += tl.load(p_tail + row[:, None] * A + (k - D)[None, :], m_tail, other=0.0)
-    return b_x
+    m_x = m_row[:, None] & (k < D)[None, :]
+    m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
+    o_tail = row[:, None] * A + (k - D)[None, :]
+    if A == 0:
+        return tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+    elif D == 0:
+        return tl.load(p_tail + o_tail, m_tail, other=0.0)
+    else:
+        b_x = tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+        return b_x + tl.load(p_tail + o_tail, m_tail, other=0.0)
 
 
 @triton.jit
@@ -73,9 +78,11 @@ def _forward(
     p_b2,
     p_w3,
     p_b3,
+    p_sum,
     p_y,
     p_a1,
     p_a2,
+    s_net1,
     s_net3,
     s_row3,
     s_bias3,
@@ -88,6 +95,7 @@ def _forward(
     H2: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     KEEP: tl.constexpr,
+    SUM: tl.constexpr,
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
@@ -99,7 +107,8 @@ def _forward(
     """BR rows of one network's output, and what KEEP says of its hidden layers.
 
     Of narrow inputs a program takes BH2 units of the second hidden layer, and what they add to the
-    output: p_y is [parts, G, B, O]; the first part adds the bias.
+    output: p_y is [parts, G, B, O]; the first part adds the bias. If SUM, p_sum [G, B, H1] is what
+    further inputs add to the first layer.
     """
     PARTS: tl.constexpr = (H2 + BH2 - 1) // BH2
     blocks = tl.cdiv(batch, BR)
@@ -109,7 +118,8 @@ def _forward(
     nets = tl.num_programs(0) // (blocks * PARTS)
     p_x += (i_net // share_x) * batch * D
     p_tail += (i_net // share_tail) * batch * A
-    p_w1 += i_net * ((D + A) * H1)
+    p_w1 += i_net * s_net1
+    p_sum += i_net * batch * H1
     p_w2 += i_net * (H1 * H2)
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
@@ -125,12 +135,18 @@ def _forward(
         k = tl.arange(0, BK)
         n = i_part * BH2 + tl.arange(0, BH2)
         m_first = m_row & (i_part == 0)
-        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        if D + A > 0:
+            b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         acc = tl.zeros([BR, BH2], tl.float32)
         for first in range(0, H1, BT):
             h = first + tl.arange(0, BT)
-            b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
-            b_h = tl.dot(b_x, b_w1, input_precision=PRECISION)
+            b_h = tl.zeros([BR, BT], tl.float32)
+            if SUM:
+                m_sum = m_row[:, None] & (h < H1)[None, :]
+                b_h += tl.load(p_sum + row[:, None] * H1 + h[None, :], m_sum, other=0.0)
+            if D + A > 0:
+                b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+                b_h = tl.dot(b_x, b_w1, b_h, input_precision=PRECISION)
             b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
             b_a1 = round_operand(b_a1, PRECISION)
             _keep(p_a1, b_a1, row, h, m_first, H1, KEEP)
@@ -356,24 +372,29 @@ def forward(
     a1, a2 = (
         x.new_empty((nets, rows, size) if keep != NOTHING else 0, dtype=dtype) for size in (h1, h2)
     )
-    w3, b3 = _rowwise(w3), _rowwise(b3)
-    x = x.contiguous()
+    w1, w3, b3 = w1.contiguous(), _rowwise(w3), _rowwise(b3)
+    x, tail = x.contiguous(), tail.contiguous()
+    sums = multiply(x, w1[:, :width]) if by_library(x, nets) else None
+    if sums is not None:
+        w1, width, fan_in = w1[:, width:], 0, more
     block = blocks or _row_blocks(FORWARD, nets, rows, inputs=fan_in, hidden=max(h1, h2))
     units = min(block.units, power(h2)) if fan_in <= block.depth else power(h2)
     parts, final = triton.cdiv(h2, units), torch.promote_types(x.dtype, b3.dtype)
     y = x.new_empty(parts, nets, rows, out, dtype=final if parts == 1 else torch.float32)
     _forward[(nets * parts * triton.cdiv(rows, block.rows),)](
         x,
-        tail.contiguous() if more else x,
-        w1.contiguous(),
+        tail if more else x,
+        w1,
         b1.contiguous(),
         w2.contiguous(),
         b2.contiguous(),
         w3,
         b3,
+        x if sums is None else sums,
         y,
         a1,
         a2,
+        w1.stride(0),
         w3.stride(0),
         w3.stride(1),
         b3.stride(0),
@@ -386,6 +407,7 @@ def forward(
         H2=h2,
         O=out,
         KEEP=keep,
+        SUM=sums is not None,
         PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
@@ -508,30 +530,35 @@ def weight_gradient(
 
 
 def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the first layer's weight and bias, as `weight_gradient`.
-
-    The library multiplies wide inputs where few launches do it: they may be shared by networks, and
-    its batches are of one stride. A tail, which few networks share, is left to the kernel.
-    """
+    """Gradients of the first layer's weight and bias, as `weight_gradient`."""
     nets, width = hidden.below.shape[0], x.shape[2]
-    if width < WIDE or (x.shape[0] > SHARED and x.shape[0] < nets):
+    if not by_library(x, nets):
         return weight_gradient(hidden.below, x, tail)
     weight = x.new_empty(nets, width + tail.shape[2], hidden.below.shape[2])
-    multiply(x, hidden.below, weight[:, :width])
+    multiply(x.mT, hidden.below, weight[:, :width])
     if not tail.shape[2]:
         return weight, hidden.sum1.sum(1)
     return weight, weight_gradient(hidden.below, tail, out=weight[:, width:])[1]
 
 
-def multiply(x: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
-    """x^T grad of every network by cuBLAS: x [X, B, D], grad [G, B, N], out [G, D, N]."""
+def by_library(x: Tensor, nets: int) -> bool:
+    """Whether cuBLAS multiplies an input [X, B, D]: if wide, and if few launches do it.
+
+    It may be shared by networks, and a batch of the library's has one stride. A tail, which fewer
+    networks share, is left to the kernels.
+    """
+    return min(x.shape[1:]) >= WIDE and (x.shape[0] <= SHARED or x.shape[0] == nets)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Products [G, M, N] of every network's matrices by cuBLAS: a [X, M, K], b [G, K, N]."""
     if out is None:
-        out = x.new_empty(grad.shape[0], x.shape[2], grad.shape[2])
-    share = grad.shape[0] // x.shape[0]
+        out = b.new_empty(b.shape[0], a.shape[1], b.shape[2])
+    share = b.shape[0] // a.shape[0]
     if share == 1:
-        return torch.bmm(x.mT, grad, out=out)
-    for part, mine, result in zip(x, grad.split(share), out.split(share), strict=True):
-        torch.bmm(part.mT.expand(share, -1, -1), mine, out=result)
+        return torch.bmm(a, b, out=out)
+    for part, mine, result in zip(a, b.split(share), out.split(share), strict=True):
+        torch.bmm(part.expand(share, -1, -1), mine, out=result)
     return out
 
 
