@@ -51,9 +51,9 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 16, 2): Launch(64, 64, 4, 1, 128),
     ("forward", 32, 2): Launch(64, 64, 4, 1, 128),
     ("forward", 64, 2): Launch(64, 64, 4, 1, 128),
-    ("backward", 16, 2): Launch(64, 64, 4, 1, 168),
-    ("backward", 32, 2): Launch(64, 64, 4, 1, 168),
-    ("backward", 64, 2): Launch(32, 64, 4, 1, 168),
+    ("backward", 16, 2): Launch(32, 64, 4, 1, 128),
+    ("backward", 32, 2): Launch(32, 32, 4, 1, 128),
+    ("backward", 64, 2): Launch(32, 32, 4, 1, 128),
 }
 
 
@@ -156,8 +156,9 @@ def _forward(
     BN: tl.constexpr,
 ):
     """Output and log-sum-exp of one head, or of every PARTS-th block of its rows."""
-    i_pair, part = (tl.program_id(0) // PARTS).to(tl.int64), tl.program_id(0) % PARTS
-    i_b, i_h = i_pair // heads, i_pair % heads
+    i_pair, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
+    i_pair = i_b * heads + i_h
     i_kh = i_h // GROUPS
     offset = keys - queries
     t = tl.arange(0, BT)
@@ -319,8 +320,7 @@ def _backward(
     key_heads = heads // GROUPS
     r, c = tl.arange(0, PM), tl.arange(0, BN)
     scale2 = scale * LOG2E
-    i_kpair = tl.program_id(0).to(tl.int64)
-    i_b, i_kh = i_kpair // key_heads, i_kpair % key_heads
+    i_b, i_kh = (tl.program_id(0) // key_heads).to(tl.int64), tl.program_id(0) % key_heads
     offset = keys - queries
     o_sums = pairs.to(tl.int64) * LENGTH
     for group in range(GROUPS):
