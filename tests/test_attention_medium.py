@@ -158,6 +158,13 @@ def test_skipped_tiles_are_those_of_the_definition(name: str) -> None:
     assert torch.equal(pruned, unpruned) == (case.threshold is None)
 
 
+def test_launches_that_do_not_divide_the_tiles_are_refused() -> None:
+    (q, k, v, log_f), _, _, _ = inputs(CASES["129 keys"], torch.float16)
+    launch = medium.Launch(128, 64, 4, 1)
+    with pytest.raises(ValueError, match="divide tiles of 64 by 64"):
+        medium.forward(q, k, v, log_f, None, None, window=0, scale=1.0, launch=launch)
+
+
 def test_gates_at_resets_have_no_gradient() -> None:
     case = Case((1, 140, 140, 2, 2, 16), resets=0.2, starts=0.1)
     tensors, start, do, dlse = inputs(case, torch.float16)

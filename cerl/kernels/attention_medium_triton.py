@@ -458,10 +458,18 @@ def _backward(
 
 
 def _choose(role: str, q: Tensor, k: Tensor, launch: Launch | None) -> tuple[Launch, dict]:
-    """The launch, and what is fixed when the kernel is compiled."""
+    """The launch, and what is fixed when the kernel is compiled.
+
+    Raises: ValueError for a launch whose blocks do not divide the tiles.
+    """
     queries, heads, width = q.shape[1:]
     launch = launch or CONFIGS[role, block_size(width), q.element_size()]
     tile = tiles(queries, k.shape[1], width, q.dtype)
+    if tile.rows % launch.rows or tile.columns % launch.columns:
+        raise ValueError(
+            f"CONFIGS: expected rows and columns that divide tiles of {tile.rows} by "
+            f"{tile.columns}, got {launch}"
+        )
     return launch, dict(
         D=width, BD=block_size(width), GROUPS=heads // k.shape[2], PM=tile.rows, PN=tile.columns,
         BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
