@@ -434,9 +434,10 @@ def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("shape", ["critics, obs 17", "critics, obs 376"])
 @pytest.mark.parametrize("wanted", [*SUBSETS.values(), ()], ids=[*SUBSETS, "none"])
-def test_replayed_graph_is_bitwise_the_eager_call(wanted):
-    shape = LARGE["critics, obs 17"]
+def test_replayed_graph_is_bitwise_the_eager_call(wanted, shape):
+    shape = LARGE[shape]
     t = leaves(shape, dtype=torch.float32, wanted=())
 
     def step() -> list[Tensor]:

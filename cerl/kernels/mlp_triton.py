@@ -649,14 +649,16 @@ def _row_blocks(
 
     Args: inputs, columns read or written of the first layer's; hidden, the wider layer's units.
     """
-    hidden = power(hidden)
+    hidden, depth = power(hidden), power(max(inputs, 1))
     if hidden > 256:
         table = BROAD if hidden <= 512 else BROAD[1:]
-    fits = [block for block in table if block.rows <= power(rows)]
-    busy = [block for block in fits if nets * triton.cdiv(rows, block.rows) >= PROCESSORS]
-    block = (busy or fits[-1:] or table[-1:])[0]
-    columns, depth = min(block.columns, hidden), min(block.depth, power(max(inputs, 1)))
-    return block._replace(columns=columns, depth=depth)
+    fits = [block for block in table if block.rows <= power(rows)] or table[-1:]
+    for block in fits:
+        parts = triton.cdiv(hidden, block.units)
+        if nets * parts * triton.cdiv(rows, block.rows) >= PROCESSORS:
+            break
+    columns = min(block.columns, hidden)
+    return block._replace(columns=columns, depth=min(block.depth, depth))
 
 
 def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
