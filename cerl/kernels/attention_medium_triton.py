@@ -53,7 +53,7 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 2): Launch(64, 64, 4, 1, 128),
     ("backward", 16, 2): Launch(32, 64, 4, 1, 128),
     ("backward", 32, 2): Launch(32, 32, 4, 1, 128),
-    ("backward", 64, 2): Launch(32, 32, 4, 1, 128),
+    ("backward", 64, 2): Launch(64, 64, 4, 1),
 }
 
 
