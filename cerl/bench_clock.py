@@ -1,10 +1,12 @@
 """How GPU benchmarks take time and tell it: stopwatch, rows, compiling ahead."""
 
+import contextlib
+import gc
 import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -19,7 +21,8 @@ Rows = list[dict[str, Any]]
 
 
 class Spent(NamedTuple):
-    """Milliseconds of one call: replayed in a CUDA graph, and as called from Python."""
+    """Milliseconds of one call: replayed in a CUDA graph, and as called from Python (no garbage
+    collection meanwhile)."""
 
     graph: float
     eager: float
@@ -47,9 +50,23 @@ def stopwatch(repeats: int) -> Timer:
         with torch.cuda.graph(graph):
             _many(call, calls)
         replayed = _median(graph.replay, times) / calls
-        return Spent(replayed, _median(lambda: _many(call, calls), times) / calls)
+        with uncollected():
+            return Spent(replayed, _median(lambda: _many(call, calls), times) / calls)
 
     return spent
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's garbage collector rests, as in `timeit`: a call is not charged for old objects."""
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def untimed(call: Call) -> Spent:

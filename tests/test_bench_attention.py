@@ -1,5 +1,6 @@
 """Inputs, rows and plots of the attention benchmarks, with a clock that is told what to say."""
 
+import gc
 import json
 import math
 import os
@@ -141,11 +142,15 @@ def test_the_stopwatch_divides_by_the_calls(call_ms, calls, repeats, monkeypatch
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
 
+    collecting = []
+
     def call():
         now[0] += call_ms
+        collecting.append(gc.isenabled())
 
     spent = stopwatch(20)(call)
     assert spent == pytest.approx((0.8 * call_ms, call_ms))
+    assert collecting[0] and not collecting[-1] and gc.isenabled()
     assert costs == pytest.approx([0.8 * call_ms * calls])
     assert len(replays) == repeats + 1
     assert len(streams) == 2
