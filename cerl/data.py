@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# What acting remembers: whoever calls `act` owns it, `act` writes it in place.
+Carry = tuple[Tensor, ...]
+
 
 class EnvSpec(NamedTuple):
     """What an environment is, as far as anything outside it may know."""
@@ -47,6 +50,13 @@ class Step(NamedTuple):
     def clone(self) -> "Step":
         """A step of its own memory."""
         return Step(*(tensor.clone() for tensor in self))
+
+
+class Previous(NamedTuple):
+    """What led to an observation, for networks that look at it; anything at an episode's start."""
+
+    action: Tensor  # [S, E] int64, or [S, E, A] float32
+    reward: Tensor  # [S, E] float32, as replay stores it
 
 
 class Row(NamedTuple):

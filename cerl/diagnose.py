@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cerl.agent import Agent
+from cerl.collect import Collector
 from cerl.learn import Learner
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
@@ -57,3 +58,27 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
         result["dormant_share"] = dormant_share(outputs)
     result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
     return {name: value.expand(shape).float().cpu() for name, value in result.items()}
+
+
+@torch.no_grad()
+def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
+    """How far values under what acting remembers are from those that today's parameters give.
+
+    What acting remembers comes from older parameters. The other values come from the last rows of
+    replay, so episodes longer than `sequence.cache` differ too.
+    Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
+             a value over the environments inside an episode; NaN without any.
+    """
+    last, start = collector.last, collector.start
+    carry = tuple(tensor.clone() for tensor in collector.carry)
+    now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
+    live = agent.judge(*now)
+    window = collector.replay.last(collector.rows)
+    agent.refill(collector.net, window, carry, collector.member)
+    error = (agent.judge(*now) - live).abs()  # [S, E, K]
+    inside = ~start.unsqueeze(-1).expand_as(error)
+    count = inside.sum((1, 2))
+    mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
+    largest = torch.where(inside, error, -torch.inf).amax((1, 2))
+    largest = torch.where(count > 0, largest, torch.nan)
+    return {"cache_error": mean.cpu(), "cache_error_largest": largest.cpu()}

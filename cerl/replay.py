@@ -105,17 +105,19 @@ class Replay:
         batch: int,
         context: int,
         ahead: int,
+        begins: bool = False,
         members: int = 1,
         batches: Batches = "shared",
         probability: float = 1.0,
         candidates: int = 8,
     ) -> Window:
-        """Windows of context + 1 + ahead rows around uniformly drawn learnt rows.
+        """Windows of context + 1 + ahead rows around uniformly drawn (first) learnt rows.
 
-        Args:    step int64 [], counts draws; members M batches per seed (1: shared by the
-                 ensemble); batches "own" takes rows that member acted in, "disjoint" rows that a
-                 hash gives it; probability: share of steps in which that restriction (and one
-                 batch each) holds.
+        Args:    step int64 [], counts draws; begins: the row drawn begins an episode (context of at
+                 least 1, many more candidates than an episode has rows); members M batches per seed
+                 (1: shared by the ensemble); batches "own" takes rows that member acted in,
+                 "disjoint" rows that a hash gives it; probability: share of steps in which that
+                 restriction (and one batch each) holds.
         Returns: Window [S, M, B, W].
         """
         home = self.total.device
@@ -130,12 +132,12 @@ class Replay:
         }
         owner = batches if batches in ("own", "disjoint") else "any"
         shape = (members, batch, candidates)
-        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, **sizes)
+        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
         if members > 1 and probability < 1.0:
             # The other updates share one batch, drawn without the restriction.
             offsets["offset"] = draw.purpose_offset(draw.SHARED)
             shape = (1, batch, candidates)
-            one = draw_rows(*ring, **offsets, shape=shape, owner="any", **sizes)
+            one = draw_rows(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
             both = zip(one, picked, strict=True)
             picked = Picked(*(torch.where(shared, a, b) for a, b in both))
@@ -155,6 +157,23 @@ class Replay:
             weight=hit.float(),
         )
         return Window(*(x.to(self.device) for x in window))
+
+    def last(self, count: int) -> Window:
+        """The last `count` rows of every environment, [S, 1, E, count]; syncs nothing.
+
+        Rows that were never written are not real and come before all others.
+        """
+        age = torch.arange(count - 1, -1, -1, device=self.total.device)
+        row = self.total - 1 - age
+        at = row % self.rows
+        fields = {k: v.index_select(1, at).transpose(1, 2) for k, v in self._fields().items()}
+        fields["real"] = fields["real"] & (row >= 0)
+        fields = {name: field.unsqueeze(1).to(self.device) for name, field in fields.items()}
+        fields["member"] = fields["member"].long()
+        env = torch.arange(self.envs, device=self.device).view(1, 1, -1)
+        first = row[0].to(self.device) * self.envs + env
+        weight = torch.ones(len(self.keys), 1, self.envs, device=self.device)
+        return Window(**fields, row=first.expand_as(weight), weight=weight)
 
     def shares(self, members: int) -> Tensor:
         """Share of the real rows in the ring that each member generated [S, N]; syncs nothing."""
