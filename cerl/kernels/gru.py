@@ -9,7 +9,7 @@ Cho et al. 2014 (arXiv:1406.1078), with the reset gate behind the recurrent prod
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl
+from cerl.kernels import Impl, runs_triton
 
 
 def gru(
@@ -32,6 +32,13 @@ def gru(
              on chip.
     """
     _check(x, weight, bias, h, start)
+    if runs_triton(impl, x.device):
+        if x.dtype == torch.float64:
+            raise ValueError(
+                "gru: the kernel takes float32, float16 and bfloat16, got float64; cast, or pass "
+                'impl="reference"'
+            )
+        return _gru(x, weight, bias, h, start)
     return definition(x, weight, bias, h, start)
 
 
@@ -86,3 +93,41 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) ->
             f"gru: entries of start serve equal numbers of networks, got {start.shape[0]} entries "
             f"and {nets} networks"
         )
+
+
+@torch.library.custom_op("cerl::gru", mutates_args=())
+def _gru(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> Tensor:
+    from cerl.kernels import gru_triton
+
+    return gru_triton.forward(x, weight, bias, h, start)
+
+
+@torch.library.custom_op("cerl::gru_backward", mutates_args=())
+def _gru_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and h."""
+    from cerl.kernels import gru_triton
+
+    return gru_triton.backward(grad, x, weight, bias, h, start, y)
+
+
+@_gru.register_fake
+def _(x, weight, bias, h, start):
+    return h.new_empty(*x.shape[:3], weight.shape[1])
+
+
+@_gru_backward.register_fake
+def _(grad, x, weight, bias, h, start, y):
+    return tuple(part.new_empty(part.shape) for part in (x, weight, bias, h))
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _differentiate(ctx, grad):
+    return *_gru_backward(grad, *ctx.saved_tensors), None
+
+
+_gru.register_autograd(_differentiate, setup_context=_save)
