@@ -251,7 +251,7 @@ def ending(limit: int | None) -> int | None:
     """A time limit of a memory task. Raises: ValueError where there would be none."""
     if limit is not None and limit < 1:
         raise ValueError(
-            f"env.time_limit: episodes of memory tasks have to end; expected at least 1 agent step, "
+            "env.time_limit: episodes of memory tasks have to end; expected at least 1 agent step, "
             f"or none for the task's own limit, got {limit}"
         )
     return limit
@@ -282,7 +282,7 @@ def _time_contradictions(c: "Config") -> Iterator[str]:
     sequence = c.net.encoder != "frames"
     least = window + 1 if sequence else c.loss.n_step + 1
     if c.replay.start < c.env.envs * least:
-        what = "one window and a" if sequence else "loss.n_step + 1"
+        what = f"{least} (a window and a row)" if sequence else "loss.n_step + 1"
         yield (
             f"replay.start: expected at least {c.env.envs * least}, that is {what} steps of each "
             f"of {c.env.envs} environments, got {c.replay.start}"

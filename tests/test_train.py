@@ -26,6 +26,12 @@ TINY = {
 }
 
 
+def sequence(kind: str) -> dict:
+    """A small sequence network that is refreshed now and then."""
+    sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 5, "cache": 7, "cache_refresh": 9}
+    return {"net": {"encoder": kind, "hidden": (16,)}, "sequence": sizes}
+
+
 POLICY_LATE = {**TINY["schedule"], "updates": 3, "policy_every": 2}
 
 
@@ -71,10 +77,13 @@ def columns_without_time(folder: Path) -> dict:
         ("gym/pendulum", {"env": {"envs": 2}}),
         ("point_mass/cerl", {"env": {"envs": 2}}),
         ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
+        *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
+        ("catch/cerl", {**sequence("fox"), "ensemble": {"switch": "step", "members": 2}}),
+        ("point_mass/cerl", {**sequence("gru"), "schedule": {"steps": 160}}),
     ],
 )
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
-    changes = {**changes, "ensemble": {"members": 3}}
+    changes = {**changes, "ensemble": {"members": 3} | changes.get("ensemble", {})}
     whole = train.train(tiny(tmp_path / "whole", name, **changes))
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -272,6 +281,10 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
         changes["loss"] = {"quantiles": 5}
     if config.loss.batches in ("own", "disjoint"):
         changes["replay"] = {**SMALL["replay"], "candidates": 128}
+    if config.net.encoder != "frames":
+        changes["sequence"] = {"context": 1, "learnt": 3, "sampling": "uniform"}
+        changes["replay"] = {**SMALL["replay"], "start": 16}
+        changes["schedule"] = {**SMALL["schedule"], "steps": 28}
     folder = train.train(load(name, changes))
     state = final_state(folder)
     assert int(state["learner"]["updates"]) == 3
