@@ -304,3 +304,68 @@ def test_context_must_leave_rows():
     x, start = rows(5)
     with pytest.raises(ValueError, match="got 5 of 5 rows"):
         make(OPTIONS)(x, start, context=5)
+
+
+@every_kind
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_rows_compile_into_one_graph(options):
+    trunk = make(options._replace(prune=-10.0))
+    x, start = rows(9)
+    compiled = torch.compile(trunk, fullgraph=True, backend="aot_eager")
+    y = compiled(x, start, context=4)
+    same(y, trunk(x, start, context=4))
+    y.sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in trunk.parameters())
+
+
+@pytest.mark.gpu
+@every_kind
+def test_steps_in_a_cuda_graph_are_the_rows_of_a_window(options):
+    from cerl.graph import captured
+
+    device = torch.device("cuda")
+    trunk = make(options._replace(width=128, heads=4, cache=32)).to(device)
+    x, start = (part.to(device) for part in rows(80))
+    member = torch.randint(N, (S, E), generator=torch.Generator().manual_seed(2)).to(device)
+    sizes: Any = dict(seeds=S, envs=E, device=device)
+    for duty, streams in ((member, 1), (None, N)):
+        carry = trunk.carry(members=streams, **sizes)
+        row, begins = torch.zeros_like(x[:, :, :, 0]), torch.zeros_like(start[:, 0, :, 0])
+        out = torch.empty(S, streams, E, 128, device=device)
+
+        def step(duty=duty, carry=carry, row=row, begins=begins, out=out) -> None:
+            out.copy_(trunk.step(row, begins, carry, member=duty))
+
+        replay, outputs = captured(step, device), []
+        for t in range(80):
+            row.copy_(x[:, :, :, t])
+            begins.copy_(start[:, 0, :, t])
+            replay()
+            outputs.append(out.clone())
+        with torch.no_grad():
+            y = trunk(x, start)
+        if duty is not None:
+            y = y.gather(1, duty[:, None, :, None, None].expand(-1, 1, -1, *y.shape[3:]))
+        torch.testing.assert_close(torch.stack(outputs, 3), y, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@every_kind
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("window", [65, 257])
+def test_compiled_windows_and_gradients_are_those_of_the_cpu(options, precision, window):
+    options = options._replace(width=128, heads=4, cache=200, precision=precision)
+    reference, trunk = make(options._replace(precision="fp32")), make(options).cuda()
+    x, start = rows(window, often=0.02)
+    wanted = torch.randn(S, N, E, window, 128, generator=torch.Generator().manual_seed(1))
+    want = reference(x, start, context=9)
+    (want * wanted).sum().backward()
+    compiled = torch.compile(trunk, fullgraph=True)
+    y = compiled(x.cuda(), start.cuda(), context=9)
+    (y * wanted.cuda()).sum().backward()
+    allowed = 1e-4 if precision == "fp32" else 3e-2
+    assert (y.cpu() - want).norm() < allowed * want.norm()
+    for (name, ours), theirs in zip(trunk.named_parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None, name
+        error = (ours.grad.cpu() - theirs.grad).norm()
+        assert error < 5 * allowed * theirs.grad.norm() + 1e-6, name
