@@ -16,6 +16,7 @@ from cerl.kernels.draws import FIRST, SECOND, hash_at, hash_grid, hash_grid_trit
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
 POLICY, SUBSET = range(12, 14)
+FLICKER, DROPOUT, SENSOR = range(32, 35)
 
 _PURPOSE = 0xA0761D6478BD642F
 
@@ -77,6 +78,10 @@ def randint(
 
 def normal(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 (Box and Muller). Returns: [S, *shape]."""
-    u = uniform(key, purpose, step, (*shape, 2))
+    return gaussian(uniform(key, purpose, step, (*shape, 2)))
+
+
+def gaussian(u: Tensor) -> Tensor:
+    """Standard normal numbers from pairs of uniforms in [0, 1). Args: u [..., 2]. Returns: [...]"""
     radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
     return radius * torch.cos(2.0 * math.pi * u[..., 1])

@@ -54,10 +54,9 @@ class Resident:
              by the last one executed (at first 0); time_limit in agent steps (0: none), reaching
              it truncates unless the game ends by itself; salt separates consumers (training,
              evaluation) of one seed; fuse compiles the step into few kernels (None: on CUDA only),
-             the numbers are the same, fractions to
-             rounding.
-    Raises:  ValueError for no seed, no game, action ids outside 0..7, or a game whose actions are
-             both ids and continuous, or neither.
+             the numbers are the same, fractions to rounding.
+    Raises:  ValueError for no seed, no game, a choice of action ids outside 0..7, or a game whose
+             actions are both ids and continuous, or neither.
     """
 
     def __init__(
@@ -75,8 +74,12 @@ class Resident:
     ) -> None:
         if bool(game.actions) == bool(game.components):
             raise ValueError(f"{name}: expected either action ids or components, got {game}")
-        if not set(game.actions) <= set(range(8)) or len(game.actions) > 8:
-            raise ValueError(f"{name}: expected at most 8 action ids in 0..7, got {game.actions}")
+        every = game.actions == tuple(range(len(game.actions)))
+        if not every and (not set(game.actions) <= set(range(8)) or len(game.actions) > 8):
+            raise ValueError(
+                f"{name}: expected the action ids 0, 1, 2, ... or at most 8 of 0..7, got "
+                f"{game.actions}"
+            )
         if not seeds or envs < 1:
             raise ValueError(
                 f"{name} needs at least one seed and one game per seed, got seeds "
@@ -162,9 +165,11 @@ class Resident:
                     "squash or clip them"
                 )
             if not self._spec.continuous and (low < 0 or high >= self._spec.actions):
+                every = self._game.actions == tuple(range(self._spec.actions))
+                hint = "" if every else "; `full_actions` offers all six of MinAtar"
                 raise ValueError(
                     f"{self._spec.name}: expected actions in 0..{self._spec.actions - 1}, got "
-                    f"{int(low)}..{int(high)}; `full_actions` offers all six of MinAtar"
+                    f"{int(low)}..{int(high)}{hint}"
                 )
         return self._advance(action)
 
