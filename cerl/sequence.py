@@ -55,7 +55,8 @@ class Tokens(nn.Module):
         previous = Previous(_delayed(window.action), _delayed(window.reward))
         first = self.context
         wanted = slice(first, first + rows.shape[-1])
-        return Whole(self._pixels(window.obs), self._extra(start, previous), start, wanted)
+        blank = F.pad(start[..., 1:], (1, 0), value=True)  # before a first row is nothing known
+        return Whole(self._pixels(window.obs), self._extra(blank, previous), start, wanted)
 
     def embed(self, obs: Tensor, extra: Tensor) -> Tensor:
         """obs [S, M, *rows, ...] and extra [S, M, *rows, K] -> [S, M or N, *rows, width]."""
