@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from cerl import carry as carries
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
@@ -23,8 +24,9 @@ from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
-from cerl.sequence import Tokens, Whole, make_trunk, read, refill, single, step, streams
+from cerl.sequence import Tokens, Whole, make_trunk, read
 from cerl.transition import Transition, masked, transition
+from cerl.trunk import Trunk
 
 
 class QNet(nn.Module):
@@ -113,23 +115,9 @@ class QNet(nn.Module):
             q = self.final(self._normed(features), heads)
         return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
 
-    def step(
-        self,
-        obs: Tensor,
-        start: Tensor,
-        previous: Previous | None,
-        carry: Carry,
-        member: Tensor | None,
-    ) -> Tensor:
-        """One new observation [S, E, ...] as input of `layers`; the carry moves on in place.
-
-        Args: member [S, E], whose stream the carry holds; None: of all members.
-        """
-        if isinstance(self.encoder, Encoder):
-            return self.encoder.step(obs, start, carry)
-        assert self.trunk is not None and previous is not None, "sequences look back"
-        tokens = self.encoder.step(obs, start, previous)
-        return step(tokens, self.trunk, start, carry, member)
+    def trunks(self, evaluating: bool) -> list[Trunk]:
+        """Those that act; none without memory."""
+        return [] if self.trunk is None else [self.trunk]
 
     def _normed(self, features: Tensor) -> Tensor:
         if not self.feature_norm:
@@ -137,7 +125,7 @@ class QNet(nn.Module):
         return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, heads: int) -> Tensor:
-        """Values of what `read` or `step` gave, x [S, M, rows, ...]."""
+        """Values of what `read` or acting gave, x [S, M, rows, ...]."""
         return self.values(self.features(x)[1], heads)
 
 
@@ -224,8 +212,16 @@ class DQN:
                  the k-th of `evaluating` ("vote": the most voted greedy action, ties broken
                  uniformly; "mean": the greedy action of the mean Q); None while training.
         """
-        stream = self._stream(member, evaluating=evaluating is not None)
-        x = net.step(obs, start, previous, carry, stream)
+        (x,) = carries.step(
+            self.config,
+            net,
+            obs,
+            start,
+            carry,
+            member,
+            previous=previous,
+            evaluating=evaluating is not None,
+        )
         envs, members = obs.shape[1], self.config.ensemble.members
         zero = torch.zeros_like(start, dtype=torch.float32)
         entropy = zero
@@ -246,28 +242,6 @@ class DQN:
         action = torch.where(noise.explore, noise.action, greedy)
         return Decision(action, value, bonus=zero, diversity=entropy)
 
-    def carry(self, net: QNet, *, seeds: int, envs: int, evaluating: bool) -> Carry:
-        """An empty carry of acting."""
-        if isinstance(net.encoder, Encoder):
-            return net.encoder.carry(seeds, envs, dtype=self.spec.dtype, device=self.device)
-        assert net.trunk is not None, "sequences have a trunk"
-        members = streams(self.config, evaluating=evaluating)
-        return net.trunk.carry(seeds=seeds, members=members, envs=envs, device=self.device)
-
-    def carry_bytes(self, net: QNet, *, seeds: int, envs: int, evaluating: bool) -> int:
-        """Size of a carry; 0 without memory."""
-        if net.trunk is None:
-            return 0
-        members = streams(self.config, evaluating=evaluating)
-        return net.trunk.carry_bytes(seeds=seeds, members=members, envs=envs)
-
-    @torch.no_grad()
-    def refill(self, net: QNet, window: Window, carry: Carry, member: Tensor) -> None:
-        """Recomputes the carry of training with the parameters of now."""
-        if net.trunk is not None and isinstance(net.encoder, Tokens):
-            stream = self._stream(member, evaluating=False)
-            refill(net.encoder, net.trunk, window, carry, stream)
-
     @torch.no_grad()
     def judge(
         self,
@@ -279,13 +253,11 @@ class DQN:
         member: Tensor,
     ) -> Tensor:
         """Values of all actions for the members on duty, [S, E, A]."""
-        x = net.step(obs, start, previous, carry, self._stream(member, evaluating=False))
+        (x,) = carries.step(
+            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
+        )
         q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
         return q.gather(1, member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
-
-    def _stream(self, member: Tensor, *, evaluating: bool) -> Tensor | None:
-        """Whose stream a carry holds; None: all members'."""
-        return member if single(self.config, evaluating=evaluating) else None
 
     def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
         """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""

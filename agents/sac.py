@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cerl import carry as carries
 from cerl import draw, returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
@@ -24,7 +25,7 @@ from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.nn import Critics, LayerNorm, Linear, initialise
-from cerl.sequence import Tokens, Whole, make_trunk, read, refill, single, step, streams
+from cerl.sequence import Tokens, Whole, make_trunk, read
 from cerl.transition import Transition, learnt, masked, transition
 from cerl.trunk import Trunk
 
@@ -132,6 +133,11 @@ class SACNet(nn.Module):
         self.critic = Critic(net, **sizes, width=width + spec.actions, heads=heads, trunk=critic)
         start = math.log(config.loss.temperature)
         self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
+
+    def trunks(self, evaluating: bool) -> list[Trunk]:
+        """Those that act, the policies' and while training the critics'; none without memory."""
+        both = (self.actor.trunk, None if evaluating else self.critic.trunk)
+        return [trunk for trunk in both if trunk is not None]
 
 
 class Dice(NamedTuple):
@@ -248,8 +254,17 @@ class SAC:
         Diversity is the variance across members of an action component, each member's action a mean
         of K samples: unbiased, 0 for a single member.
         """
-        training = evaluating is None
-        x, seen = self._features(net, obs, start, previous, carry, member, training=training)
+        x, *others = carries.step(
+            self.config,
+            net,
+            obs,
+            start,
+            carry,
+            member,
+            previous=previous,
+            evaluating=evaluating is not None,
+        )
+        seen = others[0] if others else x
         mean, log_std = (y.transpose(1, 2) for y in net.actor(x))  # [S, E, N, A]
         members = mean.shape[2]
         mine = member.clamp(max=members - 1)
@@ -271,31 +286,6 @@ class SAC:
         spread = samples.mean(2).var(2).mean(-1) if members > 1 else zero
         return Decision(action, zero, zero, diversity=spread)
 
-    def carry(self, net: SACNet, *, seeds: int, envs: int, evaluating: bool) -> Carry:
-        """An empty carry of acting: the policies', then, while training, the critics'."""
-        if isinstance(net.encoder, Encoder):
-            return net.encoder.carry(seeds, envs, dtype=self.spec.dtype, device=self.device)
-        members = streams(self.config, evaluating=evaluating)
-        sizes = {"seeds": seeds, "members": members, "envs": envs}
-        trunks = self._trunks(net)[: 1 if evaluating else 2]
-        return tuple(x for trunk in trunks for x in trunk.carry(**sizes, device=self.device))
-
-    def carry_bytes(self, net: SACNet, *, seeds: int, envs: int, evaluating: bool) -> int:
-        """Size of a carry; 0 without memory."""
-        members = streams(self.config, evaluating=evaluating)
-        trunks = self._trunks(net)[: 1 if evaluating else 2]
-        return sum(t.carry_bytes(seeds=seeds, members=members, envs=envs) for t in trunks)
-
-    @torch.no_grad()
-    def refill(self, net: SACNet, window: Window, carry: Carry, member: Tensor) -> None:
-        """Recomputes the carry of training with the parameters of now."""
-        if isinstance(net.encoder, Encoder):
-            return
-        stream = member if single(self.config, evaluating=False) else None
-        half = len(carry) // 2
-        for trunk, part in zip(self._trunks(net), (carry[:half], carry[half:]), strict=False):
-            refill(net.encoder, trunk, window, part, stream)
-
     @torch.no_grad()
     def judge(
         self,
@@ -307,41 +297,14 @@ class SAC:
         member: Tensor,
     ) -> Tensor:
         """Value of the policy's mode for the members on duty, [S, E, 1]."""
-        x, seen = self._features(net, obs, start, previous, carry, member, training=True)
+        x, *others = carries.step(
+            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
+        )
+        seen = others[0] if others else x
         mine = member.unsqueeze(1)
         mode = torch.tanh(net.actor(x)[0]).transpose(1, 2)  # [S, E, N, A]
         q = net.critic(seen, _of(mode, member).unsqueeze(1), 1)[..., 0]  # [S, N, C, E]
         return self._value(q).gather(1, mine).transpose(1, 2)
-
-    def _features(
-        self,
-        net: SACNet,
-        obs: Tensor,
-        start: Tensor,
-        previous: Previous | None,
-        carry: Carry,
-        member: Tensor,
-        *,
-        training: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """What policies and critics see of a new observation, [S, 1 or N, E, D]; carry moves on."""
-        if isinstance(net.encoder, Encoder):
-            x = net.encoder.step(obs, start, carry)
-            return x, x
-        assert previous is not None, "sequences look back"
-        tokens = net.encoder.step(obs, start, previous)
-        stream = member if single(self.config, evaluating=not training) else None
-        actor, critic = self._trunks(net)
-        if not training:
-            x = step(tokens, actor, start, carry, stream)
-            return x, x
-        half = len(carry) // 2
-        x = step(tokens, actor, start, carry[:half], stream)
-        return x, step(tokens, critic, start, carry[half:], stream)
-
-    def _trunks(self, net: SACNet) -> tuple[Trunk, ...]:
-        """Those of policies and critics; none without memory."""
-        return tuple(t for t in (net.actor.trunk, net.critic.trunk) if t is not None)
 
     def next_values(
         self, net: SACNet, target: Critic, batch: Transition, dice: Dice

@@ -45,7 +45,8 @@ class Stage(NamedTuple):
 class Agent(Protocol):
     """Stateless: everything that changes lives in the network and in the counters of the callers.
 
-    A network is a module with an `encoder` (`cerl/encoder.py`).
+    A network is a module with an `encoder` (`cerl/encoder.py`, `cerl/sequence.py`) and the `trunks`
+    that act (`cerl/carry.py`).
     """
 
     @property
@@ -86,21 +87,6 @@ class Agent(Protocol):
         Args:    obs [S, E, *observation]; start [S, E] bool; carry, brought up to date in place;
                  member [S, E] in [0, N), or N + k for the k-th aggregate of `evaluating` (None
                  while training); previous, which networks without memory do without.
-        """
-        ...
-
-    def carry(self, net: Any, *, seeds: int, envs: int, evaluating: bool) -> Carry:
-        """What acting remembers before its first step."""
-        ...
-
-    def carry_bytes(self, net: Any, *, seeds: int, envs: int, evaluating: bool) -> int:
-        """Bytes of the caches in a carry, known before it is allocated; 0 without memory."""
-        ...
-
-    def refill(self, net: Any, window: Window, carry: Carry, member: Tensor) -> None:
-        """Recomputes the carry of training in place, with the parameters of now.
-
-        Args: window [S, 1, E, W], the last rows acted on; member [S, E] on duty.
         """
         ...
 

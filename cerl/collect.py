@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import explore
+from cerl import carry, explore
 from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
@@ -52,9 +52,9 @@ class Collector:
         self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.bonus = torch.zeros(seeds, envs, device=device)
-        size = agent.carry_bytes(net, seeds=seeds, envs=envs, evaluating=False)
+        size = carry.size(config, net, seeds=seeds, envs=envs, evaluating=False)
         check_fits(size, device, what=f"acting in {seeds * envs} environments", hint=LESS_CACHE)
-        self.carry = agent.carry(net, seeds=seeds, envs=envs, evaluating=False)
+        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
         self.rows = min(config.cache + 1, replay.rows)  # that a refresh looks back on
         self.refresh = captured(self.refresh, device) if on_device else self.refresh
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
@@ -132,7 +132,7 @@ class Collector:
     def refresh(self) -> None:
         """Recomputes what acting remembers from the last rows of replay and today's parameters."""
         window = self.replay.last(self.rows)
-        self.agent.refill(self.net, window, self.carry, self.member)
+        carry.refill(self.config, self.net, window, self.carry, self.member)
 
     @torch.no_grad()
     def _record(self) -> None:

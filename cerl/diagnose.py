@@ -6,6 +6,7 @@ Called now and then with a sampled batch, never inside an update.
 import torch
 from torch import Tensor
 
+from cerl import carry as memory
 from cerl.agent import Agent
 from cerl.collect import Collector
 from cerl.learn import Learner
@@ -74,7 +75,7 @@ def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
     now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
     live = agent.judge(*now)
     window = collector.replay.last(collector.rows)
-    agent.refill(collector.net, window, carry, collector.member)
+    memory.refill(collector.config, collector.net, window, carry, collector.member)
     error = (agent.judge(*now) - live).abs()  # [S, E, K]
     inside = ~start.unsqueeze(-1).expand_as(error)
     count = inside.sum((1, 2))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import draw, explore
+from cerl import carry, draw, explore
 from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
@@ -101,9 +101,9 @@ class Evaluator:
         self.done = torch.zeros((), dtype=torch.bool, device=device)
         self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
         self.member = torch.zeros_like(self.fixed)
-        size = agent.carry_bytes(net, seeds=seeds, envs=count, evaluating=True)
+        size = carry.size(config, net, seeds=seeds, envs=count, evaluating=True)
         check_fits(size, device, what=f"evaluation in {seeds * count} lanes", hint=LESS_CACHE)
-        self.carry = agent.carry(net, seeds=seeds, envs=count, evaluating=True)
+        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)
         self.diversity = torch.zeros(seeds, count, device=device)

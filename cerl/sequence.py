@@ -1,4 +1,4 @@
-"""Windows of rows as tokens of a sequence network, for learning and for acting.
+"""Windows of rows as tokens of a sequence network.
 
 A token is a row's observation (after the convolutions, if any), the action before it and the reward
 before it. Every network has its own `Trunk` that mixes tokens along time (`cerl/trunk.py`);
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cerl.config import Config
-from cerl.data import Carry, EnvSpec, Previous, Window
+from cerl.data import EnvSpec, Previous, Window
 from cerl.encoder import convolutions, take
 from cerl.trunk import Trunk, TrunkOptions
 
@@ -142,47 +142,3 @@ def read(encoder: nn.Module, trunk: Trunk | None, *wanted: Tensor | Whole) -> li
             rows = take(rows, one.rows.expand(-1, rows.shape[1], -1, -1))
         found.append(rows.flatten(2, 3))
     return found
-
-
-def single(config: Config, *, evaluating: bool) -> bool:
-    """Whether acting has one stream per environment, that of the member on duty, not all N."""
-    e = config.ensemble
-    return not evaluating and e.switch == "episode" and e.members > 1 and not e.shared_layers
-
-
-def streams(config: Config, *, evaluating: bool) -> int:
-    """Streams of an environment that acting keeps: N, or 1."""
-    one = single(config, evaluating=evaluating) or config.ensemble.shared_layers > 0
-    return 1 if one else config.ensemble.members
-
-
-def step(
-    tokens: Tensor, trunk: Trunk, start: Tensor, carry: Carry, member: Tensor | None
-) -> Tensor:
-    """Features of one new token; the carry moves on in place.
-
-    Args:    tokens [S, 1 or N, E, width]; member [S, E], whose stream the carry holds; None: all.
-    Returns: [S, 1, E, D] or [S, N, E, D].
-    """
-    return trunk.step(_own(tokens, member), start, carry, member=member)
-
-
-def refill(
-    encoder: Tokens, trunk: Trunk, window: Window, carry: Carry, member: Tensor | None
-) -> None:
-    """Recomputes a carry in place from rows [S, 1, E, W] that were acted on, the newest last.
-
-    Args: member as in `step`.
-    """
-    start = F.pad(~window.real[..., :-1], (1, 0), value=False)
-    whole = encoder.inputs(window, start, start[..., :1])
-    tokens = _own(encoder.embed(whole.obs, whole.extra), member)
-    trunk.refill(tokens, start, carry, member=member)
-
-
-def _own(tokens: Tensor, member: Tensor | None) -> Tensor:
-    """Tokens [S, 1 or N, E, ...] as the members on duty [S, E] see them, [S, 1, E, ...]."""
-    if member is None or tokens.shape[1] == 1:
-        return tokens
-    index = member.view(member.shape[0], 1, -1, *([1] * (tokens.dim() - 3)))
-    return tokens.gather(1, index.expand(-1, 1, -1, *tokens.shape[3:]))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import checkpoint, draw, envs
+from cerl import carry, checkpoint, draw, envs
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
@@ -271,10 +271,10 @@ def _loop(
 
 def _memory(parts: Parts) -> str:
     """What sequence networks remember while acting, in words; empty without."""
-    agent, net, seeds = parts.agent, parts.learner.net, len(parts.learner.keys)
+    config, net, seeds = parts.learner.config, parts.learner.net, len(parts.learner.keys)
     sizes = []
     for env, evaluating in ((parts.env, False), (parts.evaluator.env, True)):
-        size = agent.carry_bytes(net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
+        size = carry.size(config, net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
         sizes.append(size / 2**20)
     if not any(sizes):
         return ""

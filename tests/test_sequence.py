@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cerl import bench, draw, train
+from cerl import bench, carry, draw, train
 from cerl.collect import Collector
 from cerl.config import Config, load
 from cerl.data import EnvSpec, Previous, Row
@@ -90,17 +90,18 @@ def built(cfg: Config, spec: EnvSpec, *, seed: int = 0):
 
 def acted(agent, net, rows: list[Row], *, evaluating: bool) -> list[torch.Tensor]:
     """Features of every row, one step after the other: [S, 1 or N, E, D] each."""
-    carry = agent.carry(net, seeds=S, envs=E, evaluating=evaluating)
-    places = [part.data_ptr() for part in carry]
+    sizes: dict[str, Any] = {"seeds": S, "envs": E, "evaluating": evaluating}
+    held = carry.new(agent.config, net, agent.spec, **sizes)
+    places = [part.data_ptr() for part in held]
     start = torch.ones(S, E, dtype=torch.bool)
     # What is before an episode must not matter.
     previous = Previous(torch.full_like(rows[0].action, 1), torch.full((S, E), 7.0))
     features = []
     for row in rows:
-        member = None if evaluating else row.member
-        features.append(net.step(row.obs, start, previous, carry, member))
+        rest = {"previous": previous, "evaluating": evaluating}
+        features += carry.step(agent.config, net, row.obs, start, held, row.member, **rest)
         start, previous = ~row.real, Previous(row.action, row.reward)
-    assert [part.data_ptr() for part in carry] == places
+    assert [part.data_ptr() for part in held] == places
     return features
 
 
@@ -178,13 +179,13 @@ def q_values(net, window, m: int, heads: int) -> torch.Tensor:
     agent_rows = []
     s, b, w = window.reward.shape[0], window.reward.shape[2], window.reward.shape[3]
     members = max(leaf.shape[1] for leaf in net.trunk.parameters())
-    carry = net.trunk.carry(seeds=s, members=members, envs=b, device=CPU)
+    held = net.trunk.carry(seeds=s, members=members, envs=b, device=CPU)
     start = torch.ones(s, b, dtype=torch.bool)
     previous = Previous(window.action[:, m, :, 0], window.reward[:, m, :, 0])
     with torch.no_grad():
         for t in range(w):
-            x = net.step(window.obs[:, m, :, t], start, previous, carry, None)
-            agent_rows.append(net(x, heads))
+            token = net.encoder.step(window.obs[:, m, :, t], start, previous)
+            agent_rows.append(net(net.trunk.step(token, start, held), heads))
             start = ~window.real[:, m, :, t]
             previous = Previous(window.action[:, m, :, t], window.reward[:, m, :, t])
     return torch.stack(agent_rows, 3)
@@ -478,10 +479,10 @@ def test_bytes_of_caches_are_told_before_they_are_allocated(preset, monkeypatch)
     agent, net, collector = collector_of(cfg)
     for evaluating, streams in ((False, 1), (True, 3)):
         sizes = {"seeds": len(cfg.seeds), "envs": cfg.env.envs, "evaluating": evaluating}
-        size = agent.carry_bytes(net, **sizes)
-        carry = agent.carry(net, **sizes)
-        assert size == sum(part.nbytes for part in carry) > 0
-        assert all(part.shape[0] == len(cfg.seeds) * streams * cfg.env.envs for part in carry)
+        size = carry.size(cfg, net, **sizes)
+        held = carry.new(cfg, net, collector.env.spec, **sizes)
+        assert size == sum(part.nbytes for part in held) > 0
+        assert all(part.shape[0] == len(cfg.seeds) * streams * cfg.env.envs for part in held)
     monkeypatch.setattr("cerl.memory.free_bytes", lambda device: 1000)
     with pytest.raises(RuntimeError, match="acting in .* needs .* smaller sequence.cache"):
         Collector(cfg, collector.env, agent, net, collector.replay, keys=draw.seed_keys(cfg.seeds))
