@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cerl import __version__, mistakes, preset
+from cerl import __version__, mistakes, preset, tasks
 from cerl.mistakes import ConfigError
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
@@ -238,13 +238,33 @@ class MemoryEnv(Model):
     observe: ObserveConfig = ObserveConfig()
     """what the agent gets to see of an observation"""
 
+    @model_validator(mode="after")
+    def _known(self) -> "MemoryEnv":
+        tasks.level(self.name, self._own)
+        return self
+
+    @property
+    def _own(self) -> dict[str, int | float | None]:
+        return {name: getattr(self, name) for name in ("length", "decks", "k", "noise")}
+
+    @property
+    def task(self) -> tasks.Task:
+        """Its rules, and the options that they are given."""
+        return tasks.level(self.name, self._own)
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode."""
+        steps = tasks.longest(self.task)
+        return min(steps, self.time_limit or steps)
+
 
 class PopgymEnv(Model):
     """POPGym (Morad et al. 2023): device-resident games of ours, or the popgym package itself."""
 
     family: Literal["popgym"] = "popgym"
     """fixed by the preset"""
-    name: str = "RepeatPreviousEasy"
+    name: Annotated[str, AfterValidator(tasks.popgym_name)] = "RepeatPreviousEasy"
     """task and level, e.g. RepeatPreviousEasy"""
     envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
@@ -257,6 +277,12 @@ class PopgymEnv(Model):
     """package, on a NaN or an infinity: stop the run, or cut that episode with a warning"""
     observe: ObserveConfig = ObserveConfig()
     """what the agent gets to see of an observation"""
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode."""
+        steps = tasks.longest(tasks.POPGYM[self.name])
+        return min(steps, self.time_limit or steps)
 
 
 EnvConfig = Annotated[
@@ -572,9 +598,8 @@ class Config(Model):
         env = self.env
         if env.family == "catch":
             return env.rows - 1
-        if env.family == "memory" and env.name.startswith("tmaze"):
-            steps = (env.length or 50) + (3 if env.name == "tmaze_active" else 1)
-            return min(steps, env.time_limit or steps)
+        if isinstance(env, MemoryEnv | PopgymEnv):
+            return env.longest
         return getattr(env, "time_limit", 0) or 0
 
     @property

@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 
+from cerl import tasks
 from cerl.config import (
     AtariEnv,
     CatchEnv,
@@ -108,8 +109,6 @@ def available() -> dict[str, list[str]]:
     """
     from cerl.envs.dmc import TASKS
     from cerl.envs.gym import builtin_ids
-    from cerl.envs.memory import POPGYM
-    from cerl.envs.memory import TASKS as MEMORY
     from cerl.envs.mujoco import robot_ids
 
     pool, control = _package_folder("envpool"), _package_folder("dm_control")
@@ -123,6 +122,6 @@ def available() -> dict[str, list[str]]:
         "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
         "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
         "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],
-        "memory": list(MEMORY),
-        "popgym": list(POPGYM),
+        "memory": list(tasks.TASKS),
+        "popgym": list(tasks.POPGYM),
     }

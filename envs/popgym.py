@@ -10,8 +10,7 @@ import torch
 
 from cerl.config import GymEnv, MemoryEnv, PopgymEnv
 from cerl.envs.gym import Gym
-from cerl.envs.host import nearest
-from cerl.envs.memory import POPGYM, Memory
+from cerl.envs.memory import Memory
 from cerl.envs.resident import Resident
 
 
@@ -27,14 +26,8 @@ def Popgym(
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
              seed.
-    Raises:  ValueError on an unknown name; ImportError naming the pip command where the package is
-             asked for and missing.
+    Raises:  ImportError naming the pip command where the package is asked for and missing.
     """
-    if config.name not in POPGYM:
-        raise ValueError(
-            f"env.name: POPGym has no task {config.name!r}{nearest(config.name, POPGYM)}; "
-            f"`cerl list envs` prints all {len(POPGYM)}"
-        )
     if config.backend == "resident":
         shared = {key: getattr(config, key) for key in ("name", "envs", "time_limit", "observe")}
         game = MemoryEnv.model_validate(shared)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from cerl.config import MemoryEnv
-from cerl.envs.memory import POPGYM, Memory
+from cerl.envs.memory import Memory
 from cerl.envs.resident import Resident
+from cerl.tasks import POPGYM, TASKS
 
 LEVELS = ("Easy", "Medium", "Hard")
 CARDS = ("RepeatPrevious", "RepeatFirst", "CountRecall", "Autoencode", "HigherLower")
@@ -20,9 +21,9 @@ CONTROL = (
 )
 
 
-def build(name: str, *, envs: int = 4, seeds=(0,), **options) -> Resident:
+def build(name: str, *, envs: int = 4, seeds=(0,), device="cpu", **options) -> Resident:
     config = MemoryEnv.model_validate({"name": name, "envs": envs, **options})
-    return Memory(config, seeds=seeds, salt=0, device="cpu")
+    return Memory(config, seeds=seeds, salt=0, device=device)
 
 
 def pick(values: torch.Tensor, index: torch.Tensor) -> np.ndarray:
@@ -199,28 +200,6 @@ def test_ships_lie_evenly_over_their_places():
         assert float((share - other).abs().max()) < 0.04
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "RepeatPreviousEazy"}, "called 'RepeatPreviousEazy'.*mean RepeatPreviousEasy"),
-        ({"name": "VelocityOnlyCartpoleEasy"}, "did you mean VelocityOnlyCartPoleEasy"),
-        ({"name": "RepeatFirstEasy", "k": 3}, r"env.k: .* got 3 \(it has decks\)"),
-        ({"name": "MineSweeperEasy", "noise": 0.1}, "env.noise: MineSweeperEasy has no such"),
-        ({"name": "RepeatPreviousEasy", "k": 52}, "env.k: expected 1 to 51.* got 52"),
-        ({"name": "RepeatPreviousEasy", "length": 9}, "it has decks and k"),
-    ],
-)
-def test_names_and_options_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_memory_task_without_an_end_is_refused(limit):
-    with pytest.raises(ValueError, match="episodes of memory tasks have to end; expected at least"):
-        MemoryEnv(name="PositionOnlyPendulumEasy", time_limit=limit)
-
-
 def test_options_make_other_levels():
     env = build("RepeatPreviousEasy", decks=2, k=7)
     env.reset()
@@ -232,10 +211,12 @@ def test_options_make_other_levels():
         if bool(step.terminated.all()):
             break
     assert t + 1 == 103
-    assert build("MultiarmedBanditEasy", length=30)._limit == 30
     # A limit of one's own only shortens an episode.
-    assert build("MultiarmedBanditEasy", length=30, time_limit=9)._limit == 9
-    assert build("MultiarmedBanditEasy", length=30, time_limit=90)._limit == 30
+    for limit, steps in ((None, 30), (9, 9), (90, 30)):
+        env = build("MultiarmedBanditEasy", length=30, time_limit=limit)
+        env.reset()
+        ends = [bool(env.step(torch.zeros(1, 4).long()).truncated.all()) for _ in range(steps)]
+        assert ends == [False] * (steps - 1) + [True]
     quiet, loud = (build("NoisyPositionOnlyPendulumEasy", noise=noise) for noise in (1e-9, 0.5))
     assert not torch.equal(quiet.reset().obs, loud.reset().obs)
 
@@ -258,3 +239,60 @@ def test_every_task_is_saved_and_restored_bit_for_bit(name):
         action = act()
         for mine, other in zip(one.step(action), two.step(action), strict=True):
             assert torch.equal(mine, other)
+
+
+# Compiled, and inside a CUDA graph.
+
+
+def plan(env: Resident, steps: int, *, seeds: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (steps, seeds, env.spec.envs)
+    if env.spec.continuous:
+        return torch.rand((*shape, env.spec.actions), generator=generator) * 2 - 1
+    return torch.randint(0, env.spec.actions, shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith(("Medium", "Hard"))])
+def test_the_step_is_one_graph_and_equals_eager(name):
+    one, two = build(name, seeds=(0, 1)), build(name, seeds=(0, 1))
+    torch._dynamo.reset()  # every instance is a variant of one function
+    traced = torch.compile(two._eager, fullgraph=True, dynamic=False, backend="aot_eager")
+    one.reset()
+    two.reset()
+    for action in plan(one, 30, seeds=2):
+        for mine, other in zip(one.step(action), traced(action), strict=True):
+            assert torch.equal(mine, other)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TASKS)
+def test_fused_on_the_gpu_inside_a_graph_equals_eager_on_the_cpu(name):
+    """Every step begins in the same state, so float32 physics shows only a step's rounding."""
+    cpu, gpu = (build(name, seeds=(0, 4), envs=50, device=d) for d in ("cpu", "cuda"))
+    exact = cpu.spec.dtype == torch.bool or name.startswith("tmaze")
+
+    def agree(mine, other):
+        pairs = list(zip(mine, (field.cpu() for field in other), strict=True))
+        (obs, seen), (reward, paid), *flags = pairs
+        assert all(torch.equal(a, b) for a, b in flags)
+        torch.testing.assert_close(paid, reward, rtol=0, atol=1e-6)
+        if exact:
+            assert torch.equal(obs, seen)
+        else:
+            torch.testing.assert_close(seen, obs, rtol=0, atol=1e-5)
+
+    agree(cpu.reset(), gpu.reset())
+    actions = plan(cpu, 230, seeds=2)
+    given, graph = torch.zeros_like(actions[0]).cuda(), torch.cuda.CUDAGraph()
+    for action in actions[:3]:
+        gpu.load_state_dict(cpu.state_dict())
+        agree(cpu.step(action), gpu.step(action.cuda()))
+    with torch.cuda.graph(graph):
+        out = gpu.step(given)
+    for action in actions[3:]:
+        if not exact:
+            gpu.load_state_dict(cpu.state_dict())
+        given.copy_(action)
+        graph.replay()
+        agree(cpu.step(action), out)

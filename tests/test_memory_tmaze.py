@@ -145,10 +145,3 @@ def test_every_step_of_a_maze_ends_where_it_should():
         env.reset()
         ends = [bool(env.step(torch.zeros(1, 2).long()).terminated.all()) for _ in range(steps)]
         assert ends == [False] * (steps - 1) + [True]
-
-
-def test_options_of_other_tasks_are_refused():
-    with pytest.raises(ValueError, match=r"env.decks: tmaze has no such option.*it has length"):
-        build(decks=2)
-    with pytest.raises(ValueError, match="greater than or equal to 1"):
-        build(length=0)

@@ -10,8 +10,8 @@ from gymnasium import spaces
 
 from cerl import envs
 from cerl.config import PopgymEnv
-from cerl.envs.memory import POPGYM
 from cerl.envs.popgym import popgym_id
+from cerl.tasks import POPGYM
 
 
 def build(name: str, backend="package", *, count=2, seeds=(0,), **options):
@@ -86,18 +86,8 @@ def test_a_time_limit_cuts_the_package_s_episodes_too():
     assert cut == [False] * 4 + [True]
 
 
-def test_a_typo_gets_the_nearest_names():
-    with pytest.raises(ValueError, match="no task 'RepeatPreviosEasy'.*RepeatPreviousEasy"):
-        build("RepeatPreviosEasy", "resident")
-
-
 def test_a_missing_package_names_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "popgym", None)
     with pytest.raises(ImportError, match=r"pip install 'cerl\[popgym\]'; env.backend resident"):
         build("RepeatPreviousEasy")
     assert build("RepeatPreviousEasy", "resident").spec.resident
-
-
-def test_no_end_is_refused():
-    with pytest.raises(ValueError, match="episodes of memory tasks have to end"):
-        PopgymEnv(time_limit=0)

@@ -539,8 +539,9 @@ def test_episodes_without_an_end_need_a_number_of_learnt_rows():
     assert load("memory/fox", {"env.length": 200}).window == 1 + 201 + 1
     assert load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).learnt == 23
     assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).learnt == 9
+    assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).learnt == 51
     with pytest.raises(ValueError, match="sequence.learnt: 0 means"):
-        load("memory/fox", {"env.name": "RepeatPreviousEasy"})
+        load("memory/fox", {"env": {"family": "gym", "name": "CartPole-v1"}})
 
 
 def tmaze_scores(tmp_path, kind: str) -> list[float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
+from cerl.tasks import CARDS
 
 _SUITS = deck.KINDS["suits"]
 
@@ -21,18 +22,17 @@ class State(NamedTuple):
     time: Tensor  # [G] int64, steps of the episode
 
 
-def autoencode(*, decks: int) -> tuple[Game, int]:
-    """The game, and no limit."""
-    game = Game(
+def autoencode(*, decks: int) -> Game:
+    """The game."""
+    return Game(
         reset=_reset,
         step=_step,
         observe=_observe,
         draws=0,
-        reset_draws=deck.CARDS * decks,
+        reset_draws=CARDS * decks,
         observation=(2 + _SUITS,),
         actions=tuple(range(_SUITS)),
     )
-    return game, 0
 
 
 def _reset(u: Tensor) -> State:

@@ -19,9 +19,9 @@ class State(NamedTuple):
     paid: Tensor  # [G] bool, the last pull
 
 
-def bandit(*, arms: int, length: int) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
-    game = Game(
+def bandit(*, arms: int, length: int) -> Game:
+    """The game; after `length` agent steps it is to be truncated."""
+    return Game(
         reset=_reset,
         step=partial(_step, length=length),
         observe=_observe,
@@ -30,7 +30,6 @@ def bandit(*, arms: int, length: int) -> tuple[Game, int]:
         observation=(2,),
         actions=tuple(range(arms)),
     )
-    return game, length
 
 
 def _reset(u: Tensor) -> State:

@@ -25,9 +25,9 @@ class State(NamedTuple):
     hit: Tensor  # [G] bool, the last guess
 
 
-def battleship(*, side: int) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
-    game = Game(
+def battleship(*, side: int) -> Game:
+    """The game."""
+    return Game(
         reset=partial(_reset, side=side),
         step=_step,
         observe=_observe,
@@ -36,7 +36,6 @@ def battleship(*, side: int) -> tuple[Game, int]:
         observation=(2,),
         actions=tuple(range(side * side)),
     )
-    return game, side * side
 
 
 def _reset(u: Tensor, *, side: int) -> State:

@@ -32,10 +32,10 @@ class State(NamedTuple):
     fresh: Tensor  # [G] bool, the episode's first observation
 
 
-def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
+def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> Game:
+    """The game; after `length` agent steps it is to be truncated."""
     draws = 4 if noise else 0
-    game = Game(
+    return Game(
         reset=partial(_reset, noise=noise),
         step=partial(_step, noise=noise, length=length),
         observe=partial(_observe, speeds=speeds, noise=noise),
@@ -45,7 +45,6 @@ def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> tuple[Game, i
         actions=(0, 1),
         dtype=torch.float32,
     )
-    return game, length
 
 
 def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:

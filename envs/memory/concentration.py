@@ -6,7 +6,6 @@ the turn. An episode ends by terminal when all cards are up, and is truncated af
 perfect memory needs fewer on average.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
+from cerl.tasks import CARDS, tries
 
 
 class State(NamedTuple):
@@ -24,20 +24,18 @@ class State(NamedTuple):
     first: Tensor  # [G] int64, place of the turn's first card; -1: none
 
 
-def concentration(*, decks: int, kind: str) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
-    cards, kinds = deck.CARDS * decks, deck.KINDS[kind]
-    limit = math.ceil(2 * cards - cards / (2 * cards - 1))
-    game = Game(
+def concentration(*, decks: int, kind: str) -> Game:
+    """The game."""
+    cards, kinds = CARDS * decks, deck.KINDS[kind]
+    return Game(
         reset=partial(_reset, kind=kind),
-        step=partial(_step, limit=limit),
+        step=partial(_step, limit=tries(cards)),
         observe=partial(_observe, kinds=kinds),
         draws=0,
         reset_draws=cards,
         observation=(cards * (kinds + 1),),
         actions=tuple(range(cards)),
     )
-    return game, limit
 
 
 def _reset(u: Tensor, *, kind: str) -> State:

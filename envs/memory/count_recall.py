@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
+from cerl.tasks import CARDS
 
 
 class State(NamedTuple):
@@ -21,10 +22,10 @@ class State(NamedTuple):
     shown: Tensor  # [G] int64, which of them are
 
 
-def count_recall(*, decks: int, kind: str) -> tuple[Game, int]:
-    """The game, and no limit."""
-    cards, kinds = deck.CARDS * decks, deck.KINDS[kind]
-    game = Game(
+def count_recall(*, decks: int, kind: str) -> Game:
+    """The game."""
+    cards, kinds = CARDS * decks, deck.KINDS[kind]
+    return Game(
         reset=partial(_reset, kind=kind),
         step=_step,
         observe=partial(_observe, kinds=kinds),
@@ -33,7 +34,6 @@ def count_recall(*, decks: int, kind: str) -> tuple[Game, int]:
         observation=(2 * kinds,),
         actions=tuple(range(cards // kinds + 1)),
     )
-    return game, 0
 
 
 def _reset(u: Tensor, *, kind: str) -> State:

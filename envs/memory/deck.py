@@ -7,7 +7,6 @@ hearts) and colour c % 2 (black, red), as in POPGym.
 import torch
 from torch import Tensor
 
-CARDS = 52  # of one deck
 KINDS = {"colors": 2, "suits": 4, "ranks": 13}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
+from cerl.tasks import CARDS
 
 _RANKS = deck.KINDS["ranks"]
 
@@ -20,18 +21,17 @@ class State(NamedTuple):
     shown: Tensor  # [G] int64, which of them is
 
 
-def higher_lower(*, decks: int) -> tuple[Game, int]:
-    """The game, and no limit."""
-    game = Game(
+def higher_lower(*, decks: int) -> Game:
+    """The game."""
+    return Game(
         reset=_reset,
         step=_step,
         observe=_observe,
         draws=0,
-        reset_draws=deck.CARDS * decks,
+        reset_draws=CARDS * decks,
         observation=(_RANKS,),
         actions=(0, 1),
     )
-    return game, 0
 
 
 def _reset(u: Tensor) -> State:
@@ -43,7 +43,7 @@ def _step(state: State, action: Tensor, u: Tensor) -> tuple[State, Tensor, Tenso
     cards = state.rank.shape[-1]
     shown = state.shown + 1
     now, then = deck.at(state.rank, state.shown), deck.at(state.rank, shown)
-    right = (then > now) == (action == 0)
+    right = torch.where(action == 0, then > now, then < now)
     reward = torch.where(then == now, 0.0, deck.signed(right, 1 / cards))
     return State(state.rank, shown), reward, shown >= cards - 1
 

@@ -23,11 +23,11 @@ class State(NamedTuple):
     count: Tensor  # [G] int64, the last answer
 
 
-def minesweeper(*, side: int, mines: int) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
+def minesweeper(*, side: int, mines: int) -> Game:
+    """The game."""
     free = side * side - mines
     counts = min(mines + 1, 10)
-    game = Game(
+    return Game(
         reset=partial(_reset, mines=mines),
         step=partial(_step, side=side, free=free),
         observe=partial(_observe, counts=counts),
@@ -36,7 +36,6 @@ def minesweeper(*, side: int, mines: int) -> tuple[Game, int]:
         observation=(counts,),
         actions=tuple(range(side * side)),
     )
-    return game, free
 
 
 def _reset(u: Tensor, *, mines: int) -> State:

@@ -28,10 +28,10 @@ class State(NamedTuple):
     error: Tensor  # [G, 2] noise on what is seen
 
 
-def pendulum(*, length: int, noise: float = 0.0) -> tuple[Game, int]:
-    """The game, and the agent steps after which it is truncated."""
+def pendulum(*, length: int, noise: float = 0.0) -> Game:
+    """The game; after `length` agent steps it is to be truncated."""
     draws = 4 if noise else 0
-    game = Game(
+    return Game(
         reset=partial(_reset, noise=noise),
         step=partial(_step, noise=noise, length=length),
         observe=partial(_observe, noise=noise),
@@ -41,7 +41,6 @@ def pendulum(*, length: int, noise: float = 0.0) -> tuple[Game, int]:
         dtype=torch.float32,
         components=1,
     )
-    return game, length
 
 
 def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
+from cerl.tasks import CARDS
 
 _SUITS = deck.KINDS["suits"]
 
@@ -23,20 +24,14 @@ class State(NamedTuple):
     shown: Tensor  # [G] int64, which of them is
 
 
-def repeat_previous(*, decks: int, k: int) -> tuple[Game, int]:
-    """The game, and no limit. Raises: ValueError unless k is below the number of cards."""
-    cards = deck.CARDS * decks
-    if not 1 <= k < cards:
-        raise ValueError(
-            f"env.k: expected 1 to {cards - 1}, less than the {cards} cards of {decks} decks, got "
-            f"{k}; choose another k or more decks"
-        )
-    return _game(partial(_previous, k=k), cards), 0
+def repeat_previous(*, decks: int, k: int) -> Game:
+    """The game. Args: k in 1 .. 52 * decks - 1."""
+    return _game(partial(_previous, k=k), CARDS * decks)
 
 
-def repeat_first(*, decks: int) -> tuple[Game, int]:
-    """The game, and no limit."""
-    return _game(_first, deck.CARDS * decks), 0
+def repeat_first(*, decks: int) -> Game:
+    """The game."""
+    return _game(_first, CARDS * decks)
 
 
 def _game(step, cards: int) -> Game:

@@ -31,9 +31,9 @@ class State(NamedTuple):
     time: Tensor  # [G] int32, agent steps of the episode
 
 
-def t_maze(*, length: int, oracle: int) -> tuple[Game, int]:
-    """The game, and no limit. Args: length of the corridor and oracle, cells from start to cue."""
-    game = Game(
+def t_maze(*, length: int, oracle: int) -> Game:
+    """The game. Args: length of the corridor and oracle, cells from start to cue."""
+    return Game(
         reset=partial(_reset, oracle=oracle),
         step=partial(_step, length=length, oracle=oracle),
         observe=partial(_observe, junction=oracle + length),
@@ -43,7 +43,6 @@ def t_maze(*, length: int, oracle: int) -> tuple[Game, int]:
         actions=(RIGHT, UP, LEFT, DOWN),
         dtype=torch.float32,
     )
-    return game, 0
 
 
 def _reset(u: Tensor, *, oracle: int) -> State:
