@@ -38,6 +38,16 @@ def pick(leaf: Tensor, duty: Duty | None) -> Tensor:
     return rows.unflatten(0, duty.place.shape)[:, None, :, None]
 
 
+def networks(leaf: Tensor, duty: Duty | None) -> Tensor:
+    """A parameter of every network; on duty that of every environment's member.
+
+    Args:    leaf [S, N, *rest].
+    Returns: [S * N or S * E, *rest].
+    """
+    leaf = leaf.flatten(0, 1)
+    return leaf if duty is None else leaf.index_select(0, duty.place.flatten())
+
+
 def project(x: Tensor, weight: Tensor, duty: Duty | None) -> Tensor:
     """Product of every row with the weight of its member, in the type of x.
 

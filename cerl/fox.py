@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cerl.duty import Duty, pick, project
+from cerl.duty import Duty, networks, pick, project
 from cerl.kernels import Impl
 from cerl.kernels.attention import decayed_sums, forgetting_attention, norm_bound
 from cerl.kernels.attention_step import Cache, forgetting_attention_step
+from cerl.kernels.fox import Inputs, fox_inputs
 from cerl.nn import Projection, rms_norm
 
-QK_EPS, OUTPUT_EPS = 1e-5, 1e-6
+OUTPUT_EPS = 1e-6
 
 
 class Past(NamedTuple):
@@ -32,24 +33,14 @@ class Past(NamedTuple):
     raw_v: Tensor  # [G, H, Dh]
 
 
-class Inputs(NamedTuple):
-    """What a layer's attention takes from its rows; `raw` are the last row's k and v unshifted."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    log_f: Tensor
-    gate: Tensor | None  # [S, N, B, W, D]
-    raw: tuple[Tensor, Tensor]
-
-
 class Fox(nn.Module):
     """Forgetting attention of every member: `llama` is the gate alone, `pro` adds the rest.
 
-    wide [S, N, D, 3 D + H] holds the projections to q, k, v and the gate's logits; `pro` appends
-    an output gate (D) and the weights of the shifts of k and v (2 H), and has scales of the norms
-    of q, k and outputs [S, N, H, Dh]. bias [S, N, H] is that of the forget gate: 0, or such that
-    head h decays with its time scale, exp(-1 / tau_h) a step; output [S, N, D, D].
+    wide [S, N, D, 3 D + H] holds the projections to q, k, v and the forget gate's logits; that of
+    `pro` [S, N, D, 4 D + 3 H] those to q, k, v, the output gate's logits and the logits of forget
+    gate, shift of k and shift of v. Only `pro` has scales of the norms of q, k and outputs
+    [S, N, H, Dh]. bias [S, N, H] is that of the forget gate: 0, or such that head h decays with its
+    time scale, exp(-1 / tau_h) a step; output [S, N, D, D].
     """
 
     def __init__(
@@ -69,7 +60,7 @@ class Fox(nn.Module):
         self.width, self.heads, self.pro = width, heads, variant == "pro"
         self.cache, self.prune = cache, prune
         self.impl: Impl = impl
-        columns = [width, width, width, heads, *([width, heads, heads] if self.pro else [])]
+        columns = [*[width] * 4, *[heads] * 3] if self.pro else [*[width] * 3, heads]
         self.columns = columns
         self.wide = Projection(seeds, members, width, sum(columns))
         self.output = Projection(seeds, members, width, width)
@@ -91,7 +82,7 @@ class Fox(nn.Module):
         lead = x.shape[:3]
         begins = start.expand(*lead, -1).flatten(0, 2)  # [G, W]
         before = None if past is None else (past.raw_k, past.raw_v)
-        inputs = self._inputs(x, begins, before, duty)
+        inputs, raw = self._inputs(x, begins, before, duty)
         k, v, log_f = inputs.k, inputs.v, inputs.log_f
         if past is not None:
             k, v = torch.cat([past.k, k], 1), torch.cat([past.v, v], 1)
@@ -108,7 +99,7 @@ class Fox(nn.Module):
             impl=self.impl,
         )
         y = self._outputs(o.unflatten(0, lead), inputs.gate, duty)
-        return y, Past(k, v, log_f, begins, *inputs.raw)
+        return y, Past(k, v, log_f, begins, *raw)
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
         """The ring of every stream; `pro` appends the last row's k and v before the shift."""
@@ -134,8 +125,9 @@ class Fox(nn.Module):
         """
         lead = x.shape[:3]
         begins = start.expand(*lead, 1).flatten(0, 2)  # [G, 1]
-        cache, raw = Cache(*carry[:6]), carry[6:]
-        inputs = self._inputs(x, begins, (raw[0], raw[1]) if self.pro else None, duty)
+        cache, shift = Cache(*carry[:6]), carry[6:]
+        before = (shift[0], shift[1]) if self.pro else None
+        inputs, raw = self._inputs(x, begins, before, duty)
         o = forgetting_attention_step(
             inputs.q[:, 0],
             inputs.k[:, 0],
@@ -146,7 +138,7 @@ class Fox(nn.Module):
             log_eps=self.prune,
             impl=self.impl,
         )
-        for ours, new in zip(raw, inputs.raw, strict=False):
+        for ours, new in zip(shift, raw, strict=False):
             ours.copy_(new)
         return self._outputs(o.unsqueeze(1).unflatten(0, lead), inputs.gate, duty)
 
@@ -176,35 +168,39 @@ class Fox(nn.Module):
         begins: Tensor,
         before: tuple[Tensor, Tensor] | None,
         duty: Duty | None,
-    ) -> Inputs:
-        lead, dtype = x.shape[:3], x.dtype
-        weight = _aligned(self.wide.weight)
-        y = project(x, weight, duty)
-        parts = y.split([*self.columns, weight.shape[3] - sum(self.columns)], -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).flatten(0, 2) for part in parts[:3])
-        log_f = F.logsigmoid(parts[3].float() + pick(self.bias, duty)).flatten(0, 2)
-        raw = k[:, -1], v[:, -1]
-        if not self.pro:
-            return Inputs(q, k, v, log_f, None, raw)
-        if before is None:
-            before = torch.zeros_like(raw[0]), torch.zeros_like(raw[1])
-        k = shifted(k, before[0], parts[5].flatten(0, 2), begins)
-        v = shifted(v, before[1], parts[6].flatten(0, 2), begins)
-        q, k = (
-            rms_norm(z.unflatten(0, lead), pick(scale, duty), eps=QK_EPS, dtype=dtype).flatten(0, 2)
-            for z, scale in ((q, self.q_scale), (k, self.k_scale))
+    ) -> tuple[Inputs, tuple[Tensor, Tensor]]:
+        """What attention takes of rows [S, N, B, W, D], and k and v of the last, unshifted."""
+        y = project(x, _aligned(self.wide.weight), duty)
+        nets = networks(self.bias, duty)
+        y = y.reshape(len(nets), -1, *y.shape[3:])  # [networks, rows, W, P]
+        last = y.detach()[:, :, -1].flatten(0, 1)
+        raw = tuple(
+            last[:, cut : cut + self.width].unflatten(1, (self.heads, -1))
+            for cut in (self.width, 2 * self.width)
         )
-        return Inputs(q, k, v, log_f, parts[4], raw)
+        if self.pro:
+            inputs = fox_inputs(
+                y,
+                nets,
+                networks(self.q_scale, duty),
+                networks(self.k_scale, duty),
+                begins,
+                *(before or ()),
+                impl=self.impl,
+            )
+            return inputs, (raw[0], raw[1])
+        *parts, f, _ = y.split([*self.columns, y.shape[3] - sum(self.columns)], -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).flatten(0, 1) for part in parts)
+        log_f = F.logsigmoid(f.float() + nets[:, None, None]).flatten(0, 1)
+        return Inputs(q, k, v, log_f, None), (raw[0], raw[1])
 
     def _outputs(self, o: Tensor, gate: Tensor | None, duty: Duty | None) -> Tensor:
-        """o [S, N, B, W, H, Dh], gate [S, N, B, W, D] -> [S, N, B, W, D]."""
+        """o [S, N, B, W, H, Dh], gate [G, W, H, Dh] -> [S, N, B, W, D]."""
         dtype = o.dtype
         if gate is not None:
             o = rms_norm(o, pick(self.o_scale, duty), eps=OUTPUT_EPS, dtype=torch.float32)
-            o = (o.flatten(4) * torch.sigmoid(gate.float())).to(dtype)
-        else:
-            o = o.flatten(4)
-        return project(o, self.output.weight, duty)
+            o = (o * torch.sigmoid(gate.view(o.shape).float())).to(dtype)
+        return project(o.flatten(4), self.output.weight, duty)
 
     def _bound(self, q: Tensor, duty: Duty | None) -> Tensor | Literal["measured"] | None:
         if self.prune is None:
@@ -227,19 +223,7 @@ def gate_biases(heads: int, scales: tuple[float, float] | None) -> Tensor:
     return -torch.log(torch.expm1(1.0 / tau)).float()
 
 
-def shifted(z: Tensor, before: Tensor, logit: Tensor, begins: Tensor) -> Tensor:
-    """Mixes every row with the one before it: a z_(t-1) + (1 - a) z_t, a = sigmoid(logit).
-
-    Args: z [G, W, H, Dh]; before [G, H, Dh], the row before the first; logit [G, W, H]; begins
-          [G, W]: z_(t-1) counts as 0.
-    """
-    previous = torch.cat([before.unsqueeze(1), z[:, :-1]], 1)
-    previous = previous.masked_fill(begins[:, :, None, None], 0.0).float()
-    share = torch.sigmoid(logit.float()).unsqueeze(3)
-    return (z.float() + share * (previous - z.float())).to(z.dtype)
-
-
 def _aligned(weight: Tensor) -> Tensor:
-    """Columns of zeros appended up to a multiple of 8: fast matrix products want rows of them."""
+    """Columns of zeros appended up to a multiple of 16: kernels then read rows in wide words."""
     columns = weight.shape[3]
-    return F.pad(weight, (0, -columns % 8))
+    return F.pad(weight, (0, -columns % 16))

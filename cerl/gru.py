@@ -7,7 +7,7 @@ what must run step by step is one scan (`kernels/gru.py`).
 import torch
 from torch import Tensor, nn
 
-from cerl.duty import Duty, pick, project
+from cerl.duty import Duty, networks, pick, project
 from cerl.kernels import Impl
 from cerl.kernels.gru import cell, gru
 from cerl.nn import Linear, Projection
@@ -37,14 +37,12 @@ class Gru(nn.Module):
         share = self._shares(x, duty)
         if past is None:
             past = torch.zeros(*lead, self.width, dtype=torch.float32, device=x.device)
-        weight, bias = self.recurrent.weight.to(x.dtype), self.bias
-        if weight.shape[1] == 1:  # shared: one network over all members' rows
+        weight = networks(self.recurrent.weight.to(x.dtype), duty)
+        bias = networks(self.bias, duty)
+        if self.bias.shape[1] == 1:  # shared: one network over all members' rows
             start = start.expand(*lead, -1).flatten(1, 2).unsqueeze(1)
         elif duty is not None:  # every environment is a network of its own
-            weight = weight.flatten(0, 1).index_select(0, duty.place.flatten()).unsqueeze(1)
-            bias = bias.flatten(0, 1).index_select(0, duty.place.flatten()).unsqueeze(1)
             start = start.flatten(0, 2).unflatten(0, (-1, 1, 1))
-        weight, bias = weight.flatten(0, 1), bias.flatten(0, 1)
         share = share.reshape(len(weight), -1, *share.shape[3:])
         h = past.reshape(len(weight), -1, self.width)
         y = gru(share, weight, bias, h, start.flatten(0, 1), impl=self.impl).view(x.shape)

@@ -42,6 +42,8 @@ class TrunkOptions(NamedTuple):
 class Trunk(nn.Module):
     """Rows of inputs to rows of features, for every seed and member.
 
+    The precision is that of the options, under autocast too.
+
     Args:   inputs: features of a row; impl, of all kernels, as in `cerl.kernels`.
     Raises: ValueError for options that do not fit together.
     """
@@ -122,17 +124,15 @@ class Trunk(nn.Module):
         Returns: [S, 1, E, D] of the member on duty, or [S, N, E, D].
         """
         duty = self._duty(member)
-        h = self._embed(x.unsqueeze(3), duty)
-        rest = list(carry)
-        for block in self._blocks():
-            if block.mix is not None:
-                size = block.carried
-                mixed = block.mix.step(
-                    block.inputs(h, duty), start[:, None, :, None], rest[:size], duty
-                )
-                h, rest = h + mixed, rest[size:]
-            h = block.update(h, duty)
-        return self._normed(h, duty).squeeze(3)
+        begins, rest = start[:, None, :, None], list(carry)
+        with torch.autocast(x.device.type, enabled=False):
+            h = self._embed(x.unsqueeze(3), duty)
+            for block in self._blocks():
+                if block.mix is not None:
+                    own, rest = rest[: block.carried], rest[block.carried :]
+                    h = h + block.mix.step(block.inputs(h, duty), begins, own, duty)
+                h = block.update(h, duty)
+            return self._normed(h, duty).squeeze(3)
 
     @torch.no_grad()
     def refill(
@@ -161,18 +161,20 @@ class Trunk(nn.Module):
         self, x: Tensor, start: Tensor, past: list[Any] | None, duty: Duty | None
     ) -> tuple[Tensor, list[Any]]:
         """Features of rows behind `past`, and what later rows need of all: an entry a mixing."""
-        h = self._embed(x, duty)
         before = iter(past or [None] * len(self.blocks))
         after = []
-        for block in self._blocks():
-            if block.mix is not None:
-                mixed, kept = block.mix(block.inputs(h, duty), start, next(before), duty)
-                h = h + mixed
-                after.append(kept)
-            h = block.update(h, duty)
-        return self._normed(h, duty), after
+        with torch.autocast(x.device.type, enabled=False):
+            h = self._embed(x, duty)
+            for block in self._blocks():
+                if block.mix is not None:
+                    mixed, kept = block.mix(block.inputs(h, duty), start, next(before), duty)
+                    h = h + mixed
+                    after.append(kept)
+                h = block.update(h, duty)
+            return self._normed(h, duty), after
 
     def _embed(self, x: Tensor, duty: Duty | None) -> Tensor:
+        x = x.to(self.embed.weight.dtype)
         return project(x, self.embed.weight, duty) + pick(self.embed.bias, duty)
 
     def _normed(self, h: Tensor, duty: Duty | None) -> Tensor:

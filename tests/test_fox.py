@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.fox import Fox, gate_biases, shifted
+from cerl.fox import Fox, gate_biases
 from cerl.kernels.attention_step import Cache
+from cerl.kernels.fox import shifted
 
 S, N, B, W, D, H = 2, 2, 2, 9, 16, 2
 DH = D // H
@@ -60,7 +61,7 @@ def unit(z: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 def sequence(fox: Fox, own: dict[str, Tensor], x: Tensor, start: Tensor) -> Tensor:
     rows, pro = x.shape[0], fox.pro
-    names = ["q", "k", "v", "f"] + (["gate", "shift_k", "shift_v"] if pro else [])
+    names = ["q", "k", "v"] + (["gate", "f", "shift_k", "shift_v"] if pro else ["f"])
     part = dict(zip(names, (x @ own["wide.weight"]).split(fox.columns, 1), strict=True))
     o = torch.zeros(rows, D, dtype=torch.float64)
     for h in range(H):
@@ -184,22 +185,19 @@ def test_pruning_skips_blocks_and_keeps_the_output(variant, monkeypatch):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0.0, atol=2e-3)
 
 
-def test_16_bit_products_start_on_16_bytes():
-    """Rows of a padded product, whatever the number of heads."""
-    fox = make("pro", heads=1)
-    seen: list[tuple[int, ...]] = []
+@pytest.mark.parametrize("variant", ["llama", "pro"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_rows_of_heads_in_16_bits_start_on_16_bytes(variant, heads, monkeypatch):
     from cerl import fox as module
 
-    operator = module.forgetting_attention
+    fox, operator, seen = make(variant, heads=heads), module.forgetting_attention, []
 
     def watched(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Tensor:
         seen.extend((part.stride(1) * part.element_size(), part.data_ptr()) for part in (q, k, v))
         return operator(q, k, v, *rest, **options)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "forgetting_attention", watched)
+    monkeypatch.setattr(module, "forgetting_attention", watched)
     x, start = inputs()
     with torch.no_grad():
         fox(x.bfloat16(), start, None, None)
-    patch.undo()
     assert len(seen) == 3 and all(number % 16 == 0 for pair in seen for number in pair)

@@ -36,9 +36,9 @@ memory_kinds = pytest.mark.parametrize(
 S, N, E, D_IN = 2, 3, 4, 5
 
 
-def make(options: TrunkOptions, *, seeds: int = S, members: int = N) -> Trunk:
+def make(options: TrunkOptions, *, seeds: int = S, members: int = N, impl: Any = "auto") -> Trunk:
     """A trunk in which no parameter is at its first value."""
-    trunk = Trunk(options, seeds=seeds, members=members, inputs=D_IN)
+    trunk = Trunk(options, seeds=seeds, members=members, inputs=D_IN, impl=impl)
     keys = draw.seed_keys(range(seeds))
     initialise(trunk, keys=keys, scheme="fan_in")
     with torch.no_grad():
@@ -225,6 +225,19 @@ def test_bf16_blocks_are_near_fp32_and_keep_their_stream(options):
     assert (z - y).abs().mean() < 0.03 and (acting - y).abs().mean() < 0.03
 
 
+@every_kind
+def test_autocast_around_it_changes_nothing(options):
+    trunk = make(options)
+    x, start = rows(8)
+    with torch.no_grad():
+        y = trunk(x, start)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(trunk(x, start), y)
+            same(one_by_one(trunk, x, start, None), y)
+            coarse = trunk(x.bfloat16(), start)
+    torch.testing.assert_close(coarse, y, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("width, heads", [(64, 2), (64, 8), (128, 4), (256, 8), (96, 3)])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("variant, ratio", [("llama", 4.0), ("pro", 3.5)])
@@ -304,6 +317,28 @@ def test_context_must_leave_rows():
     x, start = rows(5)
     with pytest.raises(ValueError, match="got 5 of 5 rows"):
         make(OPTIONS)(x, start, context=5)
+
+
+KERNELS = {name: KINDS[name] for name in ("gru", "fox llama", "fox pro")}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what other tests run on a GPU")
+@pytest.mark.parametrize("options", KERNELS.values(), ids=KERNELS.keys())
+def test_kernels_in_the_interpreter_give_the_same(options):
+    pytest.importorskip("triton")
+    x, start = rows(9)
+    member = torch.randint(N, (S, E), generator=torch.Generator().manual_seed(2))
+    duty, results = member.unsqueeze(2).expand(-1, -1, 5), []
+    for impl in ("reference", "triton"):
+        trunk = make(options._replace(layers=1), impl=impl)
+        y = trunk(x, start, context=3)
+        grads = torch.autograd.grad(y.square().sum(), list(trunk.parameters()))
+        acting = one_by_one(trunk, x[:, :, :, :5], start[..., :5], duty)
+        carry = trunk.carry(seeds=S, members=1, envs=E, device="cpu")
+        last = trunk.refill(x, start, carry, member=member)
+        results.append([y.detach(), acting, last, *carry, *grads])
+    for want, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
 
 
 @every_kind
