@@ -78,16 +78,24 @@ def step(
 
 
 @torch.no_grad()
-def refill(config: Config, net: Any, window: Window, carry: Carry, member: Tensor) -> None:
-    """Recomputes the carry of training in place, with the parameters of now.
+def refill(
+    config: Config,
+    net: Any,
+    window: Window,
+    carry: Carry,
+    member: Tensor,
+    *,
+    evaluating: bool = False,
+) -> None:
+    """Recomputes a carry in place, with the parameters of now.
 
     Args: window [S, 1, E, W], the last rows that were acted on; member [S, E] on duty.
     """
-    stream = member if single(config, evaluating=False) else None
+    stream = member if single(config, evaluating=evaluating) else None
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)
     whole = net.encoder.inputs(window, start, start[..., :1])
     tokens = _own(net.encoder.embed(whole.obs, whole.extra), stream)
-    trunks: list[Trunk] = net.trunks(False)
+    trunks: list[Trunk] = net.trunks(evaluating)
     for trunk, part in zip(trunks, _parts(trunks, carry), strict=True):
         trunk.refill(tokens, start, part, member=stream)
 
