@@ -248,6 +248,14 @@ class MemoryEnv(Model):
         return {name: getattr(self, name) for name in ("length", "decks", "k", "noise")}
 
     @property
+    def title(self) -> str:
+        """The name with options of its own, and any T-maze with its length, e.g. tmaze-200."""
+        own = {name: value for name, value in self._own.items() if value is not None}
+        if self.task.rules == "t_maze":
+            return f"{self.name}-{self.task.options['length']}"
+        return "-".join([self.name, *(f"{name}{value:g}" for name, value in own.items())])
+
+    @property
     def task(self) -> tasks.Task:
         """Its rules, and the options that they are given."""
         return tasks.level(self.name, self._own)

@@ -210,7 +210,7 @@ def test_options_make_other_levels():
         assert step.reward[0].tolist() == pytest.approx([0.0 if t < 6 else 1 / 97] * 4)
         if bool(step.terminated.all()):
             break
-    assert t + 1 == 103
+    assert t + 1 == 103 and env.spec.name == "RepeatPreviousEasy-decks2-k7"
     # A limit of one's own only shortens an episode.
     for limit, steps in ((None, 30), (9, 9), (90, 30)):
         env = build("MultiarmedBanditEasy", length=30, time_limit=limit)

@@ -255,3 +255,33 @@ def test_masked_robots_of_envpool_have_the_shapes_of_their_masks():
         env = envs.make(config, seeds=(0,), salt=0, device="cpu")
         assert env.spec.observation == (size,) and env.reset().obs.shape == (1, 1, size)
         env.close()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["minatar", "catch", "memory"])
+def test_inside_a_graph_on_the_gpu_the_same_is_seen(kind):
+    model, options = KINDS[kind]
+    observe = {"dropout": 0.2, "flicker": 0.3} | ({"noise": 0.1} if kind == "memory" else {})
+    config = model.model_validate({**options, "envs": 50, "observe": observe})
+    cpu, gpu = (envs.make(config, seeds=(3, 4), salt=0, device=d) for d in ("cpu", "cuda"))
+
+    def agree(mine: Step, other: Step) -> None:
+        torch.testing.assert_close(other.obs.cpu(), mine.obs, rtol=0, atol=1e-4)
+        assert torch.equal(other.truncated.cpu(), mine.truncated)
+        if kind != "memory":
+            assert torch.equal(other.obs.cpu(), mine.obs)
+
+    agree(cpu.reset(), gpu.reset())
+    actions = plan(cpu, 60)
+    given, graph = torch.zeros_like(actions[0]).cuda(), torch.cuda.CUDAGraph()
+    for action in actions[:3]:
+        agree(cpu.step(action), gpu.step(action.cuda()))
+    with torch.cuda.graph(graph):
+        out = gpu.step(given)
+    for action in actions[3:]:
+        given.copy_(action)
+        graph.replay()
+        agree(cpu.step(action), out)
+    counts = [env.state_dict()["shown"] for env in (cpu, gpu)]
+    assert int(counts[0]) == int(counts[1]) == 61

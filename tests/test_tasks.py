@@ -2,7 +2,7 @@
 
 import pytest
 
-from cerl import tasks
+from cerl import rows, tasks
 from cerl.config import ConfigError, MemoryEnv, PopgymEnv, load
 
 
@@ -40,6 +40,18 @@ def test_longest_episodes_of_mazes():
     assert MemoryEnv(name="tmaze_active", length=200).longest == 203
     assert MemoryEnv(name="tmaze", length=200, time_limit=30).longest == 30
     assert load("memory/mlp", {"env.name": "RepeatPreviousEasy"}).longest == 51
+
+
+def test_rows_tell_sizes_apart():
+    def name(**options):
+        return rows.env_name(load("memory/mlp", {f"env.{k}": v for k, v in options.items()}))
+
+    assert name() == "memory/tmaze-50" and name(length=200) == "memory/tmaze-200"
+    assert name(name="tmaze_active", length=20) == "memory/tmaze_active-20"
+    assert name(name="RepeatPreviousEasy") == "memory/RepeatPreviousEasy"
+    assert name(name="RepeatPreviousEasy", k=8) == "memory/RepeatPreviousEasy-k8"
+    noisy = name(name="NoisyPositionOnlyCartPoleEasy", noise=0.25)
+    assert noisy == "memory/NoisyPositionOnlyCartPoleEasy-noise0.25"
 
 
 def test_there_are_44_tasks_and_42_of_them_are_popgym_s():

@@ -56,11 +56,11 @@ def Memory(
 
     Reaching the end of the longest episode that there is truncates unless the game ends by itself.
 
-    Args:    title, the name in `spec` (empty: config.name).
+    Args:    title, the name in `spec` (empty: config.title).
     """
     return Resident(
         RULES[config.task.rules](**config.task.options),
-        name=title or config.name,
+        name=title or config.title,
         envs=config.envs,
         sticky=0.0,
         time_limit=config.longest,
