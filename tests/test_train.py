@@ -39,6 +39,11 @@ def tiny(out: Path, name: str = "catch/cerl", **changes) -> Config:
     return load(name, preset.merged(TINY, {"out": str(out), **changes}))
 
 
+OBSERVE = {"noise": 0.1, "dropout": 0.2, "flicker": 0.2}
+MEMORY = {"family": "memory", "name": "tmaze_active", "length": 5, "observe": OBSERVE}
+POPGYM = {"family": "popgym", "name": "MineSweeperEasy"}
+
+
 def final_state(folder: Path) -> dict:
     return checkpoint.load(folder, map_location="cpu")
 
@@ -75,6 +80,9 @@ def columns_without_time(folder: Path) -> dict:
         ("minatar/bootdqn", {"env": {"name": "asterix", "envs": 2}, "net": {"hidden": (16,)}}),
         ("gym/cartpole", {"env": {"envs": 2}}),
         ("gym/pendulum", {"env": {"envs": 2}}),
+        ("gym/pendulum", {"env": {"envs": 2, "observe": OBSERVE | {"keep": "position"}}}),
+        ("catch/cerl", {"env": MEMORY}),
+        ("catch/cerl", {"env": POPGYM | {"observe": {"dropout": 0.2, "flicker": 0.2}}}),
         ("point_mass/cerl", {"env": {"envs": 2}}),
         ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
         *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
