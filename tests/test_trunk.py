@@ -58,7 +58,7 @@ def rows(count: int, *, streams: int = 1, envs: int = E, often: float = 0.08) ->
 
 def one_by_one(trunk: Trunk, x: Tensor, start: Tensor, member: Tensor | None) -> Tensor:
     """Every row through `step`, [S, 1 or N, E, W, D]."""
-    streams = 1 if member is not None else trunk.members
+    streams = 1 if member is not None else max(trunk.members, x.shape[1])
     carry = trunk.carry(seeds=S, members=streams, envs=x.shape[2], device="cpu")
     where = [part.data_ptr() for part in carry]
     outputs = []
@@ -109,6 +109,17 @@ def test_shared_trunk_serves_whoever_is_on_duty(options):
         y = trunk(x, start)
     member = torch.randint(N, (S, E, 12), generator=torch.Generator().manual_seed(1))
     same(one_by_one(trunk, x, start, member), y)
+
+
+@every_kind
+def test_shared_trunk_takes_rows_of_each_member(options):
+    trunk = make(options, members=1)
+    x, start = rows(12, streams=N)
+    with torch.no_grad():
+        y = trunk(x, start)
+        for n in range(N):
+            same(y[:, n : n + 1], trunk(x[:, n : n + 1], start))
+    same(one_by_one(trunk, x, start, None), y)
 
 
 @pytest.mark.parametrize("variant", ["llama", "pro"])
@@ -398,7 +409,7 @@ def test_compiled_windows_and_gradients_are_those_of_the_cpu(options, precision,
     compiled = torch.compile(trunk, fullgraph=True)
     y = compiled(x.cuda(), start.cuda(), context=9)
     (y * wanted.cuda()).sum().backward()
-    allowed = 1e-4 if precision == "fp32" else 3e-2
+    allowed = 1e-4 if precision == "fp32" else 1.2e-2
     assert (y.cpu() - want).norm() < allowed * want.norm()
     for (name, ours), theirs in zip(trunk.named_parameters(), reference.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
