@@ -1,7 +1,8 @@
 """POPGym (Morad et al. 2023, arXiv:2303.01859): device-resident games, or the popgym package.
 
 Both back ends have the same observations (flattened, one-hot), actions, rewards and ends. Actions
-of the package that are pairs become one number, row by row; Boxes are scaled from [-1, 1].
+of the package that are pairs become one number, row by row; Boxes are scaled from [-1, 1]. What the
+package truncates is truncated here too and still has a value; AMAGO, for one, calls it a terminal.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def Popgym(
     Raises:  ImportError naming the pip command where the package is asked for and missing.
     """
     if config.backend == "resident":
-        shared = {key: getattr(config, key) for key in ("name", "envs", "time_limit", "observe")}
+        shared = {key: getattr(config, key) for key in ("name", "envs", "time_limit")}
         game = MemoryEnv.model_validate(shared)
         title = f"{config.name} (resident)"
         return Memory(game, seeds=seeds, salt=salt, device=device, title=title)

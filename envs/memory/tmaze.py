@@ -1,14 +1,15 @@
 """T-maze: a cue, a corridor, and at its end the turn that the cue told.
 
-After Ni et al. 2023 (arXiv:2307.03864), their classic T-mazes with a penalty of -1 / length. The
-corridor's cells are 0 to oracle + length, the last one is the junction, goals lie on both sides of
-it. Passive (oracle 0): the episode starts on the cue. Active (oracle 1): it starts one cell to the
-right of it, and the cue is told on the first visit of cell 0. Actions are right, up, left, down;
-into a wall nothing moves. The observation is [at the junction or a goal, signal]: the signal is the
-cue (+1 up, -1 down) where it is told, beside the junction where one stands (+1, -1), and else 0.
-Every episode takes length + 1 + 2 oracle steps and ends by terminal: the last step pays 1 on the
-right goal; every other step that is further behind than the shortest way to the cue and back
-allows costs 1 / length.
+After Ni et al. 2023 (arXiv:2307.03864), their classic T-mazes with a penalty of -1 / length (other
+authors' variants change the penalty, or add the time or noise to the observation). The corridor's
+cells are 0 to oracle + length, the last one is the junction, goals lie on both sides of it. Passive
+(oracle 0): the episode starts on the cue. Active (oracle 1): it starts one cell to the right of it,
+and the cue is told on the first visit of cell 0. Actions are right, up, left, down; into a wall
+nothing moves. The observation is [at the junction or a goal, signal]: the signal is the cue (+1 up,
+-1 down) where it is told, beside the junction where one stands (+1, -1), and else 0. Every episode
+takes length + 1 + 2 oracle steps and ends by terminal: the last step pays 1 on the right goal;
+every other step that is further behind than the shortest way to the cue and back allows costs
+1 / length.
 """
 
 from functools import partial
