@@ -54,6 +54,8 @@ class Collector:
         self.bonus = torch.zeros(seeds, envs, device=device)
         size = carry.size(config, net, seeds=seeds, envs=envs, evaluating=False)
         check_fits(size, device, what=f"acting in {seeds * envs} environments", hint=LESS_CACHE)
+        width = config.remembered
+        self.before = torch.zeros(seeds, envs, width, device=device) if width else None
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
         self.rows = min(config.cache + 1, replay.rows)  # that a refresh looks back on
         self.refresh = captured(self.refresh, device) if on_device else self.refresh
@@ -103,6 +105,9 @@ class Collector:
         drawn = explore.duty(config.ensemble, noise.member)
         anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
         self.member.copy_(torch.where(anew, drawn, self.member))
+        if self.before is not None:
+            states = [part.view(*self.start.shape, -1) for part in self.carry]
+            self.before.copy_(torch.cat(states, -1) * ~self.start.unsqueeze(-1))
         decision = self.agent.act(
             self.net,
             self.last.obs,
@@ -139,7 +144,8 @@ class Collector:
         last, step = self.last, self.next
         real = ~(last.terminated | last.truncated)
         reward, action = self._clipped(step.reward), self._stored(self.action)
-        self.replay.add(Row(last.obs, action, reward, step.terminated, real, self.member))
+        row = Row(last.obs, action, reward, step.terminated, real, self.member)
+        self.replay.add(row, self.before)
         self._count(step, reward, self.value, real)
         self.start.copy_(~real)
         last.copy_(step)

@@ -384,6 +384,9 @@ class SequenceConfig(Model):
     cache: int = Field(default=0, ge=0)
     """R, rows that acting and windows look back on, their own included (fox, transformer); 0: a
     whole window"""
+    stored_state: bool = False
+    """gru: replay keeps the state that acting was in before every row, and windows begin with it
+    (Kapturowski et al. 2019); agents dqn and quantile, with one member or own batches"""
     cache_refresh: int = Field(default=0, ge=0)
     """updates between recomputations of what acting remembers, from the last R rows of replay; 0:
     never, it then holds what older parameters made of older rows"""
@@ -626,6 +629,11 @@ class Config(Model):
     def window(self) -> int:
         """W, rows of a window."""
         return self.context + self.learnt + self.loss.n_step
+
+    @property
+    def remembered(self) -> int:
+        """Numbers of a state that replay keeps beside a row."""
+        return self.sequence.layers * self.sequence.width * self.sequence.stored_state
 
     @property
     def cache(self) -> int:

@@ -81,3 +81,4 @@ class Window(NamedTuple):
     member: Tensor  # [S, M, B, W]
     row: Tensor  # [S, M, B] int64, absolute id of the learnt row, stable for its whole life
     weight: Tensor  # [S, M, B] float32, 0 where no valid start was found
+    state: Tensor  # [S, M, B, K] float32, what acting remembered before row 1; K is 0 if not stored

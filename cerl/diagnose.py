@@ -9,9 +9,11 @@ from torch import Tensor
 from cerl import carry as memory
 from cerl.agent import Agent
 from cerl.collect import Collector
+from cerl.data import Window
 from cerl.learn import Learner
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
+RANK_ROWS = 1024  # at most, behind a feature rank
 DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
 
 
@@ -50,12 +52,17 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
     """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        window = window._replace(**{k: v[:, :1] for k, v in window._asdict().items()})
+        # Of a stored state nothing is left: it is one member's, and all look at this batch.
+        window = Window(*(field[:, :1] for field in window))
+        window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
     outputs = agent.activations(net, window)
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
-        result["feature_rank"] = feature_rank(outputs[-1].flatten(3))
+        features = outputs[-1].flatten(3)  # [S, N or 1, rows, D]
+        # Windows of many learnt rows: some of each are enough, decompositions are slow.
+        every = -(-features.shape[2] // RANK_ROWS)
+        result["feature_rank"] = feature_rank(features[:, :, ::every])
         result["dormant_share"] = dormant_share(outputs)
     result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
     return {name: value.expand(shape).float().cpu() for name, value in result.items()}

@@ -327,6 +327,18 @@ def _sequence_contradictions(c: "Config") -> Iterator[str]:
             "disjoint batches take a member's; expected 1 with a sequence network, got "
             f"{c.loss.batches_probability:g}"
         )
+    if q.stored_state and (c.net.encoder != "gru" or c.agent == "sac"):
+        yield (
+            "sequence.stored_state: states of recurrent units are stored with agents dqn and "
+            f"quantile; expected false with net.encoder {c.net.encoder} and agent {c.agent}"
+        )
+    alone = c.ensemble.members == 1 or c.ensemble.shared_layers > 0 or c.loss.batches == "own"
+    if q.stored_state and not (alone and c.ensemble.switch == "episode"):
+        yield (
+            "sequence.stored_state: a state is one member's, that of the row; expected false, or "
+            "loss.batches own and ensemble.switch episode, got "
+            f"{c.loss.batches} and {c.ensemble.switch} with {c.ensemble.members} members"
+        )
     if q.sampling == "episode_start":
         yield from _start_contradictions(c)
     if c.replay.placement == "host" and c.sequence.cache_refresh:

@@ -24,6 +24,7 @@ class Whole(NamedTuple):
     extra: Tensor  # [S, M, B, W, K] float32, action and reward before the row; K may be 0
     start: Tensor  # [S, M, B, W] bool
     rows: Tensor | slice  # [S, M, B, T] int64 positions in W
+    state: Tensor  # [S, M, B, layers * D] of recurrent units before row 1, or [S, M, B, 0]
 
     def ahead(self, rows: Tensor, steps: Tensor, *, most: int) -> "Whole":
         """The same rows, wanted `steps` [S, M, B, T] after the learnt ones, at `most` so many."""
@@ -56,7 +57,9 @@ class Tokens(nn.Module):
         first = self.context
         wanted = slice(first, first + rows.shape[-1])
         blank = F.pad(start[..., 1:], (1, 0), value=True)  # before a first row is nothing known
-        return Whole(self._pixels(window.obs), self._extra(blank, previous), start, wanted)
+        return Whole(
+            self._pixels(window.obs), self._extra(blank, previous), start, wanted, window.state
+        )
 
     def embed(self, obs: Tensor, extra: Tensor) -> Tensor:
         """obs [S, M, *rows, ...] and extra [S, M, *rows, K] -> [S, M or N, *rows, width]."""
@@ -102,6 +105,16 @@ def _delayed(field: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(field[:, :, :, :1]), field[:, :, :, :-1]], 3)
 
 
+def _features(tokens: Tensor, whole: Whole, trunk: Trunk, *, still: int) -> Tensor:
+    """[S, N, B, W, D] of all rows; the first `still` rows carry no gradient."""
+    if whole.state.shape[-1] == 0:
+        return trunk(tokens, whole.start, context=still)
+    # What led to row 0 is not in the window, so a state that is exact goes on with row 1.
+    past = list(whole.state.split(trunk.width, -1))
+    rest = trunk(tokens[:, :, :, 1:], whole.start[..., 1:], context=still - 1, past=past)
+    return F.pad(rest, (0, 0, 1, 0))
+
+
 def make_trunk(config: Config, *, seeds: int, members: int, inputs: int) -> Trunk:
     """The sequence network of a config on tokens of `inputs` features."""
     sequence, scales = config.sequence, config.sequence.gate_scales
@@ -131,7 +144,7 @@ def read(encoder: nn.Module, trunk: Trunk | None, *wanted: Tensor | Whole) -> li
     whole = wanted[0]
     assert isinstance(whole, Whole) and isinstance(encoder, Tokens), "a sequence reads tokens"
     tokens = encoder.embed(whole.obs, whole.extra)
-    features = trunk(tokens, whole.start, context=encoder.still)  # [S, N, B, W, D]
+    features = _features(tokens, whole, trunk, still=encoder.still)
     found = []
     for k, one in enumerate(wanted):
         assert isinstance(one, Whole), "all rows wanted are of one network"

@@ -114,6 +114,7 @@ def assemble(config: Config) -> Parts:
         capacity=config.replay.capacity,
         device=device,
         placement=config.replay.placement,
+        remembered=config.remembered,
     )
     learner = Learner(config, agent, net, replay, keys=keys)
     collector = Collector(config, env, agent, net, replay, keys=keys)

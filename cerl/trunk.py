@@ -68,12 +68,15 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.scale = nn.Parameter(torch.ones(seeds, members, options.width))
 
-    def forward(self, x: Tensor, start: Tensor, *, context: int = 0) -> Tensor:
-        """Features of the rows of windows; a window's first row has nothing before it.
+    def forward(
+        self, x: Tensor, start: Tensor, *, context: int = 0, past: list[Any] | None = None
+    ) -> Tensor:
+        """Features of the rows of windows; before a window's first row is `past`, or nothing.
 
         Args:    x [S, M, B, W, D_in] with M = 1 (all members see the same) or N; start [S, M, B, W]
                  bool, the row begins an episode; context: as many first rows are computed without
-                 gradient, for their own features and as what later rows remember.
+                 gradient, for their own features and as what later rows remember; past, an entry
+                 a layer, such as the states of recurrent units [S, N, B, D].
         Returns: [S, N, B, W, D] float32.
         """
         if not 0 <= context < x.shape[3]:
@@ -82,9 +85,9 @@ class Trunk(nn.Module):
                 f"{x.shape[3]} rows"
             )
         if context == 0:
-            return self._rows(x, start, None, None)[0]
+            return self._rows(x, start, past, None)[0]
         with torch.no_grad():
-            first, past = self._rows(x[:, :, :, :context], start[..., :context], None, None)
+            first, past = self._rows(x[:, :, :, :context], start[..., :context], past, None)
         rest, _ = self._rows(x[:, :, :, context:], start[..., context:], past, None)
         return torch.cat([first, rest], 3)
 

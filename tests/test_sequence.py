@@ -304,6 +304,7 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
             for name in ("obs", "action", "reward", "terminated", "real", "member")
         },
         weight=(window.weight.unsqueeze(-1) * window.real[..., 3:7]).flatten(2),
+        state=window.state.repeat_interleave(4, 2),
     )
     keys = draw.seed_keys(sequence.seeds)
     dice = with_trunk.dice(keys, torch.tensor(0))
@@ -430,12 +431,60 @@ def test_windows_that_begin_with_an_episode_do_and_never_cross_the_write_head():
     assert found == wanted
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
+    options = {
+        "seeds": (0, 1),
+        "env": {"rows": 14, "envs": 3},
+        "net": {"encoder": "gru", "hidden": (8,)},
+        "ensemble.members": members,
+        "loss.batches": "own" if members > 1 else "shared",
+        "sequence": {"width": 16, "layers": 2, "learnt": 3, "context": 1, "stored_state": True},
+        "replay": {"capacity": 300, "start": 100, "candidates": 64},
+    }
+    cfg = load("catch/ddqn", options | {"device": "cpu"})
+    agent, net, collector = collector_of(cfg)
+    for _ in range(50):
+        collector.step()
+    replay = collector.replay
+    every = replay.last(50)
+    start = F.pad(~every.real[..., :-1], (1, 0), value=False)
+    whole: Any = net.encoder.inputs(every, start, start[..., :1])
+    with torch.no_grad():
+        want = net.trunk(net.encoder.embed(whole.obs, whole.extra), start)  # [S, N, E, 50, D]
+        window = replay.sample(
+            step=torch.tensor(1),
+            batch=40,
+            context=2,
+            ahead=3,
+            members=members,
+            batches=cfg.loss.batches,
+            candidates=64,
+        )
+        rows = learnt(net.encoder, window, n=1)
+        (got,) = net.read(rows.inputs(net.encoder, window))
+        (without,) = net.read(
+            rows.inputs(net.encoder, window._replace(state=window.state[..., :0]))
+        )
+    got, without = got.unflatten(2, (40, 3)), without.unflatten(2, (40, 3))
+    compared = 0
+    for s, m, b, t in itertools.product(range(2), range(members), range(40), range(3)):
+        row, env = divmod(int(window.row[s, m, b]), 3)
+        if int(window.member[s, m, b, 2 + t]) != m:
+            continue
+        compared += 1
+        torch.testing.assert_close(got[s, m, b, t], want[s, m, env, row + t], atol=1e-5, rtol=1e-4)
+    assert compared > 100
+    assert not torch.allclose(got, without)
+
+
 def collector_of(cfg: Config):
     keys = draw.seed_keys(cfg.seeds)
     env = make(cfg.env, seeds=cfg.seeds, salt=0, device=CPU)
     agent = train.make_agent(cfg, env.spec, CPU)
     net = agent.build(keys=keys)
-    replay = Replay(env.spec, keys=keys, capacity=cfg.replay.capacity, device=CPU)
+    size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.remembered}
+    replay = Replay(env.spec, keys=keys, device=CPU, **size)
     return agent, net, Collector(cfg, env, agent, net, replay, keys=keys)
 
 
@@ -512,6 +561,14 @@ REFUSED = [
     ({"net.stack": 2}, "net.stack: net.encoder fox reads rows one by one; expected 1, got 2"),
     ({"sequence.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
     ({"sequence.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    (
+        {"sequence.stored_state": True},
+        "sequence.stored_state: states of recurrent units .*; expected false with net.encoder fox",
+    ),
+    (
+        {"sequence.stored_state": True, "net.encoder": "gru"},
+        "sequence.stored_state: a state is one member's, .* got shared and episode with 3 members",
+    ),
     ({"loss.mico_weight": 0.5}, "loss.mico_weight: the MICo distance .* net.encoder fox"),
     (
         {"loss.batches": "own", "loss.batches_probability": 0.5, "replay.candidates": 64},

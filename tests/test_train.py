@@ -87,6 +87,18 @@ def columns_without_time(folder: Path) -> dict:
         ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
         *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
         ("catch/cerl", {**sequence("fox"), "ensemble": {"switch": "step", "members": 2}}),
+        (
+            "catch/cerl",
+            preset.merged(
+                sequence("gru"),
+                {
+                    "sequence": {"stored_state": True},
+                    "ensemble": {"heads": "own", "members": 2},
+                    "loss": {"batches": "own"},
+                    "replay": {"candidates": 64},
+                },
+            ),
+        ),
         ("point_mass/cerl", {**sequence("gru"), "schedule": {"steps": 160}}),
     ],
 )
