@@ -101,7 +101,7 @@ def level(name: str, asked: Mapping[str, Any]) -> Task:
 
 
 def tries(cards: int) -> int:
-    """Steps of an episode of Concentration: as many as a player without memory should need."""
+    """Agent steps after which POPGym truncates Concentration with so many cards."""
     return math.ceil(2 * cards - cards / (2 * cards - 1))
 
 

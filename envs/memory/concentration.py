@@ -2,8 +2,8 @@
 
 After POPGym 1.0.7. An action names a place. The observation shows, for every place, its card or
 that it is face down: pairs found, and the cards just turned. Turning a card that is already up ends
-the turn. An episode ends by terminal when all cards are up, and is truncated after n tries where a
-perfect memory needs fewer on average.
+the turn. An episode ends by terminal when all cards are up, and is truncated after about twice as
+many agent steps as there are cards.
 """
 
 from functools import partial
@@ -53,8 +53,8 @@ def _step(state: State, action: Tensor, u: Tensor, *, limit: int) -> tuple[State
     equal = deck.at(state.kind, action) == deck.at(state.kind, state.first)
     found = second & ~wasted & equal & (action != state.first)
     failed = wasted | (second & ~found)
-    tries = torch.where(second, 2.0, 1.0)
-    reward = torch.where(failed, tries * (-1 / limit), torch.where(found, 2 / cards, 0.0))
+    flips = torch.where(second, 2.0, 1.0)
+    reward = torch.where(failed, flips * (-1 / limit), torch.where(found, 2 / cards, 0.0))
     up = state.up | (turned & found[:, None])
     first = torch.where(second | wasted, -1, action)
     return State(state.kind, up, state.up | turned, first), reward, found & up.all(-1)
