@@ -633,7 +633,18 @@ class Config(Model):
     @property
     def remembered(self) -> int:
         """Numbers of a state that replay keeps beside a row."""
-        return self.sequence.layers * self.sequence.width * self.sequence.stored_state
+        stored = self.net.encoder == "gru" and self.sequence.stored_state
+        return self.sequence.layers * self.sequence.width if stored else 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether the learnt rows of a window begin with an episode."""
+        return self.net.encoder != "frames" and self.sequence.sampling == "episode_start"
+
+    @property
+    def refresh(self) -> int:
+        """Updates between refreshes of what acting remembers; 0: none."""
+        return 0 if self.net.encoder == "frames" else self.sequence.cache_refresh
 
     @property
     def cache(self) -> int:

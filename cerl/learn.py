@@ -62,7 +62,7 @@ class Learner:
             batch=replay.batch,
             context=self.net.encoder.context,
             ahead=self.net.encoder.learnt - 1 + loss.n_step,
-            begins=self.config.sequence.sampling == "episode_start",
+            begins=self.config.begins,
             members=1 if loss.batches == "shared" else self.config.ensemble.members,
             batches=loss.batches,
             probability=loss.batches_probability,

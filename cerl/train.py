@@ -241,8 +241,7 @@ def _loop(
             if steps - first * envs_per_seed >= refill:
                 for number in range(done + 1, wanted + 1):
                     updates[number % schedule.policy_every == 0]()
-            refresh = config.sequence.cache_refresh
-            if refresh and wanted // refresh > done // refresh:
+            if config.refresh and wanted // config.refresh > done // config.refresh:
                 collector.refresh()
             done = wanted
             if schedule.target_rate == 1.0 and due(schedule.target_every):

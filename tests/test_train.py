@@ -118,6 +118,17 @@ def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, c
         train.resume(half)
 
 
+def test_options_of_sequences_mean_nothing_to_frames(tmp_path):
+    asked = {"learnt": 3, "cache_refresh": 2, "stored_state": True, "sampling": "episode_start"}
+    plain, told = (
+        train.train(tiny(tmp_path / name, "catch/bootdqn", sequence=options))
+        for name, options in (("plain", {}), ("told", asked))
+    )
+    ours, theirs = (final_state(folder) for folder in (plain, told))
+    for name in ("learner", "replay", "collector"):
+        assert_same(ours[name], theirs[name])
+
+
 def stop_at_first_checkpoint(monkeypatch):
     """As a user does: Ctrl-C, here right after the first checkpoint was written."""
     save = checkpoint.save
