@@ -627,9 +627,53 @@ def test_memory_solves_a_short_t_maze(tmp_path, kind):
     assert tmaze_scores(tmp_path, kind) == [1.0]
 
 
+def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
+    """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
+    options = {
+        "device": "cpu",
+        "out": str(tmp_path),
+        "env.observe.keep": "position",
+        "net": {"encoder": "gru", "hidden": (64,)},
+        "sequence": {"width": 32, "context": 4, "learnt": 8},
+        "replay.batch": 16,
+        "schedule.steps": 4_500,
+        "eval.every": 4_500,
+    }
+    folder = train.train(load("point_mass/sac", options))
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    (score,) = [row["return"] for row in rows if row["policy"] == "individual_mode"]
+    assert score > 40
+
+
 def test_without_memory_a_t_maze_is_a_coin(tmp_path):
     (score,) = tmaze_scores(tmp_path, "mlp")
     assert 0.5 - 4 * math.sqrt(0.25 / 40) < score < 0.5 + 4 * math.sqrt(0.25 / 40)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["memory/fox", "memory/gru", "memory/mlp"])
+def test_gpu_runs_resume_bitwise(tmp_path, name):
+    from test_train import assert_same, final_state, stop_at_first_checkpoint
+
+    options = {
+        "seeds": (0, 1),
+        "device": "cuda",
+        "env": {"envs": 8, "length": 10},
+        "ensemble": {"members": 3, "heads": "cerl"},
+        "sequence": {"cache_refresh": 25},
+        "replay": {"capacity": 4_000, "start": 200, "candidates": 64},
+        "schedule": {"steps": 1_600},
+        "eval": {"every": 800, "episodes": 2},
+        "log": {"every": 400, "checkpoint_every": 800},
+    }
+    config = load(name, {**options, "out": str(tmp_path / "whole")})
+    whole = train.train(config)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at_first_checkpoint(patch)
+        train.train(config.model_copy(update={"out": str(tmp_path / "halves")}))
+    (half,) = (tmp_path / "halves").iterdir()
+    train.resume(half)
+    assert_same(final_state(whole), final_state(half))
 
 
 @pytest.mark.gpu
