@@ -601,6 +601,29 @@ def test_episodes_without_an_end_need_a_number_of_learnt_rows():
         load("memory/fox", {"env": {"family": "gym", "name": "CartPole-v1"}})
 
 
+TWINS = {
+    "memory/": FLAT._replace(observation=(2,), actions=4),
+    "popgym/": FLAT,
+    "popgym/sac-": FORCES._replace(observation=(2,), actions=1),
+    "atari/flicker-": IMAGE._replace(observation=(84, 84), actions=6),
+    "mujoco/velocity-": FORCES._replace(observation=(9,), actions=6),
+}
+
+
+@pytest.mark.parametrize("family", TWINS)
+def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(family):
+    sizes = {}
+    for kind in KINDS:
+        cfg = load(family + kind, {"seeds": (0,), "device": "cpu"})
+        assert cfg.net.encoder == kind
+        fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "net.encoder": kind})
+        assert cfg == fox.model_copy(update={"preset": family + kind})
+        agent = train.make_agent(cfg, TWINS[family], CPU)
+        leaves = agent.build(keys=draw.seed_keys((0,))).parameters()
+        sizes[kind] = sum(leaf.numel() for leaf in leaves)
+    assert all(0.95 < size / sizes["fox"] < 1.05 for size in sizes.values()), sizes
+
+
 def tmaze_scores(tmp_path, kind: str) -> list[float]:
     """Returns of the last evaluation, by seed."""
     options = {
