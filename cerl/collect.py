@@ -107,7 +107,7 @@ class Collector:
         self.member.copy_(torch.where(anew, drawn, self.member))
         if self.before is not None:
             states = [part.view(*self.start.shape, -1) for part in self.carry]
-            self.before.copy_(torch.cat(states, -1) * ~self.start.unsqueeze(-1))
+            self.before.copy_(torch.cat(states, -1).masked_fill(self.start.unsqueeze(-1), 0.0))
         decision = self.agent.act(
             self.net,
             self.last.obs,

@@ -87,14 +87,14 @@ class Tokens(nn.Module):
 
     def _extra(self, start: Tensor, previous: Previous) -> Tensor:
         """What came before a row, zero where an episode starts, [*start, K]."""
-        parts, keep = [], (~start).unsqueeze(-1)
+        parts, blank = [], start.unsqueeze(-1)
         if self.action:
             action = previous.action
             if not self.spec.continuous:
                 action = F.one_hot(action, self.spec.actions).to(torch.float32)
-            parts.append(action * keep)
+            parts.append(action.masked_fill(blank, 0.0))
         if self.reward:
-            parts.append(previous.reward.unsqueeze(-1) * keep)
+            parts.append(previous.reward.unsqueeze(-1).masked_fill(blank, 0.0))
         if not parts:
             return torch.zeros(*start.shape, 0, device=start.device)
         return torch.cat(parts, -1)

@@ -95,7 +95,7 @@ def acted(agent, net, rows: list[Row], *, evaluating: bool) -> list[torch.Tensor
     places = [part.data_ptr() for part in held]
     start = torch.ones(S, E, dtype=torch.bool)
     # What is before an episode must not matter.
-    previous = Previous(torch.full_like(rows[0].action, 1), torch.full((S, E), 7.0))
+    previous = Previous(torch.full_like(rows[0].action, 1), torch.full((S, E), math.nan))
     features = []
     for row in rows:
         rest = {"previous": previous, "evaluating": evaluating}
