@@ -6,7 +6,7 @@ code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
     theirs (member axis first)                          ours (leading [S, N])
     actor, below VmapNormalTanhPolicyParams_0/
       MLP_0/Dense_k/kernel [N,in,out], bias [N,out]     actor.hidden.k.{weight,bias} [1,N,...]
-      Dense_0/..., Dense_1/...                          actor.mean..., actor.log_std...
+      Dense_0/..., Dense_1/...                          actor.moments..., in this order
     critic, below VmapDoubleCritic_0/VmapCritic_0/
       MLP_0/Dense_k/kernel [N,2,in,out], bias [N,2,out] critic.hidden.k.{weight,bias} [1,N,...]
       MLP_0/Dense_K, the last                           critic.final.{weight,bias}
@@ -180,10 +180,9 @@ def _ours(name: str, depth: int) -> str:
     if match is None:
         raise ValueError(f"expected a leaf of an MLP's Dense layer, got {name!r}")
     number, kind = int(match[1]), match[2]
-    if "MLP_0" in name:
-        layer = f"hidden.{number}" if number < depth else "final"
-    else:
-        layer = ("mean", "log_std")[number]
+    layer = f"hidden.{number}" if number < depth else "final"
+    if "MLP_0" not in name:
+        layer = "moments"
     return f"{layer}.{'weight' if kind == 'kernel' else 'bias'}"
 
 
@@ -197,12 +196,13 @@ def from_original(leaves: Leaves, *, depth: int) -> dict[str, Tensor]:
 
     Args: depth, number of hidden layers.
     """
-    result = {}
-    for name, leaf in leaves.items():
+    result: dict[str, Tensor] = {}
+    for name, leaf in sorted(leaves.items()):
         ours = _ours(name, depth)
         if ours.startswith("final") and leaf.shape[-1] > 1:
             leaf = _rotated(leaf, -1)
-        result[ours] = leaf.unsqueeze(0)
+        leaf = leaf.unsqueeze(0)
+        result[ours] = torch.cat([result[ours], leaf], -1) if ours in result else leaf
     return result
 
 
@@ -212,7 +212,9 @@ def to_original(leaves: Leaves, names: list[str], *, depth: int) -> dict[str, Te
     for name in names:
         ours = _ours(name, depth)
         leaf = leaves[ours][0]
-        result[name] = (
-            _rotated(leaf, 1) if ours.startswith("final") and leaf.shape[-1] > 1 else leaf
-        )
+        if ours.startswith("final") and leaf.shape[-1] > 1:
+            leaf = _rotated(leaf, 1)
+        if ours.startswith("moments"):
+            leaf = leaf.chunk(2, -1)[1 if "Dense_1" in name else 0]
+        result[name] = leaf
     return result

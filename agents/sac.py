@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cerl import carry as carries
-from cerl import draw, returns
+from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
@@ -24,6 +24,9 @@ from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
+from cerl.kernels import soft
+from cerl.kernels.mlp import fits, mlp
+from cerl.kernels.soft import density, sampled
 from cerl.nn import Critics, LayerNorm, Linear, initialise
 from cerl.sequence import Tokens, Whole, make_trunk, read
 from cerl.transition import Transition, learnt, masked, transition
@@ -50,19 +53,30 @@ class Actor(nn.Module):
         for size in net.hidden:
             self.hidden.append(Linear(seeds, members, width, size))
             width = size
-        self.mean = Linear(seeds, members, width, actions)
-        self.log_std = Linear(seeds, members, width, actions)
-        self.log_std.gain = 1.0
+        # One layer, of A means and A log deviations, so that one product computes both.
+        self.moments = Linear(seeds, members, width, 2 * actions)
+        self.moments.gain, self.moments.fan_out = (math.sqrt(2.0), 1.0), actions
+        self.fused = fits(net.hidden)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [S, M, rows, D] -> mean and log standard deviation [S, N, rows, A]."""
+        return soft.moments(self.raw(x), low=self.low, high=self.high, clip=self.clip)
+
+    def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [S, N, rows, A] and their log-probabilities [S, N, rows].
+
+        Args: x [S, M, rows, D]; normal [S, N, rows, A], standard normal noise.
+        """
+        return soft.squashed(self.raw(x), normal, low=self.low, high=self.high, clip=self.clip)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What the last layer puts out [S, N, rows, 2 A]."""
+        if self.fused:
+            layers = [*self.hidden, self.moments]
+            return mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
         for layer in self.hidden:
             x = F.relu(layer(x))
-        raw = self.log_std(x)
-        if self.clip:
-            return self.mean(x), raw.clamp(self.low, self.high)
-        share = 0.5 * (1.0 + torch.tanh(raw))
-        return self.mean(x), self.low + (self.high - self.low) * share
+        return self.moments(x)
 
 
 class Critic(nn.Module):
@@ -88,6 +102,7 @@ class Critic(nn.Module):
                 self.norms.append(LayerNorm(*lead, size, affine=net.critic_norm == "layer"))
             width = size
         self.final = Critics(*lead, width, heads)
+        self.fused = fits(net.hidden) and not self.norms
 
     def layers(self, x: Tensor, action: Tensor) -> list[Tensor]:
         """Inputs, then activations after every ReLU [S, N, C, rows, D].
@@ -102,9 +117,20 @@ class Critic(nn.Module):
             outputs.append(F.relu(self.norms[k](y) if self.norms else y))
         return outputs
 
-    def forward(self, x: Tensor, action: Tensor, heads: int) -> Tensor:
-        """Values of the first `heads` heads [S, N, C, rows, heads]."""
-        return self.final(self.layers(x, action)[-1], heads)
+    def forward(self, x: Tensor, action: Tensor, heads: int, *, frozen: bool = False) -> Tensor:
+        """Values of the first `heads` heads [S, N, C, rows, heads].
+
+        Args: x, action as in `layers`; frozen, nobody asks for the gradient of the critics'
+              parameters, and nothing is kept for it.
+        """
+        if not self.fused:
+            return self.final(self.layers(x, action)[-1], heads)
+        layers = [*self.hidden, self.final]
+        weights, biases = ([getattr(k, name) for k in layers] for name in ("weight", "bias"))
+        if frozen:
+            weights, biases = ([leaf.detach() for leaf in leaves] for leaves in (weights, biases))
+        weights[-1], biases[-1] = weights[-1][..., :heads], biases[-1][..., :heads]
+        return mlp(x.unsqueeze(2), weights, biases, tail=action.unsqueeze(2))
 
 
 class SACNet(nn.Module):
@@ -165,28 +191,10 @@ class PolicyLosses(NamedTuple):
     value: Tensor  # of the policies' actions, detached
 
 
-def sampled(mean: Tensor, log_std: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Action of a tanh-squashed Gaussian and its log-probability.
-
-    The Jacobian of the tanh is 2 (ln 2 - u - softplus(-2 u)) at the sample u before it, which
-    stays finite where 1 - tanh(u)^2 does not.
-    Args:    all [..., A]; normal, standard normal noise (0: the mode).
-    Returns: [..., A] in [-1, 1], [...].
-    """
-    u = mean + log_std.exp() * normal
-    return torch.tanh(u), _density(u, log_std, normal)
-
-
 def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
     """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
     u = torch.atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
-    return _density(u, log_std, (u - mean) * (-log_std).exp())
-
-
-def _density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
-    gaussian = -0.5 * normal.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    jacobian = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-    return (gaussian - jacobian).sum(-1)
+    return density(u, log_std, (u - mean) * (-log_std).exp())
 
 
 class SAC:
@@ -201,7 +209,6 @@ class SAC:
         )
         # Every critic is asked about every member's next action.
         self.crossed = self.table.crossed or config.loss.spread_temperature > 0
-        self.own = torch.arange(self.table.heads, device=self.device) == 0
 
     def build(self, *, keys: Tensor) -> SACNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
@@ -308,16 +315,16 @@ class SAC:
 
     def next_values(
         self, net: SACNet, target: Critic, batch: Transition, dice: Dice
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Soft value of the next action that every head regresses to, and the weight of its row.
 
-        Returns: [S, N, rows, J] each; the weights are 1 without `loss.spread_temperature`.
+        Returns: [S, N, rows, J] each; the weights are None without `loss.spread_temperature`.
         """
         loss, heads = self.config.loss, self.table.value_heads
-        (x,) = read(net.encoder, net.actor.trunk, batch.x_next)
-        (seen,) = (x,) if target.trunk is None else read(net.encoder, target.trunk, batch.x_next)
-        mean, log_std = net.actor(x)
-        action, log_p = sampled(mean, log_std, dice.later)  # [S, N, rows, A]
+        (x,) = (seen,) = read(net.encoder, net.actor.trunk, batch.x_next)
+        if target.trunk is not None:
+            (seen,) = read(net.encoder, target.trunk, batch.x_next)
+        action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
         if self.crossed:
             actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
@@ -328,12 +335,15 @@ class SAC:
         if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
-        q = q.amin(2)  # [S, N, K, rows, heads]
-        value = next_action_values(self.table, q)
-        if loss.backup_entropy:
-            value = value - of_actors(self.table, net.log_alpha.exp() * log_p)
+        q = own = q.amin(2)  # [S, N, K, rows, heads]
+        alpha = net.log_alpha.exp()  # [S, N, 1]
+        if loss.backup_entropy and not self.crossed:
+            own = torch.addcmul(q, alpha[..., None, None], log_p[:, :, None, :, None], value=-1)
+        value = next_action_values(self.table, own)
+        if loss.backup_entropy and self.crossed:
+            value = value - of_actors(self.table, alpha * log_p)
         if not loss.spread_temperature:
-            return value, torch.ones_like(value)
+            return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = torch.sigmoid(-loss.spread_temperature * spread) + 0.5
@@ -350,18 +360,18 @@ class SAC:
             return net.critic(x, batch.action.flatten(2, 3), self.table.heads)
 
         @torch.no_grad()
-        def next_() -> tuple[Tensor, Tensor]:
+        def next_() -> tuple[Tensor, Tensor | None]:
             return self.next_values(net, target, batch, dice)
 
         q, ((later, trust),) = parallel(batch.action.device, now, next_)
-        y = batch.reward.flatten(2, 3) + batch.discount.flatten(2, 3) * later
-        error = q - y.unsqueeze(2)  # [S, N, C, rows, J]
-        each = error.square()
-        if loss.kind == "mse_huber" and self.table.heads > 1:
-            others = 2.0 * returns.huber(error, delta=loss.huber_delta)
-            each = torch.where(self.own, each, others)
-        weight = _normalised(batch.weight).unsqueeze(-1) * trust
-        return CriticLosses((each * weight.unsqueeze(2)).sum(3), q, y)
+        y = torch.addcmul(batch.reward.flatten(2, 3), batch.discount.flatten(2, 3), later)
+        delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
+        weight = batch.weight.flatten(2)  # [S, M, rows]
+        if trust is None:
+            return CriticLosses(soft.regression(q, y, weight, delta=delta), q, y)
+        trusted = soft.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
+        each = soft.errors(q, y, delta=delta)  # [S, N, C, rows, J]
+        return CriticLosses((each * trusted.unsqueeze(2)).sum(3), q, y)
 
     def critic_loss(
         self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
@@ -384,21 +394,21 @@ class SAC:
 
         Args: inputs at the learnt rows (`cerl.sequence.read`); weight [S, M or N, B, T].
         """
-        loss, weight = self.config.loss, _normalised(weight)
         (x,) = (seen,) = read(net.encoder, net.actor.trunk, inputs)
         if net.critic.trunk is not None:
             with torch.no_grad():
                 (seen,) = read(net.encoder, net.critic.trunk, inputs)
-        mean, log_std = net.actor(x)
-        action, log_p = sampled(mean, log_std, dice.now)
-        q = net.critic(seen, action, 1)[..., 0]  # [S, N, C, rows]
-        q = self._value(q)
-        alpha = net.log_alpha.exp()  # [S, N, 1]
-        actor = ((alpha.detach() * log_p - q) * weight).sum(2)
-        entropy = -(log_p.detach() * weight).sum(2)
-        goal = loss.target_entropy * self.spec.actions
-        temperature = alpha[..., 0] * (entropy - goal)
-        return PolicyLosses(actor, temperature, entropy, (q.detach() * weight).sum(2))
+        action, log_p = net.actor.sample(x, dice.now)
+        q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
+        losses = soft.objective(
+            q,
+            log_p,
+            net.log_alpha,
+            weight.flatten(2),
+            goal=self.config.loss.target_entropy * self.spec.actions,
+            mean=self.config.loss.actor_value == "mean",
+        )
+        return PolicyLosses(*losses)
 
     def policy_loss(
         self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
@@ -466,12 +476,6 @@ def _of(values: Tensor, member: Tensor) -> Tensor:
 def _repeated(x: Tensor, actions: int) -> Tensor:
     """Rows [S, M, rows, D], once for each member's action, [S, M, actions * rows, D]."""
     return x.unsqueeze(2).expand(-1, -1, actions, -1, -1).flatten(2, 3)
-
-
-def _normalised(weight: Tensor) -> Tensor:
-    """weight [S, M, B, T] as shares of a mean over the batch, [S, M, rows]."""
-    weight = weight.flatten(2)
-    return weight / weight.sum(2, keepdim=True).clamp(min=1.0)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -375,9 +375,11 @@ def _report(arguments: list[str]) -> None:
 def _bench(arguments: list[str]) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
-    from cerl import bench, bench_acp, bench_attention, bench_memory, bench_tiles
+    from cerl import bench, bench_acp, bench_attention, bench_memory, bench_sac, bench_tiles
 
     measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
+    measures["sac"] = bench_sac.sac
+    measures["sac-tiles"] = bench_sac.sac_tiles
     measures["attention"] = bench_attention.attention
     measures["attention-tiles"] = bench_tiles.attention_tiles
     measures["acp"] = bench_acp.acp

@@ -1,4 +1,4 @@
-"""Benchmarks as commands: `cerl bench {update,env,replay,train}`; each prints one table.
+"""Benchmarks as commands: `cerl bench {update,sac,env,replay,train}`; each prints one table.
 
 Times are of CUDA-graph replays between device events (wall time on the CPU), medians over repeats,
 with the device, precision and shapes in the table. Compare ratios within one run, not runs.
@@ -155,12 +155,7 @@ def update(
             spec = EnvSpec("random", (observation,), torch.float32, actions, envs, 1, True, False)
             spec = spec._replace(continuous=True)
         learner = filled_learner(config, spec, place)
-        parts = {
-            "update": captured(learner.update, place),
-            "sample": captured(lambda learner=learner: _drop(learner.sample()), place),
-        }
-        for stage in range(len(learner.stages)):
-            parts |= _stage_parts(learner, stage, place)
+        parts = {"update": captured(learner.update, place)} | update_parts(learner, place)
         for name, step in parts.items():
             rows.append(
                 {
@@ -179,6 +174,14 @@ def update(
         del learner, parts
     show(f"update on {device_name(place)}", rows, out)
     return rows
+
+
+def update_parts(learner: Learner, place: torch.device) -> dict[str, Callable[[], None]]:
+    """Sampling, gradients and optimisers of an update, each by itself."""
+    parts = {"sample": captured(lambda: _drop(learner.sample()), place)}
+    for stage in range(len(learner.stages)):
+        parts |= _stage_parts(learner, stage, place)
+    return parts
 
 
 def _stage_parts(

@@ -65,7 +65,8 @@ def attention_tiles(
             takes `launch`: backward
         shape: B,T,H,D of a sequence, or step:B,R,H,D
         case: a gate (none, mild, s70, s90), with +acp if pruned
-        module: of cerl.kernels: attention_triton, attention_short_triton, attention_step_triton
+        module: of cerl.kernels: attention_triton, attention_short_triton,
+            attention_medium_triton, attention_step_triton
         configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
             list of lists; a grid if not given
         repeats: timings of each number, of which the median is taken

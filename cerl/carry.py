@@ -93,7 +93,7 @@ def refill(
     """
     stream = member if single(config, evaluating=evaluating) else None
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)
-    whole = net.encoder.inputs(window, start, start[..., :1])
+    whole = net.encoder.inputs(window, start, slice(0, 1))
     tokens = _own(net.encoder.embed(whole.obs, whole.extra), stream)
     trunks: list[Trunk] = net.trunks(evaluating)
     for trunk, part in zip(trunks, _parts(trunks, carry), strict=True):

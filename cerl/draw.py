@@ -6,12 +6,21 @@ of its row). The hash is the finaliser of splitmix64 over a linear combination o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from cerl.kernels.draws import FIRST, SECOND, hash_at, hash_grid, hash_grid_triton, signed
+from cerl.kernels.draws import (
+    FIRST,
+    SECOND,
+    hash_at,
+    hash_grid,
+    hash_grid_triton,
+    normal_grid,
+    normal_grid_triton,
+    signed,
+)
 
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
@@ -57,11 +66,21 @@ def bits(key: Tensor, purpose: int, step: Tensor | int, index: Tensor) -> Tensor
 
 def _grid_bits(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
     """32 random bits at indices 0, 1, ... of every key, [S, *shape]."""
+    grid = hash_grid_triton if key.is_cuda else hash_grid
+    return _grid(grid, key, purpose, step, shape)
+
+
+def _grid(
+    grid: Callable[..., Tensor],
+    key: Tensor,
+    purpose: int,
+    step: Tensor | int,
+    shape: Sequence[int],
+) -> Tensor:
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=torch.int64, device=key.device)
-    hashed = hash_grid_triton if key.is_cuda else hash_grid
     offset, count = purpose_offset(purpose), math.prod(shape)
-    return hashed(key, step, offset=offset, count=count).view(-1, *shape)
+    return grid(key, step, offset=offset, count=count).view(-1, *shape)
 
 
 def uniform(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
@@ -78,7 +97,8 @@ def randint(
 
 def normal(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 (Box and Muller). Returns: [S, *shape]."""
-    return gaussian(uniform(key, purpose, step, (*shape, 2)))
+    grid = normal_grid_triton if key.is_cuda else normal_grid
+    return _grid(grid, key, purpose, step, shape)
 
 
 def gaussian(u: Tensor) -> Tensor:

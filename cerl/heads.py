@@ -106,9 +106,10 @@ def next_action_values(table: HeadTable, value: Tensor) -> Tensor:
         raise ValueError(
             f"head table values actions of other members; expected {members} actions, got 1"
         )
-    owner, head = table.value // valued, table.value % valued
-    action = table.action if actions > 1 else torch.zeros_like(table.action)
-    index = ((owner * actions + action) * valued + head).flatten()
+    index = table.value.flatten()  # owner * heads + head
+    if actions > 1:
+        owner, head = table.value // valued, table.value % valued
+        index = ((owner * actions + table.action) * valued + head).flatten()
     flat = value.movedim(3, 1).flatten(2)  # [S, rows, N * K * heads]
     return flat.index_select(2, index).unflatten(2, (members, heads)).transpose(1, 2)
 

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from cerl import draw
-from cerl.agent import Agent, Metrics
+from cerl.agent import Agent, Group, Metrics
 from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
-from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -29,12 +28,12 @@ class Learner:
         self.target: Any = copy.deepcopy(self.followed).requires_grad_(False)
         self.stages = agent.stages(net)
         self.optimisers = [
-            [Optimiser(group.optim, group.leaves) for group in stage.groups]
-            for stage in self.stages
+            [self._optimiser(group) for group in stage.groups] for stage in self.stages
         ]
         groups = [group for stage in self.stages for group in stage.groups]
         self.leaves = [leaf for group in groups for leaf in group.leaves]
         self.updates = torch.zeros((), dtype=torch.int64, device=keys.device)
+        self.one = torch.ones((), device=keys.device)
         shape = (len(keys), config.ensemble.members)
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
         fuse = config.compile and keys.device.type == "cuda"
@@ -48,11 +47,13 @@ class Learner:
         for theirs, mine in pairs:
             theirs.copy_(mine)
 
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the target network by `schedule.target_rate` towards the online parameters."""
-        theirs, mine = list(self.target.parameters()), list(self.followed.parameters())
-        kernels.follow(theirs, mine, rate=self.config.schedule.target_rate)
+    def _optimiser(self, group: Group) -> Optimiser:
+        """Of one group; below a `schedule.target_rate` of 1 it also moves the group's targets."""
+        rate = self.config.schedule.target_rate
+        pairs = zip(self.followed.parameters(), self.target.parameters(), strict=True)
+        theirs = {id(mine): target for mine, target in pairs} if rate < 1.0 else {}
+        targets = [theirs[id(leaf)] for leaf in group.leaves if id(leaf) in theirs]
+        return Optimiser(group.optim, group.leaves, targets=targets, rate=rate)
 
     def sample(self) -> Window:
         """The batch of the current update, from its counter alone."""
@@ -100,8 +101,7 @@ class Learner:
     def _loss(
         self, stage: int, window: Window, mask: Tensor | None, dice: Any
     ) -> tuple[Tensor, Metrics]:
-        loss, metrics = self.stages[stage].loss(self.net, self.target, window, mask, dice)
-        return loss.sum(), metrics
+        return self.stages[stage].loss(self.net, self.target, window, mask, dice)
 
     def grads(
         self, window: Window, stage: int = 0, dice: Any = None
@@ -115,10 +115,16 @@ class Learner:
         leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
             loss, metrics = self.loss(stage, window, self.mask(window), dice)
-            return torch.autograd.grad(loss, leaves), metrics
+            # The gradient of the sum over seeds and members, without computing that.
+            return torch.autograd.grad(
+                loss, leaves, self.one.to(loss.dtype).expand_as(loss)
+            ), metrics
 
     def update(self) -> None:
-        """Samples a batch, takes the gradient step of every stage, counts."""
+        """Samples a batch, takes the gradient step of every stage, counts.
+
+        Where targets follow by a share, they do so in the step that moves what they follow.
+        """
         self._update(len(self.stages))
 
     def update_first(self) -> None:
@@ -135,10 +141,8 @@ class Learner:
                 count = len(optimiser.leaves)
                 optimiser.step(grads[:count])
                 grads = grads[count:]
-            for name, value in metrics.items():
-                self.metrics[name].copy_(value)
-        if self.config.schedule.target_rate < 1.0:
-            self.follow()
+            mine = [self.metrics[name] for name in metrics]
+            torch._foreach_copy_(mine, list(metrics.values()))  # pyright: ignore[reportPrivateImportUsage]
         self.updates += 1
 
     def state_dict(self) -> dict:

@@ -52,7 +52,8 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 class Linear(nn.Module):
     """x W + b for every member. weight [S, N, in, out], bias [S, N, out]."""
 
-    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+    # Of the orthogonal initialisation; several: of as many blocks of outputs, each orthogonal.
+    gain: float | tuple[float, ...] = math.sqrt(2.0)
 
     def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -291,11 +292,13 @@ def _orthogonal(net: nn.Module, keys: Tensor) -> None:
             continue
         if not isinstance(module, Projection):
             module.bias.zero_()
-        size = tuple(module.weight.shape)
-        tall, flat = max(size[-2:]), min(size[-2:])
-        # On the CPU: a GPU's batched QR may round differently for another number of seeds.
-        normal = draw.normal(keys.cpu(), draw.INIT, number, (*size[1:-2], tall, flat))
-        q, r = torch.linalg.qr(normal)
-        q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        module.weight.copy_(module.gain * (q if size[-2] == tall else q.mT))
-        number += 1
+        gains = module.gain if isinstance(module.gain, tuple) else (module.gain,)
+        for gain, block in zip(gains, module.weight.chunk(len(gains), -1), strict=True):
+            size = tuple(block.shape)
+            tall, flat = max(size[-2:]), min(size[-2:])
+            # On the CPU: a GPU's batched QR may round differently for another number of seeds.
+            normal = draw.normal(keys.cpu(), draw.INIT, number, (*size[1:-2], tall, flat))
+            q, r = torch.linalg.qr(normal)
+            q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+            block.copy_(gain * (q if size[-2] == tall else q.mT))
+            number += 1

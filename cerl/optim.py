@@ -19,10 +19,24 @@ class Optimiser:
     """Centred RMSProp or Adam.
 
     State: first and second moment of every leaf, the momentum buffer where asked, the update count.
+    Args of the constructor: leaves; targets, one of every leaf or none, which each step moves by a
+    share `rate` of the way to the leaf's new value.
     """
 
-    def __init__(self, config: OptimConfig, leaves: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        config: OptimConfig,
+        leaves: Sequence[Tensor],
+        *,
+        targets: Sequence[Tensor] = (),
+        rate: float = 0.0,
+    ) -> None:
+        if targets and len(targets) != len(leaves):
+            raise ValueError(
+                f"targets: expected one of each of {len(leaves)} leaves or none, got {len(targets)}"
+            )
         self.config, self.leaves = config, list(leaves)
+        self.targets, self.rate = list(targets), rate
         self.first = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.second = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.velocity = [torch.zeros_like(leaf) for leaf in self.leaves if config.momentum]
@@ -47,18 +61,21 @@ class Optimiser:
                 eps=config.eps,
                 momentum=config.momentum,
             )
+            if self.targets:
+                kernels.follow(self.targets, self.leaves, rate=self.rate)
             return
-        step = self.count.double()
         kernels.adam(
             self.leaves,
             grads,
             self.first,
             self.second,
-            scale=(config.lr / (1.0 - config.beta1**step)).float(),
-            correction=torch.rsqrt(1.0 - config.beta2**step).float(),
+            self.targets,
+            count=self.count,
+            lr=config.lr,
             beta1=config.beta1,
             beta2=config.beta2,
             eps=config.eps,
+            rate=self.rate,
         )
 
     def state_dict(self) -> dict:

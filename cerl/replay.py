@@ -170,7 +170,7 @@ class Replay:
             terminated=scalars.terminated,
             real=scalars.real,
             member=scalars.member,
-            row=picked.row * self.envs + picked.env,
+            row=torch.add(picked.env, picked.row, alpha=self.envs),
             weight=hit.float(),
             state=state,
         )

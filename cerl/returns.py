@@ -38,7 +38,7 @@ def n_step(
         steps = steps + alive
         alive = alive & real[..., first + k + 1 : last + k + 1]
     power = gamma if n == 1 else gamma ** steps[..., None]
-    return total, power * (~ended)[..., None], steps
+    return total, torch.where(ended[..., None], 0.0, power), steps
 
 
 def huber(error: Tensor, *, delta: float) -> Tensor:

@@ -26,12 +26,6 @@ class Whole(NamedTuple):
     rows: Tensor | slice  # [S, M, B, T] int64 positions in W
     state: Tensor  # [S, M, B, layers * D] of recurrent units before row 1, or [S, M, B, 0]
 
-    def ahead(self, rows: Tensor, steps: Tensor, *, most: int) -> "Whole":
-        """The same rows, wanted `steps` [S, M, B, T] after the learnt ones, at `most` so many."""
-        if most == 1 and isinstance(self.rows, slice):
-            return self._replace(rows=slice(self.rows.start + 1, self.rows.stop + 1))
-        return self._replace(rows=rows + steps)
-
 
 class Tokens(nn.Module):
     """What a sequence network reads of every row; owns the convolutions.
@@ -51,14 +45,12 @@ class Tokens(nn.Module):
         self.convs, width = convolutions(net, spec, seeds=seeds, layer_members=lead, stack=1)
         self.width = width + self.action * spec.actions + self.reward  # of a token
 
-    def inputs(self, window: Window, start: Tensor, rows: Tensor) -> Whole:
-        """Tokens of all rows. Args: start [S, M, B, W]; rows [S, M, B, T], the learnt ones."""
+    def inputs(self, window: Window, start: Tensor, rows: Tensor | slice) -> Whole:
+        """Tokens of all rows. Args: start [S, M, B, W]; rows [S, M, B, T], those wanted."""
         previous = Previous(_delayed(window.action), _delayed(window.reward))
-        first = self.context
-        wanted = slice(first, first + rows.shape[-1])
         blank = F.pad(start[..., 1:], (1, 0), value=True)  # before a first row is nothing known
         return Whole(
-            self._pixels(window.obs), self._extra(blank, previous), start, wanted, window.state
+            self._pixels(window.obs), self._extra(blank, previous), start, rows, window.state
         )
 
     def embed(self, obs: Tensor, extra: Tensor) -> Tensor:

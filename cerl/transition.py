@@ -26,13 +26,31 @@ class Transition(NamedTuple):
 class Learnt(NamedTuple):
     """The learnt rows of a window."""
 
-    at: Tensor  # [S, M, B, T] int64 positions in W
-    start: Tensor  # [S, M, B, W] bool, the row begins an episode; False in the first row
+    first: int  # position in W
+    count: int  # T
     weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
 
-    def inputs(self, encoder: Encoder | Tokens, window: Window) -> Tensor | Whole:
-        """Inputs at the learnt rows."""
-        return encoder.inputs(window, self.start, self.at)
+    def rows(self, ahead: Tensor | int = 0) -> Tensor | slice:
+        """Positions in W, `ahead` rows after the learnt ones."""
+        if isinstance(ahead, int):
+            return slice(self.first + ahead, self.first + ahead + self.count)
+        return self.first + torch.arange(self.count, device=ahead.device) + ahead
+
+    def inputs(
+        self, encoder: Encoder | Tokens, window: Window, ahead: Tensor | int = 0
+    ) -> Tensor | Whole:
+        """Inputs of the network, `ahead` rows after the learnt ones."""
+        start = F.pad(~window.real[..., :-1], (1, 0), value=False)  # the row begins an episode
+        rows = self.rows(ahead)
+        if isinstance(encoder, Tokens):
+            return encoder.inputs(window, start, rows)
+        if isinstance(rows, slice):
+            if encoder.stack == 1:
+                obs = window.obs[:, :, :, rows].flatten(2, 3)
+                return encoder.pixels(obs.unsqueeze(3).contiguous())
+            rows = torch.arange(rows.start, rows.stop, device=start.device)
+            rows = rows.expand(*start.shape[:-1], self.count)
+        return encoder(window.obs, start, rows)
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,16 +64,14 @@ def learnt(encoder: Encoder | Tokens, window: Window, *, n: int) -> Learnt:
     """Where the learnt rows of a window lie. Args: n rows are only looked ahead at."""
     first = encoder.context
     rows = window.reward.shape[-1] - first - n
-    at = first + torch.arange(rows, device=window.reward.device)
-    start = F.pad(~window.real[..., :-1], (1, 0), value=False)
     weight = window.weight.unsqueeze(-1) * window.real[..., first : first + rows]
-    return Learnt(at.expand(*window.reward.shape[:-1], rows), start, weight)
+    return Learnt(first, rows, weight)
 
 
 def transition(encoder: Encoder | Tokens, window: Window, *, n: int, gamma: Tensor) -> Transition:
     """Learnt rows, their n-step return and the rows that bootstrap it. Args: gamma [J]."""
     rows = learnt(encoder, window, n=n)
-    first, count = encoder.context, rows.at.shape[-1]
+    first, count = rows.first, rows.count
     reward, discount, steps = returns.n_step(
         window.reward,
         window.terminated,
@@ -65,11 +81,11 @@ def transition(encoder: Encoder | Tokens, window: Window, *, n: int, gamma: Tens
         n=n,
         gamma=gamma,
     )
-    x = rows.inputs(encoder, window)
+    x, ahead = rows.inputs(encoder, window), steps if n > 1 else 1
     if isinstance(x, Whole):
-        x_next = x.ahead(rows.at, steps, most=n)
+        x_next = x._replace(rows=rows.rows(ahead))
     else:
-        x_next = encoder.inputs(window, rows.start, rows.at + steps)
+        x_next = rows.inputs(encoder, window, ahead)
     return Transition(
         x=x,
         x_next=x_next,

@@ -275,7 +275,7 @@ def test_actions_that_are_not_finite_do_not_reach_replay():
     agent = SAC(cfg, env.spec, device=CPU)
     net = agent.build(keys=keys)
     with torch.no_grad():
-        net.actor.mean.weight[0, 0, :, 1] = float("nan")
+        net.actor.moments.weight[0, 0, :, 1] = float("nan")
     replay = Replay(env.spec, keys=keys, capacity=100, device=CPU)
     ours = Collector(cfg, env, agent, net, replay, keys=keys)
     for _ in range(5):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cerl import draw
+from cerl.kernels import draws
 
 M64 = (1 << 64) - 1
 
@@ -202,3 +203,14 @@ def test_normal_has_the_moments_and_tails_of_a_standard_normal():
     assert float((x**4).mean()) == pytest.approx(3, abs=4.5 * math.sqrt(96) / root)
     assert float((x.abs() > 3).double().mean()) == pytest.approx(0.0027, abs=0.0006)
     assert abs(correlation(x[:-1], x[1:])) < 4.5 / root
+
+
+@pytest.mark.parametrize("count", [1, 7, 1500])
+def test_normal_kernel_agrees_with_the_definition(count):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    keys, step = draw.seed_keys([3, 2**40], device=device), torch.tensor(12_345, device=device)
+    options = dict(offset=draw.purpose_offset(draw.POLICY), count=count)
+    want = draws.normal_grid(keys, step, **options)
+    got = draws.normal_grid_triton(keys, step, **options)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)

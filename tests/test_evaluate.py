@@ -226,8 +226,8 @@ def test_samples_modes_and_means_of_continuous_actions():
     with torch.no_grad():
         for leaf in net.actor.parameters():
             leaf.zero_()
-        net.actor.mean.bias.copy_(torch.atanh(modes).view(1, 2, 1).expand(2, 2, 1))
-        net.actor.log_std.bias.copy_(deviations.view(1, 2, 1).expand(2, 2, 1))
+        bias = torch.stack([torch.atanh(modes), deviations], -1)  # [N, 2]
+        net.actor.moments.bias.copy_(bias.expand(2, 2, 2))
     results = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU)).run()
     returns = {name: result.returns for name, result in results.items()}
     assert {name: tuple(x.shape) for name, x in returns.items()} == {

@@ -2,6 +2,9 @@
 
 Without a CUDA device the kernels run in Triton's interpreter (conftest.py asks for it), in float32.
 An error may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
+For tf32 that is the worse of two, torch's own products and those of operands rounded here: which
+products torch gives to tf32 depends on the sizes (one row, or 23 columns, it may multiply in
+float32), and how cuBLAS rounds is its own business.
 """
 
 from typing import Any, NamedTuple
@@ -47,6 +50,9 @@ SMALL = {
     ),
     "odd hidden sizes": Shape((2, 2), (2, 2), (2, 1), 40, (5, 2, 24, 50, 3)),
     "wide": Shape((2,), (1,), (2,), 17, (376, 17, 64, 48, 17)),
+    "wide, shared": Shape((2, 3), (2, 1), (), 64, (70, 0, 32, 48, 12)),
+    "wide, shared, with a tail": Shape((2, 3, 2), (2, 1, 1), (2, 3, 1), 70, (70, 6, 32, 48, 3)),
+    "wide, shared by few": Shape((18, 2), (18, 1), (18, 1), 64, (64, 2, 16, 16, 2)),
     "full size": Shape((2,), (1,), (2,), 256, (17, 6, 256, 256, 10)),
 }
 LARGE = {
@@ -159,6 +165,52 @@ def run(
     return {"y": y.detach(), **dict(zip(leaf, grads, strict=True))}
 
 
+def rounded(values: Tensor) -> Tensor:
+    """float32 with the 10 bits of mantissa of tf32, to nearest, ties to even."""
+    bits = values.contiguous().view(torch.int32)
+    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return bits.view(torch.float32)
+
+
+class RoundedProduct(torch.autograd.Function):
+    """Matrix product of operands rounded to tf32, sums in float32; its gradients are alike."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return rounded(a) @ rounded(b)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (a, b), grad = ctx.saved_tensors, rounded(grads[0])
+        return grad @ rounded(b).mT, rounded(a).mT @ grad
+
+
+def run_rounded(shape: Shape, *, gap: float, calm: bool) -> dict[str, Tensor]:
+    """y and all gradients of the definition with every product's operands rounded to tf32."""
+    t = leaves(shape, dtype=torch.float32, calm=calm)
+    a = torch.cat([t[k].expand(*shape.lead, -1, -1) for k in ("x", "tail") if k in t], -1)
+    with precision("fp32", torch.device(DEVICE)):
+        for k in (1, 2, 3):
+            product: Any = RoundedProduct.apply(a, t[f"w{k}"])
+            a = product + t[f"b{k}"].unsqueeze(-2)
+            a = a.relu() if k < 3 else a
+        grads = torch.autograd.grad(a, list(t.values()), upstream(shape, gap=gap, calm=calm))
+    return {"y": a.detach(), **dict(zip(t, grads, strict=True))}
+
+
+def worse(results: dict, others: dict, exact: dict) -> dict:
+    """Of every tensor the one whose largest error is larger."""
+
+    def error(result: dict, name: str) -> Tensor:
+        return (result[name].double() - exact[name]).abs().max()
+
+    return {
+        name: max(results, others, key=lambda result, name=name: error(result, name))[name]
+        for name in results
+    }
+
+
 def assert_as_good(ours: dict, theirs: dict, exact: dict) -> None:
     assert ours.keys() == exact.keys()
     for name, want in exact.items():
@@ -240,7 +292,7 @@ def test_kernel_takes_strided_inputs():
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("sizes", [(23, 0, 64, 32, 10), (70, 0, 32, 64, 1)], ids=["narrow", "wide"])
+@pytest.mark.parametrize("sizes", [(23, 0, 64, 32, 10), (50, 0, 32, 64, 1)], ids=["narrow", "wide"])
 def test_any_launch_gives_the_same(sizes):
     """Other tiles add in another order, no more."""
     t = leaves(Shape((3,), (3,), (), 33, sizes), dtype=torch.float32, wanted=())
@@ -249,20 +301,20 @@ def test_any_launch_gives_the_same(sizes):
     y, a1, a2 = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS)
     grad, (w1, _, w2, _, w3, _) = torch.ones_like(y), layers
     columns = (3, x.shape[-1])
-    below, inner = mlp_triton.hidden_gradient(
-        grad, w1, w2, w3, a1, a2, hidden=True, columns=columns
-    )
-    weight, bias = mlp_triton.weight_gradient(grad, a1, through=w3, above=a2)
-    for tile in (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1)):
-        options: dict[str, Any] = dict(blocks=tile)
-        other = (
-            *mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, **options),
-            *mlp_triton.hidden_gradient(
-                grad, w1, w2, w3, a1, a2, hidden=True, columns=columns, **options
-            ),
-            *mlp_triton.weight_gradient(grad, a1, through=w3, above=a2, **options),
+
+    def backward(blocks: Blocks | None) -> tuple[Tensor, ...]:
+        hidden, inner = mlp_triton.hidden_gradient(
+            grad, w1, w2, w3, a1, a2, hidden=True, columns=columns, blocks=blocks
         )
-        for ours, theirs in zip(other, (y, a1, a2, below, inner, weight, bias), strict=True):
+        sums = hidden.sum1.sum(1), hidden.sum2.sum(1)
+        return *hidden[:2], *sums, inner, *mlp_triton.weight_gradient(grad, a2, blocks=blocks)
+
+    expected = (y, a1, a2, *backward(None))
+    tiles = (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1), Blocks(16, 16, 32, 4, 2, 16))
+    for tile in tiles:
+        forward = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, blocks=tile)
+        other = (*forward, *backward(tile))
+        for ours, theirs in zip(other, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -371,10 +423,12 @@ def test_bad_arguments_name_what_was_expected():
 def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
     options: dict[str, Any] = dict(gap=1e-3 if products == "fp32" else 0.02, calm=True)
     exact = run(shape, impl="reference", dtype=torch.float64, **options)
-    theirs, ours, again = (
-        run(shape, impl=impl, products=products, **options)
-        for impl in ("reference", "auto", "triton")
+    ours, again = (
+        run(shape, impl=impl, products=products, **options) for impl in ("auto", "triton")
     )
+    theirs = run(shape, impl="reference", products=products, **options)
+    if products == "tf32":
+        theirs = worse(theirs, run_rounded(shape, **options), exact)
     assert_as_good(ours, theirs, exact)
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
@@ -383,11 +437,12 @@ def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
 @pytest.mark.parametrize("wanted", [*SUBSETS.values(), ()], ids=[*SUBSETS, "none"])
 def test_replayed_graph_is_bitwise_the_eager_call(wanted):
     shape = LARGE["critics, obs 17"]
-    t = leaves(shape, dtype=torch.float32, wanted=wanted)
-    leaf = [t[name] for name in t if name in wanted]
+    t = leaves(shape, dtype=torch.float32, wanted=())
 
     def step() -> list[Tensor]:
-        y = call(t)
+        # Leaves of its own: autograd keeps a leaf's first stream, and the calls are on three.
+        own = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in t.items()}
+        leaf, y = [own[name] for name in own if name in wanted], call(own)
         return [y, *(torch.autograd.grad(y, leaf, torch.ones_like(y)) if leaf else ())]
 
     with precision("tf32", torch.device(DEVICE)):
@@ -399,8 +454,7 @@ def test_replayed_graph_is_bitwise_the_eager_call(wanted):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = step()
-        with torch.no_grad():
-            t["x"].mul_(-0.5)
+        t["x"].mul_(-0.5)
         graph.replay()
         eager = step()
     assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cerl.config import OptimConfig
+from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser, clip_members
 
 SHAPES = [(2, 3, 4, 5), (2, 3, 5), (2, 1, 6)]
@@ -168,3 +169,36 @@ def test_a_saved_optimiser_goes_on_bitwise_and_in_place(name):
     for step in grads[4:]:
         second.step(step)
     assert all(torch.equal(a, b) for a, b in zip(whole, leaves, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+def test_targets_move_towards_the_new_leaves(name):
+    config = OptimConfig(name=name, lr=0.1)
+    leaves, targets, grads = tensors(0), tensors(1), [tensors(k) for k in range(2, 5)]
+    optimiser, alone = Optimiser(config, leaves, targets=targets, rate=0.25), tensors(0)
+    other, wanted = Optimiser(config, alone), tensors(1)
+    for step in grads:
+        optimiser.step(step)
+        other.step(step)
+        wanted = [0.75 * old + 0.25 * new for old, new in zip(wanted, alone, strict=True)]
+    for ours, theirs in zip((*leaves, *targets), (*alone, *wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="one of each of 3 leaves or none, got 2"):
+        Optimiser(config, leaves, targets=targets[:2], rate=0.25)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1_000, 3_000_000])
+def test_adams_kernel_corrects_early_and_late_moments(count):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = []
+    kinds: list[tuple[Any, torch.dtype]]
+    kinds = [("reference", torch.float64), ("triton", torch.float32)]
+    for impl, dtype in kinds:
+        w, g, m = ([x.to(device, dtype)] for x in tensors(0)[:1] + tensors(1)[:1] + tensors(2)[:1])
+        v = [m[0].square() * (1.0 - 0.999**count)]
+        options: dict[str, Any] = dict(lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, rate=0.0)
+        step = torch.tensor(count, device=device)
+        kernels.adam(w, g, m, v, (), count=step, **options, impl=impl)
+        results.append(w[0].double())
+    torch.testing.assert_close(results[1], results[0], rtol=2e-6, atol=2e-6)

@@ -25,6 +25,7 @@ from cerl.config import (
 )
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose
+from cerl.kernels import mlp, optim, soft
 from cerl.learn import Learner
 from cerl.replay import Replay
 
@@ -132,11 +133,10 @@ def slow_policy(cfg, leaves, s, i, x):
     """Mean and log standard deviation [A] of member i."""
     for k in range(2):
         x = linear(leaves, f"actor.hidden.{k}", x, (s, i)).relu()
-    raw = linear(leaves, "actor.log_std", x, (s, i))
+    mean, raw = linear(leaves, "actor.moments", x, (s, i)).chunk(2, -1)
     low, high = cfg.net.log_std_min, cfg.net.log_std_max
     clipped = raw.clamp(low, high)
     squashed = low + (high - low) * (torch.tanh(raw) + 1) / 2
-    mean = linear(leaves, "actor.mean", x, (s, i))
     return mean, clipped if cfg.net.log_std == "clip" else squashed
 
 
@@ -298,6 +298,55 @@ def test_log_probability_is_that_of_the_sample():
     # 1 - tanh(30)^2 is 4 exp(-60): its logarithm is finite though it rounds to 0.
     assert float(far) == 1.0
     assert float(dense) == pytest.approx(60 - math.log(4) - 0.5 * math.log(2 * math.pi), rel=1e-5)
+
+
+def test_initial_means_and_deviations_are_orthogonal_blocks_of_one_layer():
+    net = make_learner(config()).agent.build(keys=draw.seed_keys((0, 1)))
+    weight = net.actor.moments.weight.detach()  # [S, N, 6, 2 A]
+    products = weight.mT @ weight
+    eye = torch.eye(A).expand(2, N, A, A)
+    torch.testing.assert_close(products[..., :A, :A], 2.0 * eye, atol=1e-5, rtol=0)
+    torch.testing.assert_close(products[..., A:, A:], eye, atol=1e-5, rtol=0)
+    assert (products[..., :A, A:].abs().amax((2, 3)) > 1e-2).all()
+
+
+def test_policy_loss_keeps_nothing_for_the_critics():
+    learner = make_learner(config(heads="cerl"))
+    window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
+    loss, _ = learner.stages[1].loss(learner.net, learner.target, window, None, dice)
+    grads = torch.autograd.grad(
+        loss.sum(), list(learner.net.critic.parameters()), allow_unused=True
+    )
+    assert all(grad is None for grad in grads)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter's; test_learn.py compares GPU and CPU"
+)
+@pytest.mark.parametrize("variant", ["single", "cerl with huber", "own target", "redq", "masks"])
+def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
+    pytest.importorskip("triton")
+    cfg = config(**VARIANTS[variant])
+    theirs, ours = make_learner(cfg), make_learner(cfg)
+    theirs.update()
+    for module in (mlp, soft, optim):
+        monkeypatch.setattr(module, "runs_triton", lambda impl, device: True)
+    ours.update()
+    for name, leaf in theirs.net.state_dict().items():
+        moved = ours.net.state_dict()[name]
+        # Adam's first step is the sign of the gradient, except where that is next to nothing.
+        torch.testing.assert_close(moved, leaf, rtol=1e-4, atol=1e-4, msg=name)
+    for name, leaf in theirs.target.state_dict().items():
+        torch.testing.assert_close(ours.target.state_dict()[name], leaf, rtol=1e-4, atol=1e-5)
+    for name, value in theirs.metrics.items():
+        torch.testing.assert_close(ours.metrics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
+    theirs.load_state_dict(ours.state_dict())
+    by_kernels = [ours.grads(window, stage, dice)[0] for stage in (0, 1)]
+    monkeypatch.undo()
+    for stage, grads in enumerate(by_kernels):
+        for mine, other in zip(grads, theirs.grads(window, stage, dice)[0], strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_update_is_two_stages_and_the_target_follows():

@@ -287,7 +287,7 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
         )
     ):
         part.hidden, part.trunk = own.hidden, Identity()
-        for name in ("final", "mean", "log_std"):
+        for name in ("final", "mean", "log_std", "moments"):
             if hasattr(own, name):
                 setattr(part, name, getattr(own, name))
     if agent == "sac":

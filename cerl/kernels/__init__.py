@@ -10,6 +10,7 @@ import os
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
 
@@ -38,3 +39,17 @@ def runs_triton(impl: str, device: torch.device) -> bool:
             '`pip install triton`, or pass impl="reference"'
         )
     return True
+
+
+def traced(x: Tensor) -> bool:
+    """Whether someone looks at calls with `x`: a compiler, a mode, a transform, a subclass.
+
+    If so a kernel has to stand behind a `torch.library` operator.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )

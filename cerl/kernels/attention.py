@@ -6,13 +6,14 @@ Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.06949).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, runs_triton, traced
 from cerl.kernels.attention_check import (
     check_placement,
     check_pruning,
@@ -90,9 +91,8 @@ def forgetting_attention(
     limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        o, lse, skipped, _, _ = _forward(
-            q, k, v, log_f, start, limit, min(window or 0, keys), scale
-        )
+        attend = _forward if traced(q) else _Direct.apply
+        o, lse, skipped, _, _ = attend(q, k, v, log_f, start, limit, min(window or 0, keys), scale)
         if return_skipped:
             skipped = skipped / _causal_tiles(q.shape[1], keys, tile)
     else:
@@ -136,6 +136,11 @@ class Tiles(NamedTuple):
 def is_short(keys: int, width: int) -> bool:
     """Whether one program holds a whole sequence; nothing is pruned then."""
     return keys <= 128 and width <= 64
+
+
+def is_medium(keys: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether one launch forward and one backward take a sequence in several blocks."""
+    return 128 < keys <= 256 and width <= 64 and dtype.itemsize == 2
 
 
 def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
@@ -340,8 +345,7 @@ def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return long_q * long_k * (abs(scale) * (1.0 + SLACK))
 
 
-@torch.library.custom_op("cerl::forgetting_attention", mutates_args=())
-def _forward(
+def _run_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -355,18 +359,26 @@ def _forward(
 
     Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
     Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
-             `attention_triton.prepare` makes them, empty where the sequence is short.
+             `attention_triton.prepare` makes them, or as `attention_medium_triton.forward`; empty
+             where the sequence is short.
     """
     check_placement(q, k, v)
     inputs = q, k, v, log_f, start, threshold
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
 
-        o, lse, skipped = attention_short_triton.forward(*inputs, window=window, scale=scale)
+        o, lse, skipped = attention_short_triton.forward(*inputs[:5], window=window, scale=scale)
         return o, lse, skipped, lse.new_empty(0), lse.new_empty(0, dtype=torch.int32)
+    if is_medium(k.shape[1], k.shape[3], k.dtype):
+        from cerl.kernels import attention_medium_triton
+
+        return attention_medium_triton.forward(*inputs, window=window, scale=scale)
     from cerl.kernels import attention_triton
 
     return attention_triton.forward(*inputs, window=window, scale=scale)
+
+
+_forward = torch.library.custom_op("cerl::forgetting_attention", _run_forward, mutates_args=())
 
 
 @_forward.register_fake
@@ -375,13 +387,15 @@ def _(q, k, v, log_f, start, threshold, window, scale):
     keys = k.shape[1]
     lse, skipped = log_f.new_empty(batch, queries, heads), log_f.new_empty(batch, heads)
     o, short = q.new_empty(q.shape), is_short(keys, width)
-    sums = log_f.new_empty(0 if short else (3, batch, heads, (-(-keys // 128) + 1) * 128))
-    left = log_f.new_empty(0 if short else sums.shape[1:], dtype=torch.int32)
+    medium = is_medium(keys, width, k.dtype)
+    length = 320 if medium else (-(-keys // 128) + 1) * 128
+    sums = log_f.new_empty(0 if short else (3, batch, heads, length))
+    last = 256 if medium else length
+    left = log_f.new_empty(0 if short else (batch, heads, last), dtype=torch.int32)
     return o, lse, skipped, sums, left
 
 
-@torch.library.custom_op("cerl::forgetting_attention_backward", mutates_args=())
-def _backward(
+def _run_backward(
     do: Tensor,
     dlse: Tensor | None,
     q: Tensor,
@@ -404,10 +418,20 @@ def _backward(
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
 
-        return attention_short_triton.backward(*inputs, window=window, scale=scale)
+        given = do, dlse, q, k, v, log_f, start, o, lse
+        return attention_short_triton.backward(*given, window=window, scale=scale)
+    if is_medium(k.shape[1], k.shape[3], k.dtype):
+        from cerl.kernels import attention_medium_triton
+
+        return attention_medium_triton.backward(*inputs, decay, left, window=window, scale=scale)
     from cerl.kernels import attention_backward_triton
 
     return attention_backward_triton.backward(*inputs, decay, left, window=window, scale=scale)
+
+
+_backward = torch.library.custom_op(
+    "cerl::forgetting_attention_backward", _run_backward, mutates_args=()
+)
 
 
 @_backward.register_fake
@@ -423,13 +447,13 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors, o, lse, decay, left)
 
 
-def _differentiate(ctx, do, dlse, *_):
+def _differentiate(ctx, do, dlse, *_, run: Callable[..., tuple[Tensor, ...]] = _backward):
     if do is None and dlse is None:
         return (None,) * 8
     tensors = ctx.saved_tensors
     if do is None:
         do = torch.zeros_like(tensors[6])
-    grads = _backward(do, dlse, *tensors, ctx.window, ctx.scale)
+    grads = run(do, dlse, *tensors, ctx.window, ctx.scale)
     return *grads, None, None, None, None
 
 
@@ -443,3 +467,19 @@ def _refuse(ctx, *grads):
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_refuse, setup_context=_save_nothing)
+
+
+class _Direct(torch.autograd.Function):
+    """The operators without the dispatch of custom operators, which takes longer than launches."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _run_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # A graph of the gradient is wanted: the operator refuses to be differentiated again.
+        run = _backward if torch.is_grad_enabled() else _run_backward
+        return _differentiate(ctx, *grads, run=run)

@@ -402,7 +402,11 @@ def _backward_queries(
     )
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "keys"])
+@triton.jit(
+    do_not_specialize=[
+        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh", "heads", "queries", "keys",
+    ]
+)  # fmt: skip
 def _gates(
     p_log_f,
     p_start,
@@ -487,7 +491,7 @@ def backward(
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
-    padded = triton.cdiv(queries, by_query.rows) * by_query.rows
+    padded = -(-queries // by_query.rows) * by_query.rows
     terms = log_f.new_empty(3, batch, heads, padded)
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, keys)
@@ -498,7 +502,7 @@ def backward(
     limit = lse if threshold is None else threshold
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)
-    _backward_queries[(pairs * triton.cdiv(queries, by_query.rows),)](
+    _backward_queries[(padded // by_query.rows * pairs,)](
         q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
         lse if dlse is None else dlse, terms, dq,
         *strides(q, k, v, o, do), *lse_strides,
@@ -510,7 +514,7 @@ def backward(
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
     even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
-    _backward_keys[(pairs // groups * triton.cdiv(keys, by_key.columns),)](
+    _backward_keys[(pairs // groups * -(-keys // by_key.columns),)](
         q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even), limit,
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
@@ -523,6 +527,6 @@ def backward(
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
         *((0, 0) if start is None else start.stride()), *lse_strides,
         heads, queries, keys, STARTS=start is not None, DLSE=dlse is not None,
-        BR=scan_blocks(keys, TILE), BC=TILE, num_warps=8,
+        BR=scan_blocks(keys, TILE), BC=TILE, num_warps=16,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention import tiles
 from cerl.kernels.attention_triton import LN2, LOG2E, append, append_before, block_size
 
 
@@ -43,8 +42,6 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
     (128, 16, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 32, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
     (128, 64, 2): (Launch(128, 1, 8), Launch(128, 1, 8)),
-    (256, 32, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
-    (256, 64, 2): (Launch(16, 1, 8), Launch(32, 1, 8)),
     (16, 16, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 32, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
     (16, 64, 4): (Launch(16, 1, 2), Launch(16, 1, 2)),
@@ -92,41 +89,6 @@ def _decay(b_f, m_reset, slot, window):
         (b_left, b_f, b_f * 0.0), len(b_f.shape) - 1, append
     )
     return b_high, b_low, tl.maximum(b_left, slot - window + 1)
-
-
-@triton.jit
-def _visit(
-    b_high,
-    b_low,
-    b_left,
-    slot,
-    p_threshold,
-    queries,
-    keys,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-    BT: tl.constexpr,
-):
-    """First slots seen once tiles of PM queries by PN keys are skipped, and how many those are.
-
-    For one head in a program.
-    """
-    t = slot - (BT - keys)
-    first = BT - queries + tl.arange(0, BT // PM)[:, None] * PM  # slots of the tiles' first queries
-    here = slot[None, :] == first
-    left = tl.sum(tl.where(here, b_left[None, :], 0), 1)[:, None]
-    m_seen = slot[None, :] >= left
-    if PRUNE:
-        high = tl.sum(tl.where(here, b_high[None, :], 0.0), 1)[:, None]
-        low = tl.sum(tl.where(here, b_low[None, :], 0.0), 1)[:, None]
-        b_decay = (high - b_high[None, :]) + (low - b_low[None, :])
-        m_seen = m_seen & (b_decay >= tl.minimum(tl.load(p_threshold), 0.0))
-    m_last = ((t >= 0) & (t % PN == PN - 1))[None, :] & (slot[None, :] < first) & (first < BT)
-    skipped = tl.sum((m_last & (m_seen == 0)).to(tl.int32), 1)
-    inside = (slot[None, :] >= first) & (slot[None, :] < first + PM)
-    edge = tl.max(tl.where(inside, (skipped * PN)[:, None] + (BT - keys), 0), 0)
-    return tl.maximum(b_left, edge), tl.sum(skipped)
 
 
 @triton.jit
@@ -209,7 +171,6 @@ def _forward(
     p_v,
     p_log_f,
     p_start,
-    p_threshold,
     p_o,
     p_lse,
     p_skipped,
@@ -237,9 +198,6 @@ def _forward(
     BD: tl.constexpr,
     GROUPS: tl.constexpr,
     STARTS: tl.constexpr,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
@@ -261,16 +219,10 @@ def _forward(
     row = _slots(first, PAIRS, BM) - (BT - queries)
     b_q = _rows(p_q, row, row >= 0, s_qt, D, BD)
     b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
-    skipped = 0
-    if PN < BT:
-        b_left, skipped = _visit(
-            b_high, b_low, b_left, slot, p_threshold + i_b * heads + i_h, queries, keys,
-            PRUNE, PM, PN, BT,
-        )  # fmt: skip
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
     hi_j, lo_j = tl.expand_dims(b_high, -2), tl.expand_dims(b_low, -2)
-    tl.store(p_skipped + i_b * heads + i_h, skipped)
+    tl.store(p_skipped + i_b * heads + i_h, 0.0)
     for block in range(first, BT // BM):
         i = _slots(block, PAIRS, BM)
         row = i - (BT - queries)
@@ -334,7 +286,6 @@ def _backward(
     p_v,
     p_log_f,
     p_start,
-    p_threshold,
     p_lse,
     p_do,
     p_dlse,
@@ -373,9 +324,6 @@ def _backward(
     GROUPS: tl.constexpr,
     STARTS: tl.constexpr,
     DLSE: tl.constexpr,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
@@ -409,11 +357,6 @@ def _backward(
             D, BD, DLSE,
         )  # fmt: skip
         b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
-        if PRUNE and PN < BT:
-            b_left, _ = _visit(
-                b_high, b_low, b_left, slot, p_threshold + i_b * heads + i_h, queries, keys,
-                PRUNE, PM, PN, BT,
-            )  # fmt: skip
         hi_j, lo_j = tl.expand_dims(b_high, -1), tl.expand_dims(b_low, -1)
         b_flow = tl.zeros_like(b_high)
         for block in range(first, BT // BM):
@@ -452,27 +395,19 @@ def _backward(
     _store(p_dv + o_key, t, inside, key_heads * D, b_dv, D, BD)
 
 
-def fits(keys: int, width: int, size: int) -> bool:
-    """Whether the kernels take heads of that many keys, D = width and bytes of an element."""
-    return width <= 64 and (block_size(keys), block_size(width), size) in CONFIGS
-
-
 def _options(
     role: int,
     q: Tensor,
     k: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     launch: Launch | None,
 ) -> tuple[int, dict[str, int | None]]:
     """Heads of a program, and what is fixed when the kernel is compiled."""
     length, width = block_size(k.shape[1]), block_size(k.shape[3])
     launch = launch or CONFIGS[length, width, q.element_size()][role]
-    tile = tiles(q.shape[1], k.shape[1], k.shape[3], q.dtype)
     groups = q.shape[2] // k.shape[2]
     return launch.pairs, dict(
         D=k.shape[3], BD=width, GROUPS=groups, STARTS=start is not None,
-        PRUNE=threshold is not None, PM=tile.rows, PN=tile.columns,
         PAIRS=launch.pairs, BT=length, BM=min(launch.rows, block_size(q.shape[1]), length),
         num_warps=launch.warps, num_stages=1,
         maxnreg=launch.registers if groups == 1 else None,
@@ -485,26 +420,24 @@ def forward(
     v: Tensor,
     log_f: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     *,
     window: int,
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp [B, M, Hq] and number of tiles skipped [B, Hq], all float32 but o.
+    """Output, log-sum-exp [B, M, Hq] and number of tiles skipped [B, Hq] (0), all float32 but o.
 
-    Args:    as checked by `forgetting_attention` and within `fits`, rows of q, k and v contiguous;
-             threshold [B, Hq] contiguous; window 0 is none; launch replaces the table's choice.
+    Args:    as checked by `forgetting_attention`, at most 128 keys, D at most 64, rows of q, k and
+             v contiguous; window 0 is none; launch replaces the table's choice.
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    together, options = _options(0, q, k, start, threshold, launch)
+    together, options = _options(0, q, k, start, launch)
     o = q.new_empty(q.shape)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
     _forward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start,
-        log_f if threshold is None else threshold, o, lse, skipped,
+        q, k, v, log_f, log_f if start is None else start, o, lse, skipped,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),
         pairs, heads, queries, keys, window or keys, scale,
@@ -521,7 +454,6 @@ def backward(
     v: Tensor,
     log_f: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     o: Tensor,
     lse: Tensor,
     *,
@@ -535,12 +467,11 @@ def backward(
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * k.shape[2]
-    together, options = _options(1, q, k, start, threshold, launch)
+    together, options = _options(1, q, k, start, launch)
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_f = log_f.new_empty(log_f.shape)
     _backward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start,
-        log_f if threshold is None else threshold, lse,
+        q, k, v, log_f, log_f if start is None else start, lse,
         do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
         *((0, 0) if start is None else start.stride()),

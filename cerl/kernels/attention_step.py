@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, runs_triton, traced
 from cerl.kernels.attention import SLACK
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
@@ -148,7 +148,8 @@ def forgetting_attention_step(
             'impl="reference"'
         )
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    return _step(q, k, v, log_f, start, *cache, window, log_eps, factor)
+    step = _step if traced(q) else _run_step
+    return step(q, k, v, log_f, start, *cache, window, log_eps, factor)
 
 
 def definition(
@@ -283,11 +284,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: 
             )
 
 
-@torch.library.custom_op(
-    "cerl::forgetting_attention_step",
-    mutates_args=("keys", "values", "decay", "norm", "position", "length"),
-)
-def _step(
+def _run_step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -309,6 +306,13 @@ def _step(
     return attention_step_triton.step(
         q, k, v, log_f, start, *cache, window=window, log_eps=log_eps, scale=scale
     )
+
+
+_step = torch.library.custom_op(
+    "cerl::forgetting_attention_step",
+    _run_step,
+    mutates_args=("keys", "values", "decay", "norm", "position", "length"),
+)
 
 
 @_step.register_fake

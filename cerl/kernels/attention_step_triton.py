@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention_step import BLOCK, SLACK
-from cerl.kernels.attention_triton import LOG2E, block_size
+from cerl.kernels.attention_triton import LOG2E, block_size, power_of_two
 
 
 class Launch(NamedTuple):
@@ -235,7 +235,7 @@ def step(
     """
     (batch, heads, width), (key_heads, ring) = q.shape, keys.shape[1:3]
     group, padded = heads // key_heads, block_size(width)
-    launch = launch or config(padded, q.element_size(), triton.next_power_of_2(group))
+    launch = launch or config(padded, q.element_size(), power_of_two(group))
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _step[(batch * key_heads,)](
         q,
@@ -261,13 +261,13 @@ def step(
         scale,
         log_eps or 0.0,
         G=group,
-        BG=triton.next_power_of_2(group),
+        BG=power_of_two(group),
         D=width,
         BD=padded,
         PRUNE=log_eps is not None,
         BLOCK=BLOCK,
         SLACK=SLACK,
-        BLOCKS=triton.next_power_of_2(max(ring // BLOCK, 1)),
+        BLOCKS=power_of_two(max(ring // BLOCK, 1)),
         BN=launch.columns,
         STAGES=launch.stages,
         num_warps=launch.warps,

@@ -39,7 +39,7 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 4): Launch(64, 32, 4, 1),
     ("forward", 128, 4): Launch(64, 32, 8, 1),
     ("keys", 64, 2): Launch(64, 64, 4, 3),
-    ("keys", 128, 2): Launch(64, 64, 4, 2),
+    ("keys", 128, 2): Launch(32, 64, 4, 3),
     ("keys", 64, 4): Launch(32, 32, 4, 1),
     ("keys", 128, 4): Launch(32, 32, 8, 1),
     ("queries", 64, 2): Launch(64, 64, 4, 2, 168),
@@ -92,7 +92,11 @@ def sum_pointers(p_decay, i_pair, pairs, length):
     return p_high, p_low, p_low + pairs.to(tl.int64) * length
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "keys", "length", "window"])
+@triton.jit(
+    do_not_specialize=[
+        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "heads", "keys", "length", "window",
+    ]
+)  # fmt: skip
 def _prepare(
     p_log_f,
     p_start,
@@ -408,7 +412,12 @@ def _forward(
 
 def block_size(size: int) -> int:
     """What an axis is padded to: a power of two that a product takes."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, power_of_two(size))
+
+
+def power_of_two(size: int) -> int:
+    """The next one; Triton's own takes longer than a launch."""
+    return 1 << (size - 1).bit_length()
 
 
 def choose(role: str, q: Tensor) -> Launch:
@@ -431,8 +440,9 @@ def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
 
 
 def scan_blocks(keys: int, block: int) -> int:
-    """Blocks that a program of a scan takes at a time."""
-    return min(4096 // block, max(2, triton.next_power_of_2(triton.cdiv(keys, block))))
+    """Blocks that a program of a scan takes at a time, of 512, 1024 or 4096 keys."""
+    most = next((most for most in (512, 1024) if keys <= most), 4096)
+    return most // block
 
 
 def cap(launch: Launch) -> dict[str, int]:
@@ -491,7 +501,7 @@ def prepare(
              count [B, Hq].
     """
     batch, keys, heads = log_f.shape
-    length = (triton.cdiv(keys, 128) + 1) * 128
+    length = (-(-keys // 128) + 1) * 128
     decay = log_f.new_empty(3, batch, heads, length)
     left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
@@ -528,7 +538,7 @@ def forward(
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
-    _forward[(pairs * triton.cdiv(queries, launch.rows),)](
+    _forward[(pairs * -(-queries // launch.rows),)](
         q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
         lse if threshold is None else threshold, o, lse, count,
         *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],

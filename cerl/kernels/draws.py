@@ -1,6 +1,9 @@
 # The arguments of a Triton kernel are no Python types.
 # pyright: reportArgumentType=false
-"""Random bits by hashing coordinates: one launch instead of two dozen."""
+"""Random bits by hashing coordinates, normal numbers: one launch instead of two dozen."""
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +54,52 @@ def hash_grid(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
     return hash_at(key.unsqueeze(-1), step, index, offset=offset)
 
 
+def normal_grid(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
+    """Standard normal numbers 0 .. count - 1 of every key (Box and Muller 1958).
+
+    Number i is made of the uniform numbers at indices 2 i and 2 i + 1.
+    Args:    as `hash_grid`.
+    Returns: [S, count] float32.
+    """
+    bits = hash_grid(key, step, offset=offset, count=2 * count).unflatten(1, (count, 2))
+    u = (bits >> 8).float() * 2.0**-24
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
+    return radius * torch.cos(2.0 * math.pi * u[..., 1])
+
+
 if triton is not None:
+    TAU = tl.constexpr(2.0 * math.pi)
+    GRAIN = tl.constexpr(2.0**-24)  # between uniform numbers
+
+    @triton.jit
+    def _mixed(z, FIRST: tl.constexpr, SECOND: tl.constexpr):
+        z = z.to(tl.uint64)
+        z = (z ^ (z >> 30)) * FIRST
+        z = (z ^ (z >> 27)) * SECOND
+        return z ^ (z >> 31)
+
+    @triton.jit
+    def _normal_kernel(
+        p_key,
+        p_step,
+        p_out,
+        offset,
+        count,
+        STEP: tl.constexpr,
+        INDEX: tl.constexpr,
+        FIRST: tl.constexpr,
+        SECOND: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        i_seed = tl.program_id(1)
+        o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        z = tl.load(p_key + i_seed) + tl.load(p_step) * STEP + offset
+        even = 2 * o.to(tl.int64)
+        near = (_mixed(z + even * INDEX, FIRST, SECOND) >> 40).to(tl.float32)
+        turn = (_mixed(z + (even + 1) * INDEX, FIRST, SECOND) >> 40).to(tl.float32)
+        radius = tl.math.sqrt_rn(-2.0 * tl.log(1.0 - near * GRAIN))
+        normal = radius * tl.cos(turn * GRAIN * TAU)
+        tl.store(p_out + i_seed.to(tl.int64) * count + o, normal, mask=o < count)
 
     @triton.jit
     def _hash_kernel(
@@ -69,10 +117,7 @@ if triton is not None:
         i_seed = tl.program_id(1)
         o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         z = tl.load(p_key + i_seed) + tl.load(p_step) * STEP
-        z = (z + offset + o.to(tl.int64) * INDEX).to(tl.uint64)
-        z = (z ^ (z >> 30)) * FIRST
-        z = (z ^ (z >> 27)) * SECOND
-        z = z ^ (z >> 31)
+        z = _mixed(z + offset + o.to(tl.int64) * INDEX, FIRST, SECOND)
         row = p_out + i_seed.to(tl.int64) * count
         tl.store(row + o, (z >> 32).to(tl.int64), mask=o < count)
 
@@ -82,8 +127,24 @@ def hash_grid_triton(key: Tensor, step: Tensor, *, offset: int, count: int) -> T
     if triton is None:
         raise RuntimeError("hash_grid_triton needs triton: pip install triton (Linux)")
     out = torch.empty(len(key), count, dtype=torch.int64, device=key.device)
-    block = min(1024, triton.next_power_of_2(count))
-    _hash_kernel[(triton.cdiv(count, block), len(key))](
+    _launch(_hash_kernel, key, step, out, offset, count, block=1024)
+    return out
+
+
+def normal_grid_triton(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
+    """`normal_grid` in one launch. Raises: RuntimeError without triton."""
+    if triton is None:
+        raise RuntimeError("normal_grid_triton needs triton: pip install triton (Linux)")
+    out = torch.empty(len(key), count, dtype=torch.float32, device=key.device)
+    _launch(_normal_kernel, key, step, out, offset, count, block=512)
+    return out
+
+
+def _launch(
+    kernel: Any, key: Tensor, step: Tensor, out: Tensor, offset: int, count: int, *, block: int
+) -> None:
+    block = min(block, 1 << (count - 1).bit_length())
+    kernel[(-(-count // block), len(key))](
         key,
         step,
         out,
@@ -95,4 +156,3 @@ def hash_grid_triton(key: Tensor, step: Tensor, *, offset: int, count: int) -> T
         SECOND=SECOND,
         BLOCK=block,
     )
-    return out

@@ -17,6 +17,13 @@ from cerl.kernels import Impl, runs_triton
 # which is all that the gradient of the input needs of it; the activations.
 NOTHING, SIGNS, ACTIVATIONS = 0, 1, 2
 
+WIDEST = 1024  # units of a hidden layer that fit on chip
+
+
+def fits(hidden: Sequence[int]) -> bool:
+    """Whether hidden layers of these sizes are those of `mlp`."""
+    return len(hidden) == 2 and max(hidden) <= WIDEST
+
 
 def mlp(
     x: Tensor,
@@ -208,8 +215,9 @@ def _mlp_backward(
     )
     return (
         *_parts(inner, x, tail, wants_x, wants_tail),
-        *mlp_triton.weight_gradient(hidden, x, tail),
-        *mlp_triton.weight_gradient(grad, a1, through=w3, above=a2),
+        *mlp_triton.first_gradient(hidden, x, tail),
+        mlp_triton.multiply(a1.mT, hidden.above),
+        hidden.sum2.sum(1),
         *mlp_triton.weight_gradient(grad, a2),
     )
 
@@ -236,8 +244,10 @@ def _parts(
             grads.append(part.new_empty(0))
             continue
         cut = cut.unflatten(0, (part.shape[0], -1))
-        cut = cut.sum(1) if cut.shape[1] > 1 else cut[:, 0]
-        grads.append(torch.empty_like(part, memory_format=torch.contiguous_format).copy_(cut))
+        whole = cut.shape[1] == 1
+        cut = (cut[:, 0] if whole else cut.sum(1)).to(part.dtype)
+        # Results of an operator share no memory: pieces of one tensor are copied.
+        grads.append(cut.clone(memory_format=torch.contiguous_format) if whole else cut)
     return grads[0], grads[1]
 
 

@@ -5,13 +5,14 @@
 
 A program of the forward pass takes a block of rows of one network through all layers: one hidden
 layer is whole on chip, tiles of the other go into the next product at once. The backward pass goes
-down the same way in one program; gradients of the weights are products over all rows of a network,
-a program for every tile. Every sum runs in a fixed order.
+down the same way in one program; gradients of the weights are products over all rows of a network:
+of layers with few inputs or outputs here, a program for every tile, else by cuBLAS, in half
+the time. Every sum runs in a fixed order.
 
-Where weights want a gradient both hidden layers are saved. At 200 networks x 256 rows x 256 units
-one is 52 MB, 24 us to write and read at 4.3 TB/s; computing the second again takes 6.7 GFLOP,
-27 us at half the peak of tf32, in each kernel that needs it. For inputs alone their signs do: a
-byte a unit, 6 us.
+Where weights want a gradient both hidden layers and their gradients are saved, as rounded operands.
+At 200 networks x 256 rows x 256 units one is 52 MB, 24 us to write and read at 4.3 TB/s; computing
+the second again takes 6.7 GFLOP, 27 us at half the peak of tf32, in each kernel that needs it. For
+inputs alone the signs of the layers do: a byte a unit, 6 us.
 """
 
 from typing import NamedTuple
@@ -22,19 +23,25 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.conv_triton import PROCESSORS, round_operand
-from cerl.kernels.mlp import NOTHING, SIGNS
+from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
 
-WIDEST = 1024  # units of a hidden layer that fit on chip
+WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
+SHARED = 16  # groups of networks with inputs in common that get a product each
 
 
 @triton.jit
 def _inputs(p_x, p_tail, row, k, m_row, D: tl.constexpr, A: tl.constexpr):
     """Columns k of [x, tail], 0 beyond them."""
-    b_x = tl.load(p_x + row[:, None] * D + k[None, :], m_row[:, None] & (k < D)[None, :], other=0.0)
-    if A > 0:
-        m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
-        b_x += tl.load(p_tail + row[:, None] * A + (k - D)[None, :], m_tail, other=0.0)
-    return b_x
+    m_x = m_row[:, None] & (k < D)[None, :]
+    m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
+    o_tail = row[:, None] * A + (k - D)[None, :]
+    if A == 0:
+        return tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+    elif D == 0:
+        return tl.load(p_tail + o_tail, m_tail, other=0.0)
+    else:
+        b_x = tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+        return b_x + tl.load(p_tail + o_tail, m_tail, other=0.0)
 
 
 @triton.jit
@@ -71,9 +78,11 @@ def _forward(
     p_b2,
     p_w3,
     p_b3,
+    p_sum,
     p_y,
     p_a1,
     p_a2,
+    s_net1,
     s_net3,
     s_row3,
     s_bias3,
@@ -86,6 +95,7 @@ def _forward(
     H2: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     KEEP: tl.constexpr,
+    SUM: tl.constexpr,
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
@@ -94,18 +104,27 @@ def _forward(
     BT: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """BR rows of one network's output, and what KEEP says of its hidden layers."""
+    """BR rows of one network's output, and what KEEP says of its hidden layers.
+
+    Of narrow inputs a program takes BH2 units of the second hidden layer, and what they add to the
+    output: p_y is [parts, G, B, O]; the first part adds the bias. If SUM, p_sum [G, B, H1] is what
+    further inputs add to the first layer.
+    """
+    PARTS: tl.constexpr = (H2 + BH2 - 1) // BH2
     blocks = tl.cdiv(batch, BR)
-    i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_row = tl.program_id(0) % blocks
+    i_part = (tl.program_id(0) // blocks) % PARTS
+    i_net = (tl.program_id(0) // (blocks * PARTS)).to(tl.int64)
+    nets = tl.num_programs(0) // (blocks * PARTS)
     p_x += (i_net // share_x) * batch * D
     p_tail += (i_net // share_tail) * batch * A
-    p_w1 += i_net * ((D + A) * H1)
+    p_w1 += i_net * s_net1
+    p_sum += i_net * batch * H1
     p_w2 += i_net * (H1 * H2)
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
     p_a2 += i_net * batch * H2
-    p_y += i_net * batch * O
+    p_y += (i_part * nets + i_net) * batch * O
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
@@ -114,17 +133,25 @@ def _forward(
     if D + A <= BK:
         # Narrow inputs: a tile of the first layer at a time goes into the sums of the second.
         k = tl.arange(0, BK)
-        n = tl.arange(0, BH2)
-        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        n = i_part * BH2 + tl.arange(0, BH2)
+        m_first = m_row & (i_part == 0)
+        if D + A > 0:
+            b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         acc = tl.zeros([BR, BH2], tl.float32)
         for first in range(0, H1, BT):
             h = first + tl.arange(0, BT)
-            b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
-            b_h = tl.dot(b_x, b_w1, input_precision=PRECISION)
+            b_h = tl.zeros([BR, BT], tl.float32)
+            if SUM:
+                m_sum = m_row[:, None] & (h < H1)[None, :]
+                b_h += tl.load(p_sum + row[:, None] * H1 + h[None, :], m_sum, other=0.0)
+            if D + A > 0:
+                b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+                b_h = tl.dot(b_x, b_w1, b_h, input_precision=PRECISION)
             b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
-            _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
+            b_a1 = round_operand(b_a1, PRECISION)
+            _keep(p_a1, b_a1, row, h, m_first, H1, KEEP)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
-            acc = tl.dot(round_operand(b_a1, PRECISION), b_w2, acc, input_precision=PRECISION)
+            acc = tl.dot(b_a1, b_w2, acc, input_precision=PRECISION)
         b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
         _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
         b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
@@ -139,8 +166,8 @@ def _forward(
             b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
             acc = tl.dot(b_x, b_w1, acc, input_precision=PRECISION)
         b_a1 = _activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
-        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
         b_a1 = round_operand(b_a1, PRECISION)
+        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
         for first in range(0, H2, BT):
             n = first + tl.arange(0, BT)
             b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
@@ -149,7 +176,8 @@ def _forward(
             _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
             b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
             out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
-    out += tl.load(p_b3 + i_net * s_bias3 + o, o < O, other=0.0).to(tl.float32)[None, :]
+    m_bias = (o < O) & (i_part == 0)
+    out += tl.load(p_b3 + i_net * s_bias3 + o, m_bias, other=0.0).to(tl.float32)[None, :]
     m_y = m_row[:, None] & (o < O)[None, :]
     tl.store(p_y + row[:, None] * O + o[None, :], out.to(p_y.dtype.element_ty), m_y)
 
@@ -162,7 +190,10 @@ def _hidden_gradient(
     p_w3,
     p_a1,
     p_a2,
-    p_hidden,
+    p_below,
+    p_above,
+    p_sum1,
+    p_sum2,
     p_inner,
     s_net3,
     s_row3,
@@ -183,22 +214,29 @@ def _hidden_gradient(
 ):
     """From BR rows of one network's output down to the first hidden layer, before its ReLU.
 
-    p_hidden [G, B, H1] takes that gradient if HIDDEN, p_inner [G, B, LAST - FIRST] the one of
-    those columns of the input.
+    A program takes BH1 units of that layer. If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2]
+    take the gradients of both hidden layers and p_sum1, p_sum2 [G, blocks, H] their sums over the
+    rows; p_inner [parts, G, B, LAST - FIRST] takes what is added to those columns of the input.
     """
+    PARTS: tl.constexpr = (H1 + BH1 - 1) // BH1
     blocks = tl.cdiv(batch, BR)
-    i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_row = tl.program_id(0) % blocks
+    i_part = (tl.program_id(0) // blocks) % PARTS
+    i_net = (tl.program_id(0) // (blocks * PARTS)).to(tl.int64)
+    nets = tl.num_programs(0) // (blocks * PARTS)
     p_grad += i_net * batch * O
     p_w1 += i_net * (IN * H1)
     p_w2 += i_net * (H1 * H2)
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
     p_a2 += i_net * batch * H2
+    p_above += i_net * batch * H2
+    p_sum1 += (i_net * blocks + i_row) * H1
+    p_sum2 += (i_net * blocks + i_row) * H2
 
     row = i_row * BR + tl.arange(0, BR)
     m_row = row < batch
-    h = tl.arange(0, BH1)
+    h = i_part * BH1 + tl.arange(0, BH1)
     o = tl.arange(0, BO)
     m_grad = m_row[:, None] & (o < O)[None, :]
     b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
@@ -211,18 +249,24 @@ def _hidden_gradient(
         m_a2 = m_row[:, None] & (n < H2)[None, :]
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
         b_h = tl.where(b_a2 <= 0, 0.0, b_h).to(p_w2.dtype.element_ty)
-        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+        if HIDDEN:
+            tl.store(p_sum2 + n, tl.sum(b_h.to(tl.float32), 0), (n < H2) & (i_part == 0))
         b_h = round_operand(b_h, PRECISION)
+        if HIDDEN:
+            tl.store(p_above + row[:, None] * H2 + n[None, :], b_h, m_a2 & (i_part == 0))
+        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
         acc = tl.dot(b_h, tl.trans(b_w), acc, input_precision=PRECISION)
     o_a1 = row[:, None] * H1 + h[None, :]
     m_a1 = m_row[:, None] & (h < H1)[None, :]
     b_a1 = tl.load(p_a1 + o_a1, m_a1, other=0)
     b_h1 = tl.where(b_a1 <= 0, 0.0, acc).to(p_w1.dtype.element_ty)
     if HIDDEN:
-        tl.store(p_hidden + i_net * batch * H1 + o_a1, b_h1, m_a1)
+        tl.store(p_sum1 + h, tl.sum(b_h1.to(tl.float32), 0), h < H1)
+    b_h1 = round_operand(b_h1, PRECISION)
+    if HIDDEN:
+        tl.store(p_below + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
-        b_h1 = round_operand(b_h1, PRECISION)
-        p_inner += i_net * batch * (LAST - FIRST)
+        p_inner += (i_part * nets + i_net) * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
             b_w = _matrix(p_w1, H1, k, h, LAST, H1, PRECISION)
@@ -236,30 +280,21 @@ def _weight_gradient(
     p_grad,
     p_x,
     p_tail,
-    p_through,
-    p_above,
     p_weight,
     p_bias,
     s_net,
-    s_row,
     share_x,
     share_tail,
     batch,
     D: tl.constexpr,
     A: tl.constexpr,
     N: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
     BN: tl.constexpr,
-    BO: tl.constexpr,
 ):
-    """A tile [BK, BN] of one layer's weight gradient, and of the bias's where BK begins at 0.
-
-    The gradient of what the layer puts out, [B, N], is p_grad; or, if O, what reaches it from
-    p_grad [B, O] through the weight p_through [N, O] and the ReLU that gave p_above [B, N].
-    """
+    """A tile [BK, BN] of one layer's weight gradient, and of the bias's where BK begins at 0."""
     TILES_K: tl.constexpr = (D + A + BK - 1) // BK
     TILES_N: tl.constexpr = (N + BN - 1) // BN
     i = tl.program_id(0)
@@ -268,15 +303,10 @@ def _weight_gradient(
     i_net = (i // TILES_K).to(tl.int64)
     p_x += (i_net // share_x) * batch * D
     p_tail += (i_net // share_tail) * batch * A
-    p_through += i_net * s_net
-    p_above += i_net * batch * N
-    p_grad += i_net * batch * (O if O > 0 else N)
+    p_grad += i_net * batch * N
 
     k = i_k * BK + tl.arange(0, BK)
     n = i_n * BN + tl.arange(0, BN)
-    o = tl.arange(0, BO)
-    if O > 0:
-        b_w = tl.trans(_matrix(p_through, s_row, n, o, N, O, PRECISION))
     acc = tl.zeros([BK, BN], tl.float32)
     total = tl.zeros([BN], tl.float32)
     for first in range(0, batch, BR):
@@ -284,32 +314,32 @@ def _weight_gradient(
         m_row = row < batch
         b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         m_n = m_row[:, None] & (n < N)[None, :]
-        o_n = row[:, None] * N + n[None, :]
-        if O > 0:
-            m_grad = m_row[:, None] & (o < O)[None, :]
-            b_g = tl.load(p_grad + row[:, None] * O + o[None, :], m_grad, other=0.0)
-            b_g = round_operand(b_g.to(b_w.dtype), PRECISION)
-            b_g = tl.dot(b_g, b_w, input_precision=PRECISION)
-            b_g = tl.where(tl.load(p_above + o_n, m_n, other=0.0) <= 0.0, 0.0, b_g)
-            b_g = b_g.to(b_x.dtype)
-        else:
-            b_g = tl.load(p_grad + o_n, m_n, other=0.0)
+        b_g = tl.load(p_grad + row[:, None] * N + n[None, :], m_n, other=0.0)
         total += tl.sum(b_g.to(tl.float32), 0)
         b_g = round_operand(b_g.to(b_x.dtype), PRECISION)
         acc = tl.dot(tl.trans(b_x), b_g, acc, input_precision=PRECISION)
-    o_weight = i_net * ((D + A) * N) + k[:, None] * N + n[None, :]
+    o_weight = i_net * s_net + k[:, None] * N + n[None, :]
     m_weight = (k < D + A)[:, None] & (n < N)[None, :]
     tl.store(p_weight + o_weight, acc.to(p_weight.dtype.element_ty), m_weight)
     if i_k == 0:
         tl.store(p_bias + i_net * N + n, total, n < N)
 
 
+class Hidden(NamedTuple):
+    """Gradients of both hidden layers before their ReLU, rounded as operands of products."""
+
+    below: Tensor  # [G, B, H1]
+    above: Tensor  # [G, B, H2]
+    sum1: Tensor  # [G, blocks, H1] float32, sums over the rows of a block
+    sum2: Tensor  # [G, blocks, H2]
+
+
 class Blocks(NamedTuple):
     """Launch of one kernel.
 
-    In `forward` and `hidden_gradient`: rows of a program, columns of a tile of the second hidden
-    layer, input columns of a step. In `weight_gradient`: rows of a step, columns of a tile of the
-    layer's outputs and of its inputs.
+    In `forward` and `hidden_gradient`: rows of a program, columns of a tile of one hidden layer,
+    input columns of a step, units of the other hidden layer that a program takes. In
+    `weight_gradient`: rows of a step, columns of a tile of the layer's outputs and of its inputs.
     """
 
     rows: int
@@ -317,6 +347,7 @@ class Blocks(NamedTuple):
     depth: int
     warps: int
     stages: int
+    units: int = WIDEST
 
 
 def forward(
@@ -337,26 +368,33 @@ def forward(
     h2, out = w3.shape[1:]
     rows, width, more = x.shape[1], x.shape[2], tail.shape[2]
     _check_sizes(rows, h1, h2, fan_in, out)
-    y = x.new_empty(nets, rows, out, dtype=torch.promote_types(x.dtype, b3.dtype))
     dtype = torch.uint8 if keep == SIGNS else x.dtype
     a1, a2 = (
         x.new_empty((nets, rows, size) if keep != NOTHING else 0, dtype=dtype) for size in (h1, h2)
     )
-    w3, b3 = _rowwise(w3), _rowwise(b3)
-    x = x.contiguous()
-    block = blocks or _row_blocks(nets, rows, inputs=fan_in, hidden=max(h1, h2))
-    _forward[(nets * triton.cdiv(rows, block.rows),)](
+    w1, w3, b3 = w1.contiguous(), _rowwise(w3), _rowwise(b3)
+    x, tail = x.contiguous(), tail.contiguous()
+    sums = multiply(x, w1[:, :width]) if by_library(x, nets) else None
+    if sums is not None:
+        w1, width, fan_in = w1[:, width:], 0, more
+    block = blocks or _row_blocks(FORWARD, nets, rows, inputs=fan_in, hidden=max(h1, h2))
+    units = min(block.units, power(h2)) if fan_in <= block.depth else power(h2)
+    parts, final = triton.cdiv(h2, units), torch.promote_types(x.dtype, b3.dtype)
+    y = x.new_empty(parts, nets, rows, out, dtype=final if parts == 1 else torch.float32)
+    _forward[(nets * parts * triton.cdiv(rows, block.rows),)](
         x,
-        tail.contiguous() if more else x,
-        w1.contiguous(),
+        tail if more else x,
+        w1,
         b1.contiguous(),
         w2.contiguous(),
         b2.contiguous(),
         w3,
         b3,
+        x if sums is None else sums,
         y,
         a1,
         a2,
+        w1.stride(0),
         w3.stride(0),
         w3.stride(1),
         b3.stride(0),
@@ -369,17 +407,18 @@ def forward(
         H2=h2,
         O=out,
         KEEP=keep,
+        SUM=sums is not None,
         PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
-        BH1=_power(h1),
-        BH2=_power(h2),
+        BH1=power(h1),
+        BH2=units,
         BT=block.columns,
-        BO=_power(out),
+        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
-    return y, a1, a2
+    return _joined(y).to(final), a1, a2
 
 
 def hidden_gradient(
@@ -393,28 +432,36 @@ def hidden_gradient(
     hidden: bool,
     columns: tuple[int, int],
     blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the first hidden layer before its ReLU, and of some columns of the input.
+) -> tuple[Hidden, Tensor]:
+    """Gradients of the hidden layers before their ReLU, and of some columns of the input.
 
     Args:    grad [G, B, O]; a1, a2 [G, B, H] as `forward` kept them; columns, first and last + 1.
-    Returns: [G, B, H1] (empty unless `hidden`); float32 [G, B, columns].
+    Returns: of the hidden layers (empty unless `hidden`); float32 [G, B, columns].
     """
     nets, fan_in, h1 = w1.shape
     rows, h2, out = a1.shape[1], *w3.shape[1:]
     first, last = columns
     _check_sizes(rows, h1, h2, fan_in, out)
-    below = w1.new_empty((nets, rows, h1) if hidden else 0)
-    inner = w1.new_empty(nets, rows, last - first, dtype=torch.float32)
     w3 = _rowwise(w3)
-    block = blocks or _row_blocks(nets, rows, inputs=last - first, hidden=max(h1, h2))
-    _hidden_gradient[(nets * triton.cdiv(rows, block.rows),)](
+    table = GRADIENT if power(out) <= 32 else GRADIENT[1:]  # 64 rows of more outputs spill
+    block = blocks or _row_blocks(table, nets, rows, inputs=last - first, hidden=max(h1, h2))
+    units, row_blocks = min(block.units, power(h1)), triton.cdiv(rows, block.rows)
+    parts = triton.cdiv(h1, units)
+    inner = w1.new_empty(parts, nets, rows, last - first, dtype=torch.float32)
+    sums = (((nets, row_blocks, size) if hidden else 0) for size in (h1, h2))
+    gradients = Hidden(
+        w1.new_empty((nets, rows, h1) if hidden else 0),
+        w1.new_empty((nets, rows, h2) if hidden else 0),
+        *(w1.new_empty(shape, dtype=torch.float32) for shape in sums),
+    )
+    _hidden_gradient[(nets * parts * row_blocks,)](
         grad.contiguous(),
         w1.contiguous(),
         w2.contiguous(),
         w3,
         a1,
         a2,
-        below,
+        *gradients,
         inner,
         w3.stride(0),
         w3.stride(1),
@@ -429,13 +476,13 @@ def hidden_gradient(
         PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
-        BH1=_power(h1),
+        BH1=units,
         BT=block.columns,
-        BO=_power(out),
+        BO=power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
-    return below, inner
+    return gradients, _joined(inner)
 
 
 def weight_gradient(
@@ -443,52 +490,81 @@ def weight_gradient(
     x: Tensor,
     tail: Tensor | None = None,
     *,
-    through: Tensor | None = None,
-    above: Tensor | None = None,
+    out: Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one layer's weight [G, in, N] and, in float32, bias [G, N].
 
-    Args: grad [G, B, N] of what the layer put out before its ReLU; or [G, B, O] of what the next
-          layer put out, with that layer's weight `through` [G, N, O] and the activations `above`
-          [G, B, N] between the two; x [X, B, D] and tail [T, B, A], the layer's input.
+    Args: grad [G, B, N] of what the layer put out before its ReLU; x [X, B, D] and tail [T, B, A],
+          the layer's input; out, rows of a larger weight that take the result.
     """
     nets, rows, width = grad.shape[0], x.shape[1], x.shape[2]
     more = 0 if tail is None else tail.shape[2]
-    columns = grad.shape[2] if through is None else through.shape[1]
-    out = 0 if through is None else through.shape[2]
-    weight = x.new_empty(nets, width + more, columns)
+    columns = grad.shape[2]
+    weight = x.new_empty(nets, width + more, columns) if out is None else out
     bias = x.new_empty(nets, columns, dtype=torch.float32)
     x, grad = x.contiguous(), grad.contiguous()
-    through = x if through is None else _rowwise(through)
     block = blocks or _tiles(nets, rows, inputs=width + more, outputs=columns)
     tiles = triton.cdiv(width + more, block.depth) * triton.cdiv(columns, block.columns)
     _weight_gradient[(nets * tiles,)](
         grad,
         x,
         x if tail is None or not more else tail.contiguous(),
-        through,
-        x if above is None else above,
         weight,
         bias,
-        through.stride(0),
-        through.stride(1),
+        weight.stride(0),
         nets // x.shape[0],
         1 if tail is None else nets // tail.shape[0],
         rows,
         D=width,
         A=more,
         N=columns,
-        O=out,
         PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
         BN=block.columns,
-        BO=_power(out),
         num_warps=block.warps,
         num_stages=block.stages,
     )
     return weight, bias
+
+
+def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the first layer's weight and bias, as `weight_gradient`."""
+    nets, width = hidden.below.shape[0], x.shape[2]
+    if not by_library(x, nets):
+        return weight_gradient(hidden.below, x, tail)
+    weight = x.new_empty(nets, width + tail.shape[2], hidden.below.shape[2])
+    multiply(x.mT, hidden.below, weight[:, :width])
+    if not tail.shape[2]:
+        return weight, hidden.sum1.sum(1)
+    return weight, weight_gradient(hidden.below, tail, out=weight[:, width:])[1]
+
+
+def by_library(x: Tensor, nets: int) -> bool:
+    """Whether cuBLAS multiplies an input [X, B, D]: if wide, and if few launches do it.
+
+    It may be shared by networks, and a batch of the library's has one stride. A tail, which fewer
+    networks share, is left to the kernels.
+    """
+    return min(x.shape[1:]) >= WIDE and (x.shape[0] <= SHARED or x.shape[0] == nets)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Products [G, M, N] of every network's matrices by cuBLAS: a [X, M, K], b [G, K, N]."""
+    if out is None:
+        out = b.new_empty(b.shape[0], a.shape[1], b.shape[2])
+    share = b.shape[0] // a.shape[0]
+    if share == 1:
+        return torch.bmm(a, b, out=out)
+    for part, mine, result in zip(a, b.split(share), out.split(share), strict=True):
+        torch.bmm(part.expand(share, -1, -1), mine, out=result)
+    return out
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """The sum over the first axis, free of a launch where that has one entry."""
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def _rowwise(tensor: Tensor) -> Tensor:
@@ -516,41 +592,45 @@ def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
         )
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
     """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
     return max(triton.next_power_of_2(size), 16)
 
 
-# The launches below were chosen from what the compiler reports for sm_90 (registers, spills, shared
-# memory), largest first; they are not measured.
+# The fastest of `cerl bench sac-tiles` on an H200 in tf32, 20 to 200 networks x 256 rows, hidden
+# layers of 256; those of 512 and 1024 go by what the compiler reports (registers, shared memory).
 
-ROWS = (64, 32, 16)
-TILES = (Blocks(32, 64, 128, 4, 3), Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
+FORWARD = (Blocks(32, 32, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
+GRADIENT = (Blocks(64, 16, 32, 4, 3), *FORWARD)
+BROAD = (Blocks(32, 16, 32, 8, 2), Blocks(16, 16, 32, 8, 2))  # hidden layers above 256
+TILES = (Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
 
 
-def _row_blocks(nets: int, rows: int, *, inputs: int, hidden: int) -> Blocks:
-    """Launch of a program that goes through all layers: the most rows that leave none idle.
+def _row_blocks(
+    table: tuple[Blocks, ...], nets: int, rows: int, *, inputs: int, hidden: int
+) -> Blocks:
+    """Launch of a program that goes through all layers: the first that leaves no processor idle.
 
     Args: inputs, columns read or written of the first layer's; hidden, the wider layer's units.
     """
-    hidden = _power(hidden)
-    most = max(min(64 * 256 // hidden, _power(rows)), 16)
-    tall = [n for n in ROWS if n <= most]
-    busy = [n for n in tall if nets * triton.cdiv(rows, n) >= PROCESSORS]
-    warps = 4 if hidden <= 256 else 8
-    columns = min(32 if hidden <= 256 else 16, hidden)
-    depth = min(_power(max(inputs, 1)), 32)
-    return Blocks((busy or tall[-1:])[0], columns, depth, warps, 2)
+    hidden = power(hidden)
+    if hidden > 256:
+        table = BROAD if hidden <= 512 else BROAD[1:]
+    fits = [block for block in table if block.rows <= power(rows)]
+    busy = [block for block in fits if nets * triton.cdiv(rows, block.rows) >= PROCESSORS]
+    block = (busy or fits[-1:] or table[-1:])[0]
+    columns, depth = min(block.columns, hidden), min(block.depth, power(max(inputs, 1)))
+    return block._replace(columns=columns, depth=depth)
 
 
 def _tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
-    """Launch of `weight_gradient`: the largest tile that leaves no processor idle."""
+    """Launch of `weight_gradient`: the first tile that leaves not half of the processors idle."""
     tile = TILES[-1]
     for tile in TILES:
-        depth, columns = min(tile.depth, _power(inputs)), min(tile.columns, _power(outputs))
+        depth, columns = min(tile.depth, power(inputs)), min(tile.columns, power(outputs))
         tall, wide = triton.cdiv(inputs, depth), triton.cdiv(outputs, columns)
-        tile = tile._replace(rows=min(tile.rows, _power(rows)), columns=columns, depth=depth)
+        tile = tile._replace(rows=min(tile.rows, power(rows)), columns=columns, depth=depth)
         empty = tall * depth > max(1.2 * inputs, 64)
-        if nets * tall * wide >= 2 * PROCESSORS and not empty:
+        if nets * tall * wide >= PROCESSORS // 2 and not empty:
             break
     return tile

@@ -75,18 +75,24 @@ def adam(
     grads: Leaves,
     first: Leaves,
     second: Leaves,
+    targets: Leaves,
     *,
-    scale: Tensor,
-    correction: Tensor,
+    count: Tensor,
+    lr: float,
     beta1: float,
     beta2: float,
     eps: float,
+    rate: float,
     impl: Impl = "auto",
 ) -> None:
-    """Adam (Kingma and Ba 2015, algorithm 1).
+    """Adam with both moments corrected for their start at 0 (Kingma & Ba 2015, algorithm 1).
 
-    Args:   scale [] = lr / (1 - beta1^t); correction [] = 1 / sqrt(1 - beta2^t), both float32 on
-            the device of the leaves; impl as in `cerl.kernels`.
+    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
+    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), and then as `follow`
+    target <- target + rate (w - target)
+
+    Args:   targets, one of every leaf, or none at all; count int64 [] on the leaves' device, t,
+            this step included; impl as in `cerl.kernels`.
     Raises: as `rmsprop`.
     """
     if runs_triton(impl, leaves[0].device):
@@ -97,14 +103,19 @@ def adam(
             grads,
             first,
             second,
-            scale=scale,
-            correction=correction,
+            targets,
+            count=count,
+            lr=lr,
             beta1=beta1,
             beta2=beta2,
             eps=eps,
+            rate=rate,
         )
         return
     leaves, grads, first, second = map(list, (leaves, grads, first, second))
+    step = count.double()
+    scale = (lr / (1.0 - beta1**step)).to(leaves[0].dtype)
+    correction = torch.rsqrt(1.0 - beta2**step).to(leaves[0].dtype)
     torch._foreach_lerp_(first, grads, 1.0 - beta1)
     torch._foreach_mul_(second, beta2)
     torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
@@ -114,6 +125,8 @@ def adam(
     step = torch._foreach_div(first, root)
     torch._foreach_mul_(step, scale)
     torch._foreach_sub_(leaves, step)
+    if targets:
+        follow(targets, leaves, rate=rate)
 
 
 def follow(leaves: Leaves, goals: Leaves, *, rate: float) -> None:

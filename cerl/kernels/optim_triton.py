@@ -7,6 +7,7 @@ A program owns one block of one leaf; it finds its leaf by comparing its id with
 blocks. Elementwise, so the result does not depend on the order of programs.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -97,7 +98,23 @@ def _rmsprop(
 
 
 @triton.jit
-def _adam_block(p_w, p_g, p_m, p_v, o, m, scale, correction, rest1, beta2, rest2, eps):
+def _adam_block(
+    p_w,
+    p_g,
+    p_m,
+    p_v,
+    p_t,
+    o,
+    m,
+    scale,
+    correction,
+    rest1,
+    beta2,
+    rest2,
+    eps,
+    rate,
+    FOLLOWS: tl.constexpr,
+):
     b_g = tl.load(p_g + o, m)
     b_m = tl.load(p_m + o, m)
     b_v = tl.load(p_v + o, m)
@@ -107,7 +124,11 @@ def _adam_block(p_w, p_g, p_m, p_v, o, m, scale, correction, rest1, beta2, rest2
     tl.store(p_m + o, b_m, m)
     tl.store(p_v + o, b_v, m)
     b_root = tl.math.sqrt_rn(b_v) * correction + eps
-    tl.store(p_w + o, b_w - scale * tl.math.div_rn(b_m, b_root), m)
+    b_w -= scale * tl.math.div_rn(b_m, b_root)
+    tl.store(p_w + o, b_w, m)
+    if FOLLOWS:
+        b_t = tl.load(p_t + o, m)
+        tl.store(p_t + o, b_t + rate * (b_w - b_t), m)
 
 
 @triton.jit
@@ -116,14 +137,19 @@ def _adam(
     p_grads,
     p_first,
     p_second,
-    p_scale,
-    p_correction,
+    p_targets,
+    p_count,
     starts,
     sizes,
+    lr,
+    log1,
+    log2,
     rest1,
     beta2,
     rest2,
     eps,
+    rate,
+    FOLLOWS: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -133,12 +159,48 @@ def _adam(
     p_g = _pick(p_grads, starts, i_block, ALIGNED) + offset
     p_m = _pick(p_first, starts, i_block, ALIGNED) + offset
     p_v = _pick(p_second, starts, i_block, ALIGNED) + offset
-    scale, correction = tl.load(p_scale), tl.load(p_correction)
+    p_t = _pick(p_targets, starts, i_block, ALIGNED) + offset
+    # In float64: 1 - beta^t of an early step would lose most of its digits.
+    count = tl.load(p_count).to(tl.float64)
+    scale = (lr / (1.0 - tl.exp(count * log1))).to(tl.float32)
+    correction = (1.0 / tl.sqrt(1.0 - tl.exp(count * log2))).to(tl.float32)
     o = tl.arange(0, BLOCK)
     if left >= BLOCK:
-        _adam_block(p_w, p_g, p_m, p_v, o, None, scale, correction, rest1, beta2, rest2, eps)
+        _adam_block(
+            p_w,
+            p_g,
+            p_m,
+            p_v,
+            p_t,
+            o,
+            None,
+            scale,
+            correction,
+            rest1,
+            beta2,
+            rest2,
+            eps,
+            rate,
+            FOLLOWS,
+        )
     else:
-        _adam_block(p_w, p_g, p_m, p_v, o, o < left, scale, correction, rest1, beta2, rest2, eps)
+        _adam_block(
+            p_w,
+            p_g,
+            p_m,
+            p_v,
+            p_t,
+            o,
+            o < left,
+            scale,
+            correction,
+            rest1,
+            beta2,
+            rest2,
+            eps,
+            rate,
+            FOLLOWS,
+        )
 
 
 def rmsprop(
@@ -177,26 +239,33 @@ def adam(
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
+    targets: Sequence[Tensor],
     *,
-    scale: Tensor,
-    correction: Tensor,
+    count: Tensor,
+    lr: float,
     beta1: float,
     beta2: float,
     eps: float,
+    rate: float,
 ) -> None:
     """`cerl.kernels.optim.adam` in one pass."""
-    for part in _groups(leaves, grads, first, second):
+    follows = len(targets) > 0
+    for part in _groups(leaves, grads, first, second, targets if follows else leaves):
         starts, sizes, blocks = _layout(part[0])
         _adam[(blocks,)](
             *part,
-            scale,
-            correction,
+            count,
             starts,
             sizes,
+            lr,
+            math.log(beta1) if beta1 else -math.inf,
+            math.log(beta2) if beta2 else -math.inf,
             1.0 - beta1,
             beta2,
             1.0 - beta2,
             eps,
+            rate,
+            FOLLOWS=follows,
             ALIGNED=_aligned(part),
             BLOCK=BLOCK,
         )

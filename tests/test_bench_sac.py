@@ -1,0 +1,56 @@
+"""Benchmarks of SAC on the CPU: rows, launches whatever the block sizes, bad sizes."""
+
+import json
+
+import pytest
+import torch
+
+from cerl import bench_sac
+
+CPU = torch.device("cpu")
+
+
+def test_a_row_for_every_part_and_precision(tmp_path):
+    rows = bench_sac.sac(
+        sizes=("1,2,3,1",),
+        preset="point_mass/cerl",
+        precisions=("fp32", "bf16"),
+        capacity=2_000,
+        parts=True,
+        device="cpu",
+        calls=1,
+        out=tmp_path / "rows.jsonl",
+    )
+    parts = ["update", "sample"]
+    parts += [f"{x} of stage {k}" for k in (1, 2) for x in ("loss and gradients", "optimiser")]
+    assert [(row["products"], row["part"]) for row in rows] == [
+        (products, part) for products in ("fp32", "bf16") for part in parts
+    ]
+    assert all(row["ms"] > 0 and (row["S"], row["N"], row["obs"]) == (1, 2, 3) for row in rows)
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["ms"] for row in written] == [row["ms"] for row in rows]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's")
+def test_launches_agree_whatever_the_blocks(monkeypatch):
+    triton_ = pytest.importorskip("cerl.kernels.mlp_triton")
+    monkeypatch.setattr(bench_sac, "BATCH", 20)
+    monkeypatch.setattr(bench_sac, "HIDDEN", 24)
+    works = bench_sac.works(1, 2, 5, 2)
+    assert len({work.name for work in works}) == len(works) == 8
+    for work in works:
+        choices = bench_sac.candidates(work)
+        assert choices[0] is None and len(set(choices)) == len(choices) > 2
+        call = bench_sac.launch(work, 2, CPU, dtype=torch.float32)
+        own = call(None)
+        for blocks in (triton_.Blocks(16, 16, 16, 4, 1), triton_.Blocks(16, 16, 16, 4, 1, 16)):
+            assert bench_sac._difference(call(blocks), own) < 1e-5
+        assert any(result.numel() and bool(result.any()) for result in own)
+        spoilt = [result * 1.5 if result.is_floating_point() else result for result in own]
+        assert bench_sac._difference(spoilt, own) > 0.1
+
+
+@pytest.mark.parametrize("size", ["10,10,17", "10,10,17,6,1", "0,1,1,1", "a,1,1,1", ""])
+def test_sizes_that_are_not_four_numbers_are_named(size):
+    with pytest.raises(ValueError, match="--sizes: expected S,N,observation,actions like"):
+        bench_sac.sac(sizes=(size,), device="cpu")
