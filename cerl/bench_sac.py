@@ -134,6 +134,8 @@ class Work(NamedTuple):
 
 def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
     """The launches of an update that differ in more than the number of networks."""
+    from cerl.kernels.mlp_triton import NARROW
+
     sizes = (seeds, 2, width, actions)
     return [
         Work("forward", "critics", *sizes, members, keep=2),
@@ -143,7 +145,7 @@ def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
         Work("hidden_gradient", "critics of policies", *sizes, 1, keep=1, own_actions=True),
         *(
             Work("weight_gradient", "critics", *sizes, members, layer=layer, keep=2)
-            for layer in (1, 2, 3)
+            for layer in ((2, 3) if width + actions <= NARROW else (1, 2, 3))
         ),
     ]
 
@@ -174,20 +176,21 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
         a1, a2 = (a1 > 0).to(torch.uint8), (a2 > 0).to(torch.uint8)
     grad = normal(nets, BATCH, work.out)
     if work.kernel == "hidden_gradient":
-        down, hidden = (grad, w1, w2, w3, a1, a2), work.keep == 2
+        down, hidden = (grad, w1, w2, w3, a1, a2, x, tail), work.keep == 2
         columns = (0, 0) if hidden else (work.width, fan_in)
 
         def backward(blocks: Any) -> Sequence[Tensor]:
             made, inner = kernels.hidden_gradient(
                 *down, hidden=hidden, columns=columns, blocks=blocks
             )
-            return made.below, made.above, inner
+            return made.below, made.above, made.first.sum(0), inner
 
         return backward
     below, above = normal(nets, BATCH, HIDDEN), normal(nets, BATCH, HIDDEN)
     sums = torch.zeros(nets, 1, HIDDEN, device=device)
+    made = kernels.Hidden(below, above, sums, sums, sums[:0])
     chosen: dict[int, Callable[[], Sequence[Tensor]]] = {
-        1: lambda: kernels.first_gradient(kernels.Hidden(below, above, sums, sums), x, tail)[:1],
+        1: lambda: kernels.first_gradient(made, x, tail)[:1],
         2: lambda: (kernels.multiply(a1.mT, above),),
         3: lambda: kernels.weight_gradient(grad, a2)[:1],
     }

@@ -90,6 +90,7 @@ FEW = [
     Case(100, "one", (2, 1), 64, "slow", "random", None, False, SINGLE, True),
     Case(63, "all", (2, 1), 128, "by head", "edges", None, False, SINGLE, False),
     Case(100, "half", (1, 1), 72, "zero", "everywhere", None, True, HALF, True),
+    Case(200, "all", (2, 1), 24, "by head", "both", None, True, SINGLE, True),
     Case(257, "all", (2, 1), 24, "by head", "random", None, True, SINGLE, True),
     Case(257, "half", (2, 2), 48, "slow", "of heads", 64, False, HALF, False),
     Case(257, "all", (2, 2), 64, "fast", "ends", None, True, HALF, True),
@@ -574,15 +575,16 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
         case = Case(keys, queries, (4, 2), 64, "fast", "random", window, True, torch.bfloat16, True)
         by_kernel(case, draw(case, batch=batch))
 
-    # Scans of long ones take 512, 1024 or 4096 keys at a time; a short kernel's queries fill a
+    # Scans of long ones take 512, 1024 or 4096 keys at a time, and queries may begin off a multiple
+    # of four; a short kernel's queries fill a
     # power of two.
-    short, medium, longer, long = (100, 65), (200, 201), (400, 401), (1000, 1001)
+    short, medium, longer, long = (100, 65), (200, 201), (400, 402), (1000, 1002)
     for known, others in (
         (short, (80, 112, 128)),
         (medium, (129, 150, 240, 256)),
         (longer, (300, 333, 512)),
         (long, (513, 640, 1024)),
-        ((2000, 2001), (1025, 3000, 5000)),
+        ((2000, 2002), (1025, 3000, 5000)),
     ):
         for keys in known:
             for queries in ("all", "half"):

@@ -36,8 +36,8 @@ def test_launches_agree_whatever_the_blocks(monkeypatch):
     triton_ = pytest.importorskip("cerl.kernels.mlp_triton")
     monkeypatch.setattr(bench_sac, "BATCH", 20)
     monkeypatch.setattr(bench_sac, "HIDDEN", 24)
-    works = bench_sac.works(1, 2, 5, 2)
-    assert len({work.name for work in works}) == len(works) == 8
+    works = bench_sac.works(1, 2, 5, 2) + bench_sac.works(1, 2, 33, 2)
+    assert len({work.name for work in works}) == len(works) == 15
     for work in works:
         choices = bench_sac.candidates(work)
         assert choices[0] is None and len(set(choices)) == len(choices) > 2

@@ -304,9 +304,9 @@ def test_any_launch_gives_the_same(sizes):
 
     def backward(blocks: Blocks | None) -> tuple[Tensor, ...]:
         hidden, inner = mlp_triton.hidden_gradient(
-            grad, w1, w2, w3, a1, a2, hidden=True, columns=columns, blocks=blocks
+            grad, w1, w2, w3, a1, a2, x, tail, hidden=True, columns=columns, blocks=blocks
         )
-        sums = hidden.sum1.sum(1), hidden.sum2.sum(1)
+        sums = hidden.sum1.sum(1), hidden.sum2.sum(1), hidden.first.sum(0)
         return *hidden[:2], *sums, inner, *mlp_triton.weight_gradient(grad, a2, blocks=blocks)
 
     expected = (y, a1, a2, *backward(None))

@@ -189,7 +189,16 @@ def _input_gradient(
     from cerl.kernels import mlp_triton
 
     _, inner = mlp_triton.hidden_gradient(
-        grad, w1, w2, w3, a1, a2, hidden=False, columns=_columns(x, tail, wants_x, wants_tail)
+        grad,
+        w1,
+        w2,
+        w3,
+        a1,
+        a2,
+        x,
+        tail,
+        hidden=False,
+        columns=_columns(x, tail, wants_x, wants_tail),
     )
     return _parts(inner, x, tail, wants_x, wants_tail)
 
@@ -211,7 +220,16 @@ def _mlp_backward(
     from cerl.kernels import mlp_triton
 
     hidden, inner = mlp_triton.hidden_gradient(
-        grad, w1, w2, w3, a1, a2, hidden=True, columns=_columns(x, tail, wants_x, wants_tail)
+        grad,
+        w1,
+        w2,
+        w3,
+        a1,
+        a2,
+        x,
+        tail,
+        hidden=True,
+        columns=_columns(x, tail, wants_x, wants_tail),
     )
     return (
         *_parts(inner, x, tail, wants_x, wants_tail),

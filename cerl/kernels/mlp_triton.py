@@ -6,8 +6,8 @@
 A program of the forward pass takes a block of rows of one network through all layers: one hidden
 layer is whole on chip, tiles of the other go into the next product at once. The backward pass goes
 down the same way in one program; gradients of the weights are products over all rows of a network:
-of layers with few inputs or outputs here, a program for every tile, else by cuBLAS, in half
-the time. Every sum runs in a fixed order.
+of a layer with few inputs by the pass down, with few outputs by a program for every tile, else by
+cuBLAS, in half the time. Every sum runs in a fixed order.
 
 Where weights want a gradient both hidden layers and their gradients are saved, as rounded operands.
 At 200 networks x 256 rows x 256 units one is 52 MB, 24 us to write and read at 4.3 TB/s; computing
@@ -26,6 +26,7 @@ from cerl.kernels.conv_triton import PROCESSORS, round_operand
 from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
 
 WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
+NARROW = 32  # inputs up to which the pass down makes the gradient of their weight
 SHARED = 16  # groups of networks with inputs in common that get a product each
 
 
@@ -190,24 +191,32 @@ def _hidden_gradient(
     p_w3,
     p_a1,
     p_a2,
+    p_x,
+    p_tail,
     p_below,
     p_above,
     p_sum1,
     p_sum2,
+    p_first,
     p_inner,
     s_net3,
     s_row3,
+    share_x,
+    share_tail,
     batch,
-    IN: tl.constexpr,
+    D: tl.constexpr,
+    A: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     HIDDEN: tl.constexpr,
+    WEIGHT: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
+    BX: tl.constexpr,
     BH1: tl.constexpr,
     BT: tl.constexpr,
     BO: tl.constexpr,
@@ -216,7 +225,9 @@ def _hidden_gradient(
 
     A program takes BH1 units of that layer. If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2]
     take the gradients of both hidden layers and p_sum1, p_sum2 [G, blocks, H] their sums over the
-    rows; p_inner [parts, G, B, LAST - FIRST] takes what is added to those columns of the input.
+    rows; if WEIGHT, p_first [blocks, G, D + A, H1] instead of p_below what the rows add to the
+    gradient of the first layer's weight. p_inner [parts, G, B, LAST - FIRST] takes what is added
+    to those columns of the input.
     """
     PARTS: tl.constexpr = (H1 + BH1 - 1) // BH1
     blocks = tl.cdiv(batch, BR)
@@ -225,7 +236,7 @@ def _hidden_gradient(
     i_net = (tl.program_id(0) // (blocks * PARTS)).to(tl.int64)
     nets = tl.num_programs(0) // (blocks * PARTS)
     p_grad += i_net * batch * O
-    p_w1 += i_net * (IN * H1)
+    p_w1 += i_net * ((D + A) * H1)
     p_w2 += i_net * (H1 * H2)
     p_w3 += i_net * s_net3
     p_a1 += i_net * batch * H1
@@ -263,7 +274,16 @@ def _hidden_gradient(
     if HIDDEN:
         tl.store(p_sum1 + h, tl.sum(b_h1.to(tl.float32), 0), h < H1)
     b_h1 = round_operand(b_h1, PRECISION)
-    if HIDDEN:
+    if WEIGHT:
+        p_x += (i_net // share_x) * batch * D
+        p_tail += (i_net // share_tail) * batch * A
+        p_first += (i_row * nets + i_net) * ((D + A) * H1)
+        k = tl.arange(0, BX)
+        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        b_w = tl.dot(tl.trans(b_x), b_h1, input_precision=PRECISION)
+        m_first = (k < D + A)[:, None] & (h < H1)[None, :]
+        tl.store(p_first + k[:, None] * H1 + h[None, :], b_w, m_first)
+    elif HIDDEN:
         tl.store(p_below + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:
         p_inner += (i_part * nets + i_net) * batch * (LAST - FIRST)
@@ -332,6 +352,7 @@ class Hidden(NamedTuple):
     above: Tensor  # [G, B, H2]
     sum1: Tensor  # [G, blocks, H1] float32, sums over the rows of a block
     sum2: Tensor  # [G, blocks, H2]
+    first: Tensor  # [blocks, G, in, H1], terms of the first weight's gradient; then no `below`
 
 
 class Blocks(NamedTuple):
@@ -428,6 +449,8 @@ def hidden_gradient(
     w3: Tensor,
     a1: Tensor,
     a2: Tensor,
+    x: Tensor,
+    tail: Tensor,
     *,
     hidden: bool,
     columns: tuple[int, int],
@@ -435,10 +458,12 @@ def hidden_gradient(
 ) -> tuple[Hidden, Tensor]:
     """Gradients of the hidden layers before their ReLU, and of some columns of the input.
 
-    Args:    grad [G, B, O]; a1, a2 [G, B, H] as `forward` kept them; columns, first and last + 1.
+    Args:    grad [G, B, O]; a1, a2 [G, B, H] as `forward` kept them; x [X, B, D] and tail
+             [T, B, A], the input; columns, first and last + 1.
     Returns: of the hidden layers (empty unless `hidden`); float32 [G, B, columns].
     """
     nets, fan_in, h1 = w1.shape
+    weight = hidden and fan_in <= NARROW
     rows, h2, out = a1.shape[1], *w3.shape[1:]
     first, last = columns
     _check_sizes(rows, h1, h2, fan_in, out)
@@ -448,12 +473,14 @@ def hidden_gradient(
     units, row_blocks = min(block.units, power(h1)), triton.cdiv(rows, block.rows)
     parts = triton.cdiv(h1, units)
     inner = w1.new_empty(parts, nets, rows, last - first, dtype=torch.float32)
-    sums = (((nets, row_blocks, size) if hidden else 0) for size in (h1, h2))
+    sums = [(nets, row_blocks, size) if hidden else 0 for size in (h1, h2)]
+    sums.append((row_blocks, nets, fan_in, h1) if weight else 0)
     gradients = Hidden(
-        w1.new_empty((nets, rows, h1) if hidden else 0),
+        w1.new_empty((nets, rows, h1) if hidden and not weight else 0),
         w1.new_empty((nets, rows, h2) if hidden else 0),
         *(w1.new_empty(shape, dtype=torch.float32) for shape in sums),
     )
+    x = x.contiguous()
     _hidden_gradient[(nets * parts * row_blocks,)](
         grad.contiguous(),
         w1.contiguous(),
@@ -461,21 +488,28 @@ def hidden_gradient(
         w3,
         a1,
         a2,
+        x,
+        tail.contiguous() if tail.shape[2] else x,
         *gradients,
         inner,
         w3.stride(0),
         w3.stride(1),
+        nets // x.shape[0],
+        nets // tail.shape[0],
         rows,
-        IN=fan_in,
+        D=x.shape[2],
+        A=tail.shape[2],
         H1=h1,
         H2=h2,
         O=out,
         HIDDEN=hidden,
+        WEIGHT=weight,
         FIRST=first,
         LAST=last,
         PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
+        BX=power(fan_in),
         BH1=units,
         BT=block.columns,
         BO=power(out),
@@ -531,6 +565,8 @@ def weight_gradient(
 
 def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the first layer's weight and bias, as `weight_gradient`."""
+    if hidden.first.numel():
+        return _joined(hidden.first).to(x.dtype), hidden.sum1.sum(1)
     nets, width = hidden.below.shape[0], x.shape[2]
     if not by_library(x, nets):
         return weight_gradient(hidden.below, x, tail)
