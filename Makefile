@@ -30,5 +30,5 @@ test: .venv/installed-all
 	@touch $@
 
 .venv/installed-all: .venv/installed
-	$(PIP) install -c constraints.txt -e '.[atari,mujoco,dmc,test]'
+	$(PIP) install -c constraints.txt -e '.[atari,mujoco,dmc,popgym,test]'
 	@touch $@

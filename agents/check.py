@@ -28,6 +28,7 @@ from cerl.agents.dqn import DQN, Transition, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config
 from cerl.data import EnvSpec
+from cerl.encoder import Encoder
 from cerl.optim import Optimiser
 
 Leaves = Mapping[str, Tensor]
@@ -63,7 +64,8 @@ def run_updates(
              config.net.scale); actions [B] int64; rewards [B], n-step sums where n_step > 1;
              terminals [B], 1 where nothing follows; action_count A.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
-             config asks for batches or bootstrap masks, which one given batch cannot have.
+             config asks for a sequence network, batches or bootstrap masks, which one given batch
+             cannot have.
     Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given
              transitions.
     """
@@ -93,9 +95,16 @@ def run_updates(
             for name, leaf in own.items():
                 leaf.copy_(leaves[name])
 
+    encoder = net.encoder
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            "given transitions are of single observations; expected net.encoder frames, got "
+            f"{config.net.encoder}"
+        )
+
     def inputs(raw: Tensor) -> Tensor:
         frames = raw.movedim(-1, 1) if image else raw.unsqueeze(1)
-        return net.encoder.pixels(frames[None, None])
+        return encoder.pixels(frames[None, None])
 
     power = agent.table.gamma**config.loss.n_step
     row = (1, 1, len(states), 1)

@@ -27,6 +27,7 @@ from cerl import draw
 from cerl.agents.sac import SAC, Dice
 from cerl.config import Config
 from cerl.data import EnvSpec
+from cerl.encoder import Encoder
 from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
 from cerl.transition import Transition
@@ -73,7 +74,8 @@ def run_sac_updates(
              nothing follows; next_noise, noise [N, B, A] standard normal, of the policies' actions
              at the next states and at the states.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
-             config draws critics at random, which needs more than this noise.
+             config draws critics at random, which needs more than this noise, or asks for a
+             sequence network.
     Source:  Lin et al. 2024 (arXiv:2405.04342); the losses are those of `SAC`, on given
              transitions.
     """
@@ -100,11 +102,17 @@ def run_sac_updates(
     net, target = agent.build(keys=keys), agent.build(keys=keys).critic
     _load(net, parameters, what="parameters")
     _load(target, target_parameters, what="target_parameters")
+    encoder = net.encoder
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            "given transitions are of single observations; expected net.encoder frames, got "
+            f"{config.net.encoder}"
+        )
     row = (1, 1, len(states), 1)
     power = agent.table.gamma**config.loss.n_step
     batch = Transition(
-        x=net.encoder.pixels(states[None, None].unsqueeze(3)),
-        x_next=net.encoder.pixels(next_states[None, None].unsqueeze(3)),
+        x=encoder.pixels(states[None, None].unsqueeze(3)),
+        x_next=encoder.pixels(next_states[None, None].unsqueeze(3)),
         action=actions.float().view(*row, -1),
         reward=rewards.float().view(*row, 1).expand(*row, len(power)),
         discount=(1.0 - terminals.float()).view(*row, 1) * power,

@@ -14,20 +14,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from cerl import carry as carries
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
-from cerl.data import EnvSpec, Window
+from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
-from cerl.transition import Transition, transition
+from cerl.sequence import Tokens, Whole, make_trunk, read
+from cerl.transition import Transition, masked, transition
+from cerl.trunk import Trunk
 
 
 class QNet(nn.Module):
-    """Encoder, hidden layers and J value heads of every member; `atoms` numbers per action."""
+    """Encoder, trunk of a sequence network, hidden layers and J value heads of every member.
+
+    A head has `atoms` numbers per action.
+    """
 
     def __init__(
         self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int
@@ -36,7 +42,8 @@ class QNet(nn.Module):
         net, ensemble = config.net, config.ensemble
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
         self.feature_norm = net.feature_norm
-        depth = len(net.channels) + len(net.hidden)
+        below = len(net.channels) if net.encoder == "frames" else 1
+        depth = below + len(net.hidden)
         self.shared = ensemble.shared_layers
         members = [1 if k < self.shared else ensemble.members for k in range(depth + 1)]
         if not config.ensemble.gradient_scale:
@@ -44,10 +51,17 @@ class QNet(nn.Module):
         else:
             self.share_scale = 1.0 / ensemble.members
             self.fork_scale = 1.0 / heads
-        self.encoder = Encoder(net, spec, seeds=seeds, layer_members=members)
-        width, self.hidden = self.encoder.width, nn.ModuleList()
+        if net.encoder == "frames":
+            self.encoder = Encoder(net, spec, seeds=seeds, layer_members=members)
+            self.trunk, width = None, self.encoder.width
+        else:
+            self.encoder = Tokens(config, spec, seeds=seeds, members=members[0])
+            inputs = self.encoder.width
+            self.trunk = make_trunk(config, seeds=seeds, members=members[0], inputs=inputs)
+            width = self.trunk.width
+        self.hidden = nn.ModuleList()
         forked = ensemble.fork == "both" and heads > 1
-        for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, len(net.channels)):
+        for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, below):
             self.hidden.append(Linear(seeds, members[k], width, size))
             width = size
         out, bias = spec.actions * atoms, net.shared_bias
@@ -64,14 +78,23 @@ class QNet(nn.Module):
         else:
             self.final = Heads(seeds, members[-1], width, heads=heads, width=out, shared_bias=bias)
 
+    def read(self, *wanted: Tensor | Whole) -> list[Tensor]:
+        """Inputs of `layers` at the wanted rows (`cerl.sequence.read`)."""
+        found = read(self.encoder, self.trunk, *wanted)
+        if self.trunk is not None and self.shared == 1:
+            found[0] = scale_gradient(found[0], self.share_scale)
+        return found
+
     def layers(self, x: Tensor) -> list[Tensor]:
         """Activations after every ReLU, in order; gradients scaled where layers fork."""
         outputs: list[Tensor] = []
-        for layer in [*self.encoder.convs, *self.hidden]:
+        convs = self.encoder.convs if self.trunk is None else []
+        below = 0 if self.trunk is None else 1
+        for layer in [*convs, *self.hidden]:
             if isinstance(layer, Linear) and x.dim() > 4:
                 x = x.flatten(3)
             x = layer(x, relu=True) if isinstance(layer, Conv) else F.relu(layer(x))
-            if len(outputs) + 1 == self.shared:
+            if below + len(outputs) + 1 == self.shared:
                 x = scale_gradient(x, self.share_scale)
             outputs.append(x)
         return outputs
@@ -79,7 +102,7 @@ class QNet(nn.Module):
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder output and the features that the heads fork from, both [S, M or N, rows, D]."""
         outputs = self.layers(x)
-        convs = len(self.encoder.convs)
+        convs = len(self.encoder.convs) if self.trunk is None else 0
         encoded = (outputs[convs - 1] if convs else x).flatten(3)
         return encoded, (outputs[-1] if outputs else x).flatten(3)
 
@@ -92,13 +115,17 @@ class QNet(nn.Module):
             q = self.final(self._normed(features), heads)
         return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
 
+    def trunks(self, evaluating: bool) -> list[Trunk]:
+        """Those that act; none without memory."""
+        return [] if self.trunk is None else [self.trunk]
+
     def _normed(self, features: Tensor) -> Tensor:
         if not self.feature_norm:
             return features
         return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, heads: int) -> Tensor:
-        """Values of stacked, scaled inputs x [S, M, rows, ...]."""
+        """Values of what `read` or acting gave, x [S, M, rows, ...]."""
         return self.values(self.features(x)[1], heads)
 
 
@@ -172,10 +199,11 @@ class DQN:
         net: QNet,
         obs: Tensor,
         start: Tensor,
-        carry: Tensor,
+        carry: Carry,
         member: Tensor,
         *,
         noise: Noise,
+        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Epsilon-greedy actions of the members on duty; first-index ties.
@@ -184,11 +212,21 @@ class DQN:
                  the k-th of `evaluating` ("vote": the most voted greedy action, ties broken
                  uniformly; "mean": the greedy action of the mean Q); None while training.
         """
-        x, carry = net.encoder.step(obs, start, carry)
+        (x,) = carries.step(
+            self.config,
+            net,
+            obs,
+            start,
+            carry,
+            member,
+            previous=previous,
+            evaluating=evaluating is not None,
+        )
         envs, members = obs.shape[1], self.config.ensemble.members
         zero = torch.zeros_like(start, dtype=torch.float32)
         entropy = zero
-        if evaluating is None and 3 * envs < members and len(net.encoder.convs):
+        frames = net.trunk is None and len(net.encoder.convs) > 0
+        if evaluating is None and 3 * envs < members and frames:
             value, greedy = self._gathered(net, x, member).max(-1)  # [S, E]
         else:
             q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
@@ -202,7 +240,24 @@ class DQN:
                     score = votes + 0.5 * noise.tie if name == "vote" else q.mean(1)
                     greedy = torch.where(member == members + k, score.argmax(-1), greedy)
         action = torch.where(noise.explore, noise.action, greedy)
-        return Decision(action, carry, value, bonus=zero, diversity=entropy)
+        return Decision(action, value, bonus=zero, diversity=entropy)
+
+    @torch.no_grad()
+    def judge(
+        self,
+        net: QNet,
+        obs: Tensor,
+        start: Tensor,
+        previous: Previous,
+        carry: Carry,
+        member: Tensor,
+    ) -> Tensor:
+        """Values of all actions for the members on duty, [S, E, A]."""
+        (x,) = carries.step(
+            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
+        )
+        q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
+        return q.gather(1, member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
 
     def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
         """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""
@@ -237,21 +292,30 @@ class DQN:
         """Mean loss of every head over the batch [S, N, J] and the values behind it."""
         table, shape = self.table, batch.action.shape[2:]
 
-        def now() -> tuple[Tensor, Tensor]:
-            encoded, features = net.features(batch.x)
-            return encoded, net.values(features, table.heads).unflatten(2, shape)
+        # A sequence network reads a window once and so knows the next rows with the learnt ones.
+        double, apart = self.config.loss.double, net.trunk is None
+
+        def now() -> tuple[Tensor, Tensor, Tensor | None]:
+            x, *ahead = net.read(batch.x) if apart else net.read(batch.x, batch.x_next)
+            encoded, features = net.features(x)
+            q = net.values(features, table.heads).unflatten(2, shape)
+            return encoded, q, choice(ahead[0]) if ahead and double else None
+
+        @torch.no_grad()
+        def choice(x_next: Tensor) -> Tensor:
+            return self.kind.mean(net(x_next, table.action_heads))
 
         @torch.no_grad()
         def valued() -> Tensor:
-            return target(batch.x_next, table.value_heads)
+            return target(*target.read(batch.x_next), table.value_heads)
 
-        @torch.no_grad()
         def chosen() -> Tensor:
-            return self.kind.mean(net(batch.x_next, table.action_heads))
+            return choice(*net.read(batch.x_next))
 
-        others = (valued, chosen) if self.config.loss.double else (valued,)
-        (encoded, q), later = parallel(batch.x.device, now, *others)
-        choose = later[1] if self.config.loss.double else self.kind.mean(later[0])
+        others = (valued, chosen) if double and apart else (valued,)
+        (encoded, q, choose), later = parallel(batch.action.device, now, *others)
+        if choose is None:
+            choose = later[1] if double else self.kind.mean(later[0])
         y = self.targets(batch, later[0], choose[..., : table.action_heads, :])
         index = batch.action.view(*batch.action.shape, 1, 1, *([1] * (q.dim() - 6)))
         index = index.expand(*q.shape[:5], 1, *q.shape[6:])
@@ -270,12 +334,13 @@ class DQN:
     ) -> tuple[Tensor, Metrics]:
         """Loss of every member and what the originals log.
 
-        Args:    window with context + T + n rows; mask [S, N, B] float32, bootstrap mask or None.
+        Args:    window with context + T + n rows; mask [S, N, B] or [S, N, B, T] float32, rows
+                 that a member learns from; None: all.
         Returns: loss [S, N], summed over heads; metrics {name: [S, N]}, detached.
         """
         batch = self.transition(net, window)
         if mask is not None:
-            batch = batch._replace(weight=batch.weight * mask.unsqueeze(-1))
+            batch = batch._replace(weight=masked(batch.weight, mask))
         losses, values = self.head_losses(net, target, batch)
         return self.member_losses(net, target, batch, losses, values)
 
@@ -295,7 +360,7 @@ class DQN:
             scale = net.fork_scale * (net.share_scale if above else 1.0)
             metric = mico(
                 scale_gradient(values.encoded, scale),
-                *(target.features(x)[0].detach() for x in (batch.x, batch.x_next)),
+                *(target.features(*target.read(x))[0].detach() for x in (batch.x, batch.x_next)),
                 reward=batch.reward[..., 0].flatten(2),
                 weight=batch.weight.flatten(2),
                 gamma=self.config.loss.gamma**self.config.loss.n_step,
@@ -308,7 +373,7 @@ class DQN:
 
     def activations(self, net: QNet, window: Window) -> list[Tensor]:
         """Outputs of the hidden layers, the fork's for the member's own head."""
-        x = self.transition(net, window).x
+        (x,) = net.read(self.transition(net, window).x)
         outputs = net.layers(x)
         if isinstance(net.final, ForkedHeads):
             below = (outputs[-1] if outputs else x).flatten(3)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cerl import carry as carries
 from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
-from cerl.data import EnvSpec, Window
+from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
 from cerl.graph import parallel
@@ -27,16 +28,26 @@ from cerl.kernels import soft
 from cerl.kernels.mlp import fits, mlp
 from cerl.kernels.soft import density, sampled
 from cerl.nn import Critics, LayerNorm, Linear, initialise
-from cerl.transition import Transition, learnt, transition
+from cerl.sequence import Tokens, Whole, make_trunk, read
+from cerl.transition import Transition, learnt, masked, transition
+from cerl.trunk import Trunk
 
 
 class Actor(nn.Module):
     """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
 
     def __init__(
-        self, net: NetConfig, *, seeds: int, members: int, width: int, actions: int
+        self,
+        net: NetConfig,
+        *,
+        seeds: int,
+        members: int,
+        width: int,
+        actions: int,
+        trunk: Trunk | None = None,
     ) -> None:
         super().__init__()
+        self.trunk = trunk
         self.clip, self.low, self.high = net.log_std == "clip", net.log_std_min, net.log_std_max
         self.hidden = nn.ModuleList()
         for size in net.hidden:
@@ -71,8 +82,18 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """C critics of every member on observation and action, with J value heads each."""
 
-    def __init__(self, net: NetConfig, *, seeds: int, members: int, width: int, heads: int) -> None:
+    def __init__(
+        self,
+        net: NetConfig,
+        *,
+        seeds: int,
+        members: int,
+        width: int,
+        heads: int,
+        trunk: Trunk | None = None,
+    ) -> None:
         super().__init__()
+        self.trunk = trunk
         lead = (seeds, members, net.critics)
         self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in net.hidden:
@@ -113,19 +134,36 @@ class Critic(nn.Module):
 
 
 class SACNet(nn.Module):
-    """Policies, critics and log temperatures [S, N, 1] of all members."""
+    """Policies, critics and log temperatures [S, N, 1] of all members.
+
+    Policies and critics of a sequence network have a trunk each, as each has its optimiser, and
+    the critics' is followed by their targets: twice the parameters and the acting of one trunk,
+    and five runs over a window in an update, two with gradients (a value network: two and one).
+    """
 
     def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int) -> None:
         super().__init__()
         net, members = config.net, config.ensemble.members
-        self.encoder = Encoder(net, spec, seeds=seeds, layer_members=[])
-        width = self.encoder.width
-        self.actor = Actor(net, seeds=seeds, members=members, width=width, actions=spec.actions)
-        self.critic = Critic(
-            net, seeds=seeds, members=members, width=width + spec.actions, heads=heads
-        )
+        sizes = {"seeds": seeds, "members": members}
+        actor = critic = None
+        if net.encoder == "frames":
+            self.encoder = Encoder(net, spec, seeds=seeds, layer_members=[])
+            width = self.encoder.width
+        else:
+            self.encoder = Tokens(config, spec, **sizes)
+            actor, critic = (
+                make_trunk(config, **sizes, inputs=self.encoder.width) for _ in range(2)
+            )
+            width = actor.width
+        self.actor = Actor(net, **sizes, width=width, actions=spec.actions, trunk=actor)
+        self.critic = Critic(net, **sizes, width=width + spec.actions, heads=heads, trunk=critic)
         start = math.log(config.loss.temperature)
         self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
+
+    def trunks(self, evaluating: bool) -> list[Trunk]:
+        """Those that act, the policies' and while training the critics'; none without memory."""
+        both = (self.actor.trunk, None if evaluating else self.critic.trunk)
+        return [trunk for trunk in both if trunk is not None]
 
 
 class Dice(NamedTuple):
@@ -199,7 +237,8 @@ class SAC:
     def dice(self, keys: Tensor, step: Tensor) -> Dice:
         """Noise of the next and of the present actions, and the choice of target critics."""
         members, critics = self.config.ensemble.members, self.config.net.critics
-        shape = (2, members, self.config.replay.batch, self.spec.actions)
+        rows = self.config.replay.batch * self.config.learnt
+        shape = (2, members, rows, self.spec.actions)
         normal = draw.normal(keys, draw.POLICY, step, shape)
         some = 0 < self.config.loss.target_critics < critics
         subset = draw.uniform(keys, draw.SUBSET, step, (members, critics)) if some else None
@@ -210,10 +249,11 @@ class SAC:
         net: SACNet,
         obs: Tensor,
         start: Tensor,
-        carry: Tensor,
+        carry: Carry,
         member: Tensor,
         *,
         noise: Noise,
+        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Samples of the policies on duty; the aggregate `mean` is the mean of all members'.
@@ -221,7 +261,17 @@ class SAC:
         Diversity is the variance across members of an action component, each member's action a mean
         of K samples: unbiased, 0 for a single member.
         """
-        x, carry = net.encoder.step(obs, start, carry)
+        x, *others = carries.step(
+            self.config,
+            net,
+            obs,
+            start,
+            carry,
+            member,
+            previous=previous,
+            evaluating=evaluating is not None,
+        )
+        seen = others[0] if others else x
         mean, log_std = (y.transpose(1, 2) for y in net.actor(x))  # [S, E, N, A]
         members = mean.shape[2]
         mine = member.clamp(max=members - 1)
@@ -229,19 +279,39 @@ class SAC:
         if evaluating is None:
             taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
             action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
-            value = self._value(net.critic(x, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
+            value = self._value(net.critic(seen, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
             counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
             bonus = torch.where(counts, -alpha * log_p, zero)
-            return Decision(action, carry, value, bonus, diversity=zero)
+            return Decision(action, value, bonus, diversity=zero)
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
         first = samples[:, :, 0]  # [S, E, N, A]
         together = (member >= members).unsqueeze(-1)
         taken = torch.where(together, first.mean(2), _of(first, mine))
         action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
         spread = samples.mean(2).var(2).mean(-1) if members > 1 else zero
-        return Decision(action, carry, zero, zero, diversity=spread)
+        return Decision(action, zero, zero, diversity=spread)
+
+    @torch.no_grad()
+    def judge(
+        self,
+        net: SACNet,
+        obs: Tensor,
+        start: Tensor,
+        previous: Previous,
+        carry: Carry,
+        member: Tensor,
+    ) -> Tensor:
+        """Value of the policy's mode for the members on duty, [S, E, 1]."""
+        x, *others = carries.step(
+            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
+        )
+        seen = others[0] if others else x
+        mine = member.unsqueeze(1)
+        mode = torch.tanh(net.actor(x)[0]).transpose(1, 2)  # [S, E, N, A]
+        q = net.critic(seen, _of(mode, member).unsqueeze(1), 1)[..., 0]  # [S, N, C, E]
+        return self._value(q).gather(1, mine).transpose(1, 2)
 
     def next_values(
         self, net: SACNet, target: Critic, batch: Transition, dice: Dice
@@ -251,14 +321,17 @@ class SAC:
         Returns: [S, N, rows, J] each; the weights are None without `loss.spread_temperature`.
         """
         loss, heads = self.config.loss, self.table.value_heads
-        action, log_p = net.actor.sample(batch.x_next, dice.later)  # [S, N, rows, A]
+        (x,) = (seen,) = read(net.encoder, net.actor.trunk, batch.x_next)
+        if target.trunk is not None:
+            (seen,) = read(net.encoder, target.trunk, batch.x_next)
+        action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
         if self.crossed:
             actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
-            x = batch.x_next.expand(-1, action.shape[1], -1, -1).flatten(1, 2).unsqueeze(1)
-            q = target(x, actions, heads).unflatten(3, (action.shape[1], rows))
+            q = target(_repeated(seen, action.shape[1]), actions, heads)
+            q = q.unflatten(3, (action.shape[1], rows))
         else:
-            q = target(batch.x_next, action, heads).unsqueeze(3)  # [S, N, C, K, rows, heads]
+            q = target(seen, action, heads).unsqueeze(3)  # [S, N, C, K, rows, heads]
         if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
@@ -283,13 +356,14 @@ class SAC:
         loss = self.config.loss
 
         def now() -> Tensor:
-            return net.critic(batch.x, batch.action.flatten(2, 3), self.table.heads)
+            (x,) = read(net.encoder, net.critic.trunk, batch.x)
+            return net.critic(x, batch.action.flatten(2, 3), self.table.heads)
 
         @torch.no_grad()
         def next_() -> tuple[Tensor, Tensor | None]:
             return self.next_values(net, target, batch, dice)
 
-        q, ((later, trust),) = parallel(batch.x.device, now, next_)
+        q, ((later, trust),) = parallel(batch.action.device, now, next_)
         y = torch.addcmul(batch.reward.flatten(2, 3), batch.discount.flatten(2, 3), later)
         delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
@@ -305,7 +379,7 @@ class SAC:
         """First stage. Args as in `cerl/agent.py`. Returns: the sum over critics and heads."""
         loss = self.config.loss
         batch = transition(net.encoder, window, n=loss.n_step, gamma=self.table.gamma)
-        batch = batch._replace(weight=_masked(batch.weight, mask))
+        batch = batch._replace(weight=masked(batch.weight, mask))
         losses = self.critic_losses(net, target, batch, dice)
         metrics = {
             "loss": losses.heads[..., 0].detach().mean(2),
@@ -313,13 +387,19 @@ class SAC:
         }
         return losses.heads.sum((2, 3)), metrics
 
-    def policy_losses(self, net: SACNet, x: Tensor, weight: Tensor, dice: Dice) -> PolicyLosses:
+    def policy_losses(
+        self, net: SACNet, inputs: Tensor | Whole, weight: Tensor, dice: Dice
+    ) -> PolicyLosses:
         """Policies climb the soft value of their own head; temperatures hold their entropy.
 
-        Args: x [S, M, rows, D]; weight [S, M or N, B, T].
+        Args: inputs at the learnt rows (`cerl.sequence.read`); weight [S, M or N, B, T].
         """
+        (x,) = (seen,) = read(net.encoder, net.actor.trunk, inputs)
+        if net.critic.trunk is not None:
+            with torch.no_grad():
+                (seen,) = read(net.encoder, net.critic.trunk, inputs)
         action, log_p = net.actor.sample(x, dice.now)
-        q = net.critic(x, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
+        q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
         losses = soft.objective(
             q,
             log_p,
@@ -335,7 +415,7 @@ class SAC:
     ) -> tuple[Tensor, Metrics]:
         """Second stage, as the first; the critics get no gradient from it."""
         rows = learnt(net.encoder, window, n=self.config.loss.n_step)
-        x, weight = rows.inputs(net.encoder, window), _masked(rows.weight, mask)
+        x, weight = rows.inputs(net.encoder, window), masked(rows.weight, mask)
         losses = self.policy_losses(net, x, weight, dice)
         metrics = {
             "q_pi": losses.value,
@@ -349,7 +429,8 @@ class SAC:
     def activations(self, net: SACNet, window: Window) -> list[Tensor]:
         """Outputs of the hidden layers of every member's first critic."""
         batch = self._transition(net, window)
-        outputs = net.critic.layers(batch.x, batch.action.flatten(2, 3))[1:]
+        (x,) = read(net.encoder, net.critic.trunk, batch.x)
+        outputs = net.critic.layers(x, batch.action.flatten(2, 3))[1:]
         return [output[:, :, 0] for output in outputs]
 
     def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
@@ -361,12 +442,13 @@ class SAC:
                  diversity, of one sample each; alike for all members.
         """
         batch = self._transition(net, window)
-        mean, log_std = net.actor(batch.x)
+        (x,) = read(net.encoder, net.actor.trunk, batch.x)
+        mean, log_std = net.actor(x)
         action = batch.action.flatten(2, 3)  # [S, 1, rows, A]
         log_p = log_probability(mean, log_std, action)  # [S, N, rows]
-        first = net.encoder.context
+        first, last = net.encoder.context, net.encoder.context + batch.action.shape[3]
         ids = torch.arange(mean.shape[1], device=mean.device).view(1, -1, 1)
-        own = window.member[..., first] == ids  # [S, N, rows]
+        own = window.member[..., first:last].flatten(2) == ids  # [S, N, rows]
         weight = batch.weight.flatten(2).expand_as(log_p)
         result = {"log_prob": _mean(log_p, weight)}
         result["log_prob_own"] = _mean(log_p, weight * own)
@@ -391,9 +473,9 @@ def _of(values: Tensor, member: Tensor) -> Tensor:
     return values.gather(2, index)[:, :, 0]
 
 
-def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """weight [S, M, B, T] times the bootstrap mask [S, N, B]."""
-    return weight if mask is None else weight * mask.unsqueeze(-1)
+def _repeated(x: Tensor, actions: int) -> Tensor:
+    """Rows [S, M, rows, D], once for each member's action, [S, M, actions * rows, D]."""
+    return x.unsqueeze(2).expand(-1, -1, actions, -1, -1).flatten(2, 3)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from cerl.config import OptimConfig
-from cerl.data import Window
+from cerl.data import Carry, Previous, Window
 from cerl.explore import Noise
 
 Metrics = dict[str, Tensor]  # {name: [S, N]}, detached
@@ -20,7 +20,6 @@ class Decision(NamedTuple):
     """What acting returns."""
 
     action: Tensor  # [S, E] int64, or [S, E, A] float32 in [-1, 1]
-    carry: Tensor
     value: Tensor  # [S, E] what the member on duty expects: its largest Q, or Q of its action
     bonus: Tensor  # [S, E] reward that the value counts beside the environment's, from then on
     diversity: Tensor  # [S, E] how much the members differ; 0 while training
@@ -46,7 +45,8 @@ class Stage(NamedTuple):
 class Agent(Protocol):
     """Stateless: everything that changes lives in the network and in the counters of the callers.
 
-    A network is a module with an `encoder` (`cerl/encoder.py`).
+    A network is a module with an `encoder` (`cerl/encoder.py`, `cerl/sequence.py`) and the `trunks`
+    that act (`cerl/carry.py`).
     """
 
     @property
@@ -75,17 +75,25 @@ class Agent(Protocol):
         net: Any,
         obs: Tensor,
         start: Tensor,
-        carry: Tensor,
+        carry: Carry,
         member: Tensor,
         *,
         noise: Noise,
+        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Actions of the members on duty.
 
-        Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for
-                 the k-th aggregate of `evaluating`; None while training.
+        Args:    obs [S, E, *observation]; start [S, E] bool; carry, brought up to date in place;
+                 member [S, E] in [0, N), or N + k for the k-th aggregate of `evaluating` (None
+                 while training); previous, which networks without memory do without.
         """
+        ...
+
+    def judge(
+        self, net: Any, obs: Tensor, start: Tensor, previous: Previous, carry: Carry, member: Tensor
+    ) -> Tensor:
+        """Values [S, E, K] that the members on duty expect in the next row; moves the carry on."""
         ...
 
     def activations(self, net: Any, window: Window) -> list[Tensor]:

@@ -170,7 +170,7 @@ def update(
                 }
             )
         if profile and place.type == "cuda":
-            _profile(parts["update"])
+            profiled(parts["update"])
         del learner, parts
     show(f"update on {device_name(place)}", rows, out)
     return rows
@@ -384,7 +384,7 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     if profile and place.type == "cuda":
         for name in ("collect (the three)", "update"):
             print(preset, envs, name)
-            _profile(pieces[name])
+            profiled(pieces[name])
     training.close(parts)
     return rows
 
@@ -393,7 +393,7 @@ def _drop(_: object) -> None:
     """Ends a captured part that returns something."""
 
 
-def _profile(step: Callable[[], None]) -> None:
+def profiled(step: Callable[[], None]) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
         for _ in range(5):
             step()

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import explore
+from cerl import carry, explore
 from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
-from cerl.data import Row, Step
+from cerl.data import Previous, Row, Step
 from cerl.envs.api import VecEnv
 from cerl.graph import captured, fused
+from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.replay import Replay
 
@@ -43,13 +44,21 @@ class Collector:
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
+        self.remembers = config.net.encoder != "frames"
+        on_device = replay.placement == "device"
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
         self.last, self.next = first.clone(), first.clone()
         self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.bonus = torch.zeros(seeds, envs, device=device)
-        self.carry = net.encoder.carry(seeds, envs, dtype=env.spec.dtype, device=device)
+        size = carry.size(config, net, seeds=seeds, envs=envs, evaluating=False)
+        check_fits(size, device, what=f"acting in {seeds * envs} environments", hint=LESS_CACHE)
+        width = config.remembered
+        self.before = torch.zeros(seeds, envs, width, device=device) if width else None
+        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
+        self.rows = min(config.cache + 1, replay.rows)  # that a refresh looks back on
+        self.refresh = captured(self.refresh, device) if on_device else self.refresh
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)  # loop iterations
@@ -61,7 +70,6 @@ class Collector:
         fuse = config.compile and device.type == "cuda"
         self._deciding = fused(self._decide) if fuse else self._decide
         self._recording = fused(self._record) if fuse else self._record
-        on_device = replay.placement == "device"
         if env.spec.resident and on_device:
             self.step = captured(self._whole, device)
         else:
@@ -97,24 +105,47 @@ class Collector:
         drawn = explore.duty(config.ensemble, noise.member)
         anew = self.start if config.ensemble.switch == "episode" else torch.ones_like(self.start)
         self.member.copy_(torch.where(anew, drawn, self.member))
+        if self.before is not None:
+            states = [part.view(*self.start.shape, -1) for part in self.carry]
+            self.before.copy_(torch.cat(states, -1).masked_fill(self.start.unsqueeze(-1), 0.0))
         decision = self.agent.act(
-            self.net, self.last.obs, self.start, self.carry, self.member, noise=noise
+            self.net,
+            self.last.obs,
+            self.start,
+            self.carry,
+            self.member,
+            noise=noise,
+            previous=self.previous() if self.remembers else None,
         )
         self.action.copy_(decision.action)
         self.value.copy_(decision.value)
         self.bonus.copy_(decision.bonus)
-        self.carry.copy_(decision.carry)
+
+    def previous(self) -> Previous:
+        """What led to the last step, as its rows in replay say it."""
+        return Previous(self._stored(self.action), self._clipped(self.last.reward))
+
+    def _stored(self, action: Tensor) -> Tensor:
+        # What a diverged policy asks for is not learnt from by the members that share it.
+        return action.nan_to_num(0.0, 0.0, 0.0) if self.env.spec.continuous else action
+
+    def _clipped(self, reward: Tensor) -> Tensor:
+        clip = self.config.replay.reward_clip
+        return reward.clamp(-clip, clip) if clip else reward
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recomputes what acting remembers from the last rows of replay and today's parameters."""
+        window = self.replay.last(self.rows)
+        carry.refill(self.config, self.net, window, self.carry, self.member)
 
     @torch.no_grad()
     def _record(self) -> None:
-        last, step, clip = self.last, self.next, self.config.replay.reward_clip
+        last, step = self.last, self.next
         real = ~(last.terminated | last.truncated)
-        reward = step.reward.clamp(-clip, clip) if clip else step.reward
-        action = self.action
-        if self.env.spec.continuous:
-            # What a diverged policy asks for is not learnt from by the members that share it.
-            action = action.nan_to_num(0.0, 0.0, 0.0)
-        self.replay.add(Row(last.obs, action, reward, step.terminated, real, self.member))
+        reward, action = self._clipped(step.reward), self._stored(self.action)
+        row = Row(last.obs, action, reward, step.terminated, real, self.member)
+        self.replay.add(row, self.before)
         self._count(step, reward, self.value, real)
         self.start.copy_(~real)
         last.copy_(step)
@@ -161,6 +192,7 @@ class Collector:
         return {
             "last": list(self.last),
             "running": list(self.running),
+            "carry": list(self.carry),
             **{name: getattr(self, name) for name in _TENSORS},
             "env": self.env.state_dict(),
         }
@@ -173,10 +205,9 @@ class Collector:
         """
         for name in _TENSORS:
             put(getattr(self, name), state[name], what=f"collector.{name}")
-        for mine, saved in zip(
-            [*self.last, *self.running], [*state["last"], *state["running"]], strict=True
-        ):
-            put(mine, saved, what="the last step or the running returns")
+        for name in ("last", "running", "carry"):
+            for mine, saved in zip(getattr(self, name), state[name], strict=True):
+                put(mine, saved, what=f"collector.{name}")
         fresh = self.env.load_state_dict(state["env"])
         if fresh is None:
             return True
@@ -197,4 +228,4 @@ class Collector:
         return False
 
 
-_TENSORS = ("carry", "start", "member", "steps", "real_steps", "finished")
+_TENSORS = ("action", "start", "member", "steps", "real_steps", "finished")

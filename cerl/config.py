@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cerl import __version__, mistakes, preset
+from cerl import __version__, mistakes, preset, tasks
 from cerl.mistakes import ConfigError
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
+Scales = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class Model(BaseModel):
@@ -33,6 +34,22 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+
+class ObserveConfig(Model):
+    """What an agent gets to see of an observation, applied in this order: keep or indices, noise,
+    dropout, flicker. Drawn once, when the step is taken: replay holds what was seen."""
+
+    keep: Literal["all", "position", "velocity"] = "all"
+    """components kept of a robot of Gym-MuJoCo, CartPole, Pendulum or the point mass"""
+    indices: Ints = ()
+    """components kept, in this order, of a vector; empty: all"""
+    noise: float = Field(default=0.0, ge=0)
+    """standard deviation of Gaussian noise on every component"""
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    """probability that a component is 0, each on its own"""
+    flicker: float = Field(default=0.0, ge=0, le=1)
+    """probability that the whole observation is 0"""
 
 
 class CatchEnv(Model):
@@ -50,6 +67,8 @@ class CatchEnv(Model):
     """width of the board, cells"""
     sticky: float = Field(default=0.0, ge=0, lt=1)
     """probability that the last action is repeated"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 class MinAtarEnv(Model):
@@ -69,6 +88,8 @@ class MinAtarEnv(Model):
     """all six actions instead of the game's minimal set"""
     time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: never"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 class AtariEnv(Model):
@@ -100,6 +121,8 @@ class AtariEnv(Model):
     """agent steps after which an episode is truncated"""
     threads: int = Field(default=0, ge=0)
     """emulator threads; 0: one for each core, at most S x E"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 Diverged = Literal["error", "cut"]
@@ -118,6 +141,8 @@ class GymEnv(Model):
     """agent steps after which an episode is truncated; 0: the id's own limit"""
     diverged: Diverged = "error"
     """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 class PointMassEnv(Model):
@@ -135,6 +160,8 @@ class PointMassEnv(Model):
     """the square has walls; without them leaving it ends the episode (terminal)"""
     time_limit: int = Field(default=50, ge=1)
     """agent steps after which an episode is truncated"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 class MujocoEnv(Model):
@@ -152,6 +179,8 @@ class MujocoEnv(Model):
     """simulator threads; 0: one for each core, at most S x E"""
     diverged: Diverged = "error"
     """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
 
 
 class DmcEnv(Model):
@@ -179,17 +208,111 @@ class DmcEnv(Model):
     """EnvPool's simulator threads; 0: one for each core, at most S x E"""
     diverged: Diverged = "error"
     """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
+
+
+TimeLimit = Annotated[int | None, AfterValidator(mistakes.ending)]
+
+
+class MemoryEnv(Model):
+    """Tasks that need memory, device-resident, ours: T-mazes, and the games of POPGym."""
+
+    family: Literal["memory"] = "memory"
+    """fixed by the preset"""
+    name: str = "tmaze"
+    """tmaze, tmaze_active, or a task of POPGym with its level, e.g. RepeatPreviousEasy"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    length: int | None = Field(default=None, ge=1)
+    """T-mazes: of the corridor, cells (none: 50); cart-poles, pendulums, bandits: of an episode,
+    agent steps (none: the level's)"""
+    decks: int | None = Field(default=None, ge=1)
+    """card games: decks of 52 cards; none: the level's"""
+    k: int | None = Field(default=None, ge=1)
+    """RepeatPrevious: which of the last cards to name, 1 is the one now shown; none: the level's"""
+    noise: float | None = Field(default=None, ge=0)
+    """noisy cart-poles and pendulums: standard deviation; none: the level's"""
+    time_limit: TimeLimit = None
+    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
+
+    @model_validator(mode="after")
+    def _known(self) -> "MemoryEnv":
+        tasks.level(self.name, self._own)
+        return self
+
+    @property
+    def _own(self) -> dict[str, int | float | None]:
+        return {name: getattr(self, name) for name in ("length", "decks", "k", "noise")}
+
+    @property
+    def title(self) -> str:
+        """The name with options of its own, and any T-maze with its length, e.g. tmaze-200."""
+        own = {name: value for name, value in self._own.items() if value is not None}
+        if self.task.rules == "t_maze":
+            return f"{self.name}-{self.task.options['length']}"
+        return "-".join([self.name, *(f"{name}{value:g}" for name, value in own.items())])
+
+    @property
+    def task(self) -> tasks.Task:
+        """Its rules, and the options that they are given."""
+        return tasks.level(self.name, self._own)
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode."""
+        steps = tasks.longest(self.task)
+        return min(steps, self.time_limit or steps)
+
+
+class PopgymEnv(Model):
+    """POPGym (Morad et al. 2023): device-resident games of ours, or the popgym package itself."""
+
+    family: Literal["popgym"] = "popgym"
+    """fixed by the preset"""
+    name: Annotated[str, AfterValidator(tasks.popgym_name)] = "RepeatPreviousEasy"
+    """task and level, e.g. RepeatPreviousEasy"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    backend: Literal["resident", "package"] = "resident"
+    """resident: ours, equal step by step, as in family memory; package: popgym's simulators, one
+    after the other on the host"""
+    time_limit: TimeLimit = None
+    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
+    diverged: Diverged = "error"
+    """package, on a NaN or an infinity: stop the run, or cut that episode with a warning"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode."""
+        steps = tasks.longest(tasks.POPGYM[self.name])
+        return min(steps, self.time_limit or steps)
 
 
 EnvConfig = Annotated[
-    CatchEnv | MinAtarEnv | AtariEnv | GymEnv | PointMassEnv | MujocoEnv | DmcEnv,
+    CatchEnv
+    | MinAtarEnv
+    | AtariEnv
+    | GymEnv
+    | PointMassEnv
+    | MujocoEnv
+    | DmcEnv
+    | MemoryEnv
+    | PopgymEnv,
     Field(discriminator="family"),
 ]
 
 
 class NetConfig(Model):
-    """Network of one member: convolutions, hidden layers, output."""
+    """Network of one member: convolutions, a sequence network if any, hidden layers, output."""
 
+    encoder: Literal["frames", "mlp", "gru", "transformer", "fox"] = "frames"
+    """frames: a stack of the last observations; the others read windows of rows as `sequence` says:
+    mlp (no memory), gru, transformer (softmax attention) or fox (forgetting attention)"""
     channels: Ints = ()
     """filters of each convolution; empty: no convolution, observations are flattened"""
     kernels: Ints = ()
@@ -224,13 +347,59 @@ class NetConfig(Model):
     """sac: upper bound of the log standard deviation"""
 
 
+class SequenceConfig(Model):
+    """Sequence network and its windows (net.encoder other than frames)."""
+
+    layers: int = Field(default=1, ge=1)
+    """blocks"""
+    width: int = Field(default=64, ge=1)
+    """D, features of a row"""
+    heads: int = Field(default=2, ge=1)
+    """H, attention heads (fox, transformer)"""
+    variant: Literal["llama", "pro"] = "pro"
+    """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
+    ratio: float = Field(default=3.5, gt=0)
+    """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
+    of fox are resized to its number of parameters"""
+    gate_scales: Scales = ()
+    """fox: shortest and longest time scale of the forget gates at the start, agent steps, spread
+    over the heads; empty: gates of 1/2, which forget in a step or two"""
+    prune: float = Field(default=0.0, le=0)
+    """fox: log of the share of a softmax that may be left out (spec: -10); 0: nothing is"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the products inside the blocks"""
+    previous_action: bool = True
+    """a row's features include the action before it (0 where an episode starts)"""
+    previous_reward: bool = True
+    """a row's features include the reward before it, as replay stores it"""
+    context: int = Field(default=0, ge=0)
+    """rows before the learnt ones, without loss"""
+    learnt: int = Field(default=0, ge=0)
+    """T, learnt rows of a window; 0: as many as the longest episode of env has (families whose
+    episodes have a limit)"""
+    context_grad: bool = True
+    """gradients flow into the context rows (fox, transformer; never with gru)"""
+    sampling: Literal["uniform", "episode_start"] = "uniform"
+    """where the learnt rows of a window begin: at any row, or with an episode"""
+    cache: int = Field(default=0, ge=0)
+    """R, rows that acting and windows look back on, their own included (fox, transformer); 0: a
+    whole window"""
+    stored_state: bool = False
+    """gru: replay keeps the state that acting was in before every row, and windows begin with it
+    (Kapturowski et al. 2019); agents dqn and quantile, with one member or own batches"""
+    cache_refresh: int = Field(default=0, ge=0)
+    """updates between recomputations of what acting remembers, from the last R rows of replay; 0:
+    never, it then holds what older parameters made of older rows"""
+
+
 class EnsembleConfig(Model):
     """Who learns what from whom."""
 
     members: int = Field(default=1, ge=1)
     """N, ensemble members of a seed"""
     shared_layers: int = Field(default=0, ge=0)
-    """L, leading layers shared by all members (in order: convolutions, hidden layers, output)"""
+    """L, leading layers shared by all members (in order: convolutions, hidden layers, output; a
+    sequence network is one layer, its convolutions included)"""
     heads: Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"] = "own"
     """what the value heads of a member regress to (cerl/heads.py)"""
     fork: Literal["final", "both"] = "final"
@@ -424,6 +593,7 @@ class Config(Model):
     """folder that receives the run folder"""
     env: EnvConfig = CatchEnv()
     net: NetConfig = NetConfig()
+    sequence: SequenceConfig = SequenceConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -432,6 +602,54 @@ class Config(Model):
     explore: ExploreConfig = ExploreConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode, as far as options of env say; 0: unknown."""
+        env = self.env
+        if env.family == "catch":
+            return env.rows - 1
+        if isinstance(env, MemoryEnv | PopgymEnv):
+            return env.longest
+        return getattr(env, "time_limit", 0) or 0
+
+    @property
+    def learnt(self) -> int:
+        """T, learnt rows of a window."""
+        if self.net.encoder == "frames":
+            return 1
+        return self.sequence.learnt or self.longest
+
+    @property
+    def context(self) -> int:
+        """Rows of a window before the learnt ones; a sequence has one more that leads it."""
+        return self.net.stack - 1 if self.net.encoder == "frames" else 1 + self.sequence.context
+
+    @property
+    def window(self) -> int:
+        """W, rows of a window."""
+        return self.context + self.learnt + self.loss.n_step
+
+    @property
+    def remembered(self) -> int:
+        """Numbers of a state that replay keeps beside a row."""
+        stored = self.net.encoder == "gru" and self.sequence.stored_state
+        return self.sequence.layers * self.sequence.width if stored else 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether the learnt rows of a window begin with an episode."""
+        return self.net.encoder != "frames" and self.sequence.sampling == "episode_start"
+
+    @property
+    def refresh(self) -> int:
+        """Updates between refreshes of what acting remembers; 0: none."""
+        return 0 if self.net.encoder == "frames" else self.sequence.cache_refresh
+
+    @property
+    def cache(self) -> int:
+        """R, rows that a sequence network looks back on."""
+        return self.sequence.cache or self.window
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -537,6 +755,7 @@ def versions() -> dict[str, str]:
         "ale-py",
         "mujoco",
         "dm-control",
+        "popgym",
     ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

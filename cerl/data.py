@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# What acting remembers: whoever calls `act` owns it, `act` writes it in place.
+Carry = tuple[Tensor, ...]
+
 
 class EnvSpec(NamedTuple):
     """What an environment is, as far as anything outside it may know."""
@@ -49,6 +52,13 @@ class Step(NamedTuple):
         return Step(*(tensor.clone() for tensor in self))
 
 
+class Previous(NamedTuple):
+    """What led to an observation, for networks that look at it; anything at an episode's start."""
+
+    action: Tensor  # [S, E] int64, or [S, E, A] float32
+    reward: Tensor  # [S, E] float32, as replay stores it
+
+
 class Row(NamedTuple):
     """One time index of every seed and environment, as replay stores it."""
 
@@ -71,3 +81,4 @@ class Window(NamedTuple):
     member: Tensor  # [S, M, B, W]
     row: Tensor  # [S, M, B] int64, absolute id of the learnt row, stable for its whole life
     weight: Tensor  # [S, M, B] float32, 0 where no valid start was found
+    state: Tensor  # [S, M, B, K] float32, what acting remembered before row 1; K is 0 if not stored

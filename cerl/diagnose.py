@@ -6,10 +6,14 @@ Called now and then with a sampled batch, never inside an update.
 import torch
 from torch import Tensor
 
+from cerl import carry as memory
 from cerl.agent import Agent
+from cerl.collect import Collector
+from cerl.data import Window
 from cerl.learn import Learner
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
+RANK_ROWS = 1024  # at most, behind a feature rank
 DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
 
 
@@ -48,12 +52,41 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
     """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        window = window._replace(**{k: v[:, :1] for k, v in window._asdict().items()})
+        # Of a stored state nothing is left: it is one member's, and all look at this batch.
+        window = Window(*(field[:, :1] for field in window))
+        window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
     outputs = agent.activations(net, window)
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
-        result["feature_rank"] = feature_rank(outputs[-1].flatten(3))
+        features = outputs[-1].flatten(3)  # [S, N or 1, rows, D]
+        # Windows of many learnt rows: some of each are enough, decompositions are slow.
+        every = -(-features.shape[2] // RANK_ROWS)
+        result["feature_rank"] = feature_rank(features[:, :, ::every])
         result["dormant_share"] = dormant_share(outputs)
     result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
     return {name: value.expand(shape).float().cpu() for name, value in result.items()}
+
+
+@torch.no_grad()
+def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
+    """How far values under what acting remembers are from those that today's parameters give.
+
+    What acting remembers comes from older parameters. The other values come from the last rows of
+    replay, so episodes longer than `sequence.cache` differ too.
+    Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
+             a value over the environments inside an episode; NaN without any.
+    """
+    last, start = collector.last, collector.start
+    carry = tuple(tensor.clone() for tensor in collector.carry)
+    now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
+    live = agent.judge(*now)
+    window = collector.replay.last(collector.rows)
+    memory.refill(collector.config, collector.net, window, carry, collector.member)
+    error = (agent.judge(*now) - live).abs()  # [S, E, K]
+    inside = ~start.unsqueeze(-1).expand_as(error)
+    count = inside.sum((1, 2))
+    mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
+    largest = torch.where(inside, error, -torch.inf).amax((1, 2))
+    largest = torch.where(count > 0, largest, torch.nan)
+    return {"cache_error": mean.cpu(), "cache_error_largest": largest.cpu()}

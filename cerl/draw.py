@@ -25,6 +25,7 @@ from cerl.kernels.draws import (
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
 POLICY, SUBSET = range(12, 14)
+FLICKER, DROPOUT, SENSOR = range(32, 35)
 
 _PURPOSE = 0xA0761D6478BD642F
 
@@ -98,3 +99,9 @@ def normal(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) 
     """Standard normal float32 (Box and Muller). Returns: [S, *shape]."""
     grid = normal_grid_triton if key.is_cuda else normal_grid
     return _grid(grid, key, purpose, step, shape)
+
+
+def gaussian(u: Tensor) -> Tensor:
+    """Standard normal numbers from pairs of uniforms in [0, 1). Args: u [..., 2]. Returns: [...]"""
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
+    return radius * torch.cos(2.0 * math.pi * u[..., 1])

@@ -1,7 +1,8 @@
-"""Observations to features. Feed-forward so far: frame stacks built from rows, then convolutions.
+"""Observations to features without memory: frame stacks built from rows, then convolutions.
 
-An encoder has two calls that agree: `forward` on the rows of a window (learning) and `step` on one
-new observation with a carry (acting). Frames before an episode's start are zero in both.
+An encoder has two calls that agree: `inputs` on the rows of a window (learning) and `step` on one
+new observation with a carry (acting). Frames before an episode's start are zero in both. Networks
+with memory read rows as `cerl/sequence.py` says.
 """
 
 import math
@@ -10,49 +11,62 @@ import torch
 from torch import Tensor, nn
 
 from cerl.config import NetConfig
-from cerl.data import EnvSpec
+from cerl.data import EnvSpec, Window
 from cerl.nn import Conv
+
+
+def convolutions(
+    net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int], stack: int
+) -> tuple[nn.ModuleList, int]:
+    """Convolutions of `stack` frames and the width of their flat output, or of flat observations.
+
+    Raises: ValueError for observations that are no images, or too small.
+    """
+    convs = nn.ModuleList()
+    if not net.channels:
+        return convs, math.prod(spec.observation) * stack
+    if len(spec.observation) not in (2, 3):
+        raise ValueError(
+            f"net.channels: convolutions need image observations [height, width] or "
+            f"[channels, height, width], got {list(spec.observation)} from {spec.name}; "
+            "set net.channels to an empty list"
+        )
+    channels = stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
+    height, width = spec.observation[-2:]
+    layers = zip(net.channels, net.kernels, net.strides, layer_members, strict=False)
+    for filters, kernel, stride, members in layers:
+        conv = Conv(
+            seeds,
+            members,
+            channels=channels,
+            filters=filters,
+            kernel=kernel,
+            stride=stride,
+            padding=net.padding,
+        )
+        convs.append(conv)
+        channels, height, width = filters, conv.output_size(height), conv.output_size(width)
+        if min(height, width) < 1:
+            raise ValueError(
+                f"net.kernels: {list(net.kernels)} do not fit the observation "
+                f"{list(spec.observation)} of {spec.name}"
+            )
+    return convs, height * width * channels
 
 
 class Encoder(nn.Module):
     """Frame stack and convolutions; without convolutions the observation is flattened."""
+
+    learnt = 1  # rows of a window that are learnt from
 
     def __init__(
         self, net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]
     ) -> None:
         super().__init__()
         self.stack, self.scale, self.shape = net.stack, net.scale, spec.observation
-        self.convs = nn.ModuleList()
-        if not net.channels:
-            self.width = math.prod(spec.observation) * net.stack
-            return
-        if len(spec.observation) not in (2, 3):
-            raise ValueError(
-                f"net.channels: convolutions need image observations [height, width] or "
-                f"[channels, height, width], got {list(spec.observation)} from {spec.name}; "
-                "set net.channels to an empty list"
-            )
-        channels = net.stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
-        height, width = spec.observation[-2:]
-        layers = zip(net.channels, net.kernels, net.strides, layer_members, strict=False)
-        for filters, kernel, stride, members in layers:
-            conv = Conv(
-                seeds,
-                members,
-                channels=channels,
-                filters=filters,
-                kernel=kernel,
-                stride=stride,
-                padding=net.padding,
-            )
-            self.convs.append(conv)
-            channels, height, width = filters, conv.output_size(height), conv.output_size(width)
-            if min(height, width) < 1:
-                raise ValueError(
-                    f"net.kernels: {list(net.kernels)} do not fit the observation "
-                    f"{list(spec.observation)} of {spec.name}"
-                )
-        self.width = height * width * channels
+        self.convs, self.width = convolutions(
+            net, spec, seeds=seeds, layer_members=layer_members, stack=net.stack
+        )
 
     @property
     def context(self) -> int:
@@ -70,6 +84,10 @@ class Encoder(nn.Module):
         x = frames.to(torch.float32)
         return x if self.scale == 1.0 else x / self.scale
 
+    def inputs(self, window: Window, start: Tensor, rows: Tensor) -> Tensor:
+        """`forward` on the observations of a window."""
+        return self(window.obs, start, rows)
+
     def forward(self, obs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         """Inputs of the first layer at the wanted rows of a window.
 
@@ -79,34 +97,37 @@ class Encoder(nn.Module):
         """
         lead = rows.shape
         if self.stack == 1:
-            frames = _take(obs, rows).flatten(2, 3).unsqueeze(3)
+            frames = take(obs, rows).flatten(2, 3).unsqueeze(3)
             return self.pixels(frames)
         back = torch.arange(self.stack - 1, -1, -1, device=rows.device)
         at = rows.unsqueeze(-1) - back  # [S, M, B, T, stack]
-        frames = _take(obs, at.flatten(3)).unflatten(3, at.shape[3:])
+        frames = take(obs, at.flatten(3)).unflatten(3, at.shape[3:])
         # A frame belongs to the stack if no episode starts after it, up to the row.
-        starts = _take(start, at.flatten(3)).unflatten(3, at.shape[3:]).long()
+        starts = take(start, at.flatten(3)).unflatten(3, at.shape[3:]).long()
         later = starts.flip(-1).cumsum(-1).flip(-1) - starts
         keep = (later == 0).view(*lead, self.stack, *([1] * len(self.shape)))
         return self.pixels((frames * keep).flatten(2, 3))
 
-    def carry(self, seeds: int, envs: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def carry(
+        self, seeds: int, envs: int, *, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, ...]:
         """Empty carry of acting: the last stack - 1 frames, zero before an episode's start."""
         shape = (seeds, envs, self.stack - 1, *self.shape)
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return (torch.zeros(shape, dtype=dtype, device=device),)
 
-    def step(self, obs: Tensor, start: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """One new observation.
+    def step(self, obs: Tensor, start: Tensor, carry: tuple[Tensor, ...]) -> Tensor:
+        """Input of the first layer [S, 1, E, ...] float32 for one new observation.
 
-        Args:    obs [S, E, *observation]; start [S, E] bool; carry from the call before.
-        Returns: input of the first layer [S, 1, E, ...] float32, and the new carry.
+        Args: obs [S, E, *observation]; start [S, E] bool; carry, brought up to date in place.
         """
-        keep = (~start).view(*start.shape, *([1] * (carry.dim() - 2)))
-        frames = torch.cat([carry * keep, obs.unsqueeze(2)], 2)
-        return self.pixels(frames.unsqueeze(1)), frames[:, :, 1:]
+        (past,) = carry
+        keep = (~start).view(*start.shape, *([1] * (past.dim() - 2)))
+        frames = torch.cat([past * keep, obs.unsqueeze(2)], 2)
+        past.copy_(frames[:, :, 1:])
+        return self.pixels(frames.unsqueeze(1))
 
 
-def _take(field: Tensor, rows: Tensor) -> Tensor:
+def take(field: Tensor, rows: Tensor) -> Tensor:
     """field [S, M, B, W, *rest] at rows [S, M, B, K] -> [S, M, B, K, *rest]."""
     index = rows.view(*rows.shape, *([1] * (field.dim() - 4)))
     return field.gather(3, index.expand(*rows.shape, *field.shape[4:]))

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import draw, explore
+from cerl import carry, draw, explore
 from cerl.agent import Agent
 from cerl.checkpoint import put
 from cerl.config import Config
+from cerl.data import Previous
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
+from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.rows import INDIVIDUAL
 
@@ -99,7 +101,9 @@ class Evaluator:
         self.done = torch.zeros((), dtype=torch.bool, device=device)
         self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
         self.member = torch.zeros_like(self.fixed)
-        self.carry = net.encoder.carry(seeds, count, dtype=env.spec.dtype, device=device)
+        size = carry.size(config, net, seeds=seeds, envs=count, evaluating=True)
+        check_fits(size, device, what=f"evaluation in {seeds * count} lanes", hint=LESS_CACHE)
+        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)
         self.diversity = torch.zeros(seeds, count, device=device)
@@ -116,7 +120,7 @@ class Evaluator:
     @torch.no_grad()
     def run(self) -> dict[str, Result]:
         """Plays until every lane has its episodes. Returns: {policy: Result}."""
-        for tensor in (*self.lane.values(), self.scores, self.carry, self.done):
+        for tensor in (*self.lane.values(), self.scores, *self.carry, self.done):
             tensor.zero_()
         self.scores.fill_(float("nan"))
         self.start.fill_(True)
@@ -147,12 +151,19 @@ class Evaluator:
                 self.carry,
                 self.member,
                 noise=noise,
+                previous=self._previous(),
                 evaluating=self.aggregates,
             )
         self.action.copy_(decision.action)
         self.diversity.copy_(decision.diversity)
-        self.carry.copy_(decision.carry)
         self.noise_step += 1
+
+    def _previous(self) -> Previous | None:
+        """What led to the last step, as training would store it."""
+        clip, reward = self.config.replay.reward_clip, self.last.reward
+        if self.config.net.encoder == "frames":
+            return None
+        return Previous(self.action, reward.clamp(-clip, clip) if clip else reward)
 
     def _noise(self) -> Noise:
         spec, config = self.env.spec, self.config

@@ -62,7 +62,8 @@ class Learner:
             step=self.updates,
             batch=replay.batch,
             context=self.net.encoder.context,
-            ahead=loss.n_step,
+            ahead=self.net.encoder.learnt - 1 + loss.n_step,
+            begins=self.config.begins,
             members=1 if loss.batches == "shared" else self.config.ensemble.members,
             batches=loss.batches,
             probability=loss.batches_probability,
@@ -70,12 +71,32 @@ class Learner:
         )
 
     def mask(self, window: Window) -> Tensor | None:
-        """Bootstrap mask [S, N, B], recomputed from the row's absolute id (Osband et al. 2016)."""
-        if self.config.loss.mask_probability == 1.0:
+        """Bootstrap mask [S, N, B], recomputed from the row's absolute id (Osband et al. 2016).
+
+        Windows of more learnt rows have [S, N, B, T], and of own or disjoint batches only the rows
+        that belong to the member.
+        """
+        loss, learnt = self.config.loss, self.net.encoder.learnt
+        apart = learnt > 1 and loss.batches in ("own", "disjoint")
+        if loss.mask_probability == 1.0 and not apart:
             return None
-        member = torch.arange(self.config.ensemble.members, device=self.keys.device).view(1, -1, 1)
-        u = draw.bits(self.keys, draw.MASK, window.row, member)
-        return (u < self.config.loss.mask_probability * 2.0**32).float()
+        members = self.config.ensemble.members
+        member, row = torch.arange(members, device=self.keys.device).view(1, -1, 1), window.row
+        if learnt > 1:
+            steps = torch.arange(learnt, device=self.keys.device)
+            member, row = member.unsqueeze(-1), row.unsqueeze(-1) + steps * self.replay.envs
+        mask = torch.ones((), device=self.keys.device)
+        if loss.mask_probability < 1.0:
+            u = draw.bits(self.keys, draw.MASK, row, member)
+            mask = (u < loss.mask_probability * 2.0**32).float()
+        if apart:
+            first = self.net.encoder.context
+            acted = window.member[..., first : first + learnt]
+            if loss.batches == "disjoint":
+                drawn = draw.bits(self.keys, draw.OWNER, row, torch.zeros_like(row[:1]))
+                acted = (drawn * members) >> 32
+            mask = mask * (acted == member)
+        return mask
 
     def _loss(
         self, stage: int, window: Window, mask: Tensor | None, dice: Any

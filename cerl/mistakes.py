@@ -23,6 +23,8 @@ class ConfigError(ValueError):
 
 # At most this probability that a slot of an owner-restricted batch finds no row of its member.
 MISS = 2e-6
+# At most this probability that a slot of a batch finds no episode's start; it then has weight 0.
+START_MISS = 0.05
 
 
 def contradictions(c: "Config") -> Iterator[str]:
@@ -33,6 +35,8 @@ def contradictions(c: "Config") -> Iterator[str]:
     yield from _batch_contradictions(c)
     yield from _agent_contradictions(c)
     yield from _time_contradictions(c)
+    if c.net.encoder != "frames":
+        yield from _sequence_contradictions(c)
 
 
 def _run_contradictions(c: "Config") -> Iterator[str]:
@@ -70,7 +74,12 @@ def _net_contradictions(c: "Config") -> Iterator[str]:
     for name in ("channels", "kernels", "strides", "hidden"):
         if any(size < 1 for size in getattr(net, name)):
             yield f"net.{name}: expected sizes of at least 1, got {list(getattr(net, name))}"
-    if c.loss.mico_weight > 0 and not net.channels:
+    if c.loss.mico_weight > 0 and net.encoder != "frames":
+        yield (
+            "loss.mico_weight: the MICo distance is defined for convolutions of single "
+            f"observations; expected 0 with net.encoder {net.encoder}, got {c.loss.mico_weight:g}"
+        )
+    elif c.loss.mico_weight > 0 and not net.channels:
         yield (
             "loss.mico_weight: the MICo distance compares outputs of the convolutions, and "
             "net.channels is empty; set mico_weight 0 or a network with convolutions"
@@ -78,8 +87,10 @@ def _net_contradictions(c: "Config") -> Iterator[str]:
 
 
 def _ensemble_contradictions(c: "Config") -> Iterator[str]:
-    e, below = c.ensemble, len(c.net.channels) + len(c.net.hidden)
-    layers = f"{len(c.net.channels)} convolutions and {len(c.net.hidden)} hidden layers"
+    e, sequence = c.ensemble, c.net.encoder != "frames"
+    below = (1 if sequence else len(c.net.channels)) + len(c.net.hidden)
+    first = "the sequence network" if sequence else f"{len(c.net.channels)} convolutions"
+    layers = f"{first} and {len(c.net.hidden)} hidden layers"
     if e.heads == "own" and e.shared_layers > below:
         yield (
             f"ensemble.shared_layers: expected at most {below} ({layers}; a shared output layer "
@@ -236,6 +247,16 @@ def _sac_contradictions(c: "Config") -> Iterator[str]:
         yield "eval.policies: continuous actions have no vote; expected mean with agent sac"
 
 
+def ending(limit: int | None) -> int | None:
+    """A time limit of a memory task. Raises: ValueError where there would be none."""
+    if limit is not None and limit < 1:
+        raise ValueError(
+            "env.time_limit: episodes of memory tasks have to end; expected at least 1 agent step, "
+            f"or none for the task's own limit, got {limit}"
+        )
+    return limit
+
+
 def smallest_share(c: "Config") -> float:
     """Expected share of the rows that the member with the least of them owns, in [0, 1]."""
     e = c.ensemble
@@ -247,7 +268,7 @@ def smallest_share(c: "Config") -> float:
 
 
 def _time_contradictions(c: "Config") -> Iterator[str]:
-    window = c.net.stack + c.loss.n_step
+    window = c.window
     if c.replay.capacity < c.replay.start:
         yield (
             f"replay.capacity: expected at least replay.start ({c.replay.start}), the steps before "
@@ -258,16 +279,92 @@ def _time_contradictions(c: "Config") -> Iterator[str]:
             f"replay.capacity: expected at least {c.env.envs * (window + 1)} rows, one window of "
             f"{window + 1} for each of {c.env.envs} environments, got {c.replay.capacity}"
         )
-    first = c.env.envs * (c.loss.n_step + 1)
-    if c.replay.start < first:
+    sequence = c.net.encoder != "frames"
+    least = window + 1 if sequence else c.loss.n_step + 1
+    if c.replay.start < c.env.envs * least:
+        what = f"{least} (a window and a row)" if sequence else "loss.n_step + 1"
         yield (
-            f"replay.start: expected at least {first}, that is loss.n_step + 1 steps of each of "
-            f"{c.env.envs} environments, got {c.replay.start}"
+            f"replay.start: expected at least {c.env.envs * least}, that is {what} steps of each "
+            f"of {c.env.envs} environments, got {c.replay.start}"
         )
     if c.schedule.steps < c.replay.start:
         yield (
             f"schedule.steps: the run would end before its first update; expected at least "
             f"replay.start ({c.replay.start}), got {c.schedule.steps}"
+        )
+
+
+def _sequence_contradictions(c: "Config") -> Iterator[str]:
+    """What windows and sequence networks ask for."""
+    q = c.sequence
+    if c.net.stack > 1:
+        yield (
+            f"net.stack: net.encoder {c.net.encoder} reads rows one by one; expected 1, "
+            f"got {c.net.stack}"
+        )
+    if c.learnt == 0:
+        yield (
+            f"sequence.learnt: 0 means the longest episode of the environment, and env options of "
+            f"family {c.env.family} name none; expected a number of rows, or an env.time_limit"
+        )
+    if q.width % q.heads:
+        yield (f"sequence.width: expected a multiple of sequence.heads ({q.heads}), got {q.width}")
+    elif c.net.encoder in ("fox", "transformer"):
+        head = q.width // q.heads
+        if head % 8 or head > 128:
+            yield (
+                "sequence.heads: a head is 8, 16, 24, ... 128 features wide; expected width "
+                f"{q.width} over heads to be one of these, got {head} with {q.heads} heads"
+            )
+    if q.gate_scales and not (len(q.gate_scales) == 2 and 0 < q.gate_scales[0] <= q.gate_scales[1]):
+        yield (
+            "sequence.gate_scales: expected the shortest and the longest time scale in agent "
+            f"steps, e.g. [1, 100], or nothing, got {list(q.gate_scales)}"
+        )
+    if c.loss.batches in ("own", "disjoint") and c.loss.batches_probability < 1:
+        yield (
+            "loss.batches_probability: windows hold rows of several members, of which own and "
+            "disjoint batches take a member's; expected 1 with a sequence network, got "
+            f"{c.loss.batches_probability:g}"
+        )
+    if q.stored_state and (c.net.encoder != "gru" or c.agent == "sac"):
+        yield (
+            "sequence.stored_state: states of recurrent units are stored with agents dqn and "
+            f"quantile; expected false with net.encoder {c.net.encoder} and agent {c.agent}"
+        )
+    alone = c.ensemble.members == 1 or c.ensemble.shared_layers > 0 or c.loss.batches == "own"
+    if q.stored_state and not (alone and c.ensemble.switch == "episode"):
+        yield (
+            "sequence.stored_state: a state is one member's, that of the row; expected false, or "
+            "loss.batches own and ensemble.switch episode, got "
+            f"{c.loss.batches} and {c.ensemble.switch} with {c.ensemble.members} members"
+        )
+    if q.sampling == "episode_start":
+        yield from _start_contradictions(c)
+    if c.replay.placement == "host" and c.sequence.cache_refresh:
+        yield (
+            "sequence.cache_refresh: rows in host memory would be copied at every refresh; "
+            f"expected 0 with replay.placement host, got {c.sequence.cache_refresh}"
+        )
+
+
+def _start_contradictions(c: "Config") -> Iterator[str]:
+    """Windows that begin with an episode are rare among rows, and learn nothing beyond their T."""
+    if not c.longest:
+        return
+    if 0 < c.learnt < c.longest:
+        yield (
+            f"sequence.learnt: windows that begin with an episode learn from its first rows only, "
+            f"and one lasts up to {c.longest} agent steps; expected at least {c.longest} (or 0: "
+            f"all) with sampling episode_start, got {c.sequence.learnt}"
+        )
+    miss = (1 - 1 / (c.longest + 1)) ** c.replay.candidates
+    if miss > START_MISS:
+        needed = math.ceil(math.log(START_MISS) / math.log1p(-1 / (c.longest + 1)))
+        yield (
+            f"replay.candidates: one row in {c.longest + 1} begins an episode, so "
+            f"{c.replay.candidates} candidates find none with probability {miss:.2g}; expected at "
+            f"most {START_MISS:g}, that is at least {needed} candidates"
         )
 
 

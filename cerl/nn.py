@@ -65,6 +65,20 @@ class Linear(nn.Module):
         return matmul(x, self.weight) + self.bias.unsqueeze(-2)
 
 
+class Projection(nn.Module):
+    """x W for every member, in the type of x. weight [S, N, in, out]."""
+
+    gain = 1.0  # of the orthogonal initialisation
+
+    def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(seeds, members, fan_in, fan_out))
+        self.fan_in, self.fan_out = fan_in, fan_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return matmul(x, self.weight.to(x.dtype))
+
+
 class Critics(nn.Module):
     """x W + b for C critics of every member. weight [S, N, C, in, out], bias [S, N, C, out]."""
 
@@ -103,6 +117,16 @@ class LayerNorm(nn.Module):
         if self.scale is None or self.offset is None:
             return x
         return x * self.scale.unsqueeze(-2) + self.offset.unsqueeze(-2)
+
+
+def rms_norm(x: Tensor, scale: Tensor, *, eps: float, dtype: torch.dtype) -> Tensor:
+    """Rows of root mean square `scale` (Zhang and Sennrich 2019), computed in at least float32.
+
+    Args:    x [..., D]; scale broadcastable to x.
+    Returns: as x, of `dtype`.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (F.rms_norm(x.to(wide), x.shape[-1:], eps=eps) * scale).to(dtype)
 
 
 class Conv(nn.Module):
@@ -215,7 +239,7 @@ def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
                 first = name.startswith("hidden")
                 fan_in = module.fan_in if first else module.fan_hidden
                 yield name, leaf, fan_in, module.fan_hidden if first else module.fan_out
-        elif isinstance(module, Linear | Critics | Conv | Heads):
+        elif isinstance(module, Linear | Projection | Critics | Conv | Heads):
             for name, leaf in module.named_parameters(recurse=False):
                 yield name, leaf, module.fan_in, module.fan_out
 
@@ -224,11 +248,14 @@ def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
 def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
     """Fills every parameter from counter-based draws; each seed and member from its own numbers.
 
+    Parameters of other modules keep what their constructors gave them: scales of norms, the biases
+    of forget gates.
+
     Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases
              U(+-1/sqrt(fan_in)), PyTorch's and DQN Zoo's default), `xavier` (weights
              U(+-sqrt(6/(fan_in+fan_out))), biases 0), `variance` (weights
              U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network), `orthogonal`
-             (of the layer's gain, biases 0; layers Linear and Critics only).
+             (of the layer's gain, biases 0; layers Linear, Projection and Critics only).
     Raises:  ValueError for an unknown scheme, or a layer that it does not know.
     """
     if scheme == "orthogonal":
@@ -261,9 +288,10 @@ def _orthogonal(net: nn.Module, keys: Tensor) -> None:
                 "init: orthogonal is defined for the networks of agent sac; "
                 f"got a layer {type(module).__name__}, use fan_in, xavier or variance"
             )
-        if not isinstance(module, Linear | Critics):
+        if not isinstance(module, Linear | Projection | Critics):
             continue
-        module.bias.zero_()
+        if not isinstance(module, Projection):
+            module.bias.zero_()
         gains = module.gain if isinstance(module.gain, tuple) else (module.gain,)
         for gain, block in zip(gains, module.weight.chunk(len(gains), -1), strict=True):
             size = tuple(block.shape)

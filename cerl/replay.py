@@ -25,7 +25,8 @@ class Replay:
     """R x E rows per seed; a row is a valid start if it is real and its window is in the ring.
 
     Args of the constructor: keys [S]; spec; capacity rows per seed; placement "device" or "host"
-    (pinned memory: slower, sampled outside CUDA graphs).
+    (pinned memory: slower, sampled outside CUDA graphs); remembered: numbers of the state that
+    acting was in before a row, stored beside it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Replay:
         capacity: int,
         device: torch.device,
         placement: Literal["device", "host"] = "device",
+        remembered: int = 0,
     ) -> None:
         seeds, envs = len(keys), spec.envs
         self.keys, self.envs, self.device, self.placement = keys, envs, device, placement
@@ -48,7 +50,7 @@ class Replay:
         lead = (seeds, self.rows, envs)
         action = spec.action(device="cpu")
         row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + action.nbytes
-        row_bytes += 4 + 1 + 1 + 2
+        row_bytes += 4 + 1 + 1 + 2 + 4 * remembered
         check_fits(
             math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds"
         )
@@ -61,6 +63,7 @@ class Replay:
         self.action, self.reward = ring(action.dtype, *action.shape), ring(torch.float32)
         self.terminated, self.real = ring(torch.bool), ring(torch.bool)
         self.member = ring(torch.int16)
+        self.state = ring(torch.float32, remembered) if remembered else None
         self.total = torch.zeros((), dtype=torch.int64, device=home)  # time indices ever written
         self.misses = torch.zeros(seeds, dtype=torch.int64, device=device)
         self.checked = False  # whether a row has been seen to fit
@@ -68,9 +71,15 @@ class Replay:
     def _fields(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in Row._fields}
 
-    def add(self, row: Row) -> None:
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        state = {} if self.state is None else {"state": self.state}
+        return {**self._fields(), **state, "total": self.total, "misses": self.misses}
+
+    def add(self, row: Row, state: Tensor | None = None) -> None:
         """Writes one time index of all environments, over the oldest one once the ring is full.
 
+        Args:   state [S, E, K] before the row, where such are stored; zero if not given.
         Raises: ValueError on the first call if the row does not fit the ring.
         """
         if not self.checked:
@@ -80,6 +89,9 @@ class Replay:
         for name, ring in self._fields().items():
             value = getattr(row, name).to(device=ring.device, dtype=ring.dtype)
             ring.index_copy_(1, at, value.unsqueeze(1))
+        if self.state is not None:
+            state = torch.zeros_like(self.state[:, 0]) if state is None else state
+            self.state.index_copy_(1, at, state.to(self.state.device).unsqueeze(1))
         self.total += 1
 
     def _check(self, row: Row) -> None:
@@ -105,17 +117,19 @@ class Replay:
         batch: int,
         context: int,
         ahead: int,
+        begins: bool = False,
         members: int = 1,
         batches: Batches = "shared",
         probability: float = 1.0,
         candidates: int = 8,
     ) -> Window:
-        """Windows of context + 1 + ahead rows around uniformly drawn learnt rows.
+        """Windows of context + 1 + ahead rows around uniformly drawn (first) learnt rows.
 
-        Args:    step int64 [], counts draws; members M batches per seed (1: shared by the
-                 ensemble); batches "own" takes rows that member acted in, "disjoint" rows that a
-                 hash gives it; probability: share of steps in which that restriction (and one
-                 batch each) holds.
+        Args:    step int64 [], counts draws; begins: the row drawn begins an episode (context of at
+                 least 1, many more candidates than an episode has rows); members M batches per seed
+                 (1: shared by the ensemble); batches "own" takes rows that member acted in,
+                 "disjoint" rows that a hash gives it; probability: share of steps in which that
+                 restriction (and one batch each) holds.
         Returns: Window [S, M, B, W].
         """
         home = self.total.device
@@ -130,12 +144,12 @@ class Replay:
         }
         owner = batches if batches in ("own", "disjoint") else "any"
         shape = (members, batch, candidates)
-        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, **sizes)
+        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
         if members > 1 and probability < 1.0:
             # The other updates share one batch, drawn without the restriction.
             offsets["offset"] = draw.purpose_offset(draw.SHARED)
             shape = (1, batch, candidates)
-            one = draw_rows(*ring, **offsets, shape=shape, owner="any", **sizes)
+            one = draw_rows(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
             both = zip(one, picked, strict=True)
             picked = Picked(*(torch.where(shared, a, b) for a, b in both))
@@ -144,6 +158,11 @@ class Replay:
         obs = self.obs.flatten(0, 2).index_select(0, scalars.place.flatten())
         hit = picked.hit.to(self.device)
         self.misses += (~hit).flatten(1).sum(1)
+        second = scalars.place[..., 1]
+        state = torch.zeros(*second.shape, 0, device=home)
+        if self.state is not None:
+            state = self.state.flatten(0, 2).index_select(0, second.flatten())
+            state = state.unflatten(0, second.shape)
         window = Window(
             obs=obs.unflatten(0, scalars.place.shape),
             action=scalars.action,
@@ -153,8 +172,27 @@ class Replay:
             member=scalars.member,
             row=torch.add(picked.env, picked.row, alpha=self.envs),
             weight=hit.float(),
+            state=state,
         )
         return Window(*(x.to(self.device) for x in window))
+
+    def last(self, count: int) -> Window:
+        """The last `count` rows of every environment, [S, 1, E, count], without states; no sync.
+
+        Rows that were never written are not real and come before all others.
+        """
+        age = torch.arange(count - 1, -1, -1, device=self.total.device)
+        row = self.total - 1 - age
+        at = row % self.rows
+        fields = {k: v.index_select(1, at).transpose(1, 2) for k, v in self._fields().items()}
+        fields["real"] = fields["real"] & (row >= 0)
+        fields = {name: field.unsqueeze(1).to(self.device) for name, field in fields.items()}
+        fields["member"] = fields["member"].long()
+        env = torch.arange(self.envs, device=self.device).view(1, 1, -1)
+        first = row[0].to(self.device) * self.envs + env
+        weight = torch.ones(len(self.keys), 1, self.envs, device=self.device)
+        none = weight.new_zeros(*weight.shape, 0)
+        return Window(**fields, row=first.expand_as(weight), weight=weight, state=none)
 
     def shares(self, members: int) -> Tensor:
         """Share of the real rows in the ring that each member generated [S, N]; syncs nothing."""
@@ -164,8 +202,8 @@ class Replay:
         return (counts / real.sum((1, 2)).clamp(min=1).unsqueeze(1)).to(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self._fields(), "total": self.total, "misses": self.misses}
+        return self._tensors()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, mine in {**self._fields(), "total": self.total, "misses": self.misses}.items():
+        for name, mine in self._tensors().items():
             put(mine, state[name], what=f"replay.{name}")

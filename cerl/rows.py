@@ -71,8 +71,9 @@ def config_hash(config: Config) -> str:
 
 
 def env_name(config: Config) -> str:
-    """family/name, as in `ROWS`; the name alone where both are the same."""
-    family, name = config.env.family, config.env.name
+    """family/name, as in `ROWS`; the name alone where both are the same. A memory task's name comes
+    with its size, so that mazes of two lengths are two environments."""
+    family, name = config.env.family, getattr(config.env, "title", config.env.name)
     return name if name == family else f"{family}/{name}"
 
 

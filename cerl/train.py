@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import checkpoint, draw, envs
+from cerl import carry, checkpoint, draw, envs
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
@@ -19,7 +19,7 @@ from cerl.agents.sac import SAC
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
-from cerl.diagnose import diagnose
+from cerl.diagnose import diagnose, staleness
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.graph import captured
@@ -114,6 +114,7 @@ def assemble(config: Config) -> Parts:
         capacity=config.replay.capacity,
         device=device,
         placement=config.replay.placement,
+        remembered=config.remembered,
     )
     learner = Learner(config, agent, net, replay, keys=keys)
     collector = Collector(config, env, agent, net, replay, keys=keys)
@@ -227,6 +228,8 @@ def _loop(
         checkpoint.save(folder, state)
 
     with logger, _stop_flag() as stopped:
+        if words := _memory(parts):
+            logger.note(words)
         for iteration in range(first + 1, last + 1):
             before, steps = (iteration - 1) * envs_per_seed, iteration * envs_per_seed
 
@@ -238,6 +241,8 @@ def _loop(
             if steps - first * envs_per_seed >= refill:
                 for number in range(done + 1, wanted + 1):
                     updates[number % schedule.policy_every == 0]()
+            if config.refresh and wanted // config.refresh > done // config.refresh:
+                collector.refresh()
             done = wanted
             if schedule.target_rate == 1.0 and due(schedule.target_every):
                 sync()
@@ -264,6 +269,18 @@ def _loop(
     return folder
 
 
+def _memory(parts: Parts) -> str:
+    """What sequence networks remember while acting, in words; empty without."""
+    config, net, seeds = parts.learner.config, parts.learner.net, len(parts.learner.keys)
+    sizes = []
+    for env, evaluating in ((parts.env, False), (parts.evaluator.env, True)):
+        size = carry.size(config, net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
+        sizes.append(size / 2**20)
+    if not any(sizes):
+        return ""
+    return f"caches: {sizes[0]:,.1f} MiB of acting, {sizes[1]:,.1f} MiB of evaluation"
+
+
 def close(parts: Parts) -> None:
     """Frees the simulators."""
     parts.env.close()
@@ -276,6 +293,8 @@ def _measurements(config: Config, parts: Parts) -> dict[str, Tensor]:
     metrics["misses"] = parts.replay.misses.cpu().clone()
     if int(parts.learner.updates) > 0:
         metrics |= diagnose(parts.agent, parts.learner)
+        if config.net.encoder != "frames":
+            metrics |= staleness(parts.agent, parts.collector)
     return metrics
 
 

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from cerl import returns
 from cerl.data import Window
 from cerl.encoder import Encoder
+from cerl.sequence import Tokens, Whole
 
 
 class Transition(NamedTuple):
     """What a loss needs of a window, worked out once."""
 
-    x: Tensor  # [S, M, B * T, ...] inputs at the learnt rows
-    x_next: Tensor  # the same at the bootstrap rows
+    x: Tensor | Whole  # [S, M, B * T, ...] inputs at the learnt rows; see `cerl.sequence.read`
+    x_next: Tensor | Whole  # the same at the bootstrap rows
     action: Tensor  # [S, M, B, T], or [S, M, B, T, A]
     reward: Tensor  # [S, M, B, T, J] n-step sum
     discount: Tensor  # [S, M, B, T, J], 0 at terminals
@@ -29,18 +30,37 @@ class Learnt(NamedTuple):
     count: int  # T
     weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
 
-    def inputs(self, encoder: Encoder, window: Window, ahead: Tensor | int = 0) -> Tensor:
-        """Inputs of the first layer, `ahead` rows after the learnt ones."""
-        if encoder.stack == 1 and isinstance(ahead, int):
-            first = self.first + ahead
-            rows = window.obs[:, :, :, first : first + self.count].flatten(2, 3)
-            return encoder.pixels(rows.unsqueeze(3).contiguous())
-        start = F.pad(~window.real[..., :-1], (1, 0), value=True)  # the row begins an episode
-        at = self.first + torch.arange(self.count, device=start.device)
-        return encoder(window.obs, start, at.expand(*start.shape[:-1], self.count) + ahead)
+    def rows(self, ahead: Tensor | int = 0) -> Tensor | slice:
+        """Positions in W, `ahead` rows after the learnt ones."""
+        if isinstance(ahead, int):
+            return slice(self.first + ahead, self.first + ahead + self.count)
+        return self.first + torch.arange(self.count, device=ahead.device) + ahead
+
+    def inputs(
+        self, encoder: Encoder | Tokens, window: Window, ahead: Tensor | int = 0
+    ) -> Tensor | Whole:
+        """Inputs of the network, `ahead` rows after the learnt ones."""
+        start = F.pad(~window.real[..., :-1], (1, 0), value=False)  # the row begins an episode
+        rows = self.rows(ahead)
+        if isinstance(encoder, Tokens):
+            return encoder.inputs(window, start, rows)
+        if isinstance(rows, slice):
+            if encoder.stack == 1:
+                obs = window.obs[:, :, :, rows].flatten(2, 3)
+                return encoder.pixels(obs.unsqueeze(3).contiguous())
+            rows = torch.arange(rows.start, rows.stop, device=start.device)
+            rows = rows.expand(*start.shape[:-1], self.count)
+        return encoder(window.obs, start, rows)
 
 
-def learnt(encoder: Encoder, window: Window, *, n: int) -> Learnt:
+def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """weight [S, M, B, T] times a mask [S, N, B], or one for each learnt row [S, N, B, T]."""
+    if mask is None:
+        return weight
+    return weight * (mask if mask.dim() == 4 else mask.unsqueeze(-1))
+
+
+def learnt(encoder: Encoder | Tokens, window: Window, *, n: int) -> Learnt:
     """Where the learnt rows of a window lie. Args: n rows are only looked ahead at."""
     first = encoder.context
     rows = window.reward.shape[-1] - first - n
@@ -48,7 +68,7 @@ def learnt(encoder: Encoder, window: Window, *, n: int) -> Learnt:
     return Learnt(first, rows, weight)
 
 
-def transition(encoder: Encoder, window: Window, *, n: int, gamma: Tensor) -> Transition:
+def transition(encoder: Encoder | Tokens, window: Window, *, n: int, gamma: Tensor) -> Transition:
     """Learnt rows, their n-step return and the rows that bootstrap it. Args: gamma [J]."""
     rows = learnt(encoder, window, n=n)
     first, count = rows.first, rows.count
@@ -61,9 +81,14 @@ def transition(encoder: Encoder, window: Window, *, n: int, gamma: Tensor) -> Tr
         n=n,
         gamma=gamma,
     )
+    x, ahead = rows.inputs(encoder, window), steps if n > 1 else 1
+    if isinstance(x, Whole):
+        x_next = x._replace(rows=rows.rows(ahead))
+    else:
+        x_next = rows.inputs(encoder, window, ahead)
     return Transition(
-        x=rows.inputs(encoder, window),
-        x_next=rows.inputs(encoder, window, steps if n > 1 else 1),
+        x=x,
+        x_next=x_next,
         action=window.action[:, :, :, first : first + count],
         reward=reward,
         discount=discount,

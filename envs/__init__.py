@@ -11,17 +11,21 @@ from typing import get_args
 
 import torch
 
+from cerl import tasks
 from cerl.config import (
     AtariEnv,
     CatchEnv,
     DmcEnv,
     EnvConfig,
     GymEnv,
+    MemoryEnv,
     MinAtarEnv,
     MujocoEnv,
     PointMassEnv,
+    PopgymEnv,
 )
 from cerl.envs.api import VecEnv
+from cerl.envs.observe import observed
 
 
 def make(
@@ -34,6 +38,14 @@ def make(
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """
+    env = _bare(config, seeds=seeds, salt=salt, device=device)
+    return observed(env, config, seeds=seeds, salt=salt, device=device)
+
+
+def _bare(
+    config: EnvConfig, *, seeds: Sequence[int], salt: int, device: torch.device | str
+) -> VecEnv:
+    """The environments as their family makes them."""
     match config:
         case CatchEnv():
             from cerl.envs.catch import Catch
@@ -59,6 +71,14 @@ def make(
             from cerl.envs.control import Control
 
             return Control(config, seeds=seeds, salt=salt, device=device)
+        case MemoryEnv():
+            from cerl.envs.memory import Memory
+
+            return Memory(config, seeds=seeds, salt=salt, device=device)
+        case PopgymEnv():
+            from cerl.envs.popgym import Popgym
+
+            return Popgym(config, seeds=seeds, salt=salt, device=device)
     raise TypeError(f"expected one of cerl.config's environments, got {type(config).__name__}")
 
 
@@ -102,4 +122,6 @@ def available() -> dict[str, list[str]]:
         "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
         "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
         "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],
+        "memory": list(tasks.TASKS),
+        "popgym": list(tasks.POPGYM),
     }

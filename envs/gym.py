@@ -27,6 +27,26 @@ from cerl.envs.host import (
 )
 from cerl.envs.watch import Watch
 
+_MOST_ACTIONS = 4096  # of a MultiDiscrete space; each is an output of the network
+
+
+class JointAction(gymnasium.ActionWrapper):
+    """MultiDiscrete actions as one number, the last component fastest."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, spaces.MultiDiscrete)  # _make checks it
+        self.parts = space
+        self.action_space = spaces.Discrete(int(space.nvec.prod()))
+
+    def action(self, action: Any) -> np.ndarray:
+        """The components of a joint action, in the shape and type of the space."""
+        parts = self.parts
+        values = np.array(np.unravel_index(int(action), parts.nvec.reshape(-1)))
+        return (values.reshape(parts.nvec.shape) + parts.start).astype(parts.dtype)
+
+
 # Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
 _EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 # Wrappers of which the same is true.
@@ -34,6 +54,7 @@ _EXACT_WRAPPERS = (
     gymnasium.wrappers.TimeLimit,
     gymnasium.wrappers.OrderEnforcing,
     gymnasium.wrappers.FlattenObservation,
+    JointAction,
 )
 # The table of transitions, a large constant of an id.
 _CONSTANT = frozenset(["P"])
@@ -59,11 +80,17 @@ def _make(config: GymEnv) -> gymnasium.Env:
             f"module:Id imports the module that registers it first ({error})"
         ) from error
     space = env.action_space
+    if isinstance(space, spaces.MultiDiscrete) and 1 <= np.prod(space.nvec, dtype=float) <= (
+        _MOST_ACTIONS
+    ):
+        env = JointAction(env)
+        space = env.action_space
     continuous = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
     if not continuous and not isinstance(space, spaces.Discrete):
         raise ValueError(
             f"env.name: expected discrete actions or a Box of floats, got {space} of {name}; "
-            "choose an id with one of these action spaces"
+            "choose an id with one of these action spaces, or a MultiDiscrete of at most "
+            f"{_MOST_ACTIONS} combinations"
         )
     if isinstance(env.observation_space, spaces.Box):
         return env
@@ -171,8 +198,9 @@ class Gym:
 
     Observations: a Box as it is (uint8 and bool stay, other numbers become float32), Discrete and
     MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
-    Actions: Discrete, or a Box of floats, flattened and scaled from [-1, 1] to its bounds. Steps
-    have memory of their own: they stay valid as long as somebody holds them.
+    Actions: Discrete, MultiDiscrete as one number, or a Box of floats, flattened and scaled from
+    [-1, 1] to its bounds. Steps have memory of their own: they stay valid as long as somebody holds
+    them.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
              seed.

@@ -54,10 +54,9 @@ class Resident:
              by the last one executed (at first 0); time_limit in agent steps (0: none), reaching
              it truncates unless the game ends by itself; salt separates consumers (training,
              evaluation) of one seed; fuse compiles the step into few kernels (None: on CUDA only),
-             the numbers are the same, fractions to
-             rounding.
-    Raises:  ValueError for no seed, no game, action ids outside 0..7, or a game whose actions are
-             both ids and continuous, or neither.
+             the numbers are the same, fractions to rounding.
+    Raises:  ValueError for no seed, no game, a choice of action ids outside 0..7, or a game whose
+             actions are both ids and continuous, or neither.
     """
 
     def __init__(
@@ -75,8 +74,12 @@ class Resident:
     ) -> None:
         if bool(game.actions) == bool(game.components):
             raise ValueError(f"{name}: expected either action ids or components, got {game}")
-        if not set(game.actions) <= set(range(8)) or len(game.actions) > 8:
-            raise ValueError(f"{name}: expected at most 8 action ids in 0..7, got {game.actions}")
+        every = game.actions == tuple(range(len(game.actions)))
+        if not every and (not set(game.actions) <= set(range(8)) or len(game.actions) > 8):
+            raise ValueError(
+                f"{name}: expected the action ids 0, 1, 2, ... or at most 8 of 0..7, got "
+                f"{game.actions}"
+            )
         if not seeds or envs < 1:
             raise ValueError(
                 f"{name} needs at least one seed and one game per seed, got seeds "
@@ -131,7 +134,11 @@ class Resident:
 
     def draws(self) -> Tensor:
         """The uniforms that the next step will use, [S, E, columns] float32: `draw.uniform`'s."""
-        return (draw.bits(self._key, draw.ENV, self._counter, self._grid) >> 8).float() * 2.0**-24
+        return self._uniforms(self.columns)
+
+    def _uniforms(self, columns: int) -> Tensor:
+        grid = self._grid[..., :columns]
+        return (draw.bits(self._key, draw.ENV, self._counter, grid) >> 8).float() * 2.0**-24
 
     def reset(self) -> Step:
         """Starts a new episode everywhere; rewards 0, flags False."""
@@ -162,9 +169,11 @@ class Resident:
                     "squash or clip them"
                 )
             if not self._spec.continuous and (low < 0 or high >= self._spec.actions):
+                every = self._game.actions == tuple(range(self._spec.actions))
+                hint = "" if every else "; `full_actions` offers all six of MinAtar"
                 raise ValueError(
                     f"{self._spec.name}: expected actions in 0..{self._spec.actions - 1}, got "
-                    f"{int(low)}..{int(high)}; `full_actions` offers all six of MinAtar"
+                    f"{int(low)}..{int(high)}{hint}"
                 )
         return self._advance(action)
 
@@ -203,8 +212,13 @@ class Resident:
         return {"key": self._key, "counter": self._counter, **self._memory._asdict(), **rules}
 
     def _eager(self, action: Tensor) -> Step:
-        u = self.draws().flatten(0, 1)  # [G, columns]
-        memory, state, reward, terminated, truncated = self._transition(action.flatten(0, 1), u)
+        over = self._memory.done
+        # On the CPU this question costs nothing, and shuffling decks that nobody is dealt does.
+        quiet = over.device.type == "cpu" and not torch.compiler.is_compiling() and not over.any()
+        u = self._uniforms(1 + self._game.draws if quiet else self.columns).flatten(0, 1)
+        memory, state, reward, terminated, truncated = self._transition(
+            action.flatten(0, 1), u, starts=not quiet
+        )
         obs = self._game.observe(state)
         for old, new in zip((*self._memory, *self._state), (*memory, *state), strict=True):
             old.copy_(new)
@@ -213,14 +227,20 @@ class Resident:
             *(out.unflatten(0, self._shape) for out in (obs, reward, terminated, truncated))
         )
 
-    def _transition(self, action: Tensor, u: Tensor) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
+    def _transition(
+        self, action: Tensor, u: Tensor, *, starts: bool
+    ) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
+        """One step of every game. Args: u [G, columns]; starts, False if no episode begins."""
         game, over = self._game, self._memory.done
         executed = action if game.components else _game_id(game.actions, action)
         if self._sticky > 0:
             executed = _choose(u[:, 0] < self._sticky, self._memory.last_action, executed)
         played, reward, terminal = game.step(self._state, executed, u[:, 1 : 1 + game.draws])
-        fresh = game.reset(u[:, 1 : 1 + game.reset_draws])
-        state = type(played)(*(_choose(over, a, b) for a, b in zip(fresh, played, strict=True)))
+        if starts:
+            fresh = game.reset(u[:, 1 : 1 + game.reset_draws])
+            state = type(played)(*(_choose(over, a, b) for a, b in zip(fresh, played, strict=True)))
+        else:
+            state = _apart(self._state, played)
         elapsed = torch.where(over, 0, self._memory.elapsed + 1)
         playing = ~over
         terminated = terminal & playing
@@ -239,6 +259,18 @@ def _game_id(actions: tuple[int, ...], action: Tensor) -> Tensor:
     # Four bits an id in one constant: a lookup without a load.
     table = sum(game_id << 4 * index for index, game_id in enumerate(actions))
     return (table >> 4 * action) & 15
+
+
+def _apart(old: Any, new: Any) -> Any:
+    """The new state without tensors that share memory with another field of the old one: these are
+    overwritten one after the other."""
+    held = {field.untyped_storage().data_ptr() for field in old}
+    return type(new)(
+        *(
+            b.clone() if b is not a and b.untyped_storage().data_ptr() in held else b
+            for a, b in zip(old, new, strict=True)
+        )
+    )
 
 
 def _choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

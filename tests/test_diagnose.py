@@ -135,6 +135,7 @@ def test_diagnostics_are_those_of_each_members_layers_on_the_batch(spec, options
             leaf = {
                 k: v[s, i if v.shape[1] > 1 else 0].detach() for k, v in ours.net.named_parameters()
             }
+            assert isinstance(batch.x, torch.Tensor)
             x, layers = batch.x[s, 0], []
             for conv in ours.net.encoder.convs:
                 weight = leaf["encoder.convs.0.weight"].view(3, 3, -1, 4).permute(3, 2, 0, 1)

@@ -19,6 +19,7 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig, ReplayConfig
 from cerl.data import EnvSpec, Row, Window
+from cerl.encoder import Encoder
 from cerl.learn import Learner
 from cerl.optim import Optimiser
 from cerl.replay import Replay
@@ -450,6 +451,7 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
         member=torch.zeros_like(action),
         row=torch.arange(B).view(1, 1, B),
         weight=torch.ones(1, 1, B),
+        state=torch.zeros(1, 1, B, 0),
     )
     outcome = run_updates(
         *given,
@@ -585,6 +587,7 @@ def act(agent, net, member, *, eps=0.0, step=0, evaluating=None):
     seeds, envs = member.shape
     obs = torch.eye(envs).expand(seeds, envs, envs)
     start = torch.ones(seeds, envs, dtype=torch.bool)
+    assert isinstance(net.encoder, Encoder)
     carry = net.encoder.carry(seeds, envs, dtype=torch.float32, device=CPU)
     noise = explore.noise(
         draw.seed_keys(range(seeds)),
@@ -690,6 +693,7 @@ def test_gathering_the_weights_of_the_member_on_duty_gives_the_same_decision(opt
     obs = torch.randint(0, 256, (2, 2, 2, 8, 8), generator=generator, dtype=torch.uint8)
     member = torch.tensor([[3, 0], [7, 3]])
     start = torch.ones(2, 2, dtype=torch.bool)
+    assert isinstance(net.encoder, Encoder)
     carry = net.encoder.carry(2, 2, dtype=torch.uint8, device=CPU)
     noise = explore.noise(
         draw.seed_keys((0, 1)), torch.tensor(0), envs=2, actions=4, eps=0.0, votes=False

@@ -97,11 +97,12 @@ def test_acting_sees_what_learning_sees(shape, net, stack):
     enc = encoder(shape, stack=stack, scale=2.0, **net)
     obs, real = stream(shape, rows=40, seed=9)
     carry = enc.carry(2, 2, dtype=torch.uint8, device=torch.device("cpu"))
-    assert carry.dtype == torch.uint8 and int(carry.sum()) == 0
+    (past,) = carry
+    assert past.dtype == torch.uint8 and int(past.sum()) == 0
     start = torch.ones(2, 2, dtype=torch.bool)
     steps = []
     for t in range(40):
-        x, carry = enc.step(obs[:, :, t], start, carry)
+        x = enc.step(obs[:, :, t], start, carry)
         assert x.shape[:3] == (2, 1, 2) and x.dtype == torch.float32
         steps.append(x[:, 0])
         start = ~real[:, :, t]
@@ -122,9 +123,9 @@ def test_boolean_observations_become_zeros_and_ones():
     enc = encoder((2, 3, 3), stack=2, dtype=torch.bool, **CONVS)
     obs = torch.ones(2, 2, 2, 3, 3, dtype=torch.bool)
     carry = enc.carry(2, 2, dtype=torch.bool, device=torch.device("cpu"))
-    x, carry = enc.step(obs, torch.ones(2, 2, dtype=torch.bool), carry)
+    x = enc.step(obs, torch.ones(2, 2, dtype=torch.bool), carry)
     assert float(x[..., :2].sum()) == 0 and float(x[..., 2:].mean()) == 1
-    x, _ = enc.step(obs, torch.zeros(2, 2, dtype=torch.bool), carry)
+    x = enc.step(obs, torch.zeros(2, 2, dtype=torch.bool), carry)
     assert float(x.mean()) == 1
 
 

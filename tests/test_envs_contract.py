@@ -5,22 +5,27 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from cerl import envs
 from cerl.config import (
     AtariEnv,
     CatchEnv,
     DmcEnv,
     GymEnv,
+    MemoryEnv,
     MinAtarEnv,
     MujocoEnv,
     PointMassEnv,
+    PopgymEnv,
 )
 from cerl.envs.api import VecEnv
 from cerl.envs.catch import Catch
 from cerl.envs.control import Control
 from cerl.envs.gym import Gym
+from cerl.envs.memory import Memory
 from cerl.envs.minatar import MinAtar
 from cerl.envs.point_mass import PointMass
 from cerl.envs.pool import AtariPool
+from cerl.tasks import TASKS
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.
@@ -85,6 +90,32 @@ def suite(backend: str, **options: object) -> Build:
     return build
 
 
+def memory(name: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        config = MemoryEnv(name=name, envs=3, time_limit=25)
+        return Memory(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def popgym(name: str) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        pytest.importorskip("popgym")
+        config = PopgymEnv(name=name, envs=3, backend="package", time_limit=25)
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
+def observed(config: type, **options: object) -> Build:
+    def build(seeds: Sequence[int], salt: int) -> VecEnv:
+        observe = {"dropout": 0.2, "flicker": 0.2}
+        parsed = config.model_validate({"envs": 3, "observe": observe, **options})
+        return envs.make(parsed, seeds=seeds, salt=salt, device="cpu")
+
+    return build
+
+
 BUILDERS: dict[str, Build] = {
     "catch": catch,
     "asterix": minatar("asterix"),
@@ -103,6 +134,13 @@ BUILDERS: dict[str, Build] = {
     "mujoco_hopper": mujoco("Hopper-v5"),
     "dmc_envpool": suite("envpool"),
     "dmc_package": suite("dm_control", repeat=2),
+    **{f"memory_{name}": memory(name) for name in TASKS if not name.endswith(("Medium", "Hard"))},
+    "popgym_autoencode": popgym("AutoencodeEasy"),
+    "popgym_battleship": popgym("BattleshipEasy"),
+    "popgym_pendulum": popgym("NoisyPositionOnlyPendulumEasy"),
+    "observed_catch": observed(CatchEnv, rows=6),
+    "observed_point_mass": observed(PointMassEnv, time_limit=25),
+    "observed_pendulum": observed(GymEnv, name="Pendulum-v1", time_limit=25),
 }
 
 

@@ -224,6 +224,19 @@ def test_actions_are_counted_from_the_space_s_start(probe):
         env.step(act(3))
 
 
+def test_joint_actions_are_counted_row_by_row_from_the_space_s_start(probe):
+    space = spaces.MultiDiscrete([2, 3], start=[0, 5])
+    probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], actions=space)
+    env = build()
+    env.reset()
+    assert env.spec.actions == 6
+    for action in range(6):
+        env.step(act(action))
+    taken = env._envs[0].unwrapped.taken  # pyright: ignore[reportAttributeAccessIssue]
+    assert [list(pair) for pair in taken] == [[0, 5], [0, 6], [0, 7], [1, 5], [1, 6], [1, 7]]
+    assert all(space.contains(pair) for pair in taken)
+
+
 def test_continuous_actions_are_scaled_flattened_and_given_in_the_space_s_own_type(probe):
     low, high = np.array([[-2.0, 0.0]], np.float32), np.array([[2.0, 0.4]], np.float32)
     probe(spaces.Box(-1, 1, (1,)), [np.zeros(1)], actions=spaces.Box(low, high))
@@ -272,7 +285,8 @@ def test_a_pendulum_equals_gymnasium_s_own_vector_environment():
         ),
         (spaces.Box(1.0, 1.0, (2,)), "whose upper bounds are above the lower ones"),
         (spaces.Box(0, 3, (2,), np.int64), "expected discrete actions or a Box of floats, got Box"),
-        (spaces.MultiDiscrete([2, 3]), "expected discrete actions or a Box of floats, got Multi"),
+        (spaces.MultiDiscrete([65, 64]), "got MultiDiscrete.*at most 4096 combinations"),
+        (spaces.MultiBinary(3), "expected discrete actions or a Box of floats, got MultiBinary"),
     ],
 )
 def test_actions_that_cannot_be_scaled_are_refused(probe, space, message):

@@ -317,7 +317,7 @@ def test_list_names_every_preset_with_its_description(capsys):
 def test_list_names_environments_of_every_family(capsys):
     assert command.main(["list", "envs"]) == 0
     families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    ours = {"catch", "minatar", "atari", "gym", "point_mass", "mujoco", "dmc"}
+    ours = {"catch", "minatar", "atari", "gym", "point_mass", "mujoco", "dmc", "memory", "popgym"}
     assert set(families) == ours
     assert families["minatar"] == "asterix breakout freeway seaquest space_invaders"
     assert "CartPole-v1" in families["gym"] and "Pendulum-v1" in families["gym"]

@@ -47,10 +47,11 @@ def test_hash_kernel_equals_the_definition(count):
         assert torch.equal(expected, draws.hash_grid_triton(key, at, offset=offset, count=count))
 
 
+@pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("owner", ["any", "own", "disjoint"])
 @pytest.mark.parametrize("total", [4, 13, 20, 57])
 @pytest.mark.parametrize(("shape", "components"), [((1, 6, 8), 0), ((4, 5, 12), 3)])
-def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, components):
+def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, components, begins):
     rows = ring(components=components)
     key = draw.seed_keys([3, 5], device=DEVICE)
     step, written = (torch.tensor(x, device=DEVICE) for x in (17, total))
@@ -68,7 +69,12 @@ def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, comp
         context=2,
         ahead=3,
         owner=owner,
+        begins=begins,
     )
+    row, env = picked.row[picked.hit], picked.env[picked.hit]
+    seed = picked.hit.nonzero()[:, 0]
+    before = rows["real"][seed, (row - 1) % ROWS, env]
+    assert not (begins and before.any())
     if total <= 2 + 3:
         assert not picked.hit.any()
     both(pick.windows, pick.windows_triton, picked, *rows.values(), context=2, ahead=3)

@@ -8,6 +8,7 @@ from cerl.agents.dqn import DQN
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig
 from cerl.data import EnvSpec
+from cerl.encoder import Encoder
 from cerl.explore import Noise
 
 
@@ -50,6 +51,7 @@ def test_acting_is_greedy_in_the_mean_of_the_quantiles():
     still = torch.zeros(1, 2)
     noise = Noise(still.bool(), still.long(), torch.zeros(1, 2, 0), still, still)
     member, start = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
+    assert isinstance(net.encoder, Encoder)
     carry = net.encoder.carry(1, 2, dtype=torch.float32, device=torch.device("cpu"))
     with torch.no_grad():
         decision = agent.act(net, torch.ones(1, 2, 1), start, carry, member, noise=noise)

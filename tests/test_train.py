@@ -26,11 +26,22 @@ TINY = {
 }
 
 
+def sequence(kind: str) -> dict:
+    """A small sequence network that is refreshed now and then."""
+    sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 5, "cache": 7, "cache_refresh": 9}
+    return {"net": {"encoder": kind, "hidden": (16,)}, "sequence": sizes}
+
+
 POLICY_LATE = {**TINY["schedule"], "updates": 3, "policy_every": 2}
 
 
 def tiny(out: Path, name: str = "catch/cerl", **changes) -> Config:
     return load(name, preset.merged(TINY, {"out": str(out), **changes}))
+
+
+OBSERVE = {"noise": 0.1, "dropout": 0.2, "flicker": 0.2}
+MEMORY = {"family": "memory", "name": "tmaze_active", "length": 5, "observe": OBSERVE}
+POPGYM = {"family": "popgym", "name": "MineSweeperEasy"}
 
 
 def final_state(folder: Path) -> dict:
@@ -69,12 +80,30 @@ def columns_without_time(folder: Path) -> dict:
         ("minatar/bootdqn", {"env": {"name": "asterix", "envs": 2}, "net": {"hidden": (16,)}}),
         ("gym/cartpole", {"env": {"envs": 2}}),
         ("gym/pendulum", {"env": {"envs": 2}}),
+        ("gym/pendulum", {"env": {"envs": 2, "observe": OBSERVE | {"keep": "position"}}}),
+        ("catch/cerl", {"env": MEMORY}),
+        ("catch/cerl", {"env": POPGYM | {"observe": {"dropout": 0.2, "flicker": 0.2}}}),
         ("point_mass/cerl", {"env": {"envs": 2}}),
         ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
+        *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
+        ("catch/cerl", {**sequence("fox"), "ensemble": {"switch": "step", "members": 2}}),
+        (
+            "catch/cerl",
+            preset.merged(
+                sequence("gru"),
+                {
+                    "sequence": {"stored_state": True},
+                    "ensemble": {"heads": "own", "members": 2},
+                    "loss": {"batches": "own"},
+                    "replay": {"candidates": 64},
+                },
+            ),
+        ),
+        ("point_mass/cerl", {**sequence("gru"), "schedule": {"steps": 160}}),
     ],
 )
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
-    changes = {**changes, "ensemble": {"members": 3}}
+    changes = {**changes, "ensemble": {"members": 3} | changes.get("ensemble", {})}
     whole = train.train(tiny(tmp_path / "whole", name, **changes))
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -87,6 +116,17 @@ def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, c
     assert columns_without_time(whole) == columns_without_time(half)
     with pytest.raises(ValueError, match="finished"):
         train.resume(half)
+
+
+def test_options_of_sequences_mean_nothing_to_frames(tmp_path):
+    asked = {"learnt": 3, "cache_refresh": 2, "stored_state": True, "sampling": "episode_start"}
+    plain, told = (
+        train.train(tiny(tmp_path / name, "catch/bootdqn", sequence=options))
+        for name, options in (("plain", {}), ("told", asked))
+    )
+    ours, theirs = (final_state(folder) for folder in (plain, told))
+    for name in ("learner", "replay", "collector"):
+        assert_same(ours[name], theirs[name])
 
 
 def stop_at_first_checkpoint(monkeypatch):
@@ -272,6 +312,10 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
         changes["loss"] = {"quantiles": 5}
     if config.loss.batches in ("own", "disjoint"):
         changes["replay"] = {**SMALL["replay"], "candidates": 128}
+    if config.net.encoder != "frames":
+        changes["sequence"] = {"context": 1, "learnt": 3, "sampling": "uniform"}
+        changes["replay"] = {**SMALL["replay"], "start": 16}
+        changes["schedule"] = {**SMALL["schedule"], "steps": 28}
     folder = train.train(load(name, changes))
     state = final_state(folder)
     assert int(state["learner"]["updates"]) == 3

@@ -41,13 +41,15 @@ def pick(
     context: int,
     ahead: int,
     owner: str,
+    begins: bool = False,
 ) -> Picked:
     """Uniformly drawn rows with `context` rows before and `ahead` rows after them in the ring.
 
     Args:    key [S]; step [] int64; total [] int64, time indices ever written; real, member
              [S, R, E]; offset, owner_offset, places in the random stream; shape (M, B, K);
              owner "any", "own" (the row's member is the slot's) or "disjoint" (a hash of the row
-             is).
+             is); begins: only rows that begin an episode, of which the row before must be in the
+             ring (context of at least 1).
     """
     members, batch, candidates = shape
     seeds, rows, envs = real.shape
@@ -59,6 +61,8 @@ def pick(
     env = place % envs
     flat = (row % rows) * envs + env
     valid = take(real, flat) & (count > context + ahead)
+    if begins:
+        valid = valid & ~take(real, ((row - 1) % rows) * envs + env)
     me = torch.arange(members, device=key.device).view(1, members, 1, 1)
     if owner == "own":
         valid = valid & (take(member, flat) == me)
@@ -145,6 +149,7 @@ if triton is not None:
         SECOND: tl.constexpr,
         K: tl.constexpr,
         OWNER: tl.constexpr,
+        BEGINS: tl.constexpr,
         BS: tl.constexpr,
         BK: tl.constexpr,
     ):
@@ -164,6 +169,9 @@ if triton is not None:
         flat = i_seed * rows * envs + (row % rows) * envs + env
         valid = inside & (tl.load(p_real + flat, mask=inside, other=0) != 0)
         valid = valid & (count > context + ahead)
+        if BEGINS:
+            before = i_seed * rows * envs + ((row - 1) % rows) * envs + env
+            valid = valid & (tl.load(p_real + before, mask=inside, other=1) == 0)
         me = (slot // batch)[:, None]
         if OWNER == "own":
             valid = valid & (tl.load(p_member + flat, mask=inside, other=-1) == me)
@@ -237,6 +245,7 @@ def pick_triton(
     context: int,
     ahead: int,
     owner: str,
+    begins: bool = False,
 ) -> Picked:
     """`pick` in one launch. Raises: RuntimeError without triton."""
     if triton is None:
@@ -272,6 +281,7 @@ def pick_triton(
         SECOND=SECOND,
         K=candidates,
         OWNER=owner,
+        BEGINS=begins,
         BS=block,
         BK=width,
     )

@@ -1,0 +1,209 @@
+"""What FoX's Pro block does between its one wide product and its attention: definition, dispatch.
+
+Shift of k and v, norms of q and k, logarithm of the forget gate. On CUDA that is one launch in
+either direction (`fox_triton.py`), which reads every number of the product once.
+Lin et al. 2025 (arXiv:2503.02130).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cerl.kernels import Impl, runs_triton
+
+EPS = 1e-5  # of the norms of q and k
+
+
+class Inputs(NamedTuple):
+    """What attention takes, and the logits of the output gate."""
+
+    q: Tensor  # [G B, W, H, Dh]
+    k: Tensor  # [G B, W, H, Dh]
+    v: Tensor  # [G B, W, H, Dh]
+    log_f: Tensor  # [G B, W, H] float32
+    gate: Tensor | None  # [G B, W, H, Dh]; None: attention without an output gate
+
+
+def fox_inputs(
+    y: Tensor,
+    bias: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    start: Tensor,
+    before_k: Tensor | None = None,
+    before_v: Tensor | None = None,
+    *,
+    impl: Impl = "auto",
+) -> Inputs:
+    """Queries, keys, values and gates of G networks' rows.
+
+    k and v of a row are mixed with those of the row before, a z_(t-1) + (1 - a) z_t, which count as
+    0 where an episode begins. Norms and shifts are computed in float32.
+
+    Args:    y [G, B, W, P], P at least 4 D + 3 H: columns q, k, v and the output gate, D = H Dh
+             each, then the logits of forget gate, shift of k and of v, H each, then what is not
+             read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start [G B, W] bool;
+             before_k, before_v [G B, H, Dh], raw k and v of the row before the first, 0 if not
+             given, that get no gradient. impl as in `cerl.kernels`.
+    Returns: the first three and gate in the type of y.
+    Raises:  ValueError where shapes or types do not fit together.
+    """
+    _check(y, bias, q_scale, k_scale, start, before_k, before_v)
+    args = y, bias, q_scale, k_scale, start, before_k, before_v
+    if not runs_triton(impl, y.device):
+        return definition(*args)
+    if y.dtype == torch.float64:
+        raise ValueError(
+            "fox_inputs: the kernel takes float32, float16 and bfloat16, got float64; cast, or "
+            'pass impl="reference"'
+        )
+    return Inputs(*_fox_inputs(*args))
+
+
+def definition(
+    y: Tensor,
+    bias: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    start: Tensor,
+    before_k: Tensor | None,
+    before_v: Tensor | None,
+) -> Inputs:
+    nets, heads, head = q_scale.shape
+    parts = columns(y.flatten(0, 1), heads, head)
+    q, k, v, gate = parts[:4]
+    wide = torch.promote_types(y.dtype, torch.float32)
+
+    def normed(z: Tensor, scale: Tensor) -> Tensor:
+        z = F.rms_norm(z.to(wide), (head,), eps=EPS).unflatten(0, (nets, -1))
+        return (z * scale[:, None, None]).to(y.dtype).flatten(0, 1)
+
+    log_f = F.logsigmoid(parts[4].to(wide).unflatten(0, (nets, -1)) + bias[:, None, None])
+    k = shifted(k, before_k, parts[5], start)
+    v = shifted(v, before_v, parts[6], start).to(y.dtype)
+    return Inputs(normed(q, q_scale), normed(k, k_scale), v, log_f.flatten(0, 1), gate)
+
+
+def shifted(z: Tensor, before: Tensor | None, logit: Tensor, start: Tensor) -> Tensor:
+    """Mixes every row with the one before it: a z_(t-1) + (1 - a) z_t, a = sigmoid(logit).
+
+    Args:    z [X, W, H, Dh]; before [X, H, Dh], the row before the first; logit [X, W, H]; start
+             [X, W]: z_(t-1) counts as 0.
+    Returns: at least float32.
+    """
+    wide = torch.promote_types(z.dtype, torch.float32)
+    previous = F.pad(z[:, :-1], (0, 0, 0, 0, 1, 0))
+    if before is not None:
+        previous = torch.cat([before.unsqueeze(1), z[:, :-1]], 1)
+    previous = previous.masked_fill(start[:, :, None, None], 0.0).to(wide)
+    share = torch.sigmoid(logit.to(wide)).unsqueeze(3)
+    return z.to(wide) + share * (previous - z.to(wide))
+
+
+def columns(y: Tensor, heads: int, head: int) -> list[Tensor]:
+    """q, k, v, gate [..., H, Dh]; logits of f, shift of k and v [..., H]; of y [..., P]."""
+    width = heads * head
+    rest = y.shape[-1] - 4 * width - 3 * heads
+    parts = y.split([*[width] * 4, *[heads] * 3, rest], -1)
+    return [*(part.unflatten(-1, (heads, head)) for part in parts[:4]), *parts[4:7]]
+
+
+def _check(
+    y: Tensor,
+    bias: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    start: Tensor,
+    before_k: Tensor | None,
+    before_v: Tensor | None,
+) -> None:
+    if y.dim() != 4 or q_scale.dim() != 3 or 0 in (*y.shape, *q_scale.shape):
+        raise ValueError(
+            "fox_inputs: expected y [G, B, W, P] and q_scale [G, H, Dh] with no empty axis, got "
+            f"{list(y.shape)} and {list(q_scale.shape)}"
+        )
+    (nets, batch, rows, width), (_, heads, head) = y.shape, q_scale.shape
+    if width < heads * (4 * head + 3):
+        raise ValueError(
+            f"fox_inputs: {heads} heads of {head} need {heads * (4 * head + 3)} columns of y, got "
+            f"{width}"
+        )
+    wide = torch.promote_types(y.dtype, torch.float32)
+    expected = {
+        "bias": (bias, (nets, heads), wide),
+        "q_scale": (q_scale, (nets, heads, head), wide),
+        "k_scale": (k_scale, (nets, heads, head), wide),
+        "start": (start, (nets * batch, rows), torch.bool),
+        "before_k": (before_k, (nets * batch, heads, head), y.dtype),
+        "before_v": (before_v, (nets * batch, heads, head), y.dtype),
+    }
+    for name, (tensor, shape, dtype) in expected.items():
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
+            raise ValueError(
+                f"fox_inputs: expected {name} {list(shape)} of {dtype}, got {list(tensor.shape)} "
+                f"of {tensor.dtype}; y is {list(y.shape)} of {y.dtype}"
+            )
+    if (before_k is None) != (before_v is None):
+        raise ValueError("fox_inputs: got one of before_k and before_v; pass both or none")
+
+
+@torch.library.custom_op("cerl::fox_inputs", mutates_args=())
+def _fox_inputs(
+    y: Tensor,
+    bias: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    start: Tensor,
+    before_k: Tensor | None,
+    before_v: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from cerl.kernels import fox_triton
+
+    return fox_triton.forward(y, bias, q_scale, k_scale, start, before_k, before_v)
+
+
+@torch.library.custom_op("cerl::fox_inputs_backward", mutates_args=())
+def _fox_inputs_backward(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dlog_f: Tensor,
+    dgate: Tensor,
+    y: Tensor,
+    bias: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    start: Tensor,
+    before_k: Tensor | None,
+    before_v: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of y, bias, q_scale and k_scale."""
+    from cerl.kernels import fox_triton
+
+    grads = dq, dk, dv, dlog_f, dgate
+    return fox_triton.backward(*grads, y, bias, q_scale, k_scale, start, before_k, before_v)
+
+
+@_fox_inputs.register_fake
+def _(y, bias, q_scale, k_scale, start, before_k, before_v):
+    (rows, steps), (heads, head) = start.shape, q_scale.shape[1:]
+    q, k, v, gate = (y.new_empty(rows, steps, heads, head) for _ in range(4))
+    return q, k, v, bias.new_empty(rows, steps, heads), gate
+
+
+@_fox_inputs_backward.register_fake
+def _(dq, dk, dv, dlog_f, dgate, y, bias, q_scale, k_scale, start, before_k, before_v):
+    return tuple(part.new_empty(part.shape) for part in (y, bias, q_scale, k_scale))
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, *grads):
+    return *_fox_inputs_backward(*grads, *ctx.saved_tensors), None, None, None
+
+
+_fox_inputs.register_autograd(_differentiate, setup_context=_save)

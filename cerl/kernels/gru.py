@@ -1,0 +1,133 @@
+"""Scan of gated recurrent units, every network with its own weights: definition, dispatch.
+
+cuDNN's recurrent layers share one weight over a batch, and a graph of single steps is thousands of
+launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The products with
+the inputs, which no step waits for, are left to the caller as one product over all rows.
+Cho et al. 2014 (arXiv:1406.1078), with the reset gate behind the recurrent product as in cuDNN.
+"""
+
+import torch
+from torch import Tensor
+
+from cerl.kernels import Impl, runs_triton
+
+
+def gru(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    h: Tensor,
+    start: Tensor,
+    *,
+    impl: Impl = "auto",
+) -> Tensor:
+    """State after every row of a sequence; it is 0 before a row where an episode begins.
+
+    Args:    x [G, B, W, 3 D], the inputs' share of the gates r, z and n, biases included; weight
+             [G, D, 3 D] of the state, of the type of x; bias [G, D] float32 of the state's share of
+             n; h [G, B, D] float32 before row 0; start [P, B, W] bool, P a divisor of G: entry i
+             serves the G / P networks from i G / P on. impl as in `cerl.kernels`.
+    Returns: [G, B, W, D] float32.
+    Raises:  ValueError where shapes or types do not fit together, or for a state that does not fit
+             on chip.
+    """
+    _check(x, weight, bias, h, start)
+    if runs_triton(impl, x.device):
+        if x.dtype == torch.float64:
+            raise ValueError(
+                "gru: the kernel takes float32, float16 and bfloat16, got float64; cast, or pass "
+                'impl="reference"'
+            )
+        return _gru(x, weight, bias, h, start)
+    return definition(x, weight, bias, h, start)
+
+
+def cell(x: Tensor, product: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+    """One step.
+
+    Args:    x, product [..., 3 D], the shares of input and state in r, z and n; bias [..., D]; h
+             [..., D].
+    Returns: [..., D] in the type of h.
+    """
+    x, product = x.to(h.dtype), product.to(h.dtype)
+    width = h.shape[-1]
+    r, z = torch.sigmoid(x[..., : 2 * width] + product[..., : 2 * width]).chunk(2, -1)
+    n = torch.tanh(x[..., 2 * width :] + r * (product[..., 2 * width :] + bias))
+    return n + z * (h - n)
+
+
+def definition(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> Tensor:
+    """What the scan computes, one row after the other."""
+    begins = start.repeat_interleave(x.shape[0] // start.shape[0], 0).unsqueeze(3)
+    states = []
+    for t in range(x.shape[2]):
+        h = h.masked_fill(begins[:, :, t], 0.0)
+        product = h.to(x.dtype) @ weight
+        h = cell(x[:, :, t], product, bias.unsqueeze(1), h)
+        states.append(h)
+    return torch.stack(states, 2)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> None:
+    if x.dim() != 4 or x.shape[3] % 3 or 0 in x.shape:
+        raise ValueError(
+            f"gru: expected x [G, B, W, 3 D] with no empty axis, got {list(x.shape)}; it holds the "
+            "inputs' share of three gates"
+        )
+    nets, batch, rows, width = *x.shape[:3], x.shape[3] // 3
+    wide = torch.promote_types(x.dtype, torch.float32)
+    expected = {
+        "weight": (weight, (nets, width, 3 * width), x.dtype),
+        "bias": (bias, (nets, width), wide),
+        "h": (h, (nets, batch, width), wide),
+        "start": (start, (start.shape[0], batch, rows), torch.bool),
+    }
+    for name, (tensor, shape, dtype) in expected.items():
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"gru: expected {name} {list(shape)} of {dtype}, got {list(tensor.shape)} of "
+                f"{tensor.dtype}; x is {list(x.shape)} of {x.dtype}"
+            )
+    if start.shape[0] < 1 or nets % start.shape[0]:
+        raise ValueError(
+            f"gru: entries of start serve equal numbers of networks, got {start.shape[0]} entries "
+            f"and {nets} networks"
+        )
+
+
+@torch.library.custom_op("cerl::gru", mutates_args=())
+def _gru(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> Tensor:
+    from cerl.kernels import gru_triton
+
+    return gru_triton.forward(x, weight, bias, h, start)
+
+
+@torch.library.custom_op("cerl::gru_backward", mutates_args=())
+def _gru_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and h."""
+    from cerl.kernels import gru_triton
+
+    return gru_triton.backward(grad, x, weight, bias, h, start, y)
+
+
+@_gru.register_fake
+def _(x, weight, bias, h, start):
+    return h.new_empty(*x.shape[:3], weight.shape[1])
+
+
+@_gru_backward.register_fake
+def _(grad, x, weight, bias, h, start, y):
+    return tuple(part.new_empty(part.shape) for part in (x, weight, bias, h))
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _differentiate(ctx, grad):
+    return *_gru_backward(grad, *ctx.saved_tensors), None
+
+
+_gru.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,86 @@
+"""CartPole of which only places or only speeds are seen, the places also with noise.
+
+After POPGym 1.0.7 on gymnasium's CartPole (Barto, Sutton and Anderson 1983; Euler steps of 0.02 s),
+here in float32. Every step pays 1 / length, the one on which the pole falls too. A fall is
+terminal, `length` steps truncate. The first observation of an episode shows the places even where
+only speeds are seen, as the package's does.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl.draw import gaussian
+from cerl.envs.resident import Game
+
+_GRAVITY = 9.8  # m / s^2
+_CART, _POLE = 1.0, 0.1  # kg
+_HALF = 0.5  # m, half the pole's length
+_FORCE = 10.0  # N
+_TICK = 0.02  # s
+_EDGE, _TILT = 2.4, 12 * math.pi / 180  # m and rad, where an episode ends
+_START = 0.05  # each of the four numbers starts within +- this
+
+
+class State(NamedTuple):
+    place: Tensor  # [G, 2] m and rad, of the cart and of the pole
+    speed: Tensor  # [G, 2] m / s and rad / s
+    error: Tensor  # [G, 2] noise on what is seen
+    fresh: Tensor  # [G] bool, the episode's first observation
+
+
+def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> Game:
+    """The game; after `length` agent steps it is to be truncated."""
+    draws = 4 if noise else 0
+    return Game(
+        reset=partial(_reset, noise=noise),
+        step=partial(_step, noise=noise, length=length),
+        observe=partial(_observe, speeds=speeds, noise=noise),
+        draws=draws,
+        reset_draws=4 + draws,
+        observation=(2,),
+        actions=(0, 1),
+        dtype=torch.float32,
+    )
+
+
+def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:
+    return noise * gaussian(u.unflatten(-1, (2, 2))) if noise else torch.zeros_like(like)
+
+
+def _reset(u: Tensor, *, noise: float) -> State:
+    start = (2 * u[:, :4] - 1) * _START
+    place, speed = start[:, 0::2], start[:, 1::2]
+    error = _errors(u[:, 4:], place, noise=noise)
+    return State(place, speed, error, torch.ones_like(u[:, 0], dtype=torch.bool))
+
+
+def _step(
+    state: State, action: Tensor, u: Tensor, *, noise: float, length: int
+) -> tuple[State, Tensor, Tensor]:
+    angle, turning = state.place[:, 1], state.speed[:, 1]
+    cos, sin = angle.cos(), angle.sin()
+    mass = _CART + _POLE
+    force = torch.where(action == 1, _FORCE, -_FORCE)
+    push = (force + _POLE * _HALF * turning**2 * sin) / mass
+    bend = (_GRAVITY * sin - cos * push) / (_HALF * (4 / 3 - _POLE * cos**2 / mass))
+    drive = push - _POLE * _HALF * bend * cos / mass
+    place = state.place + _TICK * state.speed
+    speed = state.speed + _TICK * torch.stack([drive, bend], -1)
+    fallen = (place[:, 0].abs() > _EDGE) | (place[:, 1].abs() > _TILT)
+    error = _errors(u, place, noise=noise)
+    after = State(place, speed, error, torch.zeros_like(state.fresh))
+    return after, torch.full_like(force, 1 / length), fallen
+
+
+def _observe(state: State, *, speeds: bool, noise: float) -> Tensor:
+    if speeds:
+        return torch.where(state.fresh[:, None], state.place, state.speed)
+    if not noise:
+        return state.place
+    seen = state.place + state.error
+    ends = (2 * _EDGE, 2 * _TILT)
+    return torch.stack([seen[:, k].clamp(-end, end) for k, end in enumerate(ends)], -1)

@@ -1,0 +1,56 @@
+"""CountRecall: how often did the kind of card now asked for come, the one now shown included?
+
+After POPGym 1.0.7. One pile is dealt, a second one asks; both show a card at each step. A wrong
+count costs as much as a right one pays, however near it is (the package's `error_clamp` does
+nothing). An episode ends, by terminal, with the last card.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl.envs.memory import deck
+from cerl.envs.resident import Game
+from cerl.tasks import CARDS
+
+
+class State(NamedTuple):
+    value: Tensor  # [G, cards] uint8, kinds of the cards dealt, in their order
+    query: Tensor  # [G, cards] uint8, kinds of the cards that ask
+    shown: Tensor  # [G] int64, which of them are
+
+
+def count_recall(*, decks: int, kind: str) -> Game:
+    """The game."""
+    cards, kinds = CARDS * decks, deck.KINDS[kind]
+    return Game(
+        reset=partial(_reset, kind=kind),
+        step=_step,
+        observe=partial(_observe, kinds=kinds),
+        draws=0,
+        reset_draws=2 * cards,
+        observation=(2 * kinds,),
+        actions=tuple(range(cards // kinds + 1)),
+    )
+
+
+def _reset(u: Tensor, *, kind: str) -> State:
+    value, query = (deck.shuffled(half, kind=kind) for half in u.chunk(2, -1))
+    return State(value, query, torch.zeros_like(value[:, 0], dtype=torch.int64))
+
+
+def _step(state: State, action: Tensor, u: Tensor) -> tuple[State, Tensor, Tensor]:
+    cards = state.value.shape[-1]
+    out = torch.arange(cards, device=action.device) <= state.shown[:, None]
+    asked = deck.at(state.query, state.shown)
+    count = ((state.value == asked[:, None]) & out).sum(-1)
+    reward = deck.signed(action == count, 1 / (cards - 1))
+    shown = state.shown + 1
+    return State(state.value, state.query, shown), reward, shown >= cards - 1
+
+
+def _observe(state: State, *, kinds: int) -> Tensor:
+    both = (state.value, state.query)
+    return torch.cat([deck.one_hot(deck.at(pile, state.shown), kinds) for pile in both], -1)

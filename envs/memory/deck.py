@@ -1,0 +1,37 @@
+"""Decks of playing cards, shuffled by the uniforms of a reset.
+
+Card c of a pile of decks has rank (c // 4) % 13 (ace first), suit c % 4 (spades, diamonds, clubs,
+hearts) and colour c % 2 (black, red), as in POPGym.
+"""
+
+import torch
+from torch import Tensor
+
+KINDS = {"colors": 2, "suits": 4, "ranks": 13}
+
+
+def shuffled(u: Tensor, *, kind: str) -> Tensor:
+    """What is on the cards of a shuffled pile, in the order in which they are dealt.
+
+    Args:    u [G, cards] in [0, 1): the cards are sorted by them; kind, one of `KINDS`.
+    Returns: [G, cards] uint8 in [0, KINDS[kind]).
+    """
+    card = u.argsort(dim=-1, stable=True)
+    rank = card // 4 % KINDS["ranks"]
+    return (rank if kind == "ranks" else card % KINDS[kind]).to(torch.uint8)
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """One value of each row, [G]; an index [G] out of range is moved to the nearest in range."""
+    inside = index.clamp(0, values.shape[-1] - 1)
+    return values.gather(-1, inside.unsqueeze(-1)).squeeze(-1)
+
+
+def one_hot(value: Tensor, count: int) -> Tensor:
+    """Flags [..., count] bool, one of them True."""
+    return value.unsqueeze(-1) == torch.arange(count, device=value.device)
+
+
+def signed(right: Tensor, scale: float) -> Tensor:
+    """A reward of +- scale, [G] float32."""
+    return torch.where(right, scale, -scale)

@@ -1,0 +1,52 @@
+"""HigherLower: is the next card's rank higher (action 0) or lower (action 1)?
+
+After POPGym 1.0.7. Equal ranks earn nothing; whoever counts cards guesses better. An episode ends,
+by terminal, with the last card.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl.envs.memory import deck
+from cerl.envs.resident import Game
+from cerl.tasks import CARDS
+
+_RANKS = deck.KINDS["ranks"]
+
+
+class State(NamedTuple):
+    rank: Tensor  # [G, cards] uint8, in the order dealt
+    shown: Tensor  # [G] int64, which of them is
+
+
+def higher_lower(*, decks: int) -> Game:
+    """The game."""
+    return Game(
+        reset=_reset,
+        step=_step,
+        observe=_observe,
+        draws=0,
+        reset_draws=CARDS * decks,
+        observation=(_RANKS,),
+        actions=(0, 1),
+    )
+
+
+def _reset(u: Tensor) -> State:
+    rank = deck.shuffled(u, kind="ranks")
+    return State(rank, torch.zeros_like(rank[:, 0], dtype=torch.int64))
+
+
+def _step(state: State, action: Tensor, u: Tensor) -> tuple[State, Tensor, Tensor]:
+    cards = state.rank.shape[-1]
+    shown = state.shown + 1
+    now, then = deck.at(state.rank, state.shown), deck.at(state.rank, shown)
+    right = torch.where(action == 0, then > now, then < now)
+    reward = torch.where(then == now, 0.0, deck.signed(right, 1 / cards))
+    return State(state.rank, shown), reward, shown >= cards - 1
+
+
+def _observe(state: State) -> Tensor:
+    return deck.one_hot(deck.at(state.rank, state.shown), _RANKS)
