@@ -108,14 +108,16 @@ def test_seed_with_nan_leaves_the_other_bitwise_alone(case, impl, monkeypatch):
         assert torch.equal(mine[0], theirs[0]) and theirs[1].isnan().any()
 
 
-def test_regression_by_hand():
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_regression_by_hand(impl):
     # Errors 3 and -1 of the own head, 3 and -1 of the other: 9 and 1; 2 * 2 * 3 - 4 and 1.
-    q = torch.tensor([[3.0, 3.0], [-1.0, -1.0]]).view(1, 1, 1, 2, 2)
-    y, weight = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2)
-    loss = soft.regression(q, y, weight, delta=2.0)
+    q = torch.tensor([[3.0, 3.0], [-1.0, -1.0]], device=DEVICE).view(1, 1, 1, 2, 2)
+    y, weight = torch.zeros(1, 1, 2, 2, device=DEVICE), torch.ones(1, 1, 2, device=DEVICE)
+    loss = soft.regression(q, y, weight, delta=2.0, impl=impl)
     assert loss.flatten().tolist() == [5.0, 4.5]
     # A single weight below 1 is not blown up to a mean.
-    half = soft.regression(q, y, torch.tensor([[[0.5, 0.0]]]), delta=0.0)
+    weight = torch.tensor([[[0.5, 0.0]]], device=DEVICE)
+    half = soft.regression(q, y, weight, delta=0.0, impl=impl)
     assert half.flatten().tolist() == [4.5, 4.5]
 
 
@@ -140,6 +142,44 @@ def test_shapes_that_do_not_fit_are_named():
         soft.squashed(
             torch.zeros(1, 2, 3, 2), torch.zeros(1, 2, 3, 2), low=-1.0, high=1.0, clip=True
         )
+    with pytest.raises(ValueError, match=r"of \[1, 2, 3, 5\], got \[1, 2, 3, 2\]"):
+        soft.squashed(
+            torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, 2), low=-1.0, high=1.0, clip=True
+        )
     with pytest.raises(ValueError, match=r"weights \[1, '1 or N', 3\], got .* \[1, 5, 3\]"):
         q, y = torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 2, 3, 4)
         soft.regression(q, y, torch.zeros(1, 5, 3), delta=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        ({"log_p": (2, 3, 5)}, "2, 3, 5"),
+        ({"log_alpha": (2, 3)}, "2, 3"),
+        ({"weight": (2, 2, 4)}, "2, 2, 4"),
+    ],
+)
+def test_objective_names_shapes_that_do_not_fit(change, got):
+    shapes = {"q": (2, 3, 2, 4), "log_p": (2, 3, 4), "log_alpha": (2, 3, 1), "weight": (2, 1, 4)}
+    tensors = [torch.zeros(shape) for shape in (shapes | change).values()]
+    with pytest.raises(ValueError, match=rf"weights \[2, '1 or N', 4\], got .*\[{got}\]"):
+        soft.objective(*tensors, goal=0.0, mean=False)
+
+
+def test_kernels_take_float32_alone():
+    q, y, weight = torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.ones(1, 1, 3)
+    half, *others = (x.to(DEVICE) for x in (q.half(), y, weight))
+    with pytest.raises(ValueError, match="regression: the kernel takes float32, got torch.float16"):
+        soft.regression(half, *others, delta=0.0, impl="triton")
+
+
+def test_gradient_of_strided_temperatures_lies_where_they_do():
+    t = objective_case(False, 1, 5, 2)[0]
+    turned = t["log_alpha"].transpose(0, 1).contiguous().transpose(0, 1)
+    grads = []
+    for log_alpha in (t["log_alpha"], turned):
+        leaf = log_alpha.to(DEVICE).requires_grad_()
+        q, log_p, weight = (t[name].to(DEVICE) for name in ("q", "log_p", "weight"))
+        _, loss, *_ = soft.objective(q, log_p, leaf, weight, goal=0.5, mean=False, impl="triton")
+        grads.append(torch.autograd.grad(loss.sum(), leaf)[0])
+    assert not turned.is_contiguous() and torch.equal(*grads)

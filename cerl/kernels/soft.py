@@ -53,15 +53,16 @@ def squashed(
 
     Args:    raw [S, N, rows, 2 A] float32; normal [S, N, rows, A].
     Returns: action [S, N, rows, A], log-probability [S, N, rows].
-    Raises:  ValueError if the shapes do not fit together.
+    Raises:  ValueError if the shapes do not fit together, or the kernel gets other types.
     """
-    if raw.dim() != 4 or normal.shape != (*raw.shape[:3], raw.shape[3] // 2):
+    if raw.dim() != 4 or (*normal.shape[:-1], 2 * normal.shape[-1]) != raw.shape:
         raise ValueError(
             f"squashed: expected noise [S, N, rows, A] for outputs [S, N, rows, 2 A] of "
             f"{list(raw.shape)}, got {list(normal.shape)}"
         )
     if not runs_triton(impl, raw.device):
         return sampled(*moments(raw, low=low, high=high, clip=clip), normal)
+    _check_types("squashed", raw, normal)
     return _squashed(raw, normal, low, high, clip)
 
 
@@ -74,19 +75,21 @@ def regression(
     2 delta |e| - delta^2 beyond.
 
     Args:    q [S, N, C, rows, J]; y [S, N, rows, J], no gradient; weight [S, M, rows], M is 1 or
-             N, of the rows, whose sum counts as 1 at least; delta, 0 for e^2 everywhere.
+             N, of the rows, whose sum counts as 1 at least, no gradient either; delta, 0 for e^2
+             everywhere.
     Returns: [S, N, C, J].
-    Raises:  ValueError if the shapes do not fit together.
+    Raises:  ValueError if the shapes do not fit together, or the kernel gets other than float32.
     """
     seeds, members, _, rows, heads = q.shape
-    fits = weight.dim() == 3 and weight.shape[1] in (1, members) and weight.shape[2] == rows
-    if y.shape != (seeds, members, rows, heads) or not fits or weight.shape[0] != seeds:
+    own, shared = (seeds, members, rows), (seeds, 1, rows)
+    if y.shape != (*own, heads) or weight.shape not in (own, shared):
         raise ValueError(
             f"regression: values [S, N, C, rows, J] of {list(q.shape)} need targets "
             f"{[seeds, members, rows, heads]} and weights {[seeds, '1 or N', rows]}, got "
             f"{list(y.shape)} and {list(weight.shape)}"
         )
     if runs_triton(impl, q.device):
+        _check_types("regression", q, y, weight)
         return _regression(q, y, weight, delta)
     return (errors(q, y, delta=delta) * normalised(weight)[:, :, None, :, None]).sum(3)
 
@@ -124,14 +127,34 @@ def objective(
              log_alpha [S, N, 1]; weight as in `regression`.
     Returns: losses of policies and of temperatures; entropy and value, detached; all [S, N] means
              over the rows.
+    Raises:  as `regression`.
     """
+    seeds, members, _, rows = q.shape
+    own, shared = (seeds, members, rows), (seeds, 1, rows)
+    small = log_alpha.shape == (seeds, members, 1)
+    if log_p.shape != own or not small or weight.shape not in (own, shared):
+        raise ValueError(
+            f"objective: values [S, N, C, rows] of {list(q.shape)} need log-probabilities "
+            f"{list(own)}, log temperatures {[seeds, members, 1]} and weights "
+            f"{[seeds, '1 or N', rows]}, got {list(log_p.shape)}, {list(log_alpha.shape)} and "
+            f"{list(weight.shape)}"
+        )
     if runs_triton(impl, q.device):
+        _check_types("objective", q, log_p, log_alpha, weight)
         return _objective(q, log_p, log_alpha, weight, goal, mean)
     value, alpha, weight = q.mean(2) if mean else q.amin(2), log_alpha.exp(), normalised(weight)
     actor = ((alpha.detach() * log_p - value) * weight).sum(2)
     entropy = -(log_p.detach() * weight).sum(2)
     temperature = alpha[..., 0] * (entropy - goal)
     return actor, temperature, entropy, (value.detach() * weight).sum(2)
+
+
+def _check_types(what: str, *tensors: Tensor) -> None:
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        raise ValueError(
+            f"{what}: the kernel takes float32, got {', '.join(str(t.dtype) for t in tensors)}; "
+            'convert them, or use impl="reference"'
+        )
 
 
 @torch.library.custom_op("cerl::squashed", mutates_args=())

@@ -448,7 +448,7 @@ def objective_backward(
     """Gradients of `objective`'s q, log_p and log_alpha."""
     seeds, members, critics, rows = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    out_log_p, out_log_alpha = q.new_empty(seeds, members, rows), torch.empty_like(log_alpha)
+    out_log_p, out_log_alpha = q.new_empty(seeds, members, rows), q.new_empty(log_alpha.shape)
     _objective_backward[(seeds * members,)](
         grad,
         grad_temperature,
