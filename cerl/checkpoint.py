@@ -13,12 +13,12 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cerl import __version__
 
@@ -64,6 +64,20 @@ def put(mine: Tensor, saved: Tensor, *, what: str) -> None:
         )
     with torch.no_grad():
         mine.copy_(saved)
+
+
+def put_net(net: nn.Module, saved: Mapping[str, Tensor], *, what: str) -> None:
+    """`put` for the state of a network. Raises: CheckpointError if tensors are missing or left."""
+    mine = net.state_dict()
+    missing, left = sorted(mine.keys() - saved.keys()), sorted(saved.keys() - mine.keys())
+    if missing or left:
+        raise CheckpointError(
+            f"checkpoint: expected {', '.join(missing) or 'nothing else'} in {what}, got "
+            f"{', '.join(left) or 'nothing'} instead; it belongs to a run with other options, or "
+            "to another version of cerl: use the one in the run folder's versions.yaml"
+        )
+    for name, tensor in mine.items():
+        put(tensor, saved[name], what=f"{what}.{name}")
 
 
 def files(folder: str | os.PathLike[str]) -> list[Path]:

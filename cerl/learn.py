@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.agent import Agent, Group, Metrics
-from cerl.checkpoint import put
+from cerl.checkpoint import put, put_net
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
@@ -155,9 +155,12 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores in place; nothing is rebound, so captured graphs stay valid."""
-        self.net.load_state_dict(state["net"])
-        self.target.load_state_dict(state["target"])
+        """Restores in place; nothing is rebound, so captured graphs stay valid.
+
+        Raises: CheckpointError if the state belongs to another network or optimiser.
+        """
+        put_net(self.net, state["net"], what="learner.net")
+        put_net(self.target, state["target"], what="learner.target")
         for stage, saved in zip(self.optimisers, state["optimisers"], strict=True):
             for one, values in zip(stage, saved, strict=True):
                 one.load_state_dict(values)

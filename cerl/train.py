@@ -319,7 +319,7 @@ def evaluate(
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     state = checkpoint.load(folder)
-    net.load_state_dict(state["learner"]["net"])
+    checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
         return Evaluator(config, env, agent, net, keys=keys).run()
     finally:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cerl import bench, draw, train
+from cerl.checkpoint import CheckpointError
 from cerl.collect import Collector
 from cerl.config import load
 from cerl.data import EnvSpec, Row, Step
@@ -213,6 +214,24 @@ def test_loading_copies_in_place():
     second.update()
     for mine, theirs in zip(first.leaves, second.leaves, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_state_of_another_network_is_named():
+    changes = {"seeds": (0,), "ensemble": {"members": 2}}
+    part = learner("mujoco/cerl", ROBOT, "cpu", **changes)
+    state = part.state_dict()
+    before = {name: leaf.clone() for name, leaf in state["net"].items()}
+    # Means and log deviations in layers of their own.
+    other = {name: leaf for name, leaf in before.items() if "moments" not in name}
+    other |= {f"actor.{k}.weight": torch.zeros(1, 2, 256, 6) for k in ("mean", "log_std")}
+    with pytest.raises(CheckpointError) as caught:
+        part.load_state_dict(state | {"net": other})
+    said = str(caught.value)
+    assert "expected actor.moments.bias, actor.moments.weight in learner.net" in said
+    assert "got actor.log_std.weight, actor.mean.weight instead" in said and "version" in said
+    wide = before | {"actor.moments.bias": torch.zeros(1, 2, 14)}
+    with pytest.raises(CheckpointError, match=r"learner.net.actor.moments.bias .*\[1, 2, 12\]"):
+        part.load_state_dict(state | {"net": wide})
 
 
 def test_mask_is_a_function_of_row_and_member():
