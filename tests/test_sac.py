@@ -57,7 +57,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "redq": dict(members=1, critics=5, target_critics=2, actor_value="mean"),
     "random critics of an ensemble": dict(heads="cerl", critics=3, target_critics=2),
     "weighted backups": dict(spread_temperature=3.0),
-    "weighted backups with heads": dict(spread_temperature=3.0, heads="cerl"),
+    "weighted backups with heads": dict(
+        spread_temperature=3.0, heads="cerl", kind="mse_huber", huber_delta=0.3
+    ),
     "no entropy": dict(backup_entropy=False),
     "layer norm": dict(critic_norm="layer", heads="cerl"),
     "plain layer norm and clipped deviations": dict(
@@ -166,7 +168,7 @@ def slow_sample(mean, log_std, noise):
 
 
 def slow_losses(cfg, learner, window, mask, dice):
-    """Critic, actor and temperature loss [S, N], loops over everything in double precision."""
+    """Losses and metrics [S, N], loops over everything in double precision."""
     net = {k: v.double() for k, v in learner.net.named_parameters()}
     critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
     target = {k: v.double() for k, v in learner.target.named_parameters()}
@@ -176,8 +178,8 @@ def slow_losses(cfg, learner, window, mask, dice):
     )
     seeds, members, critics = len(cfg.seeds), cfg.ensemble.members, cfg.net.critics
     table, n, first = learner.agent.table, cfg.loss.n_step, cfg.net.stack - 1
-    out = {name: torch.zeros(seeds, members) for name in ("critic", "actor", "temperature")}
-    out = {name: value.double() for name, value in out.items()}
+    names = ("critic", "actor", "temperature", "own", "q_data", "q_pi", "entropy", "alpha")
+    out = {name: torch.zeros(seeds, members, dtype=torch.float64) for name in names}
     for s in range(seeds):
         alpha = [net["log_alpha"][s, i, 0].exp() for i in range(members)]
 
@@ -205,6 +207,7 @@ def slow_losses(cfg, learner, window, mask, dice):
                 own = [slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(critics)]
                 value = sum(own) / critics if cfg.loss.actor_value == "mean" else min(own)
                 out["actor"][s, i] += share * (alpha[i].detach() * log_p - value)
+                out["q_pi"][s, i] += share * value
                 entropy -= share * log_p.detach()
                 k = 1
                 while (
@@ -233,7 +236,11 @@ def slow_losses(cfg, learner, window, mask, dice):
                         if cfg.loss.kind == "mse_huber" and j > 0 and abs(e.item()) > delta:
                             loss = 2 * delta * abs(e) - delta**2
                         out["critic"][s, i] += share * trust * loss
+                        if j == 0:
+                            out["own"][s, i] += share * trust * loss / critics
+                            out["q_data"][s, i] += q / (B * critics)
             goal = cfg.loss.target_entropy * A
+            out["entropy"][s, i], out["alpha"][s, i] = entropy, alpha[i]
             out["temperature"][s, i] = alpha[i] * (entropy - goal)
     return out
 
@@ -272,10 +279,16 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
     agent, window = learner.agent, learner.sample()
     mask, dice = learner.mask(window), agent.dice(learner.keys, learner.updates)
     slow = slow_losses(cfg, learner, window, mask, dice)
-    critic, policy = (
-        stage.loss(learner.net, learner.target, window, mask, dice)[0] for stage in learner.stages
+    (critic, metrics), (policy, others) = (
+        stage.loss(learner.net, learner.target, window, mask, dice) for stage in learner.stages
     )
     slow = {name: value.float() for name, value in slow.items()}
+    names = {"loss": "own", "actor_loss": "actor", "temperature_loss": "temperature"}
+    assert set(metrics | others) == set(SAC.metrics)
+    for name, value in (metrics | others).items():
+        assert not value.requires_grad
+        wanted = slow[names.get(name, name)].detach()
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, msg=name)
     torch.testing.assert_close(critic, slow["critic"], rtol=1e-5, atol=1e-6)
     wanted = slow["actor"] + slow["temperature"]
     torch.testing.assert_close(policy, wanted, rtol=1e-5, atol=1e-6)
@@ -517,6 +530,11 @@ def test_losses_compile_as_one_graph(variant):
     for learner in (eager, traced):
         learner.update()
     assert all(map(torch.equal, eager.leaves, traced.leaves))
+
+
+def test_temperatures_start_as_configured():
+    net = SAC(config(temperature=0.2), SPEC, device=CPU).build(keys=draw.seed_keys((0, 1)))
+    torch.testing.assert_close(net.log_alpha.exp(), torch.full((2, N, 1), 0.2))
 
 
 def test_paper_networks_have_the_originals_size_and_initial_deviations():
