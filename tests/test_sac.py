@@ -532,6 +532,17 @@ def test_losses_compile_as_one_graph(variant):
     assert all(map(torch.equal, eager.leaves, traced.leaves))
 
 
+def test_every_action_and_every_update_has_noise_of_its_own():
+    agent, keys = SAC(config(critics=5, target_critics=2), SPEC, device=CPU), draw.seed_keys((0, 1))
+    first, second = (agent.dice(keys, torch.tensor(step)) for step in (0, 1))
+    normal = torch.stack([first.later, first.now, second.later, second.now])
+    assert first.later.shape == first.now.shape == (2, N, B, A)
+    assert normal.unique().numel() == normal.numel()
+    assert first.critics is not None and second.critics is not None
+    both = torch.stack([first.critics, second.critics])
+    assert both.shape == (2, 2, N, 5) and both.unique().numel() == both.numel()
+
+
 def test_temperatures_start_as_configured():
     net = SAC(config(temperature=0.2), SPEC, device=CPU).build(keys=draw.seed_keys((0, 1)))
     torch.testing.assert_close(net.log_alpha.exp(), torch.full((2, N, 1), 0.2))
