@@ -203,6 +203,19 @@ def test_nan_in_one_seed_leaves_the_others_bitwise_alone(name):
         assert theirs[1].isnan().any()
 
 
+@pytest.mark.parametrize("name", ["minatar/cerl", "minatar/young-tian"])
+def test_targets_at_rate_one_wait_for_the_copy(name):
+    part = learner(name, MINATAR, "cpu", seeds=(0,), replay={"batch": 4})
+    assert part.config.schedule.target_rate == 1.0
+    before = [leaf.clone() for leaf in part.target.parameters()]
+    part.update()
+    online = list(part.net.parameters())
+    for target, old, leaf in zip(part.target.parameters(), before, online, strict=True):
+        assert torch.equal(target, old) and not torch.equal(target, leaf)
+    part.sync()
+    assert all(map(torch.equal, part.target.parameters(), online))
+
+
 def test_loading_copies_in_place():
     changes = {"seeds": (0,), "ensemble": {"members": 2}}
     first, second = (learner("minatar/cerl", MINATAR, "cpu", **changes) for _ in range(2))
