@@ -121,7 +121,7 @@ class Critic(nn.Module):
         """Values of the first `heads` heads [S, N, C, rows, heads].
 
         Args: x, action as in `layers`; frozen, nobody asks for the gradient of the critics'
-              parameters, and nothing is kept for it.
+              parameters, and a fused perceptron keeps nothing for it.
         """
         if not self.fused:
             return self.final(self.layers(x, action)[-1], heads)

@@ -66,11 +66,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         critic_norm="layer_plain", log_std="clip", log_std_min=-1.0, log_std_max=0.1
     ),
     "stack": dict(stack=2, heads="cerl"),
+    "three hidden layers": dict(hidden=(8, 7, 6), heads="cerl"),
+    "one hidden layer": dict(hidden=(6,), batches="independent"),
 }
 
 
 def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Config:
-    in_net = ("critics", "critic_norm", "log_std", "log_std_min", "log_std_max", "init", "stack")
+    in_net = ("hidden", "stack", "critics", "critic_norm", "init")
+    in_net += ("log_std", "log_std_min", "log_std_max")
     net = {k: options.pop(k) for k in in_net if k in options}
     loss = {"gamma": GAMMA, "kind": "mse", "target_entropy": -0.5, "temperature": 0.7}
     return Config(
@@ -133,7 +136,7 @@ def linear(leaves, name, x, at):
 
 def slow_policy(cfg, leaves, s, i, x):
     """Mean and log standard deviation [A] of member i."""
-    for k in range(2):
+    for k in range(len(cfg.net.hidden)):
         x = linear(leaves, f"actor.hidden.{k}", x, (s, i)).relu()
     mean, raw = linear(leaves, "actor.moments", x, (s, i)).chunk(2, -1)
     low, high = cfg.net.log_std_min, cfg.net.log_std_max
@@ -145,7 +148,7 @@ def slow_policy(cfg, leaves, s, i, x):
 def slow_q(cfg, leaves, at, x, action):
     """Values of all heads [J] of one critic, at = (seed, member, critic)."""
     y = torch.cat([x, action])
-    for k in range(2):
+    for k in range(len(cfg.net.hidden)):
         y = linear(leaves, f"hidden.{k}", y, at)
         if cfg.net.critic_norm != "none":
             y = (y - y.mean()) / (y.var(correction=0) + 1e-6).sqrt()
