@@ -436,6 +436,25 @@ def test_nan_in_one_seed_leaves_the_others_bitwise_alone(variant):
     assert any(leaf[1].isnan().any() for leaf in spoilt.values())
 
 
+@pytest.mark.parametrize("variant", ["ensemble", "masks", "independent batches"])
+@pytest.mark.parametrize("leaf", ["critic.final.bias", "actor.hidden.0.weight", "log_alpha"])
+def test_nan_in_one_member_leaves_the_others_bitwise_alone(variant, leaf):
+    learners = [make_learner(config(**VARIANTS[variant])) for _ in range(2)]
+    with torch.no_grad():
+        dict(learners[1].net.named_parameters())[leaf][0, 1] = torch.nan
+    for learner in learners:
+        learner.update()
+        learner.update()
+    clean, spoilt = (
+        [*learner.leaves, *learner.target.parameters(), *learner.metrics.values()]
+        for learner in learners
+    )
+    for mine, theirs in zip(clean, spoilt, strict=True):
+        assert torch.equal(mine[1], theirs[1])
+        assert torch.equal(mine[0, [0, 2]], theirs[0, [0, 2]])
+    assert any(theirs[0, 1].isnan().any() for theirs in spoilt)
+
+
 @pytest.mark.parametrize("variant", STANDING)
 def test_a_seed_alone_learns_what_it_learns_among_others(variant):
     data = [random_rows(70, seed) for seed in (0, 1, 2)]
