@@ -54,8 +54,9 @@ usage: cerl sweep PRESET... [--envs NAME...] [--jobs N] [--out FOLDER] [OPTIONS]
 
 Trains every preset on every environment, one run after the other or N at a time, then writes the
 report. Started again with the same folder it keeps finished runs and resumes the others.
-A PRESET may be a preset, a YAML file, or a study: `demo` (minutes, picks its presets by device) or
-`curse` (the curse of diversity on MinAtar, five methods, 1M agent steps, for a GPU).
+A PRESET may be a preset, a YAML file, or a study: `demo` (minutes, picks its presets by device),
+`curse` (the curse of diversity on MinAtar, five methods, 1M agent steps, for a GPU), `continuous` (on
+MuJoCo, three methods), `remember` (four ways to remember) or `curse-memory` (ensembles that do).
 
   --envs NAME...    environments of the presets' family (default: each preset's own)
   --jobs N          runs at a time, as processes of their own (default: 1)
@@ -305,8 +306,16 @@ def _cells(word: str, options: list[str]) -> list[tuple[str, list[str]]]:
         return [(word, options)]
     device, _ = _taken(options, "--device")
     study = config.load_study(word, _device_kind(device[0] if device else "auto"))
-    own = [part for key, value in study.options.items() for part in (f"--{key}", str(value))]
+    own = [part for option in study.options.items() for part in _written(*option)]
     return [(name, own + options) for name in study.presets]
+
+
+def _written(key: str, value: bool | int | float | str) -> list[str]:
+    """An option as the command line has it: --log.no-save-replay for a false log.save_replay."""
+    if not isinstance(value, bool):
+        return [f"--{key}", str(value)]
+    group, dot, name = key.rpartition(".")
+    return [f"--{group}{dot}{'' if value else 'no-'}{name}"]
 
 
 def _device_kind(device: str) -> Literal["cpu", "cuda"]:

@@ -337,9 +337,12 @@ def test_new_folders_never_collide(tmp_path):
     assert set(versions) >= {"cerl", "python", "torch", "numpy"}
 
 
-@pytest.mark.parametrize(("name", "count"), [("curse", 5), ("demo", 4)])
+STUDIES = {"continuous": 3, "curse": 5, "curse-memory": 4, "demo": 4, "remember": 4}
+
+
+@pytest.mark.parametrize(("name", "count"), STUDIES.items())
 def test_study_has_presets_for_both_devices(name, count):
-    assert preset.studies() == ["curse", "demo"]
+    assert preset.studies() == list(STUDIES)
     for device in ("cpu", "cuda"):
         study = config.load_study(name, device)
         assert len(study.presets) == count

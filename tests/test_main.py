@@ -244,6 +244,18 @@ def test_sweep_is_presets_times_environments_with_options(stand_in):
     assert reported == [([Path("a"), Path("b")], Path("study"))]
 
 
+def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
+    swept = []
+    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(runs) or [])
+    stand_in("report", main=lambda folders, out: None)
+    for given in ([], ["--log.save-replay"]):
+        assert command.main(["sweep", "remember", "--env.length", "7", *given]) == 0
+    names = ("memory/mlp", "memory/gru", "memory/transformer", "memory/fox")
+    for runs, save in zip(swept, (False, True), strict=True):
+        options = {"env.length": 7, "log.save_replay": save}
+        assert runs == [load(name, options) for name in names]
+
+
 def test_sweep_takes_jobs(stand_in, capsys):
     swept = []
     stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(jobs) or [])
