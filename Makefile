@@ -19,7 +19,7 @@ demo: .venv/installed
 test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 .venv/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here; install Python 3.11 to 3.13, or make PYTHON=/path/to/python3.12 ..." >&2; exit 2; }

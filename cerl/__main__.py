@@ -55,8 +55,9 @@ usage: cerl sweep PRESET... [--envs NAME...] [--jobs N] [--out FOLDER] [OPTIONS]
 Trains every preset on every environment, one run after the other or N at a time, then writes the
 report. Started again with the same folder it keeps finished runs and resumes the others.
 A PRESET may be a preset, a YAML file, or a study: `demo` (minutes, picks its presets by device),
-`curse` (the curse of diversity on MinAtar, five methods, 1M agent steps, for a GPU), `continuous` (on
-MuJoCo, three methods), `remember` (four ways to remember) or `curse-memory` (ensembles that do).
+`curse` (the curse of diversity on MinAtar, five methods, 1M agent steps, for a GPU), `continuous`
+(on MuJoCo, three methods), `remember` (four ways to remember) or `curse-memory` (ensembles that
+remember).
 
   --envs NAME...    environments of the presets' family (default: each preset's own)
   --jobs N          runs at a time, as processes of their own (default: 1)
