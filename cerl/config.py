@@ -358,7 +358,7 @@ class SequenceConfig(Model):
     """H, attention heads (fox, transformer)"""
     variant: Literal["llama", "pro"] = "pro"
     """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
-    ratio: float = Field(default=3.5, gt=0)
+    ratio: float = Field(default=3.5, gt=0, allow_inf_nan=False)
     """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
     of fox are resized to its number of parameters"""
     gate_scales: Scales = ()

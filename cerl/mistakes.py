@@ -25,6 +25,9 @@ class ConfigError(ValueError):
 MISS = 2e-6
 # At most this probability that a slot of a batch finds no episode's start; it then has weight 0.
 START_MISS = 0.05
+# Learnt rows of a window that nobody asked for by number, at most.
+LONGEST = 4096
+GRU_WIDEST = 256  # units of the CUDA scan (`kernels/gru_triton.py`)
 
 
 def contradictions(c: "Config") -> Iterator[str]:
@@ -307,6 +310,17 @@ def _sequence_contradictions(c: "Config") -> Iterator[str]:
             f"sequence.learnt: 0 means the longest episode of the environment, and env options of "
             f"family {c.env.family} name none; expected a number of rows, or an env.time_limit"
         )
+    elif q.learnt == 0 and c.longest > LONGEST:
+        yield (
+            f"sequence.learnt: 0 means the longest episode of the environment, {c.longest} agent "
+            f"steps; windows of more than {LONGEST} rows are learnt only where they are asked for: "
+            "expected a number of rows"
+        )
+    if c.net.encoder == "gru" and q.width > GRU_WIDEST and c.device != "cpu":
+        yield (
+            f"sequence.width: a recurrent unit of the GPU has at most {GRU_WIDEST} features; "
+            f"expected these or fewer with net.encoder gru (or device cpu), got {q.width}"
+        )
     if q.width % q.heads:
         yield (f"sequence.width: expected a multiple of sequence.heads ({q.heads}), got {q.width}")
     elif c.net.encoder in ("fox", "transformer"):
@@ -316,7 +330,9 @@ def _sequence_contradictions(c: "Config") -> Iterator[str]:
                 "sequence.heads: a head is 8, 16, 24, ... 128 features wide; expected width "
                 f"{q.width} over heads to be one of these, got {head} with {q.heads} heads"
             )
-    if q.gate_scales and not (len(q.gate_scales) == 2 and 0 < q.gate_scales[0] <= q.gate_scales[1]):
+    if q.gate_scales and not (
+        len(q.gate_scales) == 2 and 0 < q.gate_scales[0] <= q.gate_scales[1] < math.inf
+    ):
         yield (
             "sequence.gate_scales: expected the shortest and the longest time scale in agent "
             f"steps, e.g. [1, 100], or nothing, got {list(q.gate_scales)}"
