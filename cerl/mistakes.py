@@ -374,11 +374,13 @@ def _start_contradictions(c: "Config") -> Iterator[str]:
             f"and one lasts up to {c.longest} agent steps; expected at least {c.longest} (or 0: "
             f"all) with sampling episode_start, got {c.sequence.learnt}"
         )
-    miss = (1 - 1 / (c.longest + 1)) ** c.replay.candidates
-    if miss > START_MISS:
-        needed = math.ceil(math.log(START_MISS) / math.log1p(-1 / (c.longest + 1)))
+    e, apart = c.ensemble, c.loss.batches in ("own", "disjoint") and c.ensemble.members > 1
+    rare = (smallest_share(c) if apart else 1.0) / (c.longest + 1)
+    if rare > 0 and (miss := (1 - rare) ** c.replay.candidates) > START_MISS:
+        needed = math.ceil(math.log(START_MISS) / math.log1p(-rare))
+        whose = f" of the least of {e.members} members" if apart else ""
         yield (
-            f"replay.candidates: one row in {c.longest + 1} begins an episode, so "
+            f"replay.candidates: one row in {1 / rare:.0f} begins an episode{whose}, so "
             f"{c.replay.candidates} candidates find none with probability {miss:.2g}; expected at "
             f"most {START_MISS:g}, that is at least {needed} candidates"
         )

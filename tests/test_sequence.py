@@ -598,6 +598,12 @@ REFUSED = [
         "replay.candidates: one row in 10 begins an episode, so 16 candidates find none with",
     ),
     (
+        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64}
+        | {"sequence.learnt": 9, "loss.batches": "own"},
+        "replay.candidates: one row in 30 begins an episode of the least of 3 members, so 64 .* "
+        "probability 0.11; .* at least 89 candidates",
+    ),
+    (
         {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64},
         "sequence.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
     ),
