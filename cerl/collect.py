@@ -57,7 +57,8 @@ class Collector:
         width = config.remembered
         self.before = torch.zeros(seeds, envs, width, device=device) if width else None
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
-        self.rows = min(config.cache + 1, replay.rows)  # that a refresh looks back on
+        # That a refresh looks back on: every layer sees keys made of as many rows before them.
+        self.rows = min(config.sequence.layers * config.cache + 1, replay.rows)
         self.refresh = captured(self.refresh, device) if on_device else self.refresh
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)

@@ -358,7 +358,7 @@ class SequenceConfig(Model):
     """H, attention heads (fox, transformer)"""
     variant: Literal["llama", "pro"] = "pro"
     """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
-    ratio: float = Field(default=3.5, gt=0)
+    ratio: float = Field(default=3.5, gt=0, allow_inf_nan=False)
     """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
     of fox are resized to its number of parameters"""
     gate_scales: Scales = ()
@@ -388,8 +388,9 @@ class SequenceConfig(Model):
     """gru: replay keeps the state that acting was in before every row, and windows begin with it
     (Kapturowski et al. 2019); agents dqn and quantile, with one member or own batches"""
     cache_refresh: int = Field(default=0, ge=0)
-    """updates between recomputations of what acting remembers, from the last R rows of replay; 0:
-    never, it then holds what older parameters made of older rows"""
+    """updates between recomputations of what acting remembers, from the last layers x R rows of
+    replay (of gru: nothing before them is remembered then); 0: never, it then holds what older
+    parameters made of older rows"""
 
 
 class EnsembleConfig(Model):

@@ -25,6 +25,9 @@ class ConfigError(ValueError):
 MISS = 2e-6
 # At most this probability that a slot of a batch finds no episode's start; it then has weight 0.
 START_MISS = 0.05
+# Learnt rows of a window that nobody asked for by number, at most.
+LONGEST = 4096
+GRU_WIDEST = 256  # units of the CUDA scan (`kernels/gru_triton.py`)
 
 
 def contradictions(c: "Config") -> Iterator[str]:
@@ -307,6 +310,17 @@ def _sequence_contradictions(c: "Config") -> Iterator[str]:
             f"sequence.learnt: 0 means the longest episode of the environment, and env options of "
             f"family {c.env.family} name none; expected a number of rows, or an env.time_limit"
         )
+    elif q.learnt == 0 and c.longest > LONGEST:
+        yield (
+            f"sequence.learnt: 0 means the longest episode of the environment, {c.longest} agent "
+            f"steps; windows of more than {LONGEST} rows are learnt only where they are asked for: "
+            "expected a number of rows"
+        )
+    if c.net.encoder == "gru" and q.width > GRU_WIDEST and c.device != "cpu":
+        yield (
+            f"sequence.width: a recurrent unit of the GPU has at most {GRU_WIDEST} features; "
+            f"expected these or fewer with net.encoder gru (or device cpu), got {q.width}"
+        )
     if q.width % q.heads:
         yield (f"sequence.width: expected a multiple of sequence.heads ({q.heads}), got {q.width}")
     elif c.net.encoder in ("fox", "transformer"):
@@ -316,7 +330,9 @@ def _sequence_contradictions(c: "Config") -> Iterator[str]:
                 "sequence.heads: a head is 8, 16, 24, ... 128 features wide; expected width "
                 f"{q.width} over heads to be one of these, got {head} with {q.heads} heads"
             )
-    if q.gate_scales and not (len(q.gate_scales) == 2 and 0 < q.gate_scales[0] <= q.gate_scales[1]):
+    if q.gate_scales and not (
+        len(q.gate_scales) == 2 and 0 < q.gate_scales[0] <= q.gate_scales[1] < math.inf
+    ):
         yield (
             "sequence.gate_scales: expected the shortest and the longest time scale in agent "
             f"steps, e.g. [1, 100], or nothing, got {list(q.gate_scales)}"
@@ -358,11 +374,13 @@ def _start_contradictions(c: "Config") -> Iterator[str]:
             f"and one lasts up to {c.longest} agent steps; expected at least {c.longest} (or 0: "
             f"all) with sampling episode_start, got {c.sequence.learnt}"
         )
-    miss = (1 - 1 / (c.longest + 1)) ** c.replay.candidates
-    if miss > START_MISS:
-        needed = math.ceil(math.log(START_MISS) / math.log1p(-1 / (c.longest + 1)))
+    e, apart = c.ensemble, c.loss.batches in ("own", "disjoint") and c.ensemble.members > 1
+    rare = (smallest_share(c) if apart else 1.0) / (c.longest + 1)
+    if rare > 0 and (miss := (1 - rare) ** c.replay.candidates) > START_MISS:
+        needed = math.ceil(math.log(START_MISS) / math.log1p(-rare))
+        whose = f" of the least of {e.members} members" if apart else ""
         yield (
-            f"replay.candidates: one row in {c.longest + 1} begins an episode, so "
+            f"replay.candidates: one row in {1 / rare:.0f} begins an episode{whose}, so "
             f"{c.replay.candidates} candidates find none with probability {miss:.2g}; expected at "
             f"most {START_MISS:g}, that is at least {needed} candidates"
         )

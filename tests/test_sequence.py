@@ -521,6 +521,24 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
         assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
 
 
+@pytest.mark.parametrize("kind", ["transformer", "fox"])
+def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
+    options = {
+        "seeds": (0, 1),
+        "env": {"rows": 30, "envs": 3},
+        "net": {"encoder": kind, "hidden": (8,)},
+        "sequence": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
+        "replay": {"capacity": 300, "start": 100},
+    }
+    _, _, collector = collector_of(load("catch/ddqn", options))
+    agent, net = built(collector.config, collector.env.spec)
+    collector.net.load_state_dict(net.state_dict())
+    for _ in range(25):
+        collector.step()
+    assert not collector.start.any()
+    assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
+
+
 @pytest.mark.parametrize("preset", ["catch/ddqn", "point_mass/sac"])
 def test_bytes_of_caches_are_told_before_they_are_allocated(preset, monkeypatch):
     options = {"net.encoder": "fox", "ensemble.members": 3, "sequence.learnt": 4}
@@ -578,6 +596,12 @@ REFUSED = [
     (
         {"sequence.sampling": "episode_start", **NINE},
         "replay.candidates: one row in 10 begins an episode, so 16 candidates find none with",
+    ),
+    (
+        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64}
+        | {"sequence.learnt": 9, "loss.batches": "own"},
+        "replay.candidates: one row in 30 begins an episode of the least of 3 members, so 64 .* "
+        "probability 0.11; .* at least 89 candidates",
     ),
     (
         {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64},
