@@ -37,7 +37,7 @@ class Tokens(nn.Module):
         super().__init__()
         net, sequence = config.net, config.sequence
         self.spec, self.scale = spec, net.scale
-        self.context, self.learnt = config.context, config.learnt
+        self.context, self.learnt, self.begins = config.context, config.learnt, config.begins
         still = net.encoder == "gru" or not sequence.context_grad
         self.still = self.context if still else 0  # first rows without gradient
         self.action, self.reward = sequence.previous_action, sequence.previous_reward

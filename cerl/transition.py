@@ -61,11 +61,17 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def learnt(encoder: Encoder | Tokens, window: Window, *, n: int) -> Learnt:
-    """Where the learnt rows of a window lie. Args: n rows are only looked ahead at."""
+    """Where the learnt rows of a window lie. Args: n rows are only looked ahead at.
+
+    Of windows that begin with an episode its rows alone are learnt, so that where episodes are
+    short no row is learnt more often than where they are long.
+    """
     first = encoder.context
     rows = window.reward.shape[-1] - first - n
-    weight = window.weight.unsqueeze(-1) * window.real[..., first : first + rows]
-    return Learnt(first, rows, weight)
+    real = window.real[..., first : first + rows].float()
+    if isinstance(encoder, Tokens) and encoder.begins:
+        real = real.cumprod(-1)
+    return Learnt(first, rows, window.weight.unsqueeze(-1) * real)
 
 
 def transition(encoder: Encoder | Tokens, window: Window, *, n: int, gamma: Tensor) -> Transition:

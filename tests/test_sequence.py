@@ -222,6 +222,8 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
             for b, t in itertools.product(range(5), range(first, first + count)):
                 at = (s, m, b)
                 learns = bool(window.weight[at]) and bool(window.real[at][t])
+                if variant == "episode start":
+                    learns &= bool(window.real[at][first : t + 1].all())
                 row = int(window.row[at]) // E + t - first
                 env = int(window.row[at]) % E
                 if cfg.loss.batches == "own":
