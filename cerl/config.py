@@ -380,8 +380,8 @@ class SequenceConfig(Model):
     context_grad: bool = True
     """gradients flow into the context rows (fox, transformer; never with gru)"""
     sampling: Literal["uniform", "episode_start"] = "uniform"
-    """where the learnt rows of a window begin: at any row, or with an episode (then all episodes are
-    drawn alike, and each up to its end is learnt)"""
+    """where the learnt rows of a window begin: at any row, or with an episode (then all episodes
+    are drawn alike, and each is learnt up to its end)"""
     cache: int = Field(default=0, ge=0)
     """R, rows that acting and windows look back on, their own included (fox, transformer); 0: a
     whole window"""
