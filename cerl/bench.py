@@ -344,20 +344,23 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     every, envs = config.schedule.update_every, parts.env.spec.envs
     steps = 0
 
-    def iteration() -> None:
-        nonlocal steps
-        collector.step()
+    def learn() -> None:
         for _ in range((steps + envs) // every - steps // every):
             update()
+
+    def iteration() -> None:
+        nonlocal steps
+        collector.step(learn)
         steps += envs
 
-    resident = parts.env.spec.resident
+    def env_step() -> None:
+        parts.env.step(action)
+
+    resident = parts.env.spec.resident  # elsewhere the collector has captured its parts itself
     pieces: dict[str, Callable[[], None]] = {
-        "act": captured(collector.decide, place),
-        "env": captured(lambda: _drop(parts.env.step(action)), place)
-        if resident
-        else (lambda: _drop(parts.env.step(action))),
-        "insert and count": captured(collector.record, place),
+        "act": captured(collector.decide, place) if resident else collector.decide,
+        "env": captured(env_step, place) if resident else env_step,
+        "insert and count": captured(collector.record, place) if resident else collector.record,
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,

@@ -2,9 +2,11 @@
 
 It owns what lives between two steps of experience: the last Step, the carry of the acting network,
 the member on duty of every environment, and running returns that the log reads. One call is one
-CUDA graph where the environments are device-resident, two graphs around the simulator elsewhere.
+CUDA graph where the environments are device-resident; elsewhere two, and between them the updates
+run on the GPU while the simulators run on the host.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +38,17 @@ class Running(NamedTuple):
 FINISHED = ("episodes", "returned", "steps", "value", "later")
 
 
+def _nothing() -> None:
+    """No updates are due."""
+
+
 class Collector:
-    """Steps S x E environments; `step()` is one agent step of every one of them."""
+    """Steps S x E environments; `step()` is one agent step of every one of them.
+
+    `step(learn)` also makes the updates that are due once it is done: behind it where environments
+    live on the device; elsewhere beside the simulators, whose time they hide, so that batches do
+    not hold the very row that is being made. Actions are those of the newest parameters either way.
+    """
 
     def __init__(
         self, config: Config, env: VecEnv, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
@@ -71,12 +82,30 @@ class Collector:
         fuse = config.compile and device.type == "cuda"
         self._deciding = fused(self._decide) if fuse else self._decide
         self._recording = fused(self._record) if fuse else self._record
+        self.sent = None if env.spec.resident else torch.empty_like(self.action, device="cpu")
+        self.arrived: torch.cuda.Event | None = None
+        if self.sent is not None and device.type == "cuda":
+            self.sent, self.arrived = self.sent.pin_memory(), torch.cuda.Event()
         if env.spec.resident and on_device:
-            self.step = captured(self._whole, device)
+            self._whole = captured(self._whole, device)
         else:
             self.decide = captured(self.decide, device)
             self.record = captured(self.record, device) if on_device else self.record
-            self.step = self._whole
+
+    def step(self, learn: Callable[[], None] = _nothing) -> None:
+        """One agent step of every environment, and `learn`, which makes the updates then due."""
+        if self.sent is None:
+            self._whole()
+            learn()
+            return
+        self.decide()
+        if self.arrived is not None:
+            self.arrived.record()
+        learn()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        self.next.copy_(self.env.step(self.sent))
+        self.record()
 
     def _whole(self) -> None:
         self.decide()
@@ -87,6 +116,8 @@ class Collector:
         """First third of a step: draws members where episodes start, and their actions."""
         with precision(self.config.precision, self.keys.device):
             self._deciding()
+        if self.sent is not None:
+            self.sent.copy_(self.action, non_blocking=True)
 
     def record(self) -> None:
         """Last third of a step: writes the row of the step taken and counts it."""

@@ -236,11 +236,14 @@ def _loop(
             def due(every: int, *, before: int = before, steps: int = steps) -> bool:
                 return steps // every > before // every
 
-            collector.step()
             wanted = updates_by(config, steps)
-            if steps - first * envs_per_seed >= refill:
-                for number in range(done + 1, wanted + 1):
+            filled = steps - first * envs_per_seed >= refill
+
+            def learn(*, numbers: range = range(done + 1, wanted + 1 if filled else 0)) -> None:
+                for number in numbers:
                     updates[number % schedule.policy_every == 0]()
+
+            collector.step(learn)
             if config.refresh and wanted // config.refresh > done // config.refresh:
                 collector.refresh()
             done = wanted
