@@ -18,7 +18,7 @@ from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Previous, Row, Step
 from cerl.envs.api import VecEnv
-from cerl.graph import captured, fused
+from cerl.graph import captured, fused, parallel
 from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -177,8 +177,11 @@ class Collector:
         real = ~(last.terminated | last.truncated)
         reward, action = self._clipped(step.reward), self._stored(self.action)
         row = Row(last.obs, action, reward, step.terminated, real, self.member)
-        self.replay.add(row, self.before)
-        self._count(step, reward, self.value, real)
+        parallel(
+            self.keys.device,
+            lambda: self.replay.add(row, self.before),
+            lambda: self._count(step, reward, self.value, real),
+        )
         self.start.copy_(~real)
         last.copy_(step)
         self.steps += 1

@@ -24,7 +24,10 @@ def feature_rank(features: Tensor) -> Tensor:
     Args: features [..., rows, D]. Returns: [...] float32; NaN where a feature is not finite.
     """
     finite = features.isfinite().all(-1).all(-1)
-    values = torch.linalg.svdvals(torch.where(finite[..., None, None], features, 0.0).double())
+    x = torch.where(finite[..., None, None], features, 0.0).double()
+    x = x if x.shape[-2] <= x.shape[-1] else x.mT
+    # Roots of the eigenvalues of x x^T: off by 1e-8 of the largest one, and batched on a GPU.
+    values = torch.linalg.eigvalsh(x @ x.mT).clamp(min=0.0).sqrt().flip(-1)
     total = values.sum(-1)
     held = values.cumsum(-1) / total.clamp(min=1e-30).unsqueeze(-1)
     rank = ((held < RANK_SHARE).sum(-1) + 1) * (total > 0)
