@@ -113,7 +113,7 @@ def memory_acting(
     calls: int = 20,
     out: Path | None = None,
 ) -> Rows:
-    """One step of acting late in a T-maze: with caches, and by reading all rows of the episode anew.
+    """One step of acting late in a T-maze: with caches, and by reading the episode anew.
 
     `all` are the streams of every member, as in evaluation; `duty` those of the members on duty.
 
