@@ -113,7 +113,7 @@ def memory_acting(
     calls: int = 20,
     out: Path | None = None,
 ) -> Rows:
-    """One step of acting late in a T-maze: with caches, and recomputing all rows of the episode.
+    """One step of acting late in a T-maze: with caches, and by reading the episode anew.
 
     `all` are the streams of every member, as in evaluation; `duty` those of the members on duty.
 
@@ -162,7 +162,7 @@ def memory_acting(
 def memory_length(
     *,
     nets: tuple[str, ...] = ("fox-llama", "fox-pro", "transformer"),
-    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096),
+    lengths: tuple[int, ...] = (64, 256, 1024, 4096),
     prune: float = -10.0,
     scales: tuple[float, float] = (8.0, 64.0),
     members: int = 10,
@@ -250,6 +250,7 @@ def _learner(
             | {"variant": variant, "learnt": window - 2, "sampling": "uniform", "cache": window},
             "replay": {"capacity": capacity, "start": capacity, "batch": batch, "candidates": 8},
             "schedule": {"steps": 2 * capacity},
+            "explore": {"end": 0.0},
         },
     )
     spec = EnvSpec("random", (OBSERVATION,), torch.float32, ACTIONS, ENVS, 1, True, True)
@@ -312,7 +313,6 @@ def _acting(
     member = torch.randint(0, members, (1, envs), generator=generator, device=device)
     sizes = {"seeds": 1, "envs": envs, "evaluating": evaluating}
     held = carry.new(config, net, agent.spec, **sizes)
-    again = carry.new(config, net, agent.spec, **sizes)
     start = torch.zeros(1, envs, dtype=torch.bool, device=device)
     previous = Previous(window.action[:, 0, :, -1], window.reward[:, 0, :, -1])
     obs = window.obs[:, 0, :, -1]
@@ -323,7 +323,7 @@ def _acting(
         carry.step(config, net, obs, start, held, member, **options)
 
     def recomputed() -> None:
-        carry.refill(config, net, window, again, member, evaluating=evaluating)
+        carry.refill(config, net, window, (), member, evaluating=evaluating)
 
     with torch.no_grad():
         for _ in range(3):

@@ -89,7 +89,8 @@ def refill(
 ) -> None:
     """Recomputes a carry in place, with the parameters of now.
 
-    Args: window [S, 1, E, W], the last rows that were acted on; member [S, E] on duty.
+    Args: window [S, 1, E, W], the last rows that were acted on; carry, or () to read them and
+          write nothing; member [S, E] on duty.
     """
     stream = member if single(config, evaluating=evaluating) else None
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)

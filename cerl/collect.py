@@ -126,7 +126,7 @@ class Collector:
     @torch.no_grad()
     def _decide(self) -> None:
         config, spec = self.config, self.env.spec
-        eps = explore.epsilon(config.explore, self.steps * spec.envs)
+        eps = explore.epsilon(config.exploration, self.steps * spec.envs)
         sizes = {"envs": spec.envs, "actions": spec.actions}
         if spec.continuous:
             noise = explore.continuous_noise(

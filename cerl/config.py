@@ -528,8 +528,9 @@ class ExploreConfig(Model):
 
     start: float = Field(default=1.0, ge=0, le=1)
     """epsilon until `hold` agent steps"""
-    end: float = Field(default=0.01, ge=0, le=1)
-    """epsilon after the decay"""
+    end: float | None = Field(default=0.01, ge=0, le=1)
+    """epsilon after the decay; none: a random action in the longest episode, 1 / its agent steps
+    (families whose episodes have a limit)"""
     hold: int = Field(default=5_000, ge=0)
     """agent steps before the decay begins"""
     decay: int = Field(default=100_000, ge=1)
@@ -614,6 +615,13 @@ class Config(Model):
         if isinstance(env, MemoryEnv | PopgymEnv):
             return env.longest
         return getattr(env, "time_limit", 0) or 0
+
+    @property
+    def exploration(self) -> ExploreConfig:
+        """`explore`, its end a number."""
+        if self.explore.end is not None:
+            return self.explore
+        return self.explore.model_copy(update={"end": 1 / self.longest})
 
     @property
     def learnt(self) -> int:

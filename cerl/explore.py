@@ -28,6 +28,7 @@ def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
     Linear from start to end over `decay` steps once `hold` steps have passed (Lin et al. 2024's
     code: Dopamine's linearly decaying epsilon).
     """
+    assert config.end is not None, "Config.exploration says where epsilon ends"
     left = (config.hold + config.decay - step).clamp(0, config.decay)  # int64: 50M passes 2**24
     return config.end + (config.start - config.end) * (left.double() / config.decay).float()
 

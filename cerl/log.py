@@ -188,7 +188,7 @@ class Logger:
         values = {name: _numpy(value) for name, value in metrics.items()}
         self._measure(values)
         at = torch.tensor(step, dtype=torch.int64)
-        epsilon = float(explore.epsilon(self.config.explore, at))
+        epsilon = float(explore.epsilon(self.config.exploration, at))
         rate = self.pace.rates()[0]
         for s in range(len(self.seeds)):
             scalars = board.training_scalars(values, s) | {"charts/epsilon": epsilon}

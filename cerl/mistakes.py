@@ -290,6 +290,11 @@ def _time_contradictions(c: "Config") -> Iterator[str]:
             f"replay.start: expected at least {c.env.envs * least}, that is {what} steps of each "
             f"of {c.env.envs} environments, got {c.replay.start}"
         )
+    if c.explore.end is None and not c.longest:
+        yield (
+            "explore.end: none means a random action in the longest episode, and env options of "
+            f"family {c.env.family} name none; expected a number from 0 to 1, or an env.time_limit"
+        )
     if c.schedule.steps < c.replay.start:
         yield (
             f"schedule.steps: the run would end before its first update; expected at least "

@@ -77,10 +77,13 @@ def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
     if spec.continuous != (config.agent == "sac"):
         kinds = ("discrete", "continuous")
         suited = "sac" if spec.continuous else "dqn or quantile"
+        preset = "of mujoco" if spec.continuous else "of minatar or gym"
+        if config.env.family in ("memory", "popgym"):
+            preset = "popgym/sac-fox" if spec.continuous else "popgym/fox"
         raise ValueError(
             f"agent: {config.agent} chooses {kinds[not spec.continuous]} actions, and those of "
-            f"{spec.name} are {kinds[spec.continuous]}; expected agent {suited} (a preset of "
-            f"{'mujoco' if spec.continuous else 'minatar or gym'}, say), or another env.name"
+            f"{spec.name} are {kinds[spec.continuous]}; expected agent {suited} (a preset "
+            f"{preset}, say), or another env.name"
         )
     if config.agent == "sac":
         return SAC(config, spec, device=device)

@@ -148,16 +148,17 @@ class Trunk(nn.Module):
     ) -> Tensor:
         """Writes the carry that steps through the last rows would leave with today's weights.
 
-        Args:    x [S, 1 or N, E, W, D_in]; start [S, 1, E, W]; carry and member as in `step`. What
-                 came before the first row is absent.
+        Args:    x [S, 1 or N, E, W, D_in]; start [S, 1, E, W]; carry and member as in `step`, or no
+                 carry where only the features are wanted. What came before the first row is absent.
         Returns: features of the last row, as `step`.
         """
         duty = self._duty(member)
         y, past = self._rows(x, start, None, duty)
-        rest = list(carry)
-        for block, remembered in zip(self._mixing(), past, strict=True):
-            block.mix.refill(remembered, rest[: block.carried])
-            rest = rest[block.carried :]
+        if carry:
+            rest = list(carry)
+            for block, remembered in zip(self._mixing(), past, strict=True):
+                block.mix.refill(remembered, rest[: block.carried])
+                rest = rest[block.carried :]
         return y[:, :, :, -1]
 
     def _rows(

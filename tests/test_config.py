@@ -337,7 +337,16 @@ def test_new_folders_never_collide(tmp_path):
     assert set(versions) >= {"cerl", "python", "torch", "numpy"}
 
 
-STUDIES = {"continuous": 3, "curse": 5, "curse-memory": 4, "demo": 4, "remember": 4}
+STUDIES = {
+    "continuous": 3,
+    "curse": 5,
+    "curse-memory": 4,
+    "demo": 4,
+    "remember": 4,
+    "remember-200": 4,
+    "remember-500": 4,
+    "remember-popgym": 4,
+}
 
 
 @pytest.mark.parametrize(("name", "count"), STUDIES.items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cerl import draw, explore
-from cerl.config import EnsembleConfig, ExploreConfig
+from cerl.config import ConfigError, EnsembleConfig, ExploreConfig, load
 
 PAPER = ExploreConfig(start=1.0, end=0.01, hold=50_000, decay=1_000_000)
 
@@ -126,3 +126,18 @@ def test_continuous_noise_has_the_promised_shapes_ranges_and_streams():
         assert torch.equal(mine[1:], alone)
     later = drawn((0, 1), 6)
     assert not torch.equal(n.normal, later.normal) and not torch.equal(n.action, later.action)
+
+
+def test_without_an_end_one_action_of_the_longest_episode_is_random():
+    for overrides, steps in (({}, 51), ({"env.length": 200}, 201), ({"env.time_limit": 20}, 20)):
+        config = load("memory/fox", overrides)
+        assert config.explore.end is None
+        decayed = torch.tensor(config.schedule.steps)
+        got = float(explore.epsilon(config.exploration, decayed))
+        assert got == pytest.approx(1 / steps, rel=1e-6)
+    assert load("memory/fox", {"explore.end": 0.02}).exploration.end == 0.02
+
+
+def test_without_an_end_episodes_need_one():
+    with pytest.raises(ConfigError, match="explore.end: none means .* gym name none; expected"):
+        load("gym/cartpole", {"explore.end": None})

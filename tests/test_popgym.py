@@ -8,8 +8,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from cerl import envs
-from cerl.config import PopgymEnv
+from cerl import envs, train
+from cerl.config import PopgymEnv, load
 from cerl.envs.popgym import popgym_id
 from cerl.tasks import POPGYM
 
@@ -91,3 +91,17 @@ def test_a_missing_package_names_the_pip_command(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'cerl\[popgym\]'; env.backend resident"):
         build("RepeatPreviousEasy")
     assert build("RepeatPreviousEasy", "resident").spec.resident
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "suited"),
+    [
+        ("popgym/fox", "PositionOnlyPendulumEasy", "agent sac .a preset popgym/sac-fox, say"),
+        ("popgym/sac-fox", "RepeatFirstEasy", "agent dqn or quantile .a preset popgym/fox, say"),
+    ],
+)
+def test_a_task_of_other_actions_is_refused_with_a_preset_that_suits(preset, name, suited):
+    cfg = load(preset, {"env.name": name, "seeds": (0,), "device": "cpu"})
+    spec = envs.make(cfg.env, seeds=(0,), salt=0, device="cpu").spec
+    with pytest.raises(ValueError, match=suited):
+        train.make_agent(cfg, spec, torch.device("cpu"))

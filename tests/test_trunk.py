@@ -146,7 +146,11 @@ def test_refill_is_steps_through_its_rows(options, count, duty):
     noise, begin = rows(11)
     for t in range(11):  # what a refill overwrites
         trunk.step(noise[:, :, :, t], begin[:, 0, :, t], ours, member=member)
+    held = [part.clone() for part in ours]
+    z = trunk.refill(x[:, :, :, :count], start[..., :count], (), member=member)
+    assert all(a.equal(b) for a, b in zip(ours, held, strict=True))
     y = trunk.refill(x[:, :, :, :count], start[..., :count], ours, member=member)
+    same(z, y)
     for t in range(count):
         last = trunk.step(x[:, :, :, t], start[:, 0, :, t], theirs, member=member)
     same(y, last)
