@@ -2,15 +2,17 @@
 
 Without a CUDA device the kernel runs in Triton's interpreter (conftest.py asks for it), in float32.
 An error may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
+What that means for tf32 is told in tf32.py.
 """
 
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tf32 import RoundedProduct, worse
 from torch import Tensor
 
-from cerl.kernels.gru import gru
+from cerl.kernels.gru import cell, gru
 from cerl.precision import precision
 
 pytest.importorskip("triton")
@@ -82,10 +84,27 @@ def run(
     """The states and all gradients."""
     t = leaves(shape, dtype)
     with precision(products, torch.device(DEVICE)):
-        y = gru(**t, start=starts(shape), impl=impl)
-        generator = torch.Generator().manual_seed(8)
-        grad = torch.randn(y.shape, generator=generator).to(y.device, y.dtype)
-        grads = torch.autograd.grad(y, list(t.values()), grad)
+        return differentiated(gru(**t, start=starts(shape), impl=impl), t)
+
+
+def run_rounded(shape: Shape) -> dict[str, Tensor]:
+    """The same of the definition with every product's operands rounded to tf32."""
+    t = leaves(shape, torch.float32)
+    begins = starts(shape).repeat_interleave(shape.nets // shape.starts, 0).unsqueeze(3)
+    h, states = t["h"], []
+    with precision("fp32", torch.device(DEVICE)):
+        for row in range(shape.rows):
+            h = h.masked_fill(begins[:, :, row], 0.0)
+            product: Any = RoundedProduct.apply(h, t["weight"])
+            h = cell(t["x"][:, :, row], product, t["bias"].unsqueeze(1), h)
+            states.append(h)
+        return differentiated(torch.stack(states, 2), t)
+
+
+def differentiated(y: Tensor, t: dict[str, Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    grad = torch.randn(y.shape, generator=generator).to(y.device, y.dtype)
+    grads = torch.autograd.grad(y, list(t.values()), grad)
     return {"y": y.detach(), **dict(zip(t, grads, strict=True))}
 
 
@@ -190,6 +209,8 @@ def test_state_that_does_not_fit_on_chip_is_refused():
 def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
     exact = run(shape, impl="reference", dtype=torch.float64)
     theirs = run(shape, impl="reference", products=products)
+    if products == "tf32":
+        theirs = worse(theirs, run_rounded(shape), exact)
     assert_as_good(run(shape, impl="triton", products=products), theirs, exact)
 
 

@@ -2,15 +2,14 @@
 
 Without a CUDA device the kernels run in Triton's interpreter (conftest.py asks for it), in float32.
 An error may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
-For tf32 that is the worse of two, torch's own products and those of operands rounded here: which
-products torch gives to tf32 depends on the sizes (one row, or 23 columns, it may multiply in
-float32), and how cuBLAS rounds is its own business.
+What that means for tf32 is told in tf32.py.
 """
 
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tf32 import RoundedProduct, worse
 from torch import Tensor
 
 from cerl.kernels.mlp import ACTIVATIONS, NOTHING, SIGNS, mlp
@@ -165,27 +164,6 @@ def run(
     return {"y": y.detach(), **dict(zip(leaf, grads, strict=True))}
 
 
-def rounded(values: Tensor) -> Tensor:
-    """float32 with the 10 bits of mantissa of tf32, to nearest, ties to even."""
-    bits = values.contiguous().view(torch.int32)
-    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
-    return bits.view(torch.float32)
-
-
-class RoundedProduct(torch.autograd.Function):
-    """Matrix product of operands rounded to tf32, sums in float32; its gradients are alike."""
-
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return rounded(a) @ rounded(b)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (a, b), grad = ctx.saved_tensors, rounded(grads[0])
-        return grad @ rounded(b).mT, rounded(a).mT @ grad
-
-
 def run_rounded(shape: Shape, *, gap: float, calm: bool) -> dict[str, Tensor]:
     """y and all gradients of the definition with every product's operands rounded to tf32."""
     t = leaves(shape, dtype=torch.float32, calm=calm)
@@ -197,18 +175,6 @@ def run_rounded(shape: Shape, *, gap: float, calm: bool) -> dict[str, Tensor]:
             a = a.relu() if k < 3 else a
         grads = torch.autograd.grad(a, list(t.values()), upstream(shape, gap=gap, calm=calm))
     return {"y": a.detach(), **dict(zip(t, grads, strict=True))}
-
-
-def worse(results: dict, others: dict, exact: dict) -> dict:
-    """Of every tensor the one whose largest error is larger."""
-
-    def error(result: dict, name: str) -> Tensor:
-        return (result[name].double() - exact[name]).abs().max()
-
-    return {
-        name: max(results, others, key=lambda result, name=name: error(result, name))[name]
-        for name in results
-    }
 
 
 def assert_as_good(ours: dict, theirs: dict, exact: dict) -> None:

@@ -278,11 +278,12 @@ def _hidden_gradient(
         p_x += (i_net // share_x) * batch * D
         p_tail += (i_net // share_tail) * batch * A
         p_first += (i_row * nets + i_net) * ((D + A) * H1)
-        k = tl.arange(0, BX)
-        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
-        b_w = tl.dot(tl.trans(b_x), b_h1, input_precision=PRECISION)
-        m_first = (k < D + A)[:, None] & (h < H1)[None, :]
-        tl.store(p_first + k[:, None] * H1 + h[None, :], b_w, m_first)
+        # Names that the loop below does not carry: types and sizes differ there.
+        every = tl.arange(0, BX)
+        b_x = round_operand(_inputs(p_x, p_tail, row, every, m_row, D, A), PRECISION)
+        b_first = tl.dot(tl.trans(b_x), b_h1, input_precision=PRECISION)
+        m_first = (every < D + A)[:, None] & (h < H1)[None, :]
+        tl.store(p_first + every[:, None] * H1 + h[None, :], b_first, m_first)
     elif HIDDEN:
         tl.store(p_below + i_net * batch * H1 + o_a1, b_h1, m_a1)
     if LAST > FIRST:

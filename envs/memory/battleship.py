@@ -52,13 +52,19 @@ def _placed(board: Tensor, u: Tensor, size: int) -> Tensor:
     Free places are counted row by row, first those that lie along a row, by their leftmost square,
     then those along a column, by their uppermost; the one with number floor(u * places) is taken.
     """
-    taken = [board.unfold(axis, size, 1).sum(-1) for axis in (2, 1)]
-    free = torch.cat([squares.flatten(1) == 0 for squares in taken], -1)
-    places = free.sum(-1)
+    taken = (board.unfold(axis, size, 1).sum(-1) for axis in (2, 1))
+    along, down = (squares == 0 for squares in taken)  # free places by their first square
+    rows = torch.cat([along.sum(-1), down.sum(-1)], -1)
+    places = rows.sum(-1)
     number = (u * places).long().clamp(max=places - 1)
-    start = free & (free.cumsum(-1) == number[:, None] + 1)
-    along, down = start.int().split([squares[0].numel() for squares in taken], -1)
-    along, down = along.view_as(taken[0]), down.view_as(taken[1])
+    # Counts of rows, then of a row's places: running sums over all places are split up by
+    # torch.compile, whose release 2.11 fails on that.
+    before = (rows.cumsum(-1) - rows).unsqueeze(-1)
+    before_along, before_down = before.split([along.shape[1], down.shape[1]], 1)
+    along, down = (
+        (free & (earlier + free.cumsum(-1) == number[:, None, None] + 1)).int()
+        for free, earlier in ((along, before_along), (down, before_down))
+    )
     squares = torch.zeros_like(board)
     for k in range(size):
         rest = size - 1 - k
