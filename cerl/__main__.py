@@ -65,13 +65,15 @@ remember).
   OPTIONS           any option of `cerl train PRESET --help`, applied to every run"""
 
 REPORT = """\
-usage: cerl report RUN... [--out FOLDER] [--last K]
+usage: cerl report RUN... [--out FOLDER] [--last K] [--until STEP]
 
 Tables and learning curves. A RUN is a run folder, or a folder that holds run folders.
 
   --out FOLDER      receives table.md, table.csv, summary.parquet and curves.png
                     (default: the RUN, if there is one only, else report)
-  --last K          scores are means over the last K evaluations of a run (default: 1)"""
+  --last K          scores are means over the last K evaluations of a run (default: 1)
+  --until STEP      evaluations after this agent step are left out, so that runs that got to
+                    different steps are compared at the same one"""
 
 LIST = "usage: cerl list [presets|envs]"
 
@@ -368,18 +370,21 @@ def _report(arguments: list[str]) -> None:
     names, options = _split(arguments)
     out, options = _taken(options, "--out")
     last, options = _taken(options, "--last")
+    until, options = _taken(options, "--until")
     if options:
         raise ConfigError(f"report: no such option {options[0]!r}; see `cerl report --help`")
     if not names:
         raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
-    count = " ".join(last or ["1"])
+    count, step = " ".join(last or ["1"]), " ".join(until or ["0"]).replace("_", "")
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"report --last: expected a number of evaluations, got {count!r}")
+    if not step.isdecimal() or (until and int(step) < 1):
+        raise ConfigError(f"report --until: expected a number of agent steps, got {step!r}")
     alone = len(names) == 1 and not Path(names[0]).is_file()
     folder = _one_folder("report", out, default=names[0] if alone else "report")
     from cerl import report
 
-    report.main([Path(name) for name in names], folder, last=int(count))
+    report.main([Path(name) for name in names], folder, last=int(count), until=int(step))
 
 
 def _bench(arguments: list[str]) -> None:

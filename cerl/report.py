@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from cerl import rows, scores
 from cerl.cells import SCORES, Cell, Curve, cells, load_rows, run_folders
+from cerl.rows import RowsError
 
 FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
 
@@ -248,16 +250,29 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
         console.print(text, markup=False)
 
 
+def _earlier(table: pa.Table, until: int) -> pa.Table:
+    """The rows up to a step; all of them if it is 0."""
+    if not until:
+        return table
+    kept = table.filter(pc.field("step") <= until)
+    if table.num_rows and not kept.num_rows:
+        first = pc.min(table["step"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        raise RowsError(f"report --until: no row up to step {until:,}; the first is at {first:,}")
+    return kept
+
+
 def main(
     folders: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     last: int = 1,
+    until: int = 0,
     console: Console | None = None,
 ) -> pa.Table:
     """Prints the table; writes table.md, table.csv, summary.parquet and curves.png into `out`.
 
-    Args:    folders, see `run_folders`; last, how many of the last evaluations are averaged.
+    Args:    folders, see `run_folders`; last, how many of the last evaluations are averaged; until,
+             agent steps of one seed after which evaluations are left out, 0: none is.
     Returns: the summary.
     Raises:  RowsError if rows are missing, damaged, or without an evaluation.
     """
@@ -265,7 +280,7 @@ def main(
 
     folders, out = [Path(folder) for folder in folders], Path(out)
     console = console or Console(highlight=False)
-    found, notes = cells(load_rows(folders))
+    found, notes = cells(_earlier(load_rows(folders), until))
     summary = summarise(found, last=last)
     out.mkdir(parents=True, exist_ok=True)
     _printed(summary, notes, console)

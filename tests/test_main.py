@@ -13,7 +13,7 @@ import torch
 
 import cerl
 from cerl import __main__ as command
-from cerl import config, preset
+from cerl import bench, config, preset
 from cerl.config import load
 from cerl.mistakes import keys
 
@@ -112,6 +112,8 @@ def test_resume_hands_on_the_folder(stand_in, run_folder, capsys):
         ("report nowhere", "nowhere"),
         ("report --out x", "expected at least one run folder"),
         ("report a --last 0", "expected a number of evaluations, got '0'"),
+        ("report a --until 0", "expected a number of agent steps, got '0'"),
+        ("report a --until x", "expected a number of agent steps, got 'x'"),
         ("report a --oot x", "no such option '--oot'"),
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
@@ -288,16 +290,16 @@ def test_report_hands_on_folders_and_options(stand_in):
     reported = []
     stand_in("report", main=lambda folders, out, **more: reported.append((folders, out, more)))
     assert command.main(["report", "runs/study"]) == 0
-    assert command.main(["report", "a", "b", "--last", "3"]) == 0
+    assert command.main(["report", "a", "b", "--last", "3", "--until", "20_000"]) == 0
     assert command.main(["report", "a", "--out", "here"]) == 0
     assert reported == [
-        ([Path("runs/study")], Path("runs/study"), {"last": 1}),
-        ([Path("a"), Path("b")], Path("report"), {"last": 3}),
-        ([Path("a")], Path("here"), {"last": 1}),
+        ([Path("runs/study")], Path("runs/study"), {"last": 1, "until": 0}),
+        ([Path("a"), Path("b")], Path("report"), {"last": 3, "until": 20_000}),
+        ([Path("a")], Path("here"), {"last": 1, "until": 0}),
     ]
 
 
-def test_bench_shows_help_of_each_measure(stand_in, capsys):
+def test_bench_shows_help_of_each_measure(monkeypatch, capsys):
     seen = []
 
     def measure(*, games: int = 8) -> None:
@@ -308,7 +310,7 @@ def test_bench_shows_help_of_each_measure(stand_in, capsys):
         """
         seen.append(games)
 
-    stand_in("bench", env=measure, update=measure, train=measure, replay=measure)
+    monkeypatch.setattr(bench, "env", measure)
     assert command.main(["bench", "env", "--games", "3"]) == 0
     assert seen == [3]
     with pytest.raises(SystemExit) as caught:

@@ -172,6 +172,17 @@ def test_presets_that_ended_at_different_steps_are_said(tmp_path):
     assert len(notes) == 1 and "catch/ddqn at 200, catch/cerl at 100" in notes[0]
 
 
+def test_evaluations_after_a_step_are_left_out(tmp_path):
+    write(tmp_path / "runs" / "a", [row(step=s, **{"return": s / 100}) for s in (100, 200, 300)])
+    runs = [row(preset="catch/cerl", step=s, **{"return": 5.0 + s}) for s in (100, 200)]
+    write(tmp_path / "runs" / "b", runs)
+    summary = report.main([tmp_path / "runs"], tmp_path / "out", until=250).to_pylist()
+    means = {r["preset"]: (r["step"], r["value"]) for r in summary if r["statistic"] == "mean"}
+    assert means == {"catch/ddqn": (200, 2.0), "catch/cerl": (200, 205.0)}
+    with pytest.raises(RowsError, match="no row up to step 50; the first is at 100"):
+        report.main([tmp_path / "runs"], tmp_path / "out", until=50)
+
+
 def test_configurations_of_one_preset_are_kept_apart(tmp_path):
     write(tmp_path / "a", [row(**{"return": 1.0})])
     write(tmp_path / "b", [row(config_hash="0123456789ab", **{"return": 2.0})])
