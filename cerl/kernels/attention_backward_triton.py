@@ -16,8 +16,10 @@ from cerl.kernels.attention_triton import (
     LANES,
     LOG2E,
     ONE_LOOP,
+    PAST,
     TILE,
     append_before,
+    at,
     block_size,
     cap,
     choose,
@@ -29,7 +31,7 @@ from cerl.kernels.attention_triton import (
     load_rows,
     pair_scores,
     resets,
-    scan_blocks,
+    scan,
     strides,
     sum_pointers,
     swizzle,
@@ -248,7 +250,7 @@ def _backward_keys(
                     pairs, offset, queries, padded, length, scale * LOG2E,
                     D, BD, PRECISION, BM, TMA, EVEN, False,
                 )  # fmt: skip
-        tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
+        tl.store(p_column + o_pair * length + column, b_column)
     o_out = (i_b * keys * key_heads + i_kh) * D
     o_tile = column[:, None] * (key_heads * D) + d[None, :]
     m_tile = (column < keys)[:, None] & (d < D)[None, :]
@@ -404,7 +406,8 @@ def _backward_queries(
 
 @triton.jit(
     do_not_specialize=[
-        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh", "heads", "queries", "keys",
+        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh",
+        "heads", "queries", "keys", "length",
     ]
 )  # fmt: skip
 def _gates(
@@ -424,10 +427,11 @@ def _gates(
     heads,
     queries,
     keys,
+    length,
     STARTS: tl.constexpr,
     DLSE: tl.constexpr,
+    BS: tl.constexpr,
     BR: tl.constexpr,
-    BC: tl.constexpr,
 ):
     """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
     i_pair = tl.program_id(0).to(tl.int64)
@@ -435,34 +439,36 @@ def _gates(
     p_log_f += i_b * s_fb + i_h * s_fh
     p_start += i_b * s_sb
     p_dlse += i_b * s_lb + i_h * s_lh
-    p_column += i_pair * keys
+    length = length // PAST * PAST  # a multiple, as the compiler now knows
+    p_column += i_pair * length
     p_dlog_f += i_b * keys * heads + i_h
     offset = keys - queries
-    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
-    chunks = tl.cdiv(keys, BR * BC)
+    step, run = tl.arange(0, BS)[:, None], tl.arange(0, BR)
+    chunks = tl.cdiv(keys, BS * BR)
     carry = 0.0
-    for step in range(chunks):
-        t = (chunks - 1 - step) * BR * BC + row[:, None] * BC + column
+    for chunk in range(chunks):
+        t = (chunks - 1 - chunk) * (BS * BR) + run[None, :] * BS + step
         inside = t < keys
-        b_sum = -tl.load(p_column + t, mask=inside, other=0.0)
+        b_sum = -tl.load(p_column + t, mask=t < length, other=0.0)
         if DLSE:
             m_row = inside & (t >= offset)
             b_sum += tl.load(p_dlse + (t - offset) * s_lt, mask=m_row, other=0.0)
         _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        _, m_next = resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
+        # A reset gets nothing and lets nothing through to what is before it.
+        b_sum = tl.where(m_reset | (t >= keys), 0.0, b_sum)
         b_stop, b_sum = tl.associative_scan(
-            (m_next.to(tl.int32), b_sum), 1, append_before, reverse=True
+            (m_reset.to(tl.int32), b_sum), 0, append_before, reverse=True
         )
-        # What stands after each block: all blocks below it, then the carry.
-        e_stop = tl.sum(tl.where(column == 0, b_stop, 0), 1)
-        e_sum = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)
-        e_stop, e_sum = tl.associative_scan((e_stop, e_sum), 0, append_before, reverse=True)
+        # What stands after each run: all runs after it, then the carry.
+        e_stop, e_sum = tl.associative_scan(
+            (at(b_stop, step, 0), at(b_sum, step, 0)), 0, append_before, reverse=True
+        )
         e_sum += tl.where(e_stop != 0, 0.0, carry)
-        below = tl.gather(e_sum, tl.minimum(row + 1, BR - 1), 0)
-        below = tl.where(row == BR - 1, carry, below)[:, None]
-        b_sum += tl.where(b_stop != 0, 0.0, below)
-        carry = tl.sum(tl.where(row == 0, e_sum, 0.0))
-        tl.store(p_dlog_f + t * heads, tl.where(m_reset, 0.0, b_sum), mask=inside)
+        after = tl.gather(e_sum, tl.minimum(run + 1, BR - 1), 0)
+        after = tl.where(run == BR - 1, carry, after)[None, :]
+        carry = at(e_sum, run, 0)
+        b_sum += tl.where(b_stop != 0, 0.0, after)
+        tl.store(p_dlog_f + t * heads, b_sum, mask=inside)
 
 
 def backward(
@@ -494,7 +500,7 @@ def backward(
     padded = -(-queries // by_query.rows) * by_query.rows
     terms = log_f.new_empty(3, batch, heads, padded)
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
-    column = log_f.new_empty(batch, heads, keys)
+    column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
         D=width, BD=block_size(width), PRUNE=threshold is not None, PRECISION="ieee",
         ONE_LOOP=keys <= ONE_LOOP, PM=TILE, PN=TILE,
@@ -522,11 +528,12 @@ def backward(
         num_warps=by_key.warps, num_stages=by_key.stages,
         **cap(by_key),
     )  # fmt: skip
+    steps, runs = scan(keys)
     _gates[(pairs,)](
         log_f, log_f if start is None else start, lse if dlse is None else dlse, column, dlog_f,
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
         *((0, 0) if start is None else start.stride()), *lse_strides,
-        heads, queries, keys, STARTS=start is not None, DLSE=dlse is not None,
-        BR=scan_blocks(keys, TILE), BC=TILE, num_warps=16,
+        heads, queries, keys, decay.shape[3], STARTS=start is not None, DLSE=dlse is not None,
+        BS=steps, BR=runs, num_warps=runs // 32,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

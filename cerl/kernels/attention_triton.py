@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look at a boundary compares
+PAST: tl.constexpr = tl.constexpr(128)  # positions past the last one, rounded up to as many
 
 
 class Launch(NamedTuple):
@@ -74,6 +75,12 @@ def append_before(a_stop, a_sum, b_stop, b_sum):
 
 
 @triton.jit
+def at(x, index, place):
+    """What stands where the index of the first axis, in broadcast form, is `place`."""
+    return tl.sum(tl.where(index == place, x, 0), 0)
+
+
+@triton.jit
 def resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
     """log_f at t, and whether an episode of this head begins there."""
     inside = (t >= 0) & (t < keys)
@@ -114,48 +121,55 @@ def _prepare(
     length,
     window,
     STARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BS: tl.constexpr,
     BR: tl.constexpr,
-    BC: tl.constexpr,
 ):
-    """Decayed sums of one head in two floats, their fall (base 2) to the end of each block of BC
-    positions, and the first key that each position sees; BR blocks at a time."""
+    """Decayed sums of one head in two floats, their fall (base 2) to the end of each BLOCK of
+    positions, and the first key that each position sees; BR runs of BS positions at a time."""
     i_pair = tl.program_id(0).to(tl.int64)
+    length = length // PAST * PAST  # a multiple, as the compiler now knows
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
     p_start += (i_pair // heads) * s_sb
     p_high, p_low, p_fall = sum_pointers(p_decay, i_pair, pairs, length)
     p_left += i_pair * length
-    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
+    # A thread holds whole runs, so that threads exchange nothing but what runs add up to.
+    step, run = tl.arange(0, BS)[:, None], tl.arange(0, BR)
+    last_run = run | (BLOCK // BS - 1)  # of its block
     left, high, low = tl.program_id(0) * 0, 0.0, 0.0
-    for begin in range(0, length, BR * BC):
-        t = begin + row[:, None] * BC + column
+    for begin in range(0, keys, BS * BR):
+        t = begin + run[None, :] * BS + step
         b_f, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
         b_f = tl.where(m_reset, 0.0, b_f)
         b_left = tl.where(m_reset, t, -1)
-        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, append)
-        # What stands before each block: the carry, then all blocks above it.
-        m_last = column == BC - 1
-        e_left = tl.sum(tl.where(m_last, b_left, 0), 1)
-        e_high = tl.sum(tl.where(m_last, b_high, 0.0), 1)
-        e_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)
-        e_left, e_high, e_low = tl.associative_scan((e_left, e_high, e_low), 0, append)
+        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 0, append)
+        # What stands before each run: the carry, then all runs before it.
+        e_left, e_high, e_low = tl.associative_scan(
+            (at(b_left, step, BS - 1), at(b_high, step, BS - 1), at(b_low, step, BS - 1)), 0, append
+        )
         e_left, e_high, e_low = append(left, high, low, e_left, e_high, e_low)
-        above = tl.maximum(row - 1, 0)
-        a_left = tl.where(row == 0, left, tl.gather(e_left, above, 0))[:, None]
-        a_high = tl.where(row == 0, high, tl.gather(e_high, above, 0))[:, None]
-        a_low = tl.where(row == 0, low, tl.gather(e_low, above, 0))[:, None]
+        before = tl.maximum(run - 1, 0)
+        a_left = tl.where(run == 0, left, tl.gather(e_left, before, 0))[None, :]
+        a_high = tl.where(run == 0, high, tl.gather(e_high, before, 0))[None, :]
+        a_low = tl.where(run == 0, low, tl.gather(e_low, before, 0))[None, :]
+        left, high, low = at(e_left, run, BR - 1), at(e_high, run, BR - 1), at(e_low, run, BR - 1)
         b_left, b_high, b_low = append(a_left, a_high, a_low, b_left, b_high, b_low)
         b_sum = b_high + b_low
         b_low = b_low - (b_sum - b_high)
-        left = tl.sum(tl.where(row == BR - 1, e_left, 0))
-        high = tl.sum(tl.where(row == BR - 1, e_high, 0.0))
-        low = tl.sum(tl.where(row == BR - 1, e_low, 0.0))
-        f_high = tl.sum(tl.where(m_last, b_sum, 0.0), 1)[:, None]
-        f_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)[:, None]
+        f_high = tl.gather(at(b_sum, step, BS - 1), last_run, 0)[None, :]
+        f_low = tl.gather(at(b_low, step, BS - 1), last_run, 0)[None, :]
         inside = t < length
         tl.store(p_high + t, b_sum, mask=inside)
         tl.store(p_low + t, b_low, mask=inside)
         tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
         tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=inside)
+    # Blocks may reach past the end, where all stays as it is.
+    t = tl.cdiv(keys, BS * BR) * (BS * BR) + tl.arange(0, PAST)
+    inside = t < length
+    tl.store(p_high + t, high + low, mask=inside)
+    tl.store(p_low + t, low - ((high + low) - high), mask=inside)
+    tl.store(p_fall + t, 0.0, mask=inside)
+    tl.store(p_left + t, tl.maximum(left, t - window + 1), mask=inside)
     tl.store(p_count + i_pair, 0.0)
 
 
@@ -439,10 +453,16 @@ def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
         )
 
 
-def scan_blocks(keys: int, block: int) -> int:
-    """Blocks that a program of a scan takes at a time, of 512, 1024 or 4096 keys."""
-    most = next((most for most in (512, 1024) if keys <= most), 4096)
-    return most // block
+class Scan(NamedTuple):
+    """Runs that a program scans at a time, and their positions."""
+
+    steps: int
+    runs: int
+
+
+def scan(keys: int) -> Scan:
+    """512, 1024 or 4096 keys at a time; a run divides the smallest block, 32."""
+    return Scan(2, 256) if keys <= 512 else Scan(4, 256) if keys <= 1024 else Scan(8, 512)
 
 
 def cap(launch: Launch) -> dict[str, int]:
@@ -501,15 +521,16 @@ def prepare(
              count [B, Hq].
     """
     batch, keys, heads = log_f.shape
-    length = (-(-keys // 128) + 1) * 128
+    length = (-(-keys // PAST.value) + 1) * PAST.value
     decay = log_f.new_empty(3, batch, heads, length)
     left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
+    steps, runs = scan(keys)
     _prepare[(batch * heads,)](
         log_f, log_f if start is None else start, decay, left, count,
         *log_f.stride(), *((0, 0) if start is None else start.stride()),
         batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BR=scan_blocks(keys, block), BC=block, num_warps=8,
+        BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32,
     )  # fmt: skip
     return decay, left, count
 
