@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import decayed_sums, definition, forgetting_attention, tiles
+from cerl.kernels.attention import (
+    decayed_sums,
+    definition,
+    forgetting_attention,
+    tiles,
+    visited,
+)
 from cerl.kernels.attention_check import check_placement
 
 pytest.importorskip("triton")
@@ -435,12 +441,51 @@ def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     log_f[torch.rand(log_f.shape, generator=g) < 1e-4] = -math.inf
     start = torch.rand(2, keys, generator=g) < 1e-4
     log_f, start = log_f.to(DEVICE), start.to(DEVICE)
-    sums, left = attention_triton.prepare(log_f, start, window=700)[:2]
+    sums, left, _ = attention_triton.prepare(log_f, start, None, queries=keys, window=700)
     sums, left = sums[:2, ..., :keys], left[..., :keys]
     want = decayed_sums(log_f, start, 700)
     assert torch.equal(left, want[1])
     assert near_pairs(sums, log_f.masked_fill(log_f == -math.inf, 0.0), left) < 1e-5
     torch.testing.assert_close(sums[0].double() + sums[1].double(), want[0], rtol=1e-10, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("keys", "queries", "window", "start"),
+    [
+        (500, 500, 0, True),
+        (700, 333, 150, False),
+        (4200, 4150, 0, True),
+        pytest.param(20000, 20000, 0, False, marks=pytest.mark.gpu),
+        pytest.param(9001, 5000, 900, True, marks=pytest.mark.gpu),
+    ],
+)
+def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, start):
+    from cerl.kernels import attention_triton
+
+    g = torch.Generator().manual_seed(keys)
+    log_f = -0.02 * torch.rand(1, keys, 3, generator=g) * torch.tensor([0.05, 0.5, 10.0])
+    log_f[torch.rand(log_f.shape, generator=g) < 2e-4] = -math.inf
+    threshold = torch.tensor([[-0.3, -5.0, -500.0]])
+    first = (torch.rand(1, keys, generator=g) < 5e-4) if start else None
+    log_f, threshold = log_f.to(DEVICE), threshold.to(DEVICE)
+    first = None if first is None else first.to(DEVICE)
+    _, left, count = attention_triton.prepare(
+        log_f, first, threshold, queries=queries, window=window
+    )
+    tile = tiles(queries, keys, 64, SINGLE)
+    mask = visited(
+        log_f, queries=queries, tiles=tile, start=first, window=window or None, threshold=threshold
+    )
+    begin = mask.int().argmax(3)
+    starts = torch.arange(keys - queries, keys, tile.rows, device=left.device)
+    assert torch.equal(left[:, :, starts] // tile.columns, begin)
+    assert torch.equal(count, begin.sum(2).float())
+    # Nobody but the first row of a tile is told.
+    rest = torch.ones(keys, dtype=torch.bool, device=left.device)
+    rest[starts] = False
+    assert torch.equal(
+        left[:, :, :keys][..., rest], decayed_sums(log_f, first, window or None)[1][..., rest]
+    )
 
 
 @pytest.mark.gpu

@@ -24,7 +24,6 @@ from cerl.kernels.attention_triton import (
     cap,
     choose,
     fall,
-    first_tile,
     heads_at_once,
     key_ranges,
     load_decay,
@@ -42,18 +41,7 @@ from cerl.kernels.attention_triton import (
 
 
 @triton.jit
-def _last_tiles(
-    p_high,
-    p_low,
-    p_left,
-    threshold,
-    j0,
-    offset,
-    queries,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-):
+def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
     """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
 
     Both sets begin at the diagonal: what a query sees moves forward only.
@@ -67,13 +55,8 @@ def _last_tiles(
         tile = base + tl.arange(0, LANES)
         inside = tile < total
         i0 = offset + tl.minimum(tile * PM, queries - 1)
-        m_visit = tl.load(p_left + i0) <= jl
-        if PRUNE:
-            high, low = load_decay(p_high, p_low, tl.minimum(jl, offset + queries - 1))
-            b_high, b_low = load_decay(p_high, p_low, i0)
-            m_visit = m_visit & ((b_high - high) + (b_low - low) >= threshold)
-        visited += (inside & (m_visit | (jl >= i0))).to(tl.int32)
         i1 = offset + tl.minimum(tile * PM + PM - 1, queries - 1)
+        visited += (inside & (tl.load(p_left + i0) <= jl)).to(tl.int32)
         whole += (inside & (tl.load(p_left + i1) <= j0)).to(tl.int32)
     visited_end = begin + tl.sum(visited)
     return visited_end, tl.minimum(begin + tl.sum(whole), visited_end)
@@ -159,7 +142,6 @@ def _backward_keys(
     p_sums,
     p_left,
     p_sees,
-    p_threshold,
     p_terms,
     p_dk,
     p_dv,
@@ -187,7 +169,6 @@ def _backward_keys(
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
@@ -214,12 +195,7 @@ def _backward_keys(
         o_pair = i_b * heads + i_h
         p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
         p_l = p_left + o_pair * length
-        threshold = 0.0
-        if PRUNE:
-            threshold = tl.minimum(tl.load(p_threshold + o_pair), 0.0)
-        visited, whole = _last_tiles(
-            p_high, p_low, p_l, threshold, j0, offset, queries, PRUNE, PM, PN
-        )
+        visited, whole = _last_tiles(p_l, j0, offset, queries, PM, PN)
         end = tl.minimum(visited * PM, queries)
         first = tl.maximum(j0 - offset, 0) // BM * BM
         first = tl.minimum(first, end)
@@ -268,7 +244,6 @@ def _backward_queries(
     p_decay,
     p_sums,
     p_left,
-    p_threshold,
     p_lse,
     p_dlse,
     p_terms,
@@ -301,7 +276,6 @@ def _backward_queries(
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     DLSE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
@@ -327,9 +301,6 @@ def _backward_queries(
     o_pair = i_pair.to(tl.int64)
     p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
     p_left += o_pair * length
-    threshold = 0.0
-    if PRUNE:
-        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
     d = tl.arange(0, BD)
     row = i_tile * BM + tl.arange(0, BM)
     safe = tl.minimum(row, queries - 1)
@@ -337,9 +308,8 @@ def _backward_queries(
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
     tile0 = offset + i_tile * BM // PM * PM
-    first = first_tile(p_high, p_low, p_left, threshold, tile0, PRUNE, PN) * PN
     # A block inside a tile may see fewer keys than the tile's first row does.
-    edge = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
+    edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
     begin = i_tile * BM
     b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
@@ -488,7 +458,10 @@ def backward(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped."""
+    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped.
+
+    threshold and window are not looked at: `left` has what they lead to.
+    """
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     pairs = batch * heads
@@ -502,14 +475,13 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        D=width, BD=block_size(width), PRUNE=threshold is not None, PRECISION="ieee",
-        ONE_LOOP=keys <= ONE_LOOP, PM=TILE, PN=TILE,
+        D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        PM=TILE, PN=TILE,
     )  # fmt: skip
-    limit = lse if threshold is None else threshold
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)
     _backward_queries[(padded // by_query.rows * pairs,)](
-        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
+        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, lse,
         lse if dlse is None else dlse, terms, dq,
         *strides(q, k, v, o, do), *lse_strides,
         pairs, heads, groups, queries, keys, decay.shape[3], heads_at_once(pairs, k), scale,
@@ -521,7 +493,7 @@ def backward(
     tma, (q_rows, do_rows) = tiled(m, q, do)
     even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
     _backward_keys[(pairs // groups * -(-keys // by_key.columns),)](
-        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even), limit,
+        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
         heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,

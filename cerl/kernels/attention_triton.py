@@ -5,7 +5,7 @@
 
 Scores take one multiply-add: the decay of a row enters relative to the first row of its tile, where
 softmax cannot see it, and only tiles on the diagonal or on an edge of an episode pay for exact
-pairs. Every program finds for itself which tiles it may skip. Sums run in a fixed order.
+pairs. The scan of the gates finds which tiles may be skipped. Sums run in a fixed order.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look at a boundary compares
+LANES: tl.constexpr = tl.constexpr(128)  # query tiles that one look compares
 PAST: tl.constexpr = tl.constexpr(128)  # positions past the last one, rounded up to as many
 
 
@@ -99,14 +99,58 @@ def sum_pointers(p_decay, i_pair, pairs, length):
     return p_high, p_low, p_low + pairs.to(tl.int64) * length
 
 
+@triton.jit
+def load_decay(p_high, p_low, t):
+    return tl.load(p_high + t), tl.load(p_low + t)
+
+
+@triton.jit
+def _decayed(hi_i, lo_i, hi_j, lo_j, threshold):
+    """[i, j]: whether D is below the threshold."""
+    return (hi_i[:, None] - hi_j[None, :]) + (lo_i[:, None] - lo_j[None, :]) < threshold
+
+
+@triton.jit
+def _first_tiles(
+    p_high,
+    p_low,
+    threshold,
+    first,
+    lowest,
+    begin,
+    hi_i,
+    lo_i,
+    hi_j,
+    lo_j,
+    TILES: tl.constexpr,
+    PN: tl.constexpr,
+):
+    """First key tiles near enough to query tiles that see none before `first`, nor before `lowest`.
+
+    The query tiles begin at i, one in each key tile from `begin` on; those key tiles end at j.
+    """
+    tile = tl.arange(0, TILES)
+    first = tl.maximum(first, lowest)
+    m_tile = (tile[None, :] < tile[:, None]) & ((begin + tile)[None, :] >= first[:, None])
+    skipped = tl.sum((m_tile & _decayed(hi_i, lo_i, hi_j, lo_j, threshold)).to(tl.int32), 1)
+    for base in range(lowest, begin, TILES):
+        far = base + tile
+        m_tile = (far < begin)[None, :] & (far[None, :] >= first[:, None])
+        b_high, b_low = load_decay(p_high, p_low, tl.minimum(far, begin - 1) * PN + PN - 1)
+        skipped += tl.sum((m_tile & _decayed(hi_i, lo_i, b_high, b_low, threshold)).to(tl.int32), 1)
+    return first + skipped
+
+
 @triton.jit(
     do_not_specialize=[
-        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "heads", "keys", "length", "window",
+        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "heads", "queries", "keys", "length",
+        "window",
     ]
 )  # fmt: skip
 def _prepare(
     p_log_f,
     p_start,
+    p_threshold,
     p_decay,
     p_left,
     p_count,
@@ -117,26 +161,39 @@ def _prepare(
     s_st,
     pairs,
     heads,
+    queries,
     keys,
     length,
     window,
     STARTS: tl.constexpr,
+    PRUNE: tl.constexpr,
+    PN: tl.constexpr,
     BLOCK: tl.constexpr,
     BS: tl.constexpr,
     BR: tl.constexpr,
 ):
     """Decayed sums of one head in two floats, their fall (base 2) to the end of each BLOCK of
-    positions, and the first key that each position sees; BR runs of BS positions at a time."""
+    positions, and the first key that each position sees; BR runs of BS positions at a time.
+
+    A tile of PN queries visits the key tiles from the first key of its first row on, which
+    therefore stands after those that are pruned. Counts the tiles that are not visited.
+    """
     i_pair = tl.program_id(0).to(tl.int64)
     length = length // PAST * PAST  # a multiple, as the compiler now knows
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
     p_start += (i_pair // heads) * s_sb
     p_high, p_low, p_fall = sum_pointers(p_decay, i_pair, pairs, length)
     p_left += i_pair * length
+    threshold = 0.0
+    if PRUNE:
+        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
     # A thread holds whole runs, so that threads exchange nothing but what runs add up to.
     step, run = tl.arange(0, BS)[:, None], tl.arange(0, BR)
     last_run = run | (BLOCK // BS - 1)  # of its block
+    tile = tl.arange(0, BS * BR // PN)
+    offset = keys - queries
     left, high, low = tl.program_id(0) * 0, 0.0, 0.0
+    lowest, count = left, left
     for begin in range(0, keys, BS * BR):
         t = begin + run[None, :] * BS + step
         b_f, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
@@ -156,13 +213,35 @@ def _prepare(
         b_left, b_high, b_low = append(a_left, a_high, a_low, b_left, b_high, b_low)
         b_sum = b_high + b_low
         b_low = b_low - (b_sum - b_high)
-        f_high = tl.gather(at(b_sum, step, BS - 1), last_run, 0)[None, :]
-        f_low = tl.gather(at(b_low, step, BS - 1), last_run, 0)[None, :]
+        b_left = tl.maximum(b_left, t - window + 1)
+        e_high, e_low = at(b_sum, step, BS - 1), at(b_low, step, BS - 1)
+        f_high = tl.gather(e_high, last_run, 0)[None, :]
+        f_low = tl.gather(e_low, last_run, 0)[None, :]
         inside = t < length
         tl.store(p_high + t, b_sum, mask=inside)
         tl.store(p_low + t, b_low, mask=inside)
         tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
-        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=inside)
+        tl.store(p_left + t, b_left, mask=inside)
+        # A query tile begins in every key tile, at the same place of all.
+        place = offset % PN
+        i0 = begin + tile * PN + place
+        i_run, j_run = (tile * PN + place) // BS, (tile * PN + PN - 1) // BS
+        i_left = tl.gather(at(b_left, step, place % BS), i_run, 0)
+        first = i_left // PN
+        m_tile = (i0 >= offset) & (i0 < keys)
+        if PRUNE:
+            hi_i = tl.gather(at(b_sum, step, place % BS), i_run, 0)
+            lo_i = tl.gather(at(b_low, step, place % BS), i_run, 0)
+            hi_j, lo_j = tl.gather(e_high, j_run, 0), tl.gather(e_low, j_run, 0)
+            first = _first_tiles(
+                p_high, p_low, threshold, first, lowest, begin // PN, hi_i, lo_i, hi_j, lo_j,
+                BS * BR // PN, PN,
+            )  # fmt: skip
+            lowest = tl.maximum(lowest, tl.max(tl.where(m_tile, first, 0)))
+            # The sums of this turn are there for the next one, and this store comes last.
+            tl.debug_barrier()
+            tl.store(p_left + i0, tl.maximum(i_left, first * PN), mask=m_tile)
+        count += tl.sum(tl.where(m_tile, first, 0))
     # Blocks may reach past the end, where all stays as it is.
     t = tl.cdiv(keys, BS * BR) * (BS * BR) + tl.arange(0, PAST)
     inside = t < length
@@ -170,38 +249,7 @@ def _prepare(
     tl.store(p_low + t, low - ((high + low) - high), mask=inside)
     tl.store(p_fall + t, 0.0, mask=inside)
     tl.store(p_left + t, tl.maximum(left, t - window + 1), mask=inside)
-    tl.store(p_count + i_pair, 0.0)
-
-
-@triton.jit
-def load_decay(p_high, p_low, t):
-    return tl.load(p_high + t), tl.load(p_low + t)
-
-
-@triton.jit
-def _skipped(p_high, p_low, high, low, threshold, tile, m_tile, i0, PN: tl.constexpr):
-    """Which of these key tiles are decayed below the threshold, as 0 or 1."""
-    b_high, b_low = load_decay(p_high, p_low, tl.where(m_tile, tile * PN + PN - 1, i0))
-    return (m_tile & ((high - b_high) + (low - b_low) < threshold)).to(tl.int32)
-
-
-@triton.jit
-def first_tile(p_high, p_low, p_left, threshold, i0, PRUNE: tl.constexpr, PN: tl.constexpr):
-    """First key tile that the query tile with first position i0 visits."""
-    first = tl.load(p_left + i0) // PN
-    if PRUNE:
-        high, low = load_decay(p_high, p_low, i0)
-        # The nearest tiles are looked at before it is known where the episode begins.
-        last = i0 // PN
-        near = tl.maximum(last - LANES, 0)
-        tile = near + tl.arange(0, LANES)
-        skipped = _skipped(p_high, p_low, high, low, threshold, tile, tile < last, i0, PN)
-        skipped = tl.where(tile >= first, skipped, 0)
-        for base in range(first, near, LANES):
-            tile = base + tl.arange(0, LANES)
-            skipped += _skipped(p_high, p_low, high, low, threshold, tile, tile < near, i0, PN)
-        first += tl.sum(skipped)
-    return first
+    tl.store(p_count + i_pair, count.to(tl.float32))
 
 
 @triton.jit
@@ -320,10 +368,8 @@ def _forward(
     p_decay,
     p_sums,
     p_left,
-    p_threshold,
     p_o,
     p_lse,
-    p_count,
     s_qb,
     s_qt,
     s_qh,
@@ -343,7 +389,6 @@ def _forward(
     scale,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PN: tl.constexpr,
@@ -360,18 +405,12 @@ def _forward(
     i_kh = i_h // groups
     p_high, p_low, _ = sum_pointers(p_decay, i_pair, pairs, length)
     p_left += i_pair.to(tl.int64) * length
-    threshold = 0.0
-    if PRUNE:
-        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
-
     d = tl.arange(0, BD)
     row = i_tile * BM + tl.arange(0, BM)
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    first = first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, PN)
-    tl.atomic_add(p_count + i_pair, first.to(tl.float32), sem="relaxed")
-    edge = first * PN
+    edge = tl.load(p_left + i0) // PN * PN
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
 
     b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
@@ -512,13 +551,20 @@ def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
 
 
 def prepare(
-    log_f: Tensor, start: Tensor | None, *, window: int, block: int = TILE
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    *,
+    queries: int,
+    window: int,
+    block: int = TILE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Decayed sums, what each position sees, and a zeroed count of tiles.
+    """Decayed sums, what each position sees, and how many tiles are not visited.
 
     Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
-             their fall in base 2 to the last position of their block; left [B, Hq, L] int32;
-             count [B, Hq].
+             their fall in base 2 to the last position of their block; left [B, Hq, L] int32, the
+             first key that a position sees, or for the first of a query tile, if that is later,
+             the first of the key tiles that are not pruned; count [B, Hq] float32.
     """
     batch, keys, heads = log_f.shape
     length = (-(-keys // PAST.value) + 1) * PAST.value
@@ -527,10 +573,11 @@ def prepare(
     count = log_f.new_empty(batch, heads)
     steps, runs = scan(keys)
     _prepare[(batch * heads,)](
-        log_f, log_f if start is None else start, decay, left, count,
-        *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32,
+        log_f, log_f if start is None else start, log_f if threshold is None else threshold,
+        decay, left, count, *log_f.stride(), *((0, 0) if start is None else start.stride()),
+        batch * heads, heads, queries, keys, length, window or keys,
+        STARTS=start is not None, PRUNE=threshold is not None,
+        PN=TILE, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32,
     )  # fmt: skip
     return decay, left, count
 
@@ -555,17 +602,17 @@ def forward(
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
     check_launches(launch, choose("keys", q), choose("queries", q))
-    decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
+    decay, left, count = prepare(
+        log_f, start, threshold, queries=queries, window=window, block=launch.columns
+    )
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
     _forward[(pairs * -(-queries // launch.rows),)](
-        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
-        lse if threshold is None else threshold, o, lse, count,
+        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left, o, lse,
         *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],
         heads_at_once(pairs, k), scale,
-        D=width, BD=block_size(width), PRUNE=threshold is not None,
-        PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
         PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
     )  # fmt: skip
