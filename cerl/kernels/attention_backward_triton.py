@@ -41,6 +41,22 @@ from cerl.kernels.attention_triton import (
 
 
 @triton.jit
+def _both(a_x, a_y, b_x, b_y):
+    return a_x + b_x, a_y + b_y
+
+
+@triton.jit
+def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
+    """Of LANES query tiles, which see a key up to jl, and which see all from j0, as 0 or 1."""
+    tile = begin + tl.arange(0, LANES)
+    last = offset + queries - 1
+    b_first = tl.load(p_left + tl.minimum(offset + tile * PM, last))
+    b_last = tl.load(p_left + tl.minimum(offset + tile * PM + PM - 1, last))
+    inside = tile < total
+    return (inside & (b_first <= jl)).to(tl.int32), (inside & (b_last <= j0)).to(tl.int32)
+
+
+@triton.jit
 def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
     """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
 
@@ -49,17 +65,13 @@ def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr)
     jl = j0 // PN * PN + PN - 1
     begin = tl.maximum(j0 - offset, 0) // PM
     total = tl.cdiv(queries, PM)
-    visited = tl.zeros([LANES], tl.int32)
-    whole = tl.zeros([LANES], tl.int32)
-    for base in range(begin, total, LANES):
-        tile = base + tl.arange(0, LANES)
-        inside = tile < total
-        i0 = offset + tl.minimum(tile * PM, queries - 1)
-        i1 = offset + tl.minimum(tile * PM + PM - 1, queries - 1)
-        visited += (inside & (tl.load(p_left + i0) <= jl)).to(tl.int32)
-        whole += (inside & (tl.load(p_left + i1) <= j0)).to(tl.int32)
-    visited_end = begin + tl.sum(visited)
-    return visited_end, tl.minimum(begin + tl.sum(whole), visited_end)
+    visited, whole = _look(p_left, j0, jl, begin, offset, queries, total, PM)
+    for base in range(begin + LANES, total, LANES):
+        more, more_whole = _look(p_left, j0, jl, base, offset, queries, total, PM)
+        visited += more
+        whole += more_whole
+    visited, whole = tl.reduce((visited, whole), 0, _both)
+    return begin + visited, begin + tl.minimum(whole, visited)
 
 
 @triton.jit
@@ -130,9 +142,7 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit(
-    do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length", "at_once"]
-)
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "padded", "keys", "length", "at_once"])
 def _backward_keys(
     p_q,
     p_k,
@@ -160,13 +170,13 @@ def _backward_keys(
     s_dh,
     pairs,
     heads,
-    groups,
     queries,
     padded,
     keys,
     length,
     at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -179,8 +189,8 @@ def _backward_keys(
     EVEN: tl.constexpr,
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
-    key_heads = heads // groups
-    i_pair, i_tile = swizzle(pairs // groups, tl.cdiv(keys, BN), at_once)
+    key_heads = heads // GROUPS
+    i_pair, i_tile = swizzle(pairs // GROUPS, tl.cdiv(keys, BN), at_once)
     i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
     offset = keys - queries
     j0 = i_tile * BN
@@ -190,12 +200,12 @@ def _backward_keys(
     b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
-    for group in range(groups):
-        i_h = i_kh * groups + group
+    for group in range(GROUPS):
+        i_h = i_kh * GROUPS + group
         o_pair = i_b * heads + i_h
         p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
-        p_l = p_left + o_pair * length
-        visited, whole = _last_tiles(p_l, j0, offset, queries, PM, PN)
+        hi_j, lo_j = load_decay(p_high, p_low, column)
+        visited, whole = _last_tiles(p_left + o_pair * length, j0, offset, queries, PM, PN)
         end = tl.minimum(visited * PM, queries)
         first = tl.maximum(j0 - offset, 0) // BM * BM
         first = tl.minimum(first, end)
@@ -206,7 +216,6 @@ def _backward_keys(
             clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
         near = tl.cdiv(diagonal - first, BM)
         far = tl.cdiv(end - clean, BM)
-        hi_j, lo_j = load_decay(p_high, p_low, column)
         b_column = tl.zeros([BN], tl.float32)
         for step in range(near + far):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
@@ -495,8 +504,8 @@ def backward(
     _backward_keys[(pairs // groups * -(-keys // by_key.columns),)](
         q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
         vectors(terms, m, tma), dk, dv, column,
-        *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
-        heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
+        *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
+        heads_at_once(pairs // groups, k), scale, GROUPS=groups, **options, BM=m, BN=n, TMA=tma, EVEN=even,
         num_warps=by_key.warps, num_stages=by_key.stages,
         **cap(by_key),
     )  # fmt: skip
