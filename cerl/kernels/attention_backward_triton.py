@@ -123,17 +123,16 @@ def _keys_block(
     if MASKED:
         i = offset + begin + tl.arange(0, BM)
         hi_i = vector(p_sums, o_pair, offset + begin, length, BM, EVEN)
-        lo_i = vector(p_sums, pairs + o_pair, offset + begin, length, BM, EVEN)
         b_left = vector(p_sees, o_pair, offset + begin, length, BM, EVEN)
-        b_lse = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
+        b_near = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
         m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
         b_s = pair_scores(b_s, scale, hi_i[None, :], hi_j[:, None], lo_j[:, None], m_pair)
-        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[None, :])
+        b_p = tl.exp2(b_s - b_near[None, :])
     else:
         hi_r, lo_r = load_decay(p_high, p_low, offset + begin)
         b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_relative = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
-        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_relative[None, :])
+        b_far = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
+        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_far[None, :])
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
     b_ds = b_p * (b_ds - b_delta[None, :])
@@ -217,7 +216,7 @@ def _backward_keys(
         near = tl.cdiv(diagonal - first, BM)
         far = tl.cdiv(end - clean, BM)
         b_column = tl.zeros([BN], tl.float32)
-        for step in range(near + far):
+        for step in tl.range(near + far, num_stages=2):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
             b_dk, b_dv, b_column = _keys_block(
                 b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
@@ -298,8 +297,8 @@ def _backward_queries(
     """dq of BM query rows of one head.
 
     For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse as if o had not
-    been rounded, and the log-sum-exp in base 2, relative to the first row of its block of KM, and
-    as it is.
+    been rounded, and the log-sum-exp in base 2 as it is subtracted from far scores, less the decay
+    since the first row of its block of KM, and from near ones, less the low part of its sum.
     """
     tiles = tl.cdiv(queries, BM)
     i_pair, i_tile = swizzle(pairs, tiles, at_once)
@@ -321,25 +320,30 @@ def _backward_queries(
     edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
     begin = i_tile * BM
-    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
-    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
-    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
+    hi_i, lo_i = load_decay(p_high, p_low, i)
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_left = tl.load(p_left + i)
     b_dlse = tl.zeros([BM], tl.float32)
     if DLSE:
         b_dlse = tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
-    b_delta -= b_dlse
-    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
-    hi_i, lo_i = load_decay(p_high, p_low, i)
-    m_row = row < queries
-    hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
-    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
+    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1) - b_dlse
+    b_near = b_lse - lo_i * LOG2E
+    b_far = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    b_term = b_far
+    if KM < BM:
+        hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
+        b_term = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
     # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    m_row = row < queries
     o_padded = o_pair * (tiles * BM) + row
     o_term = pairs.to(tl.int64) * (tiles * BM)
-    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_relative, float("inf")))
-    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_lse, float("inf")))
-    b_left = tl.load(p_left + i)
+    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_term, float("inf")))
+    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_near, float("inf")))
     b_dq = tl.zeros([BM, BD], tl.float32)
     b_row = tl.zeros([BM], tl.float32)
     scale2 = scale * LOG2E
@@ -353,14 +357,12 @@ def _backward_queries(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
         b_s = pair_scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
-        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[:, None])
+        b_p = tl.exp2(b_s - b_near[:, None])
         b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_ds - b_delta[:, None])
         b_row += tl.sum(b_ds, 1)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     if not ONE_LOOP:
-        hi_r, lo_r = load_decay(p_high, p_low, i0)
-        b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
         for begin in range(whole, diagonal, BN):
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
@@ -369,7 +371,7 @@ def _backward_queries(
             )
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
             b_s = b_s * scale2 + b_fall[None, :]
-            b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
+            b_p = tl.exp2(b_s - (b_far - frame)[:, None])
             b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
             b_ds = b_p * (b_ds - b_delta[:, None])
             b_row += tl.sum(b_ds, 1)
