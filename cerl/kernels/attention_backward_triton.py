@@ -24,16 +24,16 @@ from cerl.kernels.attention_triton import (
     cap,
     choose,
     fall,
-    heads_at_once,
+    grid,
     key_ranges,
     load_decay,
     load_rows,
     pair_scores,
+    place,
     resets,
     scan,
     strides,
     sum_pointers,
-    swizzle,
     tiled,
     vector,
     vectors,
@@ -141,7 +141,7 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "queries", "padded", "keys", "length", "at_once"])
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "padded", "keys", "length"])
 def _backward_keys(
     p_q,
     p_k,
@@ -173,7 +173,6 @@ def _backward_keys(
     padded,
     keys,
     length,
-    at_once,
     scale,
     GROUPS: tl.constexpr,
     D: tl.constexpr,
@@ -189,7 +188,9 @@ def _backward_keys(
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // GROUPS
-    i_pair, i_tile = swizzle(pairs // GROUPS, tl.cdiv(keys, BN), at_once)
+    i_pair, i_tile = place()
+    if i_pair * GROUPS >= pairs:
+        return
     i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
     offset = keys - queries
     j0 = i_tile * BN
@@ -242,7 +243,7 @@ def _backward_keys(
     tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
 def _backward_queries(
     p_q,
     p_k,
@@ -276,12 +277,11 @@ def _backward_queries(
     s_lh,
     pairs,
     heads,
-    groups,
     queries,
     keys,
     length,
-    at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     DLSE: tl.constexpr,
@@ -300,12 +300,14 @@ def _backward_queries(
     been rounded, and the log-sum-exp in base 2 as it is subtracted from far scores, less the decay
     since the first row of its block of KM, and from near ones, less the low part of its sum.
     """
-    tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, at_once)
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    tiles = tl.num_programs(1)
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    i_kh = i_h // groups
+    i_kh = i_h // GROUPS
     o_pair = i_pair.to(tl.int64)
     p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
     p_left += o_pair * length
@@ -486,16 +488,16 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
         PM=TILE, PN=TILE,
     )  # fmt: skip
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)
-    _backward_queries[(padded // by_query.rows * pairs,)](
+    _backward_queries[grid(pairs, padded // m, k)](
         q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, lse,
         lse if dlse is None else dlse, terms, dq,
         *strides(q, k, v, o, do), *lse_strides,
-        pairs, heads, groups, queries, keys, decay.shape[3], heads_at_once(pairs, k), scale,
+        pairs, heads, queries, keys, decay.shape[3], scale,
         **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
         num_warps=by_query.warps, num_stages=by_query.stages,
         **cap(by_query),
@@ -503,11 +505,11 @@ def backward(
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
     even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
-    _backward_keys[(pairs // groups * -(-keys // by_key.columns),)](
+    _backward_keys[grid(pairs // groups, -(-keys // n), k)](
         q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
-        heads_at_once(pairs // groups, k), scale, GROUPS=groups, **options, BM=m, BN=n, TMA=tma, EVEN=even,
+        scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
         num_warps=by_key.warps, num_stages=by_key.stages,
         **cap(by_key),
     )  # fmt: skip

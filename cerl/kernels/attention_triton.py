@@ -266,13 +266,9 @@ def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def swizzle(pairs, tiles, at_once):
-    """(pair, tile): `at_once` heads together, so that their keys stay in cache, tile by tile."""
-    i = tl.program_id(0)
-    first = i // (at_once * tiles) * at_once
-    size = tl.minimum(pairs - first, at_once)
-    i -= first * tiles
-    return first + i % size, i // size
+def place():
+    """The head and the tile of this program, in a `grid`; heads past the last one are no heads."""
+    return tl.program_id(2) * tl.num_programs(0) + tl.program_id(0), tl.program_id(1)
 
 
 @triton.jit
@@ -360,7 +356,7 @@ def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED:
     return b_new, b_sum, b_o
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
 def _forward(
     p_q,
     p_k,
@@ -381,12 +377,11 @@ def _forward(
     s_vh,
     pairs,
     heads,
-    groups,
     queries,
     keys,
     length,
-    at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -397,12 +392,13 @@ def _forward(
     TMA: tl.constexpr,
 ):
     """Output and log-sum-exp of one query tile of one head."""
-    tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, at_once)
-    i_tile = tiles - 1 - i_tile
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    i_tile = tl.num_programs(1) - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    i_kh = i_h // groups
+    i_kh = i_h // GROUPS
     p_high, p_low, _ = sum_pointers(p_decay, i_pair, pairs, length)
     p_left += i_pair.to(tl.int64) * length
     d = tl.arange(0, BD)
@@ -451,7 +447,7 @@ def _forward(
 
         # A row whose largest score is a near one keeps it unrounded.
         b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
-    b_o = b_o / b_sum[:, None]
+    b_o = b_o * (1.0 / b_sum)[:, None]
     m_row = row < queries
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
@@ -508,10 +504,14 @@ def cap(launch: Launch) -> dict[str, int]:
     return {} if launch.registers is None else {"maxnreg": launch.registers}
 
 
-def heads_at_once(pairs: int, k: Tensor) -> int:
-    """Heads whose rows of four tensors fit the cache together."""
+def grid(heads: int, tiles: int, k: Tensor) -> tuple[int, int, int]:
+    """Programs by head, tile, and group of heads whose rows of four tensors fit the cache together.
+
+    A group goes from tile to tile together.
+    """
     size = 4 * k.shape[1] * k.shape[3] * k.element_size()
-    return max(1, min(pairs, CACHE // size))
+    groups = -(-heads // max(1, CACHE // size))
+    return -(-heads // groups), tiles, groups
 
 
 def strides(*tensors: Tensor) -> list[int]:
@@ -598,7 +598,7 @@ def forward(
     Args: as the custom operator in `attention.py`; window 0 is none.
     """
     batch, queries, heads, width = q.shape
-    keys, groups = k.shape[1], heads // k.shape[2]
+    keys = k.shape[1]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
     check_launches(launch, choose("keys", q), choose("queries", q))
@@ -608,12 +608,11 @@ def forward(
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
-    _forward[(pairs * -(-queries // launch.rows),)](
+    _forward[grid(pairs, -(-queries // launch.rows), k)](
         q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left, o, lse,
-        *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],
-        heads_at_once(pairs, k), scale,
-        D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
-        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
+        *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
+        GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
+        ONE_LOOP=keys <= ONE_LOOP, PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
     )  # fmt: skip
     return o, lse, count, decay, left
