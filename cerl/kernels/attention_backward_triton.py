@@ -24,10 +24,12 @@ from cerl.kernels.attention_triton import (
     cap,
     choose,
     fall,
+    follow,
     grid,
     key_ranges,
     load_decay,
     load_rows,
+    overlap,
     pair_scores,
     place,
     resets,
@@ -185,6 +187,7 @@ def _backward_keys(
     BN: tl.constexpr,
     TMA: tl.constexpr,
     EVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
     key_heads = heads // GROUPS
@@ -198,6 +201,7 @@ def _backward_keys(
     d = tl.arange(0, BD)
     b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
     b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+    follow(OVERLAP)
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
     for group in range(GROUPS):
@@ -293,6 +297,7 @@ def _backward_queries(
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """dq of BM query rows of one head.
 
@@ -318,6 +323,7 @@ def _backward_queries(
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
     tile0 = offset + i_tile * BM // PM * PM
+    follow(OVERLAP)
     # A block inside a tile may see fewer keys than the tile's first row does.
     edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
@@ -415,8 +421,10 @@ def _gates(
     DLSE: tl.constexpr,
     BS: tl.constexpr,
     BR: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
+    follow(OVERLAP)
     i_pair = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_pair // heads, i_pair % heads
     p_log_f += i_b * s_fb + i_h * s_fh
@@ -499,8 +507,7 @@ def backward(
         *strides(q, k, v, o, do), *lse_strides,
         pairs, heads, queries, keys, decay.shape[3], scale,
         **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
-        num_warps=by_query.warps, num_stages=by_query.stages,
-        **cap(by_query),
+        num_warps=by_query.warps, num_stages=by_query.stages, **cap(by_query), **overlap(q),
     )  # fmt: skip
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
@@ -510,8 +517,7 @@ def backward(
         vectors(terms, m, tma), dk, dv, column,
         *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
         scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
-        num_warps=by_key.warps, num_stages=by_key.stages,
-        **cap(by_key),
+        num_warps=by_key.warps, num_stages=by_key.stages, **cap(by_key), **overlap(q),
     )  # fmt: skip
     steps, runs = scan(keys)
     _gates[(pairs,)](
@@ -519,6 +525,6 @@ def backward(
         log_f.stride(1), log_f.stride(0), log_f.stride(2),
         *((0, 0) if start is None else start.stride()), *lse_strides,
         heads, queries, keys, decay.shape[3], STARTS=start is not None, DLSE=dlse is not None,
-        BS=steps, BR=runs, num_warps=runs // 32,
+        BS=steps, BR=runs, num_warps=runs // 32, **overlap(q),
     )  # fmt: skip
     return dq, dk, dv, dlog_f

@@ -8,12 +8,14 @@ softmax cannot see it, and only tiles on the diagonal or on an edge of an episod
 pairs. The scan of the gates finds which tiles may be skipped. Sums run in a fixed order.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -52,6 +54,18 @@ TILE = 64  # rows and columns of the tiles on which pruning is decided; blocks d
 ONE_LOOP = 256  # keys up to which a second loop, without masks, costs more than it saves
 CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
 COPY_ENGINE = True  # load tiles with it where their layout allows
+OVERLAP = True  # let a kernel start while the one before it ends, where the device can
+
+
+@triton.jit
+def follow(OVERLAP: tl.constexpr):
+    """Waits until the kernel before this one is done; then the next one may start, and wait.
+
+    What is loaded earlier must be older than that kernel, which must have waited like this.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -171,6 +185,7 @@ def _prepare(
     BLOCK: tl.constexpr,
     BS: tl.constexpr,
     BR: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Decayed sums of one head in two floats, their fall (base 2) to the end of each BLOCK of
     positions, and the first key that each position sees; BR runs of BS positions at a time.
@@ -178,6 +193,7 @@ def _prepare(
     A tile of PN queries visits the key tiles from the first key of its first row on, which
     therefore stands after those that are pruned. Counts the tiles that are not visited.
     """
+    follow(OVERLAP)
     i_pair = tl.program_id(0).to(tl.int64)
     length = length // PAST * PAST  # a multiple, as the compiler now knows
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
@@ -390,6 +406,7 @@ def _forward(
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Output and log-sum-exp of one query tile of one head."""
     i_pair, i_tile = place()
@@ -406,10 +423,10 @@ def _forward(
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
+    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    follow(OVERLAP)
     edge = tl.load(p_left + i0) // PN * PN
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
-
-    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
     hi_i, lo_i = load_decay(p_high, p_low, i)
     b_left = tl.load(p_left + i)
     b_max = tl.full([BM], float("-inf"), tl.float32)
@@ -514,6 +531,17 @@ def grid(heads: int, tiles: int, k: Tensor) -> tuple[int, int, int]:
     return -(-heads // groups), tiles, groups
 
 
+@functools.cache
+def _starts_early(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def overlap(x: Tensor) -> dict[str, bool]:
+    """Options of the launch of a kernel that begins with `follow`."""
+    early = OVERLAP and x.is_cuda and _starts_early(x.device)
+    return {"OVERLAP": True, "launch_pdl": True} if early else {"OVERLAP": False}
+
+
 def strides(*tensors: Tensor) -> list[int]:
     """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
     return [size for tensor in tensors for size in tensor.stride()[:3]]
@@ -577,7 +605,7 @@ def prepare(
         decay, left, count, *log_f.stride(), *((0, 0) if start is None else start.stride()),
         batch * heads, heads, queries, keys, length, window or keys,
         STARTS=start is not None, PRUNE=threshold is not None,
-        PN=TILE, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32,
+        PN=TILE, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32, **overlap(log_f),
     )  # fmt: skip
     return decay, left, count
 
@@ -613,6 +641,6 @@ def forward(
         *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
         GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
         ONE_LOOP=keys <= ONE_LOOP, PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
     )  # fmt: skip
     return o, lse, count, decay, left
