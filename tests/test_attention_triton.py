@@ -434,14 +434,14 @@ def near_pairs(sums: Tensor, log_f: Tensor, left: Tensor) -> float:
 
 @pytest.mark.parametrize("keys", [3000, pytest.param(131072, marks=pytest.mark.gpu)])
 def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
-    from cerl.kernels import attention_triton
+    from cerl.kernels.attention_scan_triton import prepare
 
     g = torch.Generator().manual_seed(2)
     log_f = torch.nn.functional.logsigmoid(torch.randn(2, keys, 2, generator=g))
     log_f[torch.rand(log_f.shape, generator=g) < 1e-4] = -math.inf
     start = torch.rand(2, keys, generator=g) < 1e-4
     log_f, start = log_f.to(DEVICE), start.to(DEVICE)
-    sums, left, _ = attention_triton.prepare(log_f, start, None, queries=keys, window=700)
+    sums, left, _ = prepare(log_f, start, None, queries=keys, window=700)
     sums, left = sums[:2, ..., :keys], left[..., :keys]
     want = decayed_sums(log_f, start, 700)
     assert torch.equal(left, want[1])
@@ -460,7 +460,7 @@ def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     ],
 )
 def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, start):
-    from cerl.kernels import attention_triton
+    from cerl.kernels.attention_scan_triton import prepare
 
     g = torch.Generator().manual_seed(keys)
     log_f = -0.02 * torch.rand(1, keys, 3, generator=g) * torch.tensor([0.05, 0.5, 10.0])
@@ -469,9 +469,7 @@ def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, 
     first = (torch.rand(1, keys, generator=g) < 5e-4) if start else None
     log_f, threshold = log_f.to(DEVICE), threshold.to(DEVICE)
     first = None if first is None else first.to(DEVICE)
-    _, left, count = attention_triton.prepare(
-        log_f, first, threshold, queries=queries, window=window
-    )
+    _, left, count = prepare(log_f, first, threshold, queries=queries, window=window)
     tile = tiles(queries, keys, 64, SINGLE)
     mask = visited(
         log_f, queries=queries, tiles=tile, start=first, window=window or None, threshold=threshold
@@ -596,11 +594,13 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
     from cerl.kernels import (
         attention_backward_triton,
         attention_medium_triton,
+        attention_scan_triton,
         attention_short_triton,
         attention_triton,
     )
 
     modules = (
+        attention_scan_triton,
         attention_triton,
         attention_backward_triton,
         attention_medium_triton,

@@ -359,7 +359,7 @@ def _run_forward(
 
     Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
     Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
-             `attention_triton.prepare` makes them, or as `attention_medium_triton.forward`; empty
+             `attention_scan_triton.prepare` or `attention_medium_triton.forward` makes them; empty
              where the sequence is short.
     """
     check_placement(q, k, v)

@@ -1,7 +1,7 @@
 # The arguments of a Triton kernel and its language are no Python types.
 # pyright: reportArgumentType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""Gradients of forgetting attention in Triton: by query rows, by keys, and of the gates.
+"""Gradients of forgetting attention in Triton: by query rows, then by keys, then of the gates.
 
 The kernel of the queries runs first and leaves what the kernel of the keys needs of each row; both
 recompute scores, so that no sum depends on the order of programs.
@@ -12,34 +12,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention_triton import (
-    LANES,
+from cerl.kernels.attention_scan_triton import (
     LOG2E,
-    ONE_LOOP,
-    PAST,
     TILE,
-    append_before,
-    at,
+    gate_gradient,
+    load_decay,
+    sum_pointers,
+)
+from cerl.kernels.attention_triton import (
+    ONE_LOOP,
     block_size,
     cap,
     choose,
     fall,
-    follow,
     grid,
     key_ranges,
-    load_decay,
     load_rows,
-    overlap,
     pair_scores,
     place,
-    resets,
-    scan,
     strides,
-    sum_pointers,
     tiled,
     vector,
     vectors,
 )
+from cerl.kernels.overlap_triton import follow, overlap
+
+LANES: tl.constexpr = tl.constexpr(128)  # query tiles that one look compares
 
 
 @triton.jit
@@ -393,75 +391,6 @@ def _backward_queries(
     )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh",
-        "heads", "queries", "keys", "length",
-    ]
-)  # fmt: skip
-def _gates(
-    p_log_f,
-    p_start,
-    p_dlse,
-    p_column,
-    p_dlog_f,
-    s_ft,
-    s_fb,
-    s_fh,
-    s_sb,
-    s_st,
-    s_lb,
-    s_lt,
-    s_lh,
-    heads,
-    queries,
-    keys,
-    length,
-    STARTS: tl.constexpr,
-    DLSE: tl.constexpr,
-    BS: tl.constexpr,
-    BR: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
-    follow(OVERLAP)
-    i_pair = tl.program_id(0).to(tl.int64)
-    i_b, i_h = i_pair // heads, i_pair % heads
-    p_log_f += i_b * s_fb + i_h * s_fh
-    p_start += i_b * s_sb
-    p_dlse += i_b * s_lb + i_h * s_lh
-    length = length // PAST * PAST  # a multiple, as the compiler now knows
-    p_column += i_pair * length
-    p_dlog_f += i_b * keys * heads + i_h
-    offset = keys - queries
-    step, run = tl.arange(0, BS)[:, None], tl.arange(0, BR)
-    chunks = tl.cdiv(keys, BS * BR)
-    carry = 0.0
-    for chunk in range(chunks):
-        t = (chunks - 1 - chunk) * (BS * BR) + run[None, :] * BS + step
-        inside = t < keys
-        b_sum = -tl.load(p_column + t, mask=t < length, other=0.0)
-        if DLSE:
-            m_row = inside & (t >= offset)
-            b_sum += tl.load(p_dlse + (t - offset) * s_lt, mask=m_row, other=0.0)
-        _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        # A reset gets nothing and lets nothing through to what is before it.
-        b_sum = tl.where(m_reset | (t >= keys), 0.0, b_sum)
-        b_stop, b_sum = tl.associative_scan(
-            (m_reset.to(tl.int32), b_sum), 0, append_before, reverse=True
-        )
-        # What stands after each run: all runs after it, then the carry.
-        e_stop, e_sum = tl.associative_scan(
-            (at(b_stop, step, 0), at(b_sum, step, 0)), 0, append_before, reverse=True
-        )
-        e_sum += tl.where(e_stop != 0, 0.0, carry)
-        after = tl.gather(e_sum, tl.minimum(run + 1, BR - 1), 0)
-        after = tl.where(run == BR - 1, carry, after)[None, :]
-        carry = at(e_sum, run, 0)
-        b_sum += tl.where(b_stop != 0, 0.0, after)
-        tl.store(p_dlog_f + t * heads, b_sum, mask=inside)
-
-
 def backward(
     do: Tensor,
     dlse: Tensor | None,
@@ -490,7 +419,6 @@ def backward(
     by_key, by_query = choose("keys", q), choose("queries", q)
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     padded = -(-queries // by_query.rows) * by_query.rows
     terms = log_f.new_empty(3, batch, heads, padded)
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
@@ -519,12 +447,5 @@ def backward(
         scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
         num_warps=by_key.warps, num_stages=by_key.stages, **cap(by_key), **overlap(q),
     )  # fmt: skip
-    steps, runs = scan(keys)
-    _gates[(pairs,)](
-        log_f, log_f if start is None else start, lse if dlse is None else dlse, column, dlog_f,
-        log_f.stride(1), log_f.stride(0), log_f.stride(2),
-        *((0, 0) if start is None else start.stride()), *lse_strides,
-        heads, queries, keys, decay.shape[3], STARTS=start is not None, DLSE=dlse is not None,
-        BS=steps, BR=runs, num_warps=runs // 32, **overlap(q),
-    )  # fmt: skip
+    dlog_f = gate_gradient(log_f, start, dlse, column, queries=queries)
     return dq, dk, dv, dlog_f

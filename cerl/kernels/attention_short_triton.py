@@ -15,15 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention_triton import (
-    LN2,
-    LOG2E,
-    append,
-    append_before,
-    block_size,
-    follow,
-    overlap,
-)
+from cerl.kernels.attention_scan_triton import LOG2E, append, append_before
+from cerl.kernels.attention_triton import LN2, block_size
+from cerl.kernels.overlap_triton import follow, overlap
 
 
 class Launch(NamedTuple):
