@@ -338,6 +338,10 @@ def test_candidates_are_read(tmp_path):
     grid = bench_tiles.parsed_configs((), Launch, Launch(64, 64, 4, 2, 168))
     assert {launch.registers for launch in grid} == {168}
     assert bench_tiles.parsed_configs(("1,2,3,4",), Launch, None) == [None, Launch(1, 2, 3, 4)]
+    both = bench_tiles.combined_configs(("32,64,4,2,168+1,2,3,4",), Launch, [default, default])
+    assert both == [(default, default), (given[1], Launch(1, 2, 3, 4))]
+    with pytest.raises(ValueError, match="2 parts"):
+        bench_tiles.combined_configs(("1,2,3,4",), Launch, [default, default])
 
 
 def test_wrong_candidates_are_named(on_cpu):
