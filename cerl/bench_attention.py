@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from cerl import bench
 from cerl.bench_clock import Report, Rows, Timer, compiled, stopwatch, untimed
-from cerl.kernels.attention import Tiles, forgetting_attention, visited
+from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention_step import Cache, forgetting_attention_step
+from cerl.kernels.attention_tiles import Tiles, visited
 
 LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop
 GATES = ("none", "mild", "s70", "s90")

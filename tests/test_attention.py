@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import Tiles, decayed_sums, definition, forgetting_attention, visited
+from cerl.kernels.attention import definition, forgetting_attention
+from cerl.kernels.attention_tiles import Tiles, decayed_sums, visited
 
 FLOAT64 = torch.float64
 

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import (
-    decayed_sums,
-    definition,
-    forgetting_attention,
-    tiles,
-    visited,
-)
+from cerl.kernels.attention import definition, forgetting_attention
 from cerl.kernels.attention_check import check_placement
+from cerl.kernels.attention_tiles import decayed_sums, tiles, visited
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.

@@ -20,7 +20,8 @@ from cerl import bench_acp, bench_attention, bench_tiles, rows
 from cerl.bench_attention import Calls, Shape, Work
 from cerl.bench_clock import Report, Spent, compiled, stopwatch
 from cerl.kernels import attention_step
-from cerl.kernels.attention import Tiles, forgetting_attention, tiles, visited
+from cerl.kernels.attention import forgetting_attention
+from cerl.kernels.attention_tiles import Tiles, tiles, visited
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention import tiles
 from cerl.kernels.attention_scan_triton import LOG2E, append, append_before, resets
+from cerl.kernels.attention_tiles import tiles
 from cerl.kernels.attention_triton import LN2, block_size, cap, load_rows, strides
 from cerl.kernels.overlap_triton import follow, overlap
 
