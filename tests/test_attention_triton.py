@@ -22,6 +22,7 @@ pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 
+GPU = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("o", "lse", "dq", "dk", "dv", "dlog_f")
 FACTORS: dict[str, tuple] = dict(
@@ -479,6 +480,51 @@ def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, 
     assert torch.equal(
         left[:, :, :keys][..., rest], decayed_sums(log_f, first, window or None)[1][..., rest]
     )
+
+
+LATER = Case(520, "all", (2, 1), 24, "slow", "none", None, False, SINGLE, True)
+RUNNING = [
+    LATER,
+    LATER._replace(queries="half", dtype=HALF, resets="two in a tile"),
+    *(
+        pytest.param(LATER._replace(keys=2100, width=width, dtype=dtype, **rest), marks=GPU)
+        for width, dtype, rest in (
+            (64, torch.bfloat16, {}),
+            (64, torch.bfloat16, dict(resets="two in a tile", queries="half")),
+            (128, HALF, dict(resets="random", window=1000)),
+            (40, SINGLE, dict(heads=(3, 1))),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", RUNNING, ids=name)
+def test_running_rule_skips_the_tiles_of_the_definition_and_more_than_the_static_one(case):
+    x = draw(case, batch=1)
+    x = x._replace(log_f=torch.where(x.log_f == -math.inf, x.log_f, 8.0 * x.log_f))
+
+    def by(impl: Any, rule: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        return differentiate(
+            x,
+            lambda *t: forgetting_attention(
+                *t, start=x.start, window=case.window, bound="measured", rule=rule,
+                return_lse=True, return_skipped=True, impl=impl,
+            ),
+            dtype=dtype,
+        )  # fmt: skip
+
+    ours, exact = by("triton", "running"), by("reference", "running", torch.float64)
+    assert_as_good(ours, by("reference", "running"), exact)
+    torch.testing.assert_close(ours["skipped"].double(), exact["skipped"].double())
+    static = by("triton", "static")
+    assert bool((ours["skipped"] >= static["skipped"]).all())
+    assert float((ours["skipped"] - static["skipped"]).max()) > 0.02
+    most = 2.0 * math.exp(-10.0) * float(x.v.abs().max())
+    rounding = 2.0 * torch.finfo(case.dtype).eps * float(static["o"].abs().max())
+    assert float((ours["o"].double() - static["o"].double()).abs().max()) <= most + rounding
+    if DEVICE == "cuda":
+        again = by("triton", "running")
+        assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
 @pytest.mark.gpu

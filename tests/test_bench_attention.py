@@ -81,7 +81,10 @@ def test_shapes_and_cases_are_read():
     assert works[3].what == "step:64,1024,8,64"
     assert works[3].case == "s90+acp"
     usual = bench_attention.parsed(tuple(bench_attention.TABLE), ())
-    assert len(usual) == 16
+    assert len(usual) == 20
+    (running,) = bench_attention.parsed(("4,4096,16,64",), ("s70+running",))
+    assert running == Work(False, Shape(4, 4096, 16, 64), "s70", True, True)
+    assert running.case == "s70+running"
     assert len(bench_attention.parsed(("1,2,3,4",), ())) == 4
 
 
@@ -97,6 +100,8 @@ def test_a_wrong_case_is_named(case):
         bench_attention.parsed(("1,2,3,4",), (case,))
     with pytest.raises(ValueError, match="not mild for a step"):
         bench_attention.parsed(("step:1,2,3,4",), ("mild",))
+    with pytest.raises(ValueError, match=r"\+running \(not for a step"):
+        bench_attention.parsed(("step:1,2,3,4",), ("s70+running",))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -19,8 +19,9 @@ from cerl.kernels.attention_scan_triton import (
     load_decay,
     sum_pointers,
 )
+from cerl.kernels.attention_tiles import FEW
 from cerl.kernels.attention_triton import (
-    ONE_LOOP,
+    LANES,
     block_size,
     cap,
     choose,
@@ -37,41 +38,40 @@ from cerl.kernels.attention_triton import (
 )
 from cerl.kernels.overlap_triton import follow, overlap
 
-LANES: tl.constexpr = tl.constexpr(128)  # query tiles that one look compares
-
 
 @triton.jit
-def _both(a_x, a_y, b_x, b_y):
-    return a_x + b_x, a_y + b_y
+def _outer(a_x, a_y, b_x, b_y):
+    return tl.maximum(a_x, b_x), tl.minimum(a_y, b_y)
 
 
 @triton.jit
 def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
-    """Of LANES query tiles, which see a key up to jl, and which see all from j0, as 0 or 1."""
+    """Of LANES query tiles, ends of those that see a key up to jl; those that miss one from j0."""
     tile = begin + tl.arange(0, LANES)
     last = offset + queries - 1
     b_first = tl.load(p_left + tl.minimum(offset + tile * PM, last))
     b_last = tl.load(p_left + tl.minimum(offset + tile * PM + PM - 1, last))
     inside = tile < total
-    return (inside & (b_first <= jl)).to(tl.int32), (inside & (b_last <= j0)).to(tl.int32)
+    m_miss = inside & (b_last > j0)
+    return tl.where(inside & (b_first <= jl), tile + 1, 0), tl.where(m_miss, tile, total)
 
 
 @triton.jit
 def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
-    """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
+    """Ends, in query tiles, of those that visit key j0's tile, and of a run that sees all from j0.
 
-    Both sets begin at the diagonal: what a query sees moves forward only.
+    Both begin at the diagonal. Under the running rule some of the former do not visit the tile.
     """
     jl = j0 // PN * PN + PN - 1
     begin = tl.maximum(j0 - offset, 0) // PM
     total = tl.cdiv(queries, PM)
     visited, whole = _look(p_left, j0, jl, begin, offset, queries, total, PM)
     for base in range(begin + LANES, total, LANES):
-        more, more_whole = _look(p_left, j0, jl, base, offset, queries, total, PM)
-        visited += more
-        whole += more_whole
-    visited, whole = tl.reduce((visited, whole), 0, _both)
-    return begin + visited, begin + tl.minimum(whole, visited)
+        more, miss = _look(p_left, j0, jl, base, offset, queries, total, PM)
+        visited, whole = _outer(visited, whole, more, miss)
+    visited, whole = tl.reduce((visited, whole), 0, _outer)
+    visited = tl.maximum(visited, begin)
+    return visited, tl.minimum(whole, visited)
 
 
 @triton.jit
@@ -424,7 +424,7 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= FEW,
         PM=TILE, PN=TILE,
     )  # fmt: skip
     m, n = by_query.rows, by_query.columns

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW = 256  # keys up to which the running rule skips no more, and one loop serves for all blocks
+
 
 class Tiles(NamedTuple):
     """Query rows by key columns of the blocks of scores that pruning skips or keeps as a whole."""
@@ -25,7 +27,7 @@ def is_short(keys: int, width: int) -> bool:
 
 def is_medium(keys: int, width: int, dtype: torch.dtype) -> bool:
     """Whether one launch forward and one backward take a sequence in several blocks."""
-    return 128 < keys <= 256 and width <= 64 and dtype.itemsize == 2
+    return 128 < keys <= FEW and width <= 64 and dtype.itemsize == 2
 
 
 def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
@@ -101,6 +103,45 @@ def visited_tiles(
             threshold = threshold.clamp(max=0.0).expand(sums.shape[:2])[..., None, None]
         seen &= decay >= threshold
     return (begin <= last.unsqueeze(1)) & ((end >= first.unsqueeze(1)) | seen)
+
+
+def nearer_tiles(
+    visited: Tensor, scores: Tensor, sums: Tensor, left: Tensor, room: Tensor, tiles: Tiles
+) -> Tensor:
+    """Of the visited tiles, those that the running rule does not skip.
+
+    A row of queries first takes its own tile of keys and the one before: what its softmax sums to
+    by then stands below the whole sum. A tile before those is skipped if D of each row of queries
+    to its last key is below the log of that sum plus `room` = log_eps - ln N - bound. Not where
+    some rows cannot see the first visited tile as a whole.
+
+    Args:    visited [B, H, query tiles, key tiles]; scores [B, H, M, N], D included; sums and left
+             as of `decayed_sums`; room [B, H].
+    Returns: bool like visited.
+    """
+    keys, queries = sums.shape[2], scores.shape[2]
+    rows, columns = tiles
+    place = torch.arange(keys, device=sums.device)
+    first = place[keys - queries :: rows]
+    begin = visited.int().argmax(3)  # [B, H, query tiles]
+    near = begin.maximum(first // columns - 1)
+    wide = (near * columns).repeat_interleave(rows, 2)[:, :, :queries]
+    i, b_left = place[keys - queries :, None], left[:, :, keys - queries :]
+    seen = (place <= i) & (place >= wide.maximum(b_left)[..., None])
+    row_sums = sums[:, :, keys - queries :]
+    first_sums = sums[:, :, first].repeat_interleave(rows, 2)[:, :, :queries]
+    limit = scores.masked_fill(~seen, -math.inf).logsumexp(3) - (row_sums - first_sums)
+    # Rows that see nothing before the tile ask for nothing.
+    after = b_left > first.repeat_interleave(rows)[:queries]
+    limit = limit.masked_fill(after, math.inf)
+    limit = F.pad(limit, (0, -queries % rows), value=math.inf).unflatten(2, (-1, rows)).amin(3)
+    ends = torch.arange(columns - 1, keys + columns - 1, columns, device=sums.device)
+    decay = sums[:, :, first, None] - sums[:, :, None, ends.clamp(max=keys - 1)]
+    last = (first + rows - 1).clamp(max=keys - 1)
+    calm = left[:, :, last] <= begin * columns
+    tile = torch.arange(len(ends), device=sums.device)
+    gone = decay < (limit + room[:, :, None])[..., None]
+    return visited & ~(gone & (tile < near[..., None]) & calm[..., None])
 
 
 def skipped_share(visited: Tensor, queries: int, keys: int, tiles: Tiles) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cerl.kernels.attention_scan_triton import LOG2E, TILE, load_decay, prepare, sum_pointers
+from cerl.kernels.attention_tiles import FEW
 from cerl.kernels.overlap_triton import follow, overlap
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look compares
 
 
 class Launch(NamedTuple):
@@ -48,7 +50,6 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("queries", 64, 4): Launch(32, 32, 4, 1),
     ("queries", 128, 4): Launch(32, 32, 8, 1),
 }
-ONE_LOOP = 256  # keys up to which a second loop, without masks, costs more than it saves
 CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
 COPY_ENGINE = True  # load tiles with it where their layout allows
 
@@ -64,6 +65,45 @@ def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
     if not ONE_LOOP:
         whole = tl.minimum(tl.maximum(edge, tl.cdiv(tl.load(p_left + i1), BN) * BN), diagonal)
     return whole, diagonal, (whole - edge) // BN
+
+
+@triton.jit
+def _near_tiles(
+    p_high,
+    p_low,
+    p_left,
+    p_count,
+    p_room,
+    i,
+    i0,
+    b_left,
+    m_row,
+    hi_i,
+    lo_i,
+    b_lse,
+    whole,
+    near,
+    PN: tl.constexpr,
+):
+    """Where the running rule lets a query tile begin, of the keys from `whole` to `near`.
+
+    b_lse: log-sum-exp of its rows over the keys from `near` on. Writes what it finds.
+    """
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_limit = b_lse - ((hi_i - hi_r) + (lo_i - lo_r))
+    # Rows that see nothing before the tile ask for nothing.
+    limit = tl.load(p_room) + tl.min(tl.where(m_row & (b_left <= i0), b_limit, float("inf")))
+    skipped = tl.zeros([LANES], tl.int32)
+    for base in range(whole // PN, near // PN, LANES):
+        tile = base + tl.arange(0, LANES)
+        inside = tile < near // PN
+        b_high, b_low = load_decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
+        skipped += (inside & ((hi_r - b_high) + (lo_r - b_low) < limit)).to(tl.int32)
+    count = tl.sum(skipped)
+    whole += count * PN
+    tl.store(p_left + i, tl.maximum(b_left, whole), mask=m_row & (count > 0))
+    tl.atomic_add(p_count, count.to(tl.float32), sem="relaxed")
+    return whole
 
 
 @triton.jit
@@ -165,6 +205,8 @@ def _forward(
     p_decay,
     p_sums,
     p_left,
+    p_room,
+    p_count,
     p_o,
     p_lse,
     s_qb,
@@ -187,6 +229,7 @@ def _forward(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
+    RUNNING: tl.constexpr,
     PN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -211,15 +254,19 @@ def _forward(
     b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
     follow(OVERLAP)
     edge = tl.load(p_left + i0) // PN * PN
-    whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
+    whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
+    calm = False
+    if RUNNING:
+        calm = tl.load(p_left + i1) <= edge
+        near = tl.where(calm, tl.maximum(edge, i0 // PN * PN - PN), near)
     hi_i, lo_i = load_decay(p_high, p_low, i)
     b_left = tl.load(p_left + i)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_o = tl.zeros([BM, BD], tl.float32)
     scale *= LOG2E
-    for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
-        begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
+    for step in range(edges + tl.cdiv(i1 + 1 - near, BN)):
+        begin = tl.where(step < edges, edge + step * BN, near + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
         b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
         b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
@@ -230,6 +277,12 @@ def _forward(
         b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
         b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, lo_i * LOG2E, PRECISION, True)
 
+    m_row = row < queries
+    if RUNNING:
+        whole = _near_tiles(
+            p_high, p_low, p_left, p_count + i_pair, p_room + i_pair, i, i0, b_left, m_row,
+            hi_i, lo_i, (b_max + tl.log2(b_sum)) * LN2, whole, tl.where(calm, near, whole), PN,
+        )  # fmt: skip
     if not ONE_LOOP:
         # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
         hi_r, lo_r = load_decay(p_high, p_low, i0)
@@ -237,7 +290,7 @@ def _forward(
         b_near = b_max
         b_max = b_near - b_shift
         b_start = b_max
-        for begin in range(whole, diagonal, BN):
+        for begin in range(whole, near, BN):
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
             b_fall, frame = fall(
@@ -250,7 +303,6 @@ def _forward(
         # A row whose largest score is a near one keeps it unrounded.
         b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
     b_o = b_o * (1.0 / b_sum)[:, None]
-    m_row = row < queries
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
     tl.store(p_lse + row * heads, (b_max + tl.log2(b_sum)) * LN2, mask=m_row)
@@ -347,6 +399,7 @@ def forward(
     log_f: Tensor,
     start: Tensor | None,
     threshold: Tensor | None,
+    room: Tensor | None,
     *,
     window: int,
     scale: float,
@@ -367,10 +420,12 @@ def forward(
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
     _forward[grid(pairs, -(-queries // launch.rows), k)](
-        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left, o, lse,
+        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
+        lse if room is None else room, count, o, lse,
         *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
         GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
-        ONE_LOOP=keys <= ONE_LOOP, PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
+        ONE_LOOP=keys <= FEW, RUNNING=room is not None,
+        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
     )  # fmt: skip
     return o, lse, count, decay, left
