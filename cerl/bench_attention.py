@@ -20,16 +20,18 @@ from torch.nn import functional as F
 
 from cerl import bench
 from cerl.bench_clock import Report, Rows, Timer, compiled, stopwatch, untimed
-from cerl.kernels.attention import Tiles, forgetting_attention, visited
+from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention_step import Cache, forgetting_attention_step
+from cerl.kernels.attention_tiles import Tiles, visited
 
 LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop
 GATES = ("none", "mild", "s70", "s90")
 OFTEN = ("none", "none+acp", "s70+acp", "s90+acp")
+RUNNING = ("s70+running", "s90+running")
 # Shapes of the table and their cases.
 TABLE = {
-    "4,4096,16,64": OFTEN,
-    "2,16384,16,64": OFTEN,
+    "4,4096,16,64": OFTEN + RUNNING,
+    "2,16384,16,64": OFTEN + RUNNING,
     "16,1024,8,128": ("none", "s70+acp"),
     "64,256,8,64": ("none", "s70+acp"),
     "256,64,4,32": ("none", "s70+acp"),
@@ -53,6 +55,7 @@ class Work(NamedTuple):
     shape: Shape
     gate: str
     pruned: bool
+    running: bool = False  # pruned by the running rule
 
     @property
     def what(self) -> str:
@@ -60,7 +63,7 @@ class Work(NamedTuple):
 
     @property
     def case(self) -> str:
-        return self.gate + ("+acp" if self.pruned else "")
+        return self.gate + ("+running" if self.running else "+acp" if self.pruned else "")
 
 
 def attention(
@@ -81,7 +84,8 @@ def attention(
 
     Args:
         shapes: B,T,H,D of a sequence, or step:B,R,H,D of a step with a full cache of R
-        cases: a gate (none, mild, s70, s90), with +acp if pruned; the usual ones if not given
+        cases: a gate (none, mild, s70, s90), with +acp if pruned, +running if by the running
+            rule, which has no official counterpart; the usual ones if not given
         official: folder with the authors' forgetting_attention.py, timed in the same run
         sdpa: also time torch's attention without a gate (flash, cuDNN), in unpruned cases
         repeats: timings of each number, of which the median is taken
@@ -95,9 +99,11 @@ def attention(
     end = time.monotonic() + seconds
     if jobs:
         # The gate decides nothing that is compiled.
-        kinds = {(work.step, work.shape, work.pruned): work for work in works}.values()
+        kinds = {(work.step, work.shape, *work[3:]): work for work in works}.values()
         places = (None,) if official is None else (official, None)
-        given = [(work, place) for place in places for work in kinds]
+        given = [
+            (work, place) for place in places for work in kinds if place is None or not work.running
+        ]
         compiled(_compile, given, jobs=jobs, seconds=0.6 * seconds)
     with Report(f"attention on {bench.device_name(device)}, bf16", out) as report:
         for work in works:
@@ -125,12 +131,13 @@ def parsed(shapes: Sequence[str], cases: Sequence[str]) -> list[Work]:
         step, shape = text.startswith("step:"), parsed_shape(text.removeprefix("step:"))
         for case in cases or TABLE.get(text, OFTEN):
             gate, plus, rest = case.partition("+")
-            if gate not in GATES or (plus and rest != "acp") or (step and gate == "mild"):
+            rules = ("acp",) if step else ("acp", "running")
+            if gate not in GATES or (plus and rest not in rules) or (step and gate == "mild"):
                 raise ValueError(
                     f"--cases: expected {', '.join(GATES)} (not mild for a step), with +acp if "
-                    f"pruned, got {case!r}"
+                    f"pruned, or +running (not for a step), got {case!r}"
                 )
-            works.append(Work(step, shape, gate, bool(plus)))
+            works.append(Work(step, shape, gate, bool(plus), rest == "running"))
     return works
 
 
@@ -195,7 +202,7 @@ def implementations(
         made["ours"] = lambda: step_calls(work, device)
     else:
         made["ours"] = lambda: sequence_calls(work, device)
-    if reference is not None:
+    if reference is not None and not work.running:
         make = official_step_calls if work.step else official_calls
         made["official"] = lambda: make(reference, work, device)
     if sdpa and not work.step and not work.pruned:
@@ -210,16 +217,19 @@ def sequence_calls(
     """Our operator on a whole sequence."""
     shape = work.shape
     log_f = gates(work.gate, shape, device=device)
-    limit = None
-    if work.pruned:
+    options: dict[str, Any] = {}
+    if work.running:
+        options = dict(bound=math.sqrt(shape.width), log_eps=LOG_EPS, rule="running")
+    elif work.pruned:
         limit = torch.full((shape.batch, shape.heads), threshold(shape), device=device)
+        options = dict(threshold=limit)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
-        return forgetting_attention(q, k, v, log_f, threshold=limit)
+        return forgetting_attention(q, k, v, log_f, **options)
 
     q, k, v, do = inputs(shape, device=device, dtype=dtype)
     with torch.no_grad():
-        _, skipped = forgetting_attention(q, k, v, log_f, threshold=limit, return_skipped=True)
+        _, skipped = forgetting_attention(q, k, v, log_f, **options, return_skipped=True)
     return paired(attend, (q, k, v, log_f), do, float(skipped.mean()))
 
 

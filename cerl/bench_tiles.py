@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,13 @@ def attention_tiles(
 
     Args:
         key: entry of CONFIGS, its parts separated by commas: forward,64,2; or a function that
-            takes `launch`: backward
+            takes `launch`: backward; with + several that must fit each other
         shape: B,T,H,D of a sequence, or step:B,R,H,D
         case: a gate (none, mild, s70, s90), with +acp if pruned
         module: of cerl.kernels: attention_triton, attention_short_triton,
             attention_medium_triton, attention_step_triton
         configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
-            list of lists; a grid if not given
+            list of lists; a grid if not given. Of several keys with + as they are
         repeats: timings of each number, of which the median is taken
         seconds: candidates that begin later than this are left out
         jobs: processes that compile the candidates first; 0 compiles each before it is timed
@@ -77,17 +77,17 @@ def attention_tiles(
     device = needed_device()
     (work,) = parsed((shape,), (case,))
     kernels = importlib.import_module(f"cerl.kernels.{module}")
-    known = entries(kernels)
-    if key not in known:
-        raise ValueError(f"--key: expected one of {'  '.join(known)}; got {key!r}")
-    candidates = parsed_configs(configs, kernels.Launch, known[key])
+    known, keys = entries(kernels), key.split("+")
+    if not set(keys) <= set(known):
+        raise ValueError(f"--key: expected one of {'  '.join(known)}, or some with +; got {key!r}")
+    candidates = combined_configs(configs, kernels.Launch, [known[key] for key in keys])
     end = time.monotonic() + seconds
     if jobs:
-        given = [(work, module, key, candidate) for candidate in candidates]
+        given = [(work, module, keys, candidate) for candidate in candidates]
         compiled(_compile, given, jobs=jobs, seconds=0.7 * seconds)
     title = f"{module} {key}: {work.what} {work.case} on {bench.device_name(device)}"
     with Report(title, out) as report:
-        rows = sweep(report, work, module, key, candidates, stopwatch(repeats), device, end=end)
+        rows = sweep(report, work, module, keys, candidates, stopwatch(repeats), device, end=end)
     print("\nfastest first")
     with Report(title, None) as report:
         for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
@@ -139,6 +139,25 @@ def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
     return candidates
 
 
+def combined_configs(
+    texts: Sequence[str], kind: Any, defaults: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    """Candidates for several entries at once, one for each, the defaults first.
+
+    Raises: ValueError for a candidate of other entries or fields.
+    """
+    if len(defaults) == 1:
+        return [(candidate,) for candidate in parsed_configs(texts, kind, defaults[0])]
+    candidates = [tuple(defaults)]
+    for text in texts:
+        parts = text.split("+")
+        if len(parts) != len(defaults):
+            raise ValueError(f"--configs: expected {len(defaults)} parts with +, got {text!r}")
+        pairs = zip(parts, defaults, strict=True)
+        candidates.append(tuple(parsed_configs((part,), kind, given)[-1] for part, given in pairs))
+    return candidates
+
+
 def _literals(text: str) -> Iterator[int | None]:
     for part in text.split(","):
         try:
@@ -153,8 +172,8 @@ def sweep(
     report: Report,
     work: Work,
     module: str,
-    key: str,
-    candidates: Sequence[Any],
+    keys: Sequence[str],
+    candidates: Sequence[tuple[Any, ...]],
     timer: Timer,
     device: torch.device,
     *,
@@ -164,13 +183,14 @@ def sweep(
     kernels = importlib.import_module(f"cerl.kernels.{module}")
     expected: Sequence[Tensor] = ()
     for candidate in candidates:
-        row: dict[str, Any] = {"config": ",".join(map(str, candidate or ["own choice"]))}
+        texts = (",".join(map(str, launch or ["own choice"])) for launch in candidate)
+        row: dict[str, Any] = {"config": "+".join(texts)}
         if time.monotonic() > end:
             print(*row.values(), "left out: no time", flush=True)
             continue
         before = set(_variants())
         try:
-            with replaced(kernels, key, candidate):
+            with _all_replaced(kernels, keys, candidate):
                 calls = (step_calls if work.step else sequence_calls)(work, device)
                 results = _results(calls.forward, calls.both)
                 expected = expected or results
@@ -207,6 +227,14 @@ def replaced(kernels: Any, key: str, launch: Any) -> Iterator[None]:
         table[entry] = before
 
 
+@contextmanager
+def _all_replaced(kernels: Any, keys: Sequence[str], launches: Sequence[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for key, launch in zip(keys, launches, strict=True):
+            stack.enter_context(replaced(kernels, key, launch))
+        yield
+
+
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference, as a share of the largest value of its tensor; NaN counts as infinite."""
     errors = []
@@ -241,9 +269,9 @@ def _resources(variants: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def _compile(work: Work, module: str, key: str, candidate: Any) -> None:
+def _compile(work: Work, module: str, keys: Sequence[str], candidate: tuple[Any, ...]) -> None:
     kernels = importlib.import_module(f"cerl.kernels.{module}")
-    with replaced(kernels, key, candidate):
+    with _all_replaced(kernels, keys, candidate):
         calls = (step_calls if work.step else sequence_calls)(work, needed_device())
         _results(calls.forward, calls.both)
     torch.cuda.synchronize()

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from cerl.duty import Duty, networks, pick, project
 from cerl.kernels import Impl
-from cerl.kernels.attention import decayed_sums, forgetting_attention, norm_bound
+from cerl.kernels.attention import forgetting_attention, norm_bound
 from cerl.kernels.attention_step import Cache, forgetting_attention_step
+from cerl.kernels.attention_tiles import decayed_sums
 from cerl.kernels.fox import Inputs, fox_inputs
 from cerl.nn import Projection, rms_norm
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import Tiles, decayed_sums, definition, forgetting_attention, visited
+from cerl.kernels.attention import definition, forgetting_attention
+from cerl.kernels.attention_tiles import Tiles, decayed_sums, visited
 
 FLOAT64 = torch.float64
 
@@ -374,6 +375,9 @@ def arguments(**change: Any) -> dict[str, Any]:
             r"bound must be of floats and broadcast to \[B, Hq\] = \[2, 4",
         ),
         (dict(bound=1.0, log_eps=0.0), "log_eps must be below 0, got 0.0"),
+        (dict(rule="running"), "rule='running' needs a bound"),
+        (dict(rule="running", threshold=-1.0), "rule='running' needs a bound"),
+        (dict(rule="tight", bound=1.0), "rule must be static or running, got 'tight'"),
         (dict(impl="cuda"), "expected auto, reference or triton, got 'cuda'"),
         (dict(log_f=torch.full((2, 6, 4), 0.1), check=True), "got 48 values above it or NaN"),
         (dict(log_f=torch.full((2, 6, 4), math.nan), check=True), "got 48 values above it or NaN"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.kernels.attention import definition, is_medium, tiles, visited
+from cerl.kernels.attention import definition
+from cerl.kernels.attention_tiles import is_medium, tiles, visited
 
 pytest.importorskip("triton")
 from cerl.kernels import attention_medium_triton as medium

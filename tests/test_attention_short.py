@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.kernels.attention import definition, tiles
+from cerl.kernels.attention import definition
+from cerl.kernels.attention_tiles import tiles
 
 pytest.importorskip("triton")
 from cerl.kernels import attention_short_triton as short

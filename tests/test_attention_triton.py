@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import decayed_sums, definition, forgetting_attention, tiles
+from cerl.kernels.attention import definition, forgetting_attention
 from cerl.kernels.attention_check import check_placement
+from cerl.kernels.attention_tiles import decayed_sums, tiles, visited
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 
+GPU = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("o", "lse", "dq", "dk", "dv", "dlog_f")
 FACTORS: dict[str, tuple] = dict(
@@ -428,19 +430,101 @@ def near_pairs(sums: Tensor, log_f: Tensor, left: Tensor) -> float:
 
 @pytest.mark.parametrize("keys", [3000, pytest.param(131072, marks=pytest.mark.gpu)])
 def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
-    from cerl.kernels import attention_triton
+    from cerl.kernels.attention_scan_triton import prepare
 
     g = torch.Generator().manual_seed(2)
     log_f = torch.nn.functional.logsigmoid(torch.randn(2, keys, 2, generator=g))
     log_f[torch.rand(log_f.shape, generator=g) < 1e-4] = -math.inf
     start = torch.rand(2, keys, generator=g) < 1e-4
     log_f, start = log_f.to(DEVICE), start.to(DEVICE)
-    sums, left = attention_triton.prepare(log_f, start, window=700)[:2]
+    sums, left, _ = prepare(log_f, start, None, queries=keys, window=700)
     sums, left = sums[:2, ..., :keys], left[..., :keys]
     want = decayed_sums(log_f, start, 700)
     assert torch.equal(left, want[1])
     assert near_pairs(sums, log_f.masked_fill(log_f == -math.inf, 0.0), left) < 1e-5
     torch.testing.assert_close(sums[0].double() + sums[1].double(), want[0], rtol=1e-10, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("keys", "queries", "window", "start"),
+    [
+        (500, 500, 0, True),
+        (700, 333, 150, False),
+        (4200, 4150, 0, True),
+        pytest.param(20000, 20000, 0, False, marks=pytest.mark.gpu),
+        pytest.param(9001, 5000, 900, True, marks=pytest.mark.gpu),
+    ],
+)
+def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, start):
+    from cerl.kernels.attention_scan_triton import prepare
+
+    g = torch.Generator().manual_seed(keys)
+    log_f = -0.02 * torch.rand(1, keys, 3, generator=g) * torch.tensor([0.05, 0.5, 10.0])
+    log_f[torch.rand(log_f.shape, generator=g) < 2e-4] = -math.inf
+    threshold = torch.tensor([[-0.3, -5.0, -500.0]])
+    first = (torch.rand(1, keys, generator=g) < 5e-4) if start else None
+    log_f, threshold = log_f.to(DEVICE), threshold.to(DEVICE)
+    first = None if first is None else first.to(DEVICE)
+    _, left, count = prepare(log_f, first, threshold, queries=queries, window=window)
+    tile = tiles(queries, keys, 64, SINGLE)
+    mask = visited(
+        log_f, queries=queries, tiles=tile, start=first, window=window or None, threshold=threshold
+    )
+    begin = mask.int().argmax(3)
+    starts = torch.arange(keys - queries, keys, tile.rows, device=left.device)
+    assert torch.equal(left[:, :, starts] // tile.columns, begin)
+    assert torch.equal(count, begin.sum(2).float())
+    # Nobody but the first row of a tile is told.
+    rest = torch.ones(keys, dtype=torch.bool, device=left.device)
+    rest[starts] = False
+    assert torch.equal(
+        left[:, :, :keys][..., rest], decayed_sums(log_f, first, window or None)[1][..., rest]
+    )
+
+
+LATER = Case(520, "all", (2, 1), 24, "slow", "none", None, False, SINGLE, True)
+RUNNING = [
+    LATER,
+    LATER._replace(queries="half", dtype=HALF, resets="two in a tile"),
+    *(
+        pytest.param(LATER._replace(keys=2100, width=width, dtype=dtype, **rest), marks=GPU)
+        for width, dtype, rest in (
+            (64, torch.bfloat16, {}),
+            (64, torch.bfloat16, dict(resets="two in a tile", queries="half")),
+            (128, HALF, dict(resets="random", window=1000)),
+            (40, SINGLE, dict(heads=(3, 1))),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", RUNNING, ids=name)
+def test_running_rule_skips_the_tiles_of_the_definition_and_more_than_the_static_one(case):
+    x = draw(case, batch=1)
+    x = x._replace(log_f=torch.where(x.log_f == -math.inf, x.log_f, 8.0 * x.log_f))
+
+    def by(impl: Any, rule: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        return differentiate(
+            x,
+            lambda *t: forgetting_attention(
+                *t, start=x.start, window=case.window, bound="measured", rule=rule,
+                return_lse=True, return_skipped=True, impl=impl,
+            ),
+            dtype=dtype,
+        )  # fmt: skip
+
+    ours, exact = by("triton", "running"), by("reference", "running", torch.float64)
+    assert_as_good(ours, by("reference", "running"), exact)
+    torch.testing.assert_close(ours["skipped"].double(), exact["skipped"].double())
+    static = by("triton", "static")
+    assert bool((ours["skipped"] >= static["skipped"]).all())
+    assert float((ours["skipped"] - static["skipped"]).max()) > 0.02
+    most = 2.0 * math.exp(-10.0) * float(x.v.abs().max())
+    rounding = 2.0 * torch.finfo(case.dtype).eps * float(static["o"].abs().max())
+    assert float((ours["o"].double() - static["o"].double()).abs().max()) <= most + rounding
+    if DEVICE == "cuda":
+        again = by("triton", "running")
+        assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
 @pytest.mark.gpu
@@ -551,11 +635,13 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
     from cerl.kernels import (
         attention_backward_triton,
         attention_medium_triton,
+        attention_scan_triton,
         attention_short_triton,
         attention_triton,
     )
 
     modules = (
+        attention_scan_triton,
         attention_triton,
         attention_backward_triton,
         attention_medium_triton,

@@ -20,7 +20,8 @@ from cerl import bench_acp, bench_attention, bench_tiles, rows
 from cerl.bench_attention import Calls, Shape, Work
 from cerl.bench_clock import Report, Spent, compiled, stopwatch
 from cerl.kernels import attention_step
-from cerl.kernels.attention import Tiles, forgetting_attention, tiles, visited
+from cerl.kernels.attention import forgetting_attention
+from cerl.kernels.attention_tiles import Tiles, tiles, visited
 
 CPU = torch.device("cpu")
 
@@ -80,7 +81,10 @@ def test_shapes_and_cases_are_read():
     assert works[3].what == "step:64,1024,8,64"
     assert works[3].case == "s90+acp"
     usual = bench_attention.parsed(tuple(bench_attention.TABLE), ())
-    assert len(usual) == 16
+    assert len(usual) == 20
+    (running,) = bench_attention.parsed(("4,4096,16,64",), ("s70+running",))
+    assert running == Work(False, Shape(4, 4096, 16, 64), "s70", True, True)
+    assert running.case == "s70+running"
     assert len(bench_attention.parsed(("1,2,3,4",), ())) == 4
 
 
@@ -96,6 +100,8 @@ def test_a_wrong_case_is_named(case):
         bench_attention.parsed(("1,2,3,4",), (case,))
     with pytest.raises(ValueError, match="not mild for a step"):
         bench_attention.parsed(("step:1,2,3,4",), ("mild",))
+    with pytest.raises(ValueError, match=r"\+running \(not for a step"):
+        bench_attention.parsed(("step:1,2,3,4",), ("s70+running",))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -338,6 +344,10 @@ def test_candidates_are_read(tmp_path):
     grid = bench_tiles.parsed_configs((), Launch, Launch(64, 64, 4, 2, 168))
     assert {launch.registers for launch in grid} == {168}
     assert bench_tiles.parsed_configs(("1,2,3,4",), Launch, None) == [None, Launch(1, 2, 3, 4)]
+    both = bench_tiles.combined_configs(("32,64,4,2,168+1,2,3,4",), Launch, [default, default])
+    assert both == [(default, default), (given[1], Launch(1, 2, 3, 4))]
+    with pytest.raises(ValueError, match="2 parts"):
+        bench_tiles.combined_configs(("1,2,3,4",), Launch, [default, default])
 
 
 def test_wrong_candidates_are_named(on_cpu):

@@ -7,11 +7,10 @@ Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.06949).
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton, traced
 from cerl.kernels.attention_check import (
@@ -19,6 +18,18 @@ from cerl.kernels.attention_check import (
     check_pruning,
     check_tensors,
     check_values,
+)
+from cerl.kernels.attention_tiles import (
+    FEW,
+    Tiles,
+    causal_tiles,
+    decayed_sums,
+    is_medium,
+    is_short,
+    nearer_tiles,
+    skipped_share,
+    tiles,
+    visited_tiles,
 )
 
 # Makes up for float32 sums of up to 128 squares and for the rounding to float32 after them.
@@ -40,6 +51,7 @@ def forgetting_attention(
     threshold: Tensor | float | None = None,
     bound: Tensor | float | Literal["measured"] | None = None,
     log_eps: float = -10.0,
+    rule: Literal["static", "running"] = "static",
     scale: float | None = None,
     check: bool = False,
     return_lse: bool = False,
@@ -63,6 +75,8 @@ def forgetting_attention(
              bound: instead of it, the largest |scale * q . k| of a head, as a float, a tensor
              broadcastable to [B, Hq] or "measured" from q and k. The share of a row that is skipped
              is then below exp(log_eps).
+             rule: static decides on decays alone; running, with a bound and beyond 256 keys, also
+             on what the softmax of a row sums to over its nearest keys, and skips more.
              scale: of the products, D^-0.5 if not given; check: look for errors in the values of
              log_f, threshold and bound too, which waits for the device; impl as in `cerl.kernels`.
     Returns: o [B, M, Hq, D]; or a tuple of it and what was asked: lse [B, M, Hq] float32, the
@@ -82,22 +96,31 @@ def forgetting_attention(
             "forgetting_attention: the kernel takes float32, float16 and bfloat16, got float64; "
             'cast, or pass impl="reference"'
         )
-    check_pruning(q, threshold, bound, log_eps)
+    check_pruning(q, threshold, bound, log_eps, rule)
     if check:
         check_values(log_f, threshold, bound)
     width, keys = q.shape[3], k.shape[1]
     scale = float(width**-0.5) if scale is None else scale
     tile = tiles(q.shape[1], keys, width, q.dtype)
-    limit = None if is_short(keys, width) else _limit(q, k, threshold, bound, log_eps, scale)
+    limit = room = None
+    if not is_short(keys, width):
+        if isinstance(bound, str):
+            bound = _measured(q, k, scale)
+        limit = _limit(q, keys, threshold, bound, log_eps, 2.0)
+        if rule == "running" and keys > FEW:
+            room = _limit(q, keys, None, bound, log_eps, 1.0)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
         attend = _forward if traced(q) else _Direct.apply
-        o, lse, skipped, _, _ = attend(q, k, v, log_f, start, limit, min(window or 0, keys), scale)
+        options = start, limit, min(window or 0, keys), scale, room
+        o, lse, skipped, _, _ = attend(q, k, v, log_f, *options)
         if return_skipped:
-            skipped = skipped / _causal_tiles(q.shape[1], keys, tile)
+            skipped = skipped / causal_tiles(q.shape[1], keys, tile)
     else:
-        options: dict[str, Any] = dict(start=start, window=window, threshold=limit, scale=scale)
-        o, lse, skipped = definition(q, k, v, log_f, **options, tiles=tile)
+        o, lse, skipped = definition(
+            q, k, v, log_f, start=start, window=window, threshold=limit, room=room, scale=scale,
+            tiles=tile,
+        )  # fmt: skip
     if not (return_lse or return_skipped):
         return o
     return (o, *(x for x, wanted in ((lse, return_lse), (skipped, return_skipped)) if wanted))
@@ -126,108 +149,6 @@ def norm_bound(
     return (largest * (width * scale * rounded)).float()
 
 
-class Tiles(NamedTuple):
-    """Query rows by key columns of the blocks of scores that pruning skips or keeps as a whole."""
-
-    rows: int
-    columns: int
-
-
-def is_short(keys: int, width: int) -> bool:
-    """Whether one program holds a whole sequence; nothing is pruned then."""
-    return keys <= 128 and width <= 64
-
-
-def is_medium(keys: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether one launch forward and one backward take a sequence in several blocks."""
-    return 128 < keys <= 256 and width <= 64 and dtype.itemsize == 2
-
-
-def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
-    """The blocks on which pruning is decided; part of the definition, and a speed choice."""
-    if is_short(keys, width):
-        return Tiles(128, 128)
-    return Tiles(64, 64)
-
-
-def decayed_sums(
-    log_f: Tensor, start: Tensor | None = None, window: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums of log_f since the episode began, and the first key that each position sees.
-
-    An episode of a head begins at index 0, where start is set, and where log_f is -inf; log_f
-    counts as 0 there and passes no gradient. No sum crosses an episode, however large it is.
-
-    Args:    log_f [B, N, H]; start [B, N] bool; window in steps, the own one included.
-    Returns: sums [B, H, N] float64; left [B, H, N] int32. D_ij = sums_i - sums_j for
-             left_i <= j <= i.
-    """
-    keys = log_f.shape[1]
-    reset = log_f == -math.inf
-    if start is not None:
-        reset = reset | start.unsqueeze(2)
-    t = torch.arange(keys, device=log_f.device, dtype=torch.int32)
-    reset = (reset | (t == 0).unsqueeze(1)).transpose(1, 2)  # [B, H, N]
-    sums = log_f.transpose(1, 2).double().masked_fill(reset, 0.0)
-    left = torch.where(reset, t, 0).cummax(2).values
-    step = 1
-    while step < keys:  # after it, sums hold the last 2 * step terms
-        before = F.pad(sums[..., :-step], (step, 0))
-        sums = sums + before.masked_fill(t - step < left, 0.0)
-        step *= 2
-    return sums, left if window is None else left.maximum(t - (min(window, keys) - 1))
-
-
-def visited(
-    log_f: Tensor,
-    *,
-    queries: int,
-    tiles: Tiles,
-    start: Tensor | None = None,
-    window: int | None = None,
-    threshold: Tensor | float | None = None,
-) -> Tensor:
-    """The tiles (m, n) that are computed: a run in every row of tiles, up to the diagonal.
-
-    A tile with a causal pair is visited if its last key is not before the first query of m, or if
-    that query sees the key, over a D of at least the threshold: the largest D of the tile.
-
-    Args:    log_f, start and window as for `decayed_sums`; queries: the last M of N positions;
-             threshold broadcastable to [B, H], taken as 0 where it is larger.
-    Returns: bool [B, H, query tiles, key tiles].
-    """
-    sums, left = decayed_sums(log_f.detach(), start, window)
-    return _visited(sums, left, queries, tiles, threshold)
-
-
-def _visited(
-    sums: Tensor, left: Tensor, queries: int, tiles: Tiles, threshold: Tensor | float | None
-) -> Tensor:
-    keys = sums.shape[2]
-    device = sums.device
-    first = torch.arange(keys - queries, keys, tiles.rows, device=device)  # position of m's row 0
-    last = (first + tiles.rows - 1).clamp(max=keys - 1)
-    begin = torch.arange(0, keys, tiles.columns, device=device)
-    end = begin + tiles.columns - 1  # n's last key; past the end it is on the diagonal
-    seen = left[:, :, first].unsqueeze(3) <= end
-    if threshold is not None:
-        decay = sums[:, :, first].unsqueeze(3) - sums[:, :, end.clamp(max=keys - 1)].unsqueeze(2)
-        if isinstance(threshold, Tensor):
-            threshold = threshold.clamp(max=0.0).expand(sums.shape[:2])[..., None, None]
-        seen &= decay >= threshold
-    return (begin <= last.unsqueeze(1)) & ((end >= first.unsqueeze(1)) | seen)
-
-
-def _skipped(visited: Tensor, queries: int, keys: int, tiles: Tiles) -> Tensor:
-    """Share of the tiles with a causal pair that are not visited, float32 [B, H]."""
-    return 1.0 - visited.sum((2, 3)) / _causal_tiles(queries, keys, tiles)
-
-
-def _causal_tiles(queries: int, keys: int, tiles: Tiles) -> int:
-    ends = (min(keys - queries + row + tiles.rows, keys) for row in range(0, queries, tiles.rows))
-    return sum(-(-end // tiles.columns) for end in ends)
-
-
 def definition(
     q: Tensor,
     k: Tensor,
@@ -237,6 +158,7 @@ def definition(
     start: Tensor | None = None,
     window: int | None = None,
     threshold: Tensor | None = None,
+    room: Tensor | None = None,
     scale: float | None = None,
     tiles: Tiles,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,7 +168,8 @@ def definition(
     products. Sums of log_f are float64 throughout.
 
     Args:    q [B, M, Hq, D]; k, v [B, N, Hkv, D]; log_f [B, N, Hq] float32, or float64 where q is;
-             the rest as in `forgetting_attention`, threshold broadcastable to [B, Hq].
+             the rest as in `forgetting_attention`, threshold broadcastable to [B, Hq]; room
+             [B, Hq]: the running rule too, see `nearer_tiles`.
     Returns: o [B, M, Hq, D] in q's type; lse [B, M, Hq] and skipped [B, Hq] float32, or float64.
     """
     batch, queries, heads, width = q.shape
@@ -256,18 +179,20 @@ def definition(
     q, k, v, log_f = (_Once.apply(x) for x in (q, k, v, log_f))
     with torch.autocast(q.device.type, enabled=False):
         sums, left = decayed_sums(log_f, start, window)
-        mask = _visited(sums.detach(), left, queries, tiles, threshold)
-        skipped = _skipped(mask, queries, keys, tiles).to(wide)
+        b_q, b_k, b_v = (x.transpose(1, 2).to(wide) for x in (q, k, v))
+        b_k, b_v = (x.repeat_interleave(group, 1) for x in (b_k, b_v))  # [B, Hq, N, D]
+        scores = _RoundedGradient.apply(b_q @ b_k.mT * scale, dtype)
+        scores = scores + (sums[:, :, keys - queries :, None] - sums[:, :, None, :]).to(wide)
+
+        mask = visited_tiles(sums.detach(), left, queries, tiles, threshold)
+        if room is not None:
+            mask = nearer_tiles(mask, scores.detach(), sums.detach(), left, room, tiles)
+        skipped = skipped_share(mask, queries, keys, tiles).to(wide)
         mask = mask.repeat_interleave(tiles.rows, 2)[:, :, :queries]
         mask = mask.repeat_interleave(tiles.columns, 3)[..., :keys]  # [B, Hq, M, N]
         j = torch.arange(keys, device=q.device)
         i = j[keys - queries :].unsqueeze(1)
         mask = mask & (j <= i) & (j >= left[:, :, keys - queries :, None])
-
-        b_q, b_k, b_v = (x.transpose(1, 2).to(wide) for x in (q, k, v))
-        b_k, b_v = (x.repeat_interleave(group, 1) for x in (b_k, b_v))  # [B, Hq, N, D]
-        scores = _RoundedGradient.apply(b_q @ b_k.mT * scale, dtype)
-        scores = scores + (sums[:, :, keys - queries :, None] - sums[:, :, None, :]).to(wide)
         scores = scores.masked_fill(~mask, -math.inf)
         p = scores.softmax(3).to(dtype).to(wide)
         o = (p @ b_v).to(dtype).transpose(1, 2)
@@ -312,19 +237,17 @@ class _Never(torch.autograd.Function):
 
 def _limit(
     q: Tensor,
-    k: Tensor,
+    keys: int,
     threshold: Tensor | float | None,
-    bound: Tensor | float | str | None,
+    bound: Tensor | float | None,
     log_eps: float,
-    scale: float,
+    times: float,
 ) -> Tensor | None:
-    """The threshold as a float32 contiguous tensor [B, Hq], from a bound rounded down."""
+    """The threshold as a float32 contiguous tensor [B, Hq], from `times` a bound rounded down."""
     if bound is not None:
-        if isinstance(bound, str):
-            bound = _measured(q, k, scale)
-        elif isinstance(bound, Tensor):
+        if isinstance(bound, Tensor):
             bound = bound.detach().double()
-        threshold = (log_eps - math.log(k.shape[1]) - 2.0 * bound) * (1.0 + SLACK)
+        threshold = (log_eps - math.log(keys) - times * bound) * (1.0 + SLACK)
     size = q.shape[0], q.shape[2]
     if isinstance(threshold, Tensor):
         # A bound of NaN skips nothing.
@@ -354,12 +277,13 @@ def _run_forward(
     threshold: Tensor | None,
     window: int,
     scale: float,
+    room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, lse, number of tiles not visited, and what the backward pass wants: sums, left.
 
     Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
     Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
-             `attention_triton.prepare` makes them, or as `attention_medium_triton.forward`; empty
+             `attention_scan_triton.prepare` or `attention_medium_triton.forward` makes them; empty
              where the sequence is short.
     """
     check_placement(q, k, v)
@@ -375,14 +299,14 @@ def _run_forward(
         return attention_medium_triton.forward(*inputs, window=window, scale=scale)
     from cerl.kernels import attention_triton
 
-    return attention_triton.forward(*inputs, window=window, scale=scale)
+    return attention_triton.forward(*inputs, room, window=window, scale=scale)
 
 
 _forward = torch.library.custom_op("cerl::forgetting_attention", _run_forward, mutates_args=())
 
 
 @_forward.register_fake
-def _(q, k, v, log_f, start, threshold, window, scale):
+def _(q, k, v, log_f, start, threshold, window, scale, room=None):
     batch, queries, heads, width = q.shape
     keys = k.shape[1]
     lse, skipped = log_f.new_empty(batch, queries, heads), log_f.new_empty(batch, heads)
@@ -440,7 +364,7 @@ def _(do, dlse, q, k, v, log_f, start, threshold, o, lse, decay, left, window, s
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.window, ctx.scale = inputs
+    *tensors, ctx.window, ctx.scale, _ = inputs
     o, lse, skipped, decay, left = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(skipped, decay, left)
@@ -449,12 +373,12 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, do, dlse, *_, run: Callable[..., tuple[Tensor, ...]] = _backward):
     if do is None and dlse is None:
-        return (None,) * 8
+        return (None,) * 9
     tensors = ctx.saved_tensors
     if do is None:
         do = torch.zeros_like(tensors[6])
     grads = run(do, dlse, *tensors, ctx.window, ctx.scale)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 def _save_nothing(ctx, inputs, output) -> None:

@@ -1,7 +1,7 @@
 # The arguments of a Triton kernel and its language are no Python types.
 # pyright: reportArgumentType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""Gradients of forgetting attention in Triton: by query rows, by keys, and of the gates.
+"""Gradients of forgetting attention in Triton: by query rows, then by keys, then of the gates.
 
 The kernel of the queries runs first and leaves what the kernel of the keys needs of each row; both
 recompute scores, so that no sum depends on the order of programs.
@@ -12,69 +12,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention_scan_triton import (
+    LOG2E,
+    TILE,
+    gate_gradient,
+    load_decay,
+    sum_pointers,
+)
+from cerl.kernels.attention_tiles import FEW
 from cerl.kernels.attention_triton import (
     LANES,
-    LOG2E,
-    ONE_LOOP,
-    TILE,
-    append_before,
     block_size,
     cap,
     choose,
     fall,
-    first_tile,
-    heads_at_once,
+    grid,
     key_ranges,
-    load_decay,
     load_rows,
     pair_scores,
-    resets,
-    scan_blocks,
+    place,
     strides,
-    sum_pointers,
-    swizzle,
     tiled,
     vector,
     vectors,
 )
+from cerl.kernels.overlap_triton import follow, overlap
 
 
 @triton.jit
-def _last_tiles(
-    p_high,
-    p_low,
-    p_left,
-    threshold,
-    j0,
-    offset,
-    queries,
-    PRUNE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-):
-    """Ends, in query tiles, of those that visit key j0's tile and of those that see all from j0.
+def _outer(a_x, a_y, b_x, b_y):
+    return tl.maximum(a_x, b_x), tl.minimum(a_y, b_y)
 
-    Both sets begin at the diagonal: what a query sees moves forward only.
+
+@triton.jit
+def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
+    """Of LANES query tiles, ends of those that see a key up to jl; those that miss one from j0."""
+    tile = begin + tl.arange(0, LANES)
+    last = offset + queries - 1
+    b_first = tl.load(p_left + tl.minimum(offset + tile * PM, last))
+    b_last = tl.load(p_left + tl.minimum(offset + tile * PM + PM - 1, last))
+    inside = tile < total
+    m_miss = inside & (b_last > j0)
+    return tl.where(inside & (b_first <= jl), tile + 1, 0), tl.where(m_miss, tile, total)
+
+
+@triton.jit
+def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
+    """Ends, in query tiles, of those that visit key j0's tile, and of a run that sees all from j0.
+
+    Both begin at the diagonal. Under the running rule some of the former do not visit the tile.
     """
     jl = j0 // PN * PN + PN - 1
     begin = tl.maximum(j0 - offset, 0) // PM
     total = tl.cdiv(queries, PM)
-    visited = tl.zeros([LANES], tl.int32)
-    whole = tl.zeros([LANES], tl.int32)
-    for base in range(begin, total, LANES):
-        tile = base + tl.arange(0, LANES)
-        inside = tile < total
-        i0 = offset + tl.minimum(tile * PM, queries - 1)
-        m_visit = tl.load(p_left + i0) <= jl
-        if PRUNE:
-            high, low = load_decay(p_high, p_low, tl.minimum(jl, offset + queries - 1))
-            b_high, b_low = load_decay(p_high, p_low, i0)
-            m_visit = m_visit & ((b_high - high) + (b_low - low) >= threshold)
-        visited += (inside & (m_visit | (jl >= i0))).to(tl.int32)
-        i1 = offset + tl.minimum(tile * PM + PM - 1, queries - 1)
-        whole += (inside & (tl.load(p_left + i1) <= j0)).to(tl.int32)
-    visited_end = begin + tl.sum(visited)
-    return visited_end, tl.minimum(begin + tl.sum(whole), visited_end)
+    visited, whole = _look(p_left, j0, jl, begin, offset, queries, total, PM)
+    for base in range(begin + LANES, total, LANES):
+        more, miss = _look(p_left, j0, jl, base, offset, queries, total, PM)
+        visited, whole = _outer(visited, whole, more, miss)
+    visited, whole = tl.reduce((visited, whole), 0, _outer)
+    visited = tl.maximum(visited, begin)
+    return visited, tl.minimum(whole, visited)
 
 
 @triton.jit
@@ -126,17 +123,16 @@ def _keys_block(
     if MASKED:
         i = offset + begin + tl.arange(0, BM)
         hi_i = vector(p_sums, o_pair, offset + begin, length, BM, EVEN)
-        lo_i = vector(p_sums, pairs + o_pair, offset + begin, length, BM, EVEN)
         b_left = vector(p_sees, o_pair, offset + begin, length, BM, EVEN)
-        b_lse = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
+        b_near = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
         m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
         b_s = pair_scores(b_s, scale, hi_i[None, :], hi_j[:, None], lo_j[:, None], m_pair)
-        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[None, :])
+        b_p = tl.exp2(b_s - b_near[None, :])
     else:
         hi_r, lo_r = load_decay(p_high, p_low, offset + begin)
         b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
-        b_relative = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
-        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_relative[None, :])
+        b_far = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
+        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_far[None, :])
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
     b_ds = b_p * (b_ds - b_delta[None, :])
@@ -145,9 +141,7 @@ def _keys_block(
     return b_dk, b_dv, b_column
 
 
-@triton.jit(
-    do_not_specialize=["pairs", "heads", "groups", "queries", "padded", "keys", "length", "at_once"]
-)
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "padded", "keys", "length"])
 def _backward_keys(
     p_q,
     p_k,
@@ -157,7 +151,6 @@ def _backward_keys(
     p_sums,
     p_left,
     p_sees,
-    p_threshold,
     p_terms,
     p_dk,
     p_dv,
@@ -176,16 +169,14 @@ def _backward_keys(
     s_dh,
     pairs,
     heads,
-    groups,
     queries,
     padded,
     keys,
     length,
-    at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
     PM: tl.constexpr,
@@ -194,10 +185,13 @@ def _backward_keys(
     BN: tl.constexpr,
     TMA: tl.constexpr,
     EVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
-    key_heads = heads // groups
-    i_pair, i_tile = swizzle(pairs // groups, tl.cdiv(keys, BN), at_once)
+    key_heads = heads // GROUPS
+    i_pair, i_tile = place()
+    if i_pair * GROUPS >= pairs:
+        return
     i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
     offset = keys - queries
     j0 = i_tile * BN
@@ -205,19 +199,15 @@ def _backward_keys(
     d = tl.arange(0, BD)
     b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
     b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+    follow(OVERLAP)
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
-    for group in range(groups):
-        i_h = i_kh * groups + group
+    for group in range(GROUPS):
+        i_h = i_kh * GROUPS + group
         o_pair = i_b * heads + i_h
         p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
-        p_l = p_left + o_pair * length
-        threshold = 0.0
-        if PRUNE:
-            threshold = tl.minimum(tl.load(p_threshold + o_pair), 0.0)
-        visited, whole = _last_tiles(
-            p_high, p_low, p_l, threshold, j0, offset, queries, PRUNE, PM, PN
-        )
+        hi_j, lo_j = load_decay(p_high, p_low, column)
+        visited, whole = _last_tiles(p_left + o_pair * length, j0, offset, queries, PM, PN)
         end = tl.minimum(visited * PM, queries)
         first = tl.maximum(j0 - offset, 0) // BM * BM
         first = tl.minimum(first, end)
@@ -228,9 +218,8 @@ def _backward_keys(
             clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
         near = tl.cdiv(diagonal - first, BM)
         far = tl.cdiv(end - clean, BM)
-        hi_j, lo_j = load_decay(p_high, p_low, column)
         b_column = tl.zeros([BN], tl.float32)
-        for step in range(near + far):
+        for step in tl.range(near + far, num_stages=2):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
             b_dk, b_dv, b_column = _keys_block(
                 b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
@@ -248,7 +237,7 @@ def _backward_keys(
                     pairs, offset, queries, padded, length, scale * LOG2E,
                     D, BD, PRECISION, BM, TMA, EVEN, False,
                 )  # fmt: skip
-        tl.store(p_column + o_pair * keys + column, b_column, mask=column < keys)
+        tl.store(p_column + o_pair * length + column, b_column)
     o_out = (i_b * keys * key_heads + i_kh) * D
     o_tile = column[:, None] * (key_heads * D) + d[None, :]
     m_tile = (column < keys)[:, None] & (d < D)[None, :]
@@ -256,7 +245,7 @@ def _backward_keys(
     tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
 def _backward_queries(
     p_q,
     p_k,
@@ -266,7 +255,6 @@ def _backward_queries(
     p_decay,
     p_sums,
     p_left,
-    p_threshold,
     p_lse,
     p_dlse,
     p_terms,
@@ -291,15 +279,13 @@ def _backward_queries(
     s_lh,
     pairs,
     heads,
-    groups,
     queries,
     keys,
     length,
-    at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     DLSE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
@@ -309,25 +295,25 @@ def _backward_queries(
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """dq of BM query rows of one head.
 
     For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse as if o had not
-    been rounded, and the log-sum-exp in base 2, relative to the first row of its block of KM, and
-    as it is.
+    been rounded, and the log-sum-exp in base 2 as it is subtracted from far scores, less the decay
+    since the first row of its block of KM, and from near ones, less the low part of its sum.
     """
-    tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, at_once)
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    tiles = tl.num_programs(1)
     i_tile = tiles - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    i_kh = i_h // groups
+    i_kh = i_h // GROUPS
     o_pair = i_pair.to(tl.int64)
     p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
     p_left += o_pair * length
-    threshold = 0.0
-    if PRUNE:
-        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
     d = tl.arange(0, BD)
     row = i_tile * BM + tl.arange(0, BM)
     safe = tl.minimum(row, queries - 1)
@@ -335,30 +321,35 @@ def _backward_queries(
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
     tile0 = offset + i_tile * BM // PM * PM
-    first = first_tile(p_high, p_low, p_left, threshold, tile0, PRUNE, PN) * PN
+    follow(OVERLAP)
     # A block inside a tile may see fewer keys than the tile's first row does.
-    edge = tl.maximum(first, tl.load(p_left + i0) // BN * BN)
+    edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
     begin = i_tile * BM
-    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
-    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
-    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
+    hi_i, lo_i = load_decay(p_high, p_low, i)
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_left = tl.load(p_left + i)
     b_dlse = tl.zeros([BM], tl.float32)
     if DLSE:
         b_dlse = tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
-    b_delta -= b_dlse
-    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
-    hi_i, lo_i = load_decay(p_high, p_low, i)
-    m_row = row < queries
-    hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
-    b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
+    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1) - b_dlse
+    b_near = b_lse - lo_i * LOG2E
+    b_far = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    b_term = b_far
+    if KM < BM:
+        hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
+        b_term = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
     # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    m_row = row < queries
     o_padded = o_pair * (tiles * BM) + row
     o_term = pairs.to(tl.int64) * (tiles * BM)
-    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_relative, float("inf")))
-    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_lse, float("inf")))
-    b_left = tl.load(p_left + i)
+    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_term, float("inf")))
+    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_near, float("inf")))
     b_dq = tl.zeros([BM, BD], tl.float32)
     b_row = tl.zeros([BM], tl.float32)
     scale2 = scale * LOG2E
@@ -372,14 +363,12 @@ def _backward_queries(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
         b_s = pair_scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
-        b_p = tl.exp2(b_s - (b_lse - lo_i * LOG2E)[:, None])
+        b_p = tl.exp2(b_s - b_near[:, None])
         b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_ds - b_delta[:, None])
         b_row += tl.sum(b_ds, 1)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     if not ONE_LOOP:
-        hi_r, lo_r = load_decay(p_high, p_low, i0)
-        b_relative = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
         for begin in range(whole, diagonal, BN):
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
@@ -388,7 +377,7 @@ def _backward_queries(
             )
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
             b_s = b_s * scale2 + b_fall[None, :]
-            b_p = tl.exp2(b_s - (b_relative - frame)[:, None])
+            b_p = tl.exp2(b_s - (b_far - frame)[:, None])
             b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
             b_ds = b_p * (b_ds - b_delta[:, None])
             b_row += tl.sum(b_ds, 1)
@@ -400,69 +389,6 @@ def _backward_queries(
         (b_dq * scale).to(p_dq.dtype.element_ty),
         mask=m_row[:, None] & (d < D)[None, :],
     )
-
-
-@triton.jit(
-    do_not_specialize=[
-        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh", "heads", "queries", "keys",
-    ]
-)  # fmt: skip
-def _gates(
-    p_log_f,
-    p_start,
-    p_dlse,
-    p_column,
-    p_dlog_f,
-    s_ft,
-    s_fb,
-    s_fh,
-    s_sb,
-    s_st,
-    s_lb,
-    s_lt,
-    s_lh,
-    heads,
-    queries,
-    keys,
-    STARTS: tl.constexpr,
-    DLSE: tl.constexpr,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
-    i_pair = tl.program_id(0).to(tl.int64)
-    i_b, i_h = i_pair // heads, i_pair % heads
-    p_log_f += i_b * s_fb + i_h * s_fh
-    p_start += i_b * s_sb
-    p_dlse += i_b * s_lb + i_h * s_lh
-    p_column += i_pair * keys
-    p_dlog_f += i_b * keys * heads + i_h
-    offset = keys - queries
-    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
-    chunks = tl.cdiv(keys, BR * BC)
-    carry = 0.0
-    for step in range(chunks):
-        t = (chunks - 1 - step) * BR * BC + row[:, None] * BC + column
-        inside = t < keys
-        b_sum = -tl.load(p_column + t, mask=inside, other=0.0)
-        if DLSE:
-            m_row = inside & (t >= offset)
-            b_sum += tl.load(p_dlse + (t - offset) * s_lt, mask=m_row, other=0.0)
-        _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        _, m_next = resets(p_log_f, p_start, t + 1, keys, s_ft, s_st, STARTS)
-        b_stop, b_sum = tl.associative_scan(
-            (m_next.to(tl.int32), b_sum), 1, append_before, reverse=True
-        )
-        # What stands after each block: all blocks below it, then the carry.
-        e_stop = tl.sum(tl.where(column == 0, b_stop, 0), 1)
-        e_sum = tl.sum(tl.where(column == 0, b_sum, 0.0), 1)
-        e_stop, e_sum = tl.associative_scan((e_stop, e_sum), 0, append_before, reverse=True)
-        e_sum += tl.where(e_stop != 0, 0.0, carry)
-        below = tl.gather(e_sum, tl.minimum(row + 1, BR - 1), 0)
-        below = tl.where(row == BR - 1, carry, below)[:, None]
-        b_sum += tl.where(b_stop != 0, 0.0, below)
-        carry = tl.sum(tl.where(row == 0, e_sum, 0.0))
-        tl.store(p_dlog_f + t * heads, tl.where(m_reset, 0.0, b_sum), mask=inside)
 
 
 def backward(
@@ -482,7 +408,10 @@ def backward(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped."""
+    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped.
+
+    threshold and window are not looked at: `left` has what they lead to.
+    """
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     pairs = batch * heads
@@ -490,43 +419,33 @@ def backward(
     by_key, by_query = choose("keys", q), choose("queries", q)
     dq = q.new_empty(q.shape)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     padded = -(-queries // by_query.rows) * by_query.rows
     terms = log_f.new_empty(3, batch, heads, padded)
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
-    column = log_f.new_empty(batch, heads, keys)
+    column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        D=width, BD=block_size(width), PRUNE=threshold is not None, PRECISION="ieee",
-        ONE_LOOP=keys <= ONE_LOOP, PM=TILE, PN=TILE,
+        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= FEW,
+        PM=TILE, PN=TILE,
     )  # fmt: skip
-    limit = lse if threshold is None else threshold
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)
-    _backward_queries[(padded // by_query.rows * pairs,)](
-        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, limit, lse,
+    _backward_queries[grid(pairs, padded // m, k)](
+        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, lse,
         lse if dlse is None else dlse, terms, dq,
         *strides(q, k, v, o, do), *lse_strides,
-        pairs, heads, groups, queries, keys, decay.shape[3], heads_at_once(pairs, k), scale,
+        pairs, heads, queries, keys, decay.shape[3], scale,
         **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
-        num_warps=by_query.warps, num_stages=by_query.stages,
-        **cap(by_query),
+        num_warps=by_query.warps, num_stages=by_query.stages, **cap(by_query), **overlap(q),
     )  # fmt: skip
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
     even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
-    _backward_keys[(pairs // groups * -(-keys // by_key.columns),)](
-        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even), limit,
+    _backward_keys[grid(pairs // groups, -(-keys // n), k)](
+        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
         vectors(terms, m, tma), dk, dv, column,
-        *strides(q, k, v, do), pairs, heads, groups, queries, padded, keys, decay.shape[3],
-        heads_at_once(pairs // groups, k), scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
-        num_warps=by_key.warps, num_stages=by_key.stages,
-        **cap(by_key),
+        *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
+        scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
+        num_warps=by_key.warps, num_stages=by_key.stages, **cap(by_key), **overlap(q),
     )  # fmt: skip
-    _gates[(pairs,)](
-        log_f, log_f if start is None else start, lse if dlse is None else dlse, column, dlog_f,
-        log_f.stride(1), log_f.stride(0), log_f.stride(2),
-        *((0, 0) if start is None else start.stride()), *lse_strides,
-        heads, queries, keys, STARTS=start is not None, DLSE=dlse is not None,
-        BR=scan_blocks(keys, TILE), BC=TILE, num_warps=16,
-    )  # fmt: skip
+    dlog_f = gate_gradient(log_f, start, dlse, column, queries=queries)
     return dq, dk, dv, dlog_f

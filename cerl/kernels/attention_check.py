@@ -64,7 +64,15 @@ def check_pruning(
     threshold: Tensor | float | None,
     bound: Tensor | float | str | None,
     log_eps: float,
+    rule: str,
 ) -> None:
+    if rule not in ("static", "running"):
+        raise ValueError(f"{NAME} rule must be static or running, got {rule!r}")
+    if rule == "running" and bound is None:
+        raise ValueError(
+            f"{NAME} rule='running' needs a bound, got none; it compares what a row has summed up "
+            "with what the rest can add"
+        )
     if threshold is not None and bound is not None:
         raise ValueError(f"{NAME} got threshold and bound; pass one of them")
     if not log_eps < 0.0:

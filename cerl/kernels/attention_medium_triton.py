@@ -15,18 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention import tiles
-from cerl.kernels.attention_triton import (
-    LN2,
-    LOG2E,
-    append,
-    append_before,
-    block_size,
-    cap,
-    load_rows,
-    resets,
-    strides,
-)
+from cerl.kernels.attention_scan_triton import LOG2E, append, append_before, resets
+from cerl.kernels.attention_tiles import tiles
+from cerl.kernels.attention_triton import LN2, block_size, cap, load_rows, strides
+from cerl.kernels.overlap_triton import follow, overlap
 
 
 class Launch(NamedTuple):
@@ -154,8 +146,10 @@ def _forward(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Output and log-sum-exp of one head, or of every PARTS-th block of its rows."""
+    follow(OVERLAP)
     i_pair, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     i_pair = i_b * heads + i_h
@@ -311,12 +305,14 @@ def _backward(
     BT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """All gradients of one key head and of the query heads that read it, one after another.
 
     By PM queries and BN keys first, which leaves sum(o do) - dlse of each row as if o had not been
     rounded; then by PN keys and BM queries, which leaves column sums of dS; then of the gates.
     """
+    follow(OVERLAP)
     key_heads = heads // GROUPS
     r, c = tl.arange(0, PM), tl.arange(0, BN)
     scale2 = scale * LOG2E
@@ -473,7 +469,7 @@ def _choose(role: str, q: Tensor, k: Tensor, launch: Launch | None) -> tuple[Lau
     return launch, dict(
         D=width, BD=block_size(width), GROUPS=heads // k.shape[2], PM=tile.rows, PN=tile.columns,
         BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
     )  # fmt: skip
 
 

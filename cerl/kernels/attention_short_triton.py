@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention_triton import LN2, LOG2E, append, append_before, block_size
+from cerl.kernels.attention_scan_triton import LOG2E, append, append_before
+from cerl.kernels.attention_triton import LN2, block_size
+from cerl.kernels.overlap_triton import follow, overlap
 
 
 class Launch(NamedTuple):
@@ -201,8 +203,10 @@ def _forward(
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Output and log-sum-exp of PAIRS heads."""
+    follow(OVERLAP)
     i_b, i_h = _pairs(pairs, heads, PAIRS)
     slot = _slots(0, PAIRS, BT)
     i_kh = i_h // GROUPS
@@ -236,7 +240,7 @@ def _forward(
         b_p = tl.exp2(b_s - tl.expand_dims(b_max, -1))
         b_sum = tl.sum(b_p, -1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
-        b_o = b_o / tl.expand_dims(b_sum, -1)
+        b_o = b_o * tl.expand_dims(1.0 / b_sum, -1)
         tl.store(p_lse + row * heads, (b_max + tl.log2(b_sum)) * LN2, mask=row >= 0)
         _store(p_o, row, row >= 0, heads * D, b_o, D, BD)
         if BM < BT:
@@ -327,11 +331,13 @@ def _backward(
     PAIRS: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """All gradients of PAIRS key heads and of the query heads that read them, one after another.
 
     Scores stand [key, query].
     """
+    follow(OVERLAP)
     key_heads = heads // GROUPS
     i_b, i_kh = _pairs(pairs, key_heads, PAIRS)
     slot = _slots(0, PAIRS, BT)
@@ -410,7 +416,7 @@ def _options(
         D=k.shape[3], BD=width, GROUPS=groups, STARTS=start is not None,
         PAIRS=launch.pairs, BT=length, BM=min(launch.rows, block_size(q.shape[1]), length),
         num_warps=launch.warps, num_stages=1,
-        maxnreg=launch.registers if groups == 1 else None,
+        maxnreg=launch.registers if groups == 1 else None, **overlap(q),
     )  # fmt: skip
 
 

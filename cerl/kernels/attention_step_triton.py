@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention_scan_triton import LOG2E
 from cerl.kernels.attention_step import BLOCK, SLACK
-from cerl.kernels.attention_triton import LOG2E, block_size, power_of_two
+from cerl.kernels.attention_triton import block_size, power_of_two
 
 
 class Launch(NamedTuple):

@@ -1,11 +1,11 @@
 # The arguments of a Triton kernel and its language are no Python types.
 # pyright: reportArgumentType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""Forgetting attention in Triton for sequences of any length: forward, backward, gate gradient.
+"""Forgetting attention in Triton for sequences of any length: the forward pass.
 
 Scores take one multiply-add: the decay of a row enters relative to the first row of its tile, where
 softmax cannot see it, and only tiles on the diagonal or on an edge of an episode pay for exact
-pairs. Every program finds for itself which tiles it may skip. Sums run in a fixed order.
+pairs. The scan of the gates has found which tiles may be skipped. Sums run in a fixed order.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from cerl.kernels.attention_scan_triton import LOG2E, TILE, load_decay, prepare, sum_pointers
+from cerl.kernels.attention_tiles import FEW
+from cerl.kernels.overlap_triton import follow, overlap
+
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look at a boundary compares
+LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look compares
 
 
 class Launch(NamedTuple):
@@ -47,147 +50,8 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("queries", 64, 4): Launch(32, 32, 4, 1),
     ("queries", 128, 4): Launch(32, 32, 8, 1),
 }
-TILE = 64  # rows and columns of the tiles on which pruning is decided; blocks divide it
-ONE_LOOP = 256  # keys up to which a second loop, without masks, costs more than it saves
 CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
 COPY_ENGINE = True  # load tiles with it where their layout allows
-
-
-@triton.jit
-def append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
-    """Sum of two runs in two floats; a run that holds a reset (left >= 0) forgets those before."""
-    total = a_hi + b_hi
-    part = total - a_hi
-    rest = (a_hi - (total - part)) + (b_hi - part)
-    fresh = b_left >= 0
-    return (
-        tl.where(fresh, b_left, a_left),
-        tl.where(fresh, b_hi, total),
-        tl.where(fresh, b_lo, a_lo + b_lo + rest),
-    )
-
-
-@triton.jit
-def append_before(a_stop, a_sum, b_stop, b_sum):
-    """Sums towards earlier steps; a run that holds a stop forgets what came after it."""
-    return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
-
-
-@triton.jit
-def resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS: tl.constexpr):
-    """log_f at t, and whether an episode of this head begins there."""
-    inside = (t >= 0) & (t < keys)
-    b_f = tl.load(p_log_f + t * s_ft, mask=inside, other=0.0)
-    m_reset = (b_f == float("-inf")) | (t == 0)
-    if STARTS:
-        m_reset |= tl.load(p_start + t * s_st, mask=inside, other=0).to(tl.int1)
-    return b_f, m_reset & inside
-
-
-@triton.jit
-def sum_pointers(p_decay, i_pair, pairs, length):
-    """Pointers to the decayed sums of a head, high and low parts, and to their fall."""
-    p_high = p_decay + i_pair.to(tl.int64) * length
-    p_low = p_high + pairs.to(tl.int64) * length
-    return p_high, p_low, p_low + pairs.to(tl.int64) * length
-
-
-@triton.jit(
-    do_not_specialize=[
-        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "heads", "keys", "length", "window",
-    ]
-)  # fmt: skip
-def _prepare(
-    p_log_f,
-    p_start,
-    p_decay,
-    p_left,
-    p_count,
-    s_fb,
-    s_ft,
-    s_fh,
-    s_sb,
-    s_st,
-    pairs,
-    heads,
-    keys,
-    length,
-    window,
-    STARTS: tl.constexpr,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Decayed sums of one head in two floats, their fall (base 2) to the end of each block of BC
-    positions, and the first key that each position sees; BR blocks at a time."""
-    i_pair = tl.program_id(0).to(tl.int64)
-    p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
-    p_start += (i_pair // heads) * s_sb
-    p_high, p_low, p_fall = sum_pointers(p_decay, i_pair, pairs, length)
-    p_left += i_pair * length
-    row, column = tl.arange(0, BR), tl.arange(0, BC)[None, :]
-    left, high, low = tl.program_id(0) * 0, 0.0, 0.0
-    for begin in range(0, length, BR * BC):
-        t = begin + row[:, None] * BC + column
-        b_f, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        b_f = tl.where(m_reset, 0.0, b_f)
-        b_left = tl.where(m_reset, t, -1)
-        b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 1, append)
-        # What stands before each block: the carry, then all blocks above it.
-        m_last = column == BC - 1
-        e_left = tl.sum(tl.where(m_last, b_left, 0), 1)
-        e_high = tl.sum(tl.where(m_last, b_high, 0.0), 1)
-        e_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)
-        e_left, e_high, e_low = tl.associative_scan((e_left, e_high, e_low), 0, append)
-        e_left, e_high, e_low = append(left, high, low, e_left, e_high, e_low)
-        above = tl.maximum(row - 1, 0)
-        a_left = tl.where(row == 0, left, tl.gather(e_left, above, 0))[:, None]
-        a_high = tl.where(row == 0, high, tl.gather(e_high, above, 0))[:, None]
-        a_low = tl.where(row == 0, low, tl.gather(e_low, above, 0))[:, None]
-        b_left, b_high, b_low = append(a_left, a_high, a_low, b_left, b_high, b_low)
-        b_sum = b_high + b_low
-        b_low = b_low - (b_sum - b_high)
-        left = tl.sum(tl.where(row == BR - 1, e_left, 0))
-        high = tl.sum(tl.where(row == BR - 1, e_high, 0.0))
-        low = tl.sum(tl.where(row == BR - 1, e_low, 0.0))
-        f_high = tl.sum(tl.where(m_last, b_sum, 0.0), 1)[:, None]
-        f_low = tl.sum(tl.where(m_last, b_low, 0.0), 1)[:, None]
-        inside = t < length
-        tl.store(p_high + t, b_sum, mask=inside)
-        tl.store(p_low + t, b_low, mask=inside)
-        tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
-        tl.store(p_left + t, tl.maximum(b_left, t - window + 1), mask=inside)
-    tl.store(p_count + i_pair, 0.0)
-
-
-@triton.jit
-def load_decay(p_high, p_low, t):
-    return tl.load(p_high + t), tl.load(p_low + t)
-
-
-@triton.jit
-def _skipped(p_high, p_low, high, low, threshold, tile, m_tile, i0, PN: tl.constexpr):
-    """Which of these key tiles are decayed below the threshold, as 0 or 1."""
-    b_high, b_low = load_decay(p_high, p_low, tl.where(m_tile, tile * PN + PN - 1, i0))
-    return (m_tile & ((high - b_high) + (low - b_low) < threshold)).to(tl.int32)
-
-
-@triton.jit
-def first_tile(p_high, p_low, p_left, threshold, i0, PRUNE: tl.constexpr, PN: tl.constexpr):
-    """First key tile that the query tile with first position i0 visits."""
-    first = tl.load(p_left + i0) // PN
-    if PRUNE:
-        high, low = load_decay(p_high, p_low, i0)
-        # The nearest tiles are looked at before it is known where the episode begins.
-        last = i0 // PN
-        near = tl.maximum(last - LANES, 0)
-        tile = near + tl.arange(0, LANES)
-        skipped = _skipped(p_high, p_low, high, low, threshold, tile, tile < last, i0, PN)
-        skipped = tl.where(tile >= first, skipped, 0)
-        for base in range(first, near, LANES):
-            tile = base + tl.arange(0, LANES)
-            skipped += _skipped(p_high, p_low, high, low, threshold, tile, tile < near, i0, PN)
-        first += tl.sum(skipped)
-    return first
 
 
 @triton.jit
@@ -204,13 +68,48 @@ def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def swizzle(pairs, tiles, at_once):
-    """(pair, tile): `at_once` heads together, so that their keys stay in cache, tile by tile."""
-    i = tl.program_id(0)
-    first = i // (at_once * tiles) * at_once
-    size = tl.minimum(pairs - first, at_once)
-    i -= first * tiles
-    return first + i % size, i // size
+def _near_tiles(
+    p_high,
+    p_low,
+    p_left,
+    p_count,
+    p_room,
+    i,
+    i0,
+    b_left,
+    m_row,
+    hi_i,
+    lo_i,
+    b_lse,
+    whole,
+    near,
+    PN: tl.constexpr,
+):
+    """Where the running rule lets a query tile begin, of the keys from `whole` to `near`.
+
+    b_lse: log-sum-exp of its rows over the keys from `near` on. Writes what it finds.
+    """
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_limit = b_lse - ((hi_i - hi_r) + (lo_i - lo_r))
+    # Rows that see nothing before the tile ask for nothing.
+    limit = tl.load(p_room) + tl.min(tl.where(m_row & (b_left <= i0), b_limit, float("inf")))
+    skipped = tl.zeros([LANES], tl.int32)
+    for base in range(whole // PN, near // PN, LANES):
+        tile = base + tl.arange(0, LANES)
+        inside = tile < near // PN
+        b_high, b_low = load_decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
+        skipped += (inside & ((hi_r - b_high) + (lo_r - b_low) < limit)).to(tl.int32)
+    count = tl.sum(skipped)
+    whole += count * PN
+    tl.store(p_left + i, tl.maximum(b_left, whole), mask=m_row & (count > 0))
+    tl.atomic_add(p_count, count.to(tl.float32), sem="relaxed")
+    return whole
+
+
+@triton.jit
+def place():
+    """The head and the tile of this program, in a `grid`; heads past the last one are no heads."""
+    return tl.program_id(2) * tl.num_programs(0) + tl.program_id(0), tl.program_id(1)
 
 
 @triton.jit
@@ -298,7 +197,7 @@ def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED:
     return b_new, b_sum, b_o
 
 
-@triton.jit(do_not_specialize=["pairs", "heads", "groups", "queries", "keys", "length", "at_once"])
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
 def _forward(
     p_q,
     p_k,
@@ -306,10 +205,10 @@ def _forward(
     p_decay,
     p_sums,
     p_left,
-    p_threshold,
+    p_room,
+    p_count,
     p_o,
     p_lse,
-    p_count,
     s_qb,
     s_qt,
     s_qh,
@@ -321,54 +220,53 @@ def _forward(
     s_vh,
     pairs,
     heads,
-    groups,
     queries,
     keys,
     length,
-    at_once,
     scale,
+    GROUPS: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
-    PRUNE: tl.constexpr,
     PRECISION: tl.constexpr,
     ONE_LOOP: tl.constexpr,
+    RUNNING: tl.constexpr,
     PN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Output and log-sum-exp of one query tile of one head."""
-    tiles = tl.cdiv(queries, BM)
-    i_pair, i_tile = swizzle(pairs, tiles, at_once)
-    i_tile = tiles - 1 - i_tile
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    i_tile = tl.num_programs(1) - 1 - i_tile
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
-    i_kh = i_h // groups
+    i_kh = i_h // GROUPS
     p_high, p_low, _ = sum_pointers(p_decay, i_pair, pairs, length)
     p_left += i_pair.to(tl.int64) * length
-    threshold = 0.0
-    if PRUNE:
-        threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
-
     d = tl.arange(0, BD)
     row = i_tile * BM + tl.arange(0, BM)
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    first = first_tile(p_high, p_low, p_left, threshold, i0, PRUNE, PN)
-    tl.atomic_add(p_count + i_pair, first.to(tl.float32), sem="relaxed")
-    edge = first * PN
-    whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
-
     b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    follow(OVERLAP)
+    edge = tl.load(p_left + i0) // PN * PN
+    whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
+    calm = False
+    if RUNNING:
+        calm = tl.load(p_left + i1) <= edge
+        near = tl.where(calm, tl.maximum(edge, i0 // PN * PN - PN), near)
     hi_i, lo_i = load_decay(p_high, p_low, i)
     b_left = tl.load(p_left + i)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_o = tl.zeros([BM, BD], tl.float32)
     scale *= LOG2E
-    for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
-        begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
+    for step in range(edges + tl.cdiv(i1 + 1 - near, BN)):
+        begin = tl.where(step < edges, edge + step * BN, near + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
         b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
         b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
@@ -379,6 +277,12 @@ def _forward(
         b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
         b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, lo_i * LOG2E, PRECISION, True)
 
+    m_row = row < queries
+    if RUNNING:
+        whole = _near_tiles(
+            p_high, p_low, p_left, p_count + i_pair, p_room + i_pair, i, i0, b_left, m_row,
+            hi_i, lo_i, (b_max + tl.log2(b_sum)) * LN2, whole, tl.where(calm, near, whole), PN,
+        )  # fmt: skip
     if not ONE_LOOP:
         # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
         hi_r, lo_r = load_decay(p_high, p_low, i0)
@@ -386,7 +290,7 @@ def _forward(
         b_near = b_max
         b_max = b_near - b_shift
         b_start = b_max
-        for begin in range(whole, diagonal, BN):
+        for begin in range(whole, near, BN):
             b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
             b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
             b_fall, frame = fall(
@@ -398,8 +302,7 @@ def _forward(
 
         # A row whose largest score is a near one keeps it unrounded.
         b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
-    b_o = b_o / b_sum[:, None]
-    m_row = row < queries
+    b_o = b_o * (1.0 / b_sum)[:, None]
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
     tl.store(p_lse + row * heads, (b_max + tl.log2(b_sum)) * LN2, mask=m_row)
@@ -439,20 +342,18 @@ def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
         )
 
 
-def scan_blocks(keys: int, block: int) -> int:
-    """Blocks that a program of a scan takes at a time, of 512, 1024 or 4096 keys."""
-    most = next((most for most in (512, 1024) if keys <= most), 4096)
-    return most // block
-
-
 def cap(launch: Launch) -> dict[str, int]:
     return {} if launch.registers is None else {"maxnreg": launch.registers}
 
 
-def heads_at_once(pairs: int, k: Tensor) -> int:
-    """Heads whose rows of four tensors fit the cache together."""
+def grid(heads: int, tiles: int, k: Tensor) -> tuple[int, int, int]:
+    """Programs by head, tile, and group of heads whose rows of four tensors fit the cache together.
+
+    A group goes from tile to tile together.
+    """
     size = 4 * k.shape[1] * k.shape[3] * k.element_size()
-    return max(1, min(pairs, CACHE // size))
+    groups = -(-heads // max(1, CACHE // size))
+    return -(-heads // groups), tiles, groups
 
 
 def strides(*tensors: Tensor) -> list[int]:
@@ -491,29 +392,6 @@ def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
     return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
 
 
-def prepare(
-    log_f: Tensor, start: Tensor | None, *, window: int, block: int = TILE
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Decayed sums, what each position sees, and a zeroed count of tiles.
-
-    Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
-             their fall in base 2 to the last position of their block; left [B, Hq, L] int32;
-             count [B, Hq].
-    """
-    batch, keys, heads = log_f.shape
-    length = (-(-keys // 128) + 1) * 128
-    decay = log_f.new_empty(3, batch, heads, length)
-    left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
-    count = log_f.new_empty(batch, heads)
-    _prepare[(batch * heads,)](
-        log_f, log_f if start is None else start, decay, left, count,
-        *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        batch * heads, heads, keys, length, window or keys, STARTS=start is not None,
-        BR=scan_blocks(keys, block), BC=block, num_warps=8,
-    )  # fmt: skip
-    return decay, left, count
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -521,6 +399,7 @@ def forward(
     log_f: Tensor,
     start: Tensor | None,
     threshold: Tensor | None,
+    room: Tensor | None,
     *,
     window: int,
     scale: float,
@@ -530,22 +409,23 @@ def forward(
     Args: as the custom operator in `attention.py`; window 0 is none.
     """
     batch, queries, heads, width = q.shape
-    keys, groups = k.shape[1], heads // k.shape[2]
+    keys = k.shape[1]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
     check_launches(launch, choose("keys", q), choose("queries", q))
-    decay, left, count = prepare(log_f, start, window=window, block=launch.columns)
+    decay, left, count = prepare(
+        log_f, start, threshold, queries=queries, window=window, block=launch.columns
+    )
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
-    _forward[(pairs * -(-queries // launch.rows),)](
+    _forward[grid(pairs, -(-queries // launch.rows), k)](
         q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
-        lse if threshold is None else threshold, o, lse, count,
-        *strides(q, k, v), pairs, heads, groups, queries, keys, decay.shape[3],
-        heads_at_once(pairs, k), scale,
-        D=width, BD=block_size(width), PRUNE=threshold is not None,
-        PRECISION="ieee", ONE_LOOP=keys <= ONE_LOOP,
+        lse if room is None else room, count, o, lse,
+        *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
+        GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
+        ONE_LOOP=keys <= FEW, RUNNING=room is not None,
         PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch),
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
     )  # fmt: skip
     return o, lse, count, decay, left
