@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.branches import parallel
 
 # What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
 # which is all that the gradient of the input needs of it; the activations.
@@ -219,25 +220,26 @@ def _mlp_backward(
     """Gradients of x and of tail (empty unless wanted), w1, b1, w2, b2, w3, b3."""
     from cerl.kernels import mlp_triton
 
-    hidden, inner = mlp_triton.hidden_gradient(
-        grad,
-        w1,
-        w2,
-        w3,
-        a1,
-        a2,
-        x,
-        tail,
-        hidden=True,
-        columns=_columns(x, tail, wants_x, wants_tail),
-    )
-    return (
-        *_parts(inner, x, tail, wants_x, wants_tail),
-        *mlp_triton.first_gradient(hidden, x, tail),
-        mlp_triton.multiply(a1.mT, hidden.above),
-        hidden.sum2.sum(1),
-        *mlp_triton.weight_gradient(grad, a2),
-    )
+    def down() -> tuple[mlp_triton.Hidden, Tensor]:
+        columns = _columns(x, tail, wants_x, wants_tail)
+        return mlp_triton.hidden_gradient(
+            grad, w1, w2, w3, a1, a2, x, tail, hidden=True, columns=columns
+        )
+
+    def last() -> tuple[Tensor, Tensor]:
+        return mlp_triton.weight_gradient(grad, a2)
+
+    def middle() -> Tensor:
+        return mlp_triton.multiply(a1.mT, hidden.above)
+
+    def sums() -> tuple[Tensor, Tensor, Tensor]:
+        return *mlp_triton.first_gradient(hidden, x, tail), hidden.sum2.sum(1)
+
+    # The last waves of the large kernels leave most of the GPU to those that wait.
+    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
+    second, ((first, bias1, bias2),) = parallel(x.device, middle, sums, patient=True)
+    leaves = (first, bias1, second, bias2, *third)
+    return *_parts(inner, x, tail, wants_x, wants_tail), *leaves
 
 
 def _columns(x: Tensor, tail: Tensor, wants_x: bool, wants_tail: bool) -> tuple[int, int]:
