@@ -129,7 +129,7 @@ def run_sac_updates(
         with torch.no_grad():
             rate = config.schedule.target_rate
             kernels.follow(list(target.parameters()), critics.leaves, rate=rate)
-        policy = agent.policy_losses(net, batch.x, batch.weight, dice)
+        policy = agent.policy_losses(net, agent.samples(net, batch.x, dice), batch.weight)
         loss = policy.actor.sum() + policy.temperature.sum()
         grads = torch.autograd.grad(loss, [*actors.leaves, *alphas.leaves])
         actors.step(grads[:-1])

@@ -21,8 +21,8 @@ from cerl.config import Config, LossConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
-from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_values
+from cerl.kernels.branches import parallel
 from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
 from cerl.sequence import Tokens, Whole, make_trunk, read
 from cerl.transition import Transition, masked, transition

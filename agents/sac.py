@@ -22,9 +22,9 @@ from cerl.config import Config, NetConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
 from cerl.explore import Noise
-from cerl.graph import parallel
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.kernels import soft
+from cerl.kernels.branches import parallel
 from cerl.kernels.mlp import fits, mlp
 from cerl.kernels.soft import density, sampled
 from cerl.nn import Critics, LayerNorm, Linear, initialise
@@ -182,6 +182,15 @@ class CriticLosses(NamedTuple):
     target: Tensor  # [S, N, rows, J]
 
 
+class Samples(NamedTuple):
+    """The policies' actions at the learnt rows."""
+
+    inputs: Tensor | Whole  # at those rows; see `cerl.sequence.read`
+    x: Tensor  # [S, M, rows, D] what the policies saw of them
+    action: Tensor  # [S, N, rows, A]
+    log_p: Tensor  # [S, N, rows]
+
+
 class PolicyLosses(NamedTuple):
     """What the policies' and temperatures' loss is made of, means over the batch [S, N]."""
 
@@ -231,6 +240,7 @@ class SAC:
             Stage(
                 self.policy_loss,
                 [Group(list(net.actor.parameters()), policy), Group([net.log_alpha], alpha)],
+                early=self.policy_samples,
             ),
         ]
 
@@ -387,18 +397,20 @@ class SAC:
         }
         return losses.heads.sum((2, 3)), metrics
 
-    def policy_losses(
-        self, net: SACNet, inputs: Tensor | Whole, weight: Tensor, dice: Dice
-    ) -> PolicyLosses:
+    def samples(self, net: SACNet, inputs: Tensor | Whole, dice: Dice) -> Samples:
+        """Actions of all policies. Args: inputs at the learnt rows (`cerl.sequence.read`)."""
+        (x,) = read(net.encoder, net.actor.trunk, inputs)
+        return Samples(inputs, x, *net.actor.sample(x, dice.now))
+
+    def policy_losses(self, net: SACNet, samples: Samples, weight: Tensor) -> PolicyLosses:
         """Policies climb the soft value of their own head; temperatures hold their entropy.
 
-        Args: inputs at the learnt rows (`cerl.sequence.read`); weight [S, M or N, B, T].
+        Args: weight of the learnt rows [S, M or N, B, T].
         """
-        (x,) = (seen,) = read(net.encoder, net.actor.trunk, inputs)
+        seen, action, log_p = samples[1:]
         if net.critic.trunk is not None:
             with torch.no_grad():
-                (seen,) = read(net.encoder, net.critic.trunk, inputs)
-        action, log_p = net.actor.sample(x, dice.now)
+                (seen,) = read(net.encoder, net.critic.trunk, samples.inputs)
         q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
         losses = soft.objective(
             q,
@@ -410,13 +422,23 @@ class SAC:
         )
         return PolicyLosses(*losses)
 
+    def policy_samples(self, net: SACNet, window: Window, dice: Dice) -> tuple[Samples, Tensor]:
+        """What of the second stage the critics' step does not move: actions; weights of rows."""
+        rows = learnt(net.encoder, window, n=self.config.loss.n_step)
+        return self.samples(net, rows.inputs(net.encoder, window), dice), rows.weight
+
     def policy_loss(
-        self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
+        self,
+        net: SACNet,
+        target: Critic,
+        window: Window,
+        mask: Tensor | None,
+        dice: Dice,
+        early: tuple[Samples, Tensor] | None = None,
     ) -> tuple[Tensor, Metrics]:
         """Second stage, as the first; the critics get no gradient from it."""
-        rows = learnt(net.encoder, window, n=self.config.loss.n_step)
-        x, weight = rows.inputs(net.encoder, window), masked(rows.weight, mask)
-        losses = self.policy_losses(net, x, weight, dice)
+        samples, weight = early or self.policy_samples(net, window, dice)
+        losses = self.policy_losses(net, samples, masked(weight, mask))
         metrics = {
             "q_pi": losses.value,
             "actor_loss": losses.actor.detach(),

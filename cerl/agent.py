@@ -35,11 +35,14 @@ class Group(NamedTuple):
 class Stage(NamedTuple):
     """One gradient step of an update; each stage sees what the stages before it left.
 
-    `loss(net, target, window, mask, dice)` gives the loss [S, N] and metrics.
+    `loss(net, target, window, mask, dice)` gives the loss [S, N] and metrics. A stage may have an
+    `early(net, window, dice)`, of parameters that no stage before it moves, which a GPU runs beside
+    their optimisers: the loss then takes the result as `early`, or else computes it itself.
     """
 
-    loss: Callable[[Any, Any, Window, Tensor | None, Any], tuple[Tensor, Metrics]]
+    loss: Callable[..., tuple[Tensor, Metrics]]
     groups: list[Group]
+    early: Callable[[Any, Window, Any], Any] | None = None
 
 
 class Agent(Protocol):

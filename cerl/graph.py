@@ -1,16 +1,15 @@
 """Making steps cheap: a nullary function as a CUDA-graph replay, a method as few fused kernels."""
 
-import functools
 import types
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch
 
+from cerl.kernels.branches import BEFORE
+
 WARM_UP = 3
 Result = TypeVar("Result")
-First = TypeVar("First")
-Other = TypeVar("Other")
 
 
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -24,7 +23,7 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     """
     if device.type != "cuda":
         return step
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device, priority=BEFORE)
     calls = 0
     graph: torch.cuda.CUDAGraph | None = None
 
@@ -45,39 +44,6 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
         torch.cuda.current_stream(device).wait_stream(stream)
 
     return run
-
-
-def parallel(
-    device: torch.device, first: Callable[[], First], *others: Callable[[], Other]
-) -> tuple[First, list[Other]]:
-    """Runs independent computations side by side on a GPU: `first` here, each other on a stream.
-
-    Small kernels leave most of a GPU idle; in a CUDA graph the streams become parallel branches. On
-    the CPU, and under torch.compile, they run one after the other.
-
-    Args:    first may record gradients, the others must not; none may write what another reads.
-    Returns: the result of `first`, and of the others in order.
-    """
-    if device.type != "cuda" or torch.compiler.is_compiling():
-        return first(), [other() for other in others]
-    current = torch.cuda.current_stream(device)
-    streams = [_side_stream(device, number) for number in range(len(others))]
-    results = []
-    # What a side stream allocates is freed to it and used again only behind the next wait for the
-    # current stream, so nothing is overwritten while it is still read.
-    for stream, other in zip(streams, others, strict=True):
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            results.append(other())
-    own = first()
-    for stream in streams:
-        current.wait_stream(stream)
-    return own, results
-
-
-@functools.cache
-def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 def fused(method: Callable[..., Result]) -> Callable[..., Result]:

@@ -1,6 +1,7 @@
 """The Learner: parameters, targets, optimisers and one nullary update, captured as a CUDA graph."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from cerl.checkpoint import put, put_net
 from cerl.config import Config
 from cerl.data import Window
 from cerl.graph import fused
+from cerl.kernels.branches import parallel
 from cerl.optim import Optimiser
 from cerl.precision import precision
 from cerl.replay import Replay
@@ -99,22 +101,32 @@ class Learner:
         return mask
 
     def _loss(
-        self, stage: int, window: Window, mask: Tensor | None, dice: Any
+        self, stage: int, window: Window, mask: Tensor | None, dice: Any, early: Any
     ) -> tuple[Tensor, Metrics]:
-        return self.stages[stage].loss(self.net, self.target, window, mask, dice)
+        options = {} if early is None else {"early": early}
+        return self.stages[stage].loss(self.net, self.target, window, mask, dice, **options)
+
+    def early(self, window: Window, stage: int, dice: Any) -> Any:
+        """What the loss of a stage takes as `early`; None where it computes that itself."""
+        part = self.stages[stage].early
+        if part is None or self.loss != self._loss:  # compiled, it is one graph
+            return None
+        with precision(self.config.precision, self.keys.device), torch.enable_grad():
+            return part(self.net, window, dice)
 
     def grads(
-        self, window: Window, stage: int = 0, dice: Any = None
+        self, window: Window, stage: int = 0, dice: Any = None, early: Any = None
     ) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradient of every leaf of a stage, in the order of its groups; the metrics of its loss.
 
-        Args: dice as `agent.dice` gives them for the current update; None: drawn here.
+        Args: dice as `agent.dice` gives them for the current update; None: drawn here; early as
+              `early` gives it.
         """
         if dice is None:
             dice = self.agent.dice(self.keys, self.updates)
         leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
-            loss, metrics = self.loss(stage, window, self.mask(window), dice)
+            loss, metrics = self.loss(stage, window, self.mask(window), dice, early)
             # The gradient of the sum over seeds and members, without computing that.
             return torch.autograd.grad(
                 loss, leaves, self.one.to(loss.dtype).expand_as(loss)
@@ -132,18 +144,28 @@ class Learner:
         self._update(1)
 
     def _update(self, stages: int) -> None:
+        device, early = self.keys.device, None
         with torch.no_grad():
-            window = self.sample()
-            dice = self.agent.dice(self.keys, self.updates)
+            draw_dice = partial(self.agent.dice, self.keys, self.updates)
+            window, (dice,) = parallel(device, self.sample, draw_dice)
         for stage in range(stages):
-            grads, metrics = self.grads(window, stage, dice)
-            for optimiser in self.optimisers[stage]:
-                count = len(optimiser.leaves)
-                optimiser.step(grads[:count])
-                grads = grads[count:]
-            mine = [self.metrics[name] for name in metrics]
-            torch._foreach_copy_(mine, list(metrics.values()))  # pyright: ignore[reportPrivateImportUsage]
+            grads, metrics = self.grads(window, stage, dice, early)
+            step = partial(self._step, stage, grads, metrics)
+            if stage + 1 < stages:
+                coming = partial(self.early, window, stage + 1, dice)
+                early, _ = parallel(device, coming, step, patient=True)
+            else:
+                step()
         self.updates += 1
+
+    def _step(self, stage: int, grads: tuple[Tensor, ...], metrics: Metrics) -> None:
+        """The optimisers of a stage; keeps its metrics."""
+        for optimiser in self.optimisers[stage]:
+            count = len(optimiser.leaves)
+            optimiser.step(grads[:count])
+            grads = grads[count:]
+        mine = [self.metrics[name] for name in metrics]
+        torch._foreach_copy_(mine, list(metrics.values()))  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict:
         return {

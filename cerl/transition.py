@@ -40,14 +40,14 @@ class Learnt(NamedTuple):
         self, encoder: Encoder | Tokens, window: Window, ahead: Tensor | int = 0
     ) -> Tensor | Whole:
         """Inputs of the network, `ahead` rows after the learnt ones."""
-        start = F.pad(~window.real[..., :-1], (1, 0), value=False)  # the row begins an episode
         rows = self.rows(ahead)
+        if isinstance(encoder, Encoder) and encoder.stack == 1 and isinstance(rows, slice):
+            obs = window.obs[:, :, :, rows].flatten(2, 3)
+            return encoder.pixels(obs.unsqueeze(3).contiguous())
+        start = F.pad(~window.real[..., :-1], (1, 0), value=False)  # the row begins an episode
         if isinstance(encoder, Tokens):
             return encoder.inputs(window, start, rows)
         if isinstance(rows, slice):
-            if encoder.stack == 1:
-                obs = window.obs[:, :, :, rows].flatten(2, 3)
-                return encoder.pixels(obs.unsqueeze(3).contiguous())
             rows = torch.arange(rows.start, rows.stop, device=start.device)
             rows = rows.expand(*start.shape[:-1], self.count)
         return encoder(window.obs, start, rows)

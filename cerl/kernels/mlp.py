@@ -1,8 +1,9 @@
 """Multilayer perceptrons of a whole population, two hidden layers with ReLU: definition, dispatch.
 
-On CUDA all layers of a block of rows are one program with the activations on chip
-(`mlp_triton.py`), behind custom operators, so that torch.compile traces over it. What is computed
-for the backward pass depends on what requires a gradient: detach the weights of frozen networks.
+On CUDA all layers of a block of rows are one program with the activations on chip, or many rows go
+layer by layer (`mlp_triton.py`), behind custom operators, so that torch.compile traces over it.
+What is computed for the backward pass depends on what requires a gradient: detach the weights of
+frozen networks.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.branches import parallel
 
 # What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
 # which is all that the gradient of the input needs of it; the activations.
@@ -219,25 +221,26 @@ def _mlp_backward(
     """Gradients of x and of tail (empty unless wanted), w1, b1, w2, b2, w3, b3."""
     from cerl.kernels import mlp_triton
 
-    hidden, inner = mlp_triton.hidden_gradient(
-        grad,
-        w1,
-        w2,
-        w3,
-        a1,
-        a2,
-        x,
-        tail,
-        hidden=True,
-        columns=_columns(x, tail, wants_x, wants_tail),
-    )
-    return (
-        *_parts(inner, x, tail, wants_x, wants_tail),
-        *mlp_triton.first_gradient(hidden, x, tail),
-        mlp_triton.multiply(a1.mT, hidden.above),
-        hidden.sum2.sum(1),
-        *mlp_triton.weight_gradient(grad, a2),
-    )
+    def down() -> tuple[mlp_triton.Hidden, Tensor]:
+        columns = _columns(x, tail, wants_x, wants_tail)
+        return mlp_triton.hidden_gradient(
+            grad, w1, w2, w3, a1, a2, x, tail, hidden=True, columns=columns
+        )
+
+    def last() -> tuple[Tensor, Tensor]:
+        return mlp_triton.weight_gradient(grad, a2)
+
+    def middle() -> Tensor:
+        return mlp_triton.multiply(a1.mT, hidden.above)
+
+    def sums() -> tuple[Tensor, Tensor, Tensor]:
+        return *mlp_triton.first_gradient(hidden, x, tail), hidden.sum2.sum(1)
+
+    # The last waves of the large kernels leave most of the GPU to those that wait.
+    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
+    second, ((first, bias1, bias2),) = parallel(x.device, middle, sums, patient=True)
+    leaves = (first, bias1, second, bias2, *third)
+    return *_parts(inner, x, tail, wants_x, wants_tail), *leaves
 
 
 def _columns(x: Tensor, tail: Tensor, wants_x: bool, wants_tail: bool) -> tuple[int, int]:

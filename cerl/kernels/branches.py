@@ -1,0 +1,51 @@
+"""Independent computations side by side on a GPU, which small kernels leave mostly idle."""
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+First = TypeVar("First")
+Other = TypeVar("Other")
+
+# Of a stream, and so of the nodes of a graph captured on it: whose blocks start first.
+BEFORE, BEHIND = -1, 0
+
+
+def parallel(
+    device: torch.device,
+    first: Callable[[], First],
+    *others: Callable[[], Other],
+    patient: bool = False,
+) -> tuple[First, list[Other]]:
+    """Runs `first` here and each other on a stream; in a CUDA graph they become parallel branches.
+
+    On the CPU, and under torch.compile, they run one after the other.
+
+    Args:    first may record gradients, the others must not; none may write what another reads;
+             patient: the others take what `first` leaves idle, where the current stream has the
+             priority of `captured`'s.
+    Returns: the result of `first`, and of the others in order.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return first(), [other() for other in others]
+    current = torch.cuda.current_stream(device)
+    priority = BEHIND if patient else BEFORE
+    streams = [_side_stream(device, number, priority) for number in range(len(others))]
+    results = []
+    # What a side stream allocates is freed to it and used again only behind the next wait for the
+    # current stream, so nothing is overwritten while it is still read.
+    for stream, other in zip(streams, others, strict=True):
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            results.append(other())
+    own = first()
+    for stream in streams:
+        current.wait_stream(stream)
+    return own, results
+
+
+@functools.cache
+def _side_stream(device: torch.device, number: int, priority: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=priority)
