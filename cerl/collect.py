@@ -18,7 +18,8 @@ from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Previous, Row, Step
 from cerl.envs.api import VecEnv
-from cerl.graph import captured, fused, parallel
+from cerl.graph import captured, fused
+from cerl.kernels.branches import parallel
 from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.replay import Replay
