@@ -98,16 +98,16 @@ def _first_layer(
     m_row = row < batch
     n = i_n * BN + tl.arange(0, BN)
     acc = tl.zeros([BR, BN], tl.float32)
-    if SUM:
-        m_sum = m_row[:, None] & (n < N)[None, :]
-        o_sum = row[:, None] * N + n[None, :]
-        acc += tl.load(p_sum + i_net * batch * N + o_sum, m_sum, other=0.0)
     if D + A > 0:
         for first in range(0, D + A, BK):
             k = first + tl.arange(0, BK)
             b_x = round_operand(inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
             b_w = matrix(p_weight, N, k, n, D + A, N, PRECISION)
             acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
+    if SUM:
+        m_sum = m_row[:, None] & (n < N)[None, :]
+        o_sum = row[:, None] * N + n[None, :]
+        acc += tl.load(p_sum + i_net * batch * N + o_sum, m_sum, other=0.0)
     b = activation(acc, p_bias + i_net * N, n, N).to(p_y.dtype.element_ty)
     b = round_operand(b, PRECISION)
     keep_layer(p_y + i_net * batch * N, b, row, n, m_row, N, 2)

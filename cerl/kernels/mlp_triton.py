@@ -371,7 +371,7 @@ def forward(
     if sums is not None:
         w1, width, fan_in = w1[:, width:], 0, more
     final = torch.promote_types(x.dtype, b3.dtype)
-    if blocks is None and nets * rows >= MANY:
+    if blocks is None and by_layers(x, nets):
         a1, signs = first_layer(x, tail, w1, b1, sums, signed=keep == SIGNS)
         y, a2 = last_layer(torch.bmm(a1, w2), b2, w3, b3, keep=keep, dtype=final)
         return y, {NOTHING: x.new_empty(0), SIGNS: signs, ACTIVATIONS: a1}[keep], a2
@@ -556,6 +556,12 @@ def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Ten
     if not tail.shape[2]:
         return weight, hidden.sum1.sum(1)
     return weight, weight_gradient(hidden.below, tail, out=weight[:, width:])[1]
+
+
+def by_layers(x: Tensor, nets: int) -> bool:
+    """Whether inputs [X, B, D] go layer by layer: many rows, unless full float32, which spills."""
+    full = x.is_cuda and x.dtype == torch.float32 and precision(x) == "ieee"
+    return nets * x.shape[1] >= MANY and not full
 
 
 def by_library(x: Tensor, nets: int) -> bool:
