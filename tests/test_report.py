@@ -365,8 +365,20 @@ def test_colours_of_many_presets_stay_different():
     assert len(set(looks)) == 32
 
 
-@pytest.mark.parametrize("folder, last", [("catch", 1), ("minatar", 3), ("pong", 1)])
-def test_committed_tables_follow_from_their_rows(folder, last, tmp_path):
+@pytest.mark.parametrize(
+    "folder, options",
+    [
+        ("catch", []),
+        ("minatar", ["--last", "3"]),
+        ("pong", []),
+        ("tmaze-50", []),
+        ("tmaze-200", []),
+        ("popgym", ["--until", "140_000"]),
+        ("popgym-first", ["--until", "110_000"]),
+        ("curse-memory", ["--until", "204_000", "--last", "3"]),
+    ],
+)
+def test_committed_tables_follow_from_their_rows(folder, options, tmp_path):
     results = Path(__file__).parents[1] / "docs" / "results" / folder
-    assert command.main(["report", str(results), "--last", str(last), "--out", str(tmp_path)]) == 0
+    assert command.main(["report", str(results), *options, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "table.md").read_text() == (results / "table.md").read_text()
