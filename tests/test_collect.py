@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripted import Chain, Scripted
 
-from cerl import draw, explore
+from cerl import draw, explore, train
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.collect import Collector
@@ -20,6 +20,7 @@ from cerl.config import (
     OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    load,
 )
 from cerl.learn import Learner
 from cerl.replay import Replay
@@ -375,3 +376,12 @@ def test_double_dqn_learns_a_chain():
     torch.testing.assert_close(q[..., 1], best.expand(2, 2, 5), atol=0.08, rtol=0)
     left = 0.9 * torch.tensor([0.9**k for k in (4, 4, 3, 2, 1)])
     torch.testing.assert_close(q[..., 0], left.expand(2, 2, 5), atol=0.12, rtol=0)
+
+
+def test_acting_and_recording_are_traced_whole():
+    options = {"env.length": 5, "seeds": (0,), "replay.capacity": 5_000, "device": "cpu"}
+    ours = train.assemble(load("memory/fox", options)).collector
+    assert ours.config.explore.end is None
+    for part in (ours._decide, ours._record):
+        torch.compile(part, fullgraph=True, dynamic=False, backend="eager")()
+    assert int(ours.steps) == 1
