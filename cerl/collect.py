@@ -56,7 +56,7 @@ class Collector:
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
-        self.exploration = config.exploration  # here, since the compiler cannot trace how it is made
+        self.exploration = config.exploration  # made here: torch.compile cannot trace it
         self.remembers = config.net.encoder != "frames"
         on_device = replay.placement == "device"
         seeds, envs, device = len(keys), env.spec.envs, keys.device

@@ -240,10 +240,11 @@ def _loop(
                 return steps // every > before // every
 
             wanted = updates_by(config, steps)
-            filled = steps - first * envs_per_seed >= refill
+            filled = before - first * envs_per_seed >= refill
+            missing = range(done + 1, wanted + 1) if filled else range(0)
 
-            def learn(*, numbers: range = range(done + 1, wanted + 1 if filled else 0)) -> None:
-                for number in numbers:
+            def learn(*, missing: range = missing) -> None:
+                for number in missing:
                     updates[number % schedule.policy_every == 0]()
 
             collector.step(learn)

@@ -52,9 +52,15 @@ def config(seeds=(0, 1), *, clip=0.0, **ensemble: Any):
     )
 
 
-def collector(cfg, *, exact=True):
+def collector(cfg, *, exact=True, resident=False):
     env = Scripted(
-        seeds=cfg.seeds, envs=E, length=length, reward=reward, terminal=terminal, exact=exact
+        seeds=cfg.seeds,
+        envs=E,
+        length=length,
+        reward=reward,
+        terminal=terminal,
+        resident=resident,
+        exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
     agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
@@ -311,6 +317,52 @@ def test_a_seed_collects_the_same_alone_and_among_others():
     for name in ("obs", "action", "reward", "terminated", "real", "member"):
         a, b = getattr(together.replay, name)[1], getattr(alone.replay, name)[0]
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_updates_run_before_simulators_of_the_host_and_behind_those_of_the_device(resident):
+    ours, order = collector(config(), resident=resident), []
+    simulate = ours.env.step
+
+    def step(action):
+        order.append("simulate")
+        return simulate(action)
+
+    def learn():
+        order.append(f"learn from {int(ours.replay.total)} rows")
+        for leaf in ours.net.parameters():
+            leaf.data.add_(1.0)
+
+    ours.env.step = step
+    before = [leaf.clone() for leaf in ours.net.parameters()]
+    ours.step(learn)
+    ours.step(learn)
+    ours.step()
+    lines = [["simulate", "learn from 1 rows", "simulate", "learn from 2 rows", "simulate"]]
+    lines += [["learn from 0 rows", "simulate", "learn from 1 rows", "simulate", "simulate"]]
+    assert order == lines[not resident]
+    for leaf, old in zip(ours.net.parameters(), before, strict=True):
+        assert torch.equal(leaf, old + 1.0 + 1.0)
+
+
+def test_what_simulators_answer_changes_no_batch_of_the_same_step():
+    def batches(gain):
+        ours, sampled = collector(config()), []
+        assert isinstance(ours.env, Scripted)
+        taken = ours.env.taken
+        ours.env.reward = lambda *where: gain * (len(taken) == 12)
+
+        def learn():
+            window = ours.replay.sample(step=ours.steps, batch=64, context=0, ahead=1)
+            sampled.append(window.reward.clone())
+
+        for _ in range(13):
+            ours.step(learn)
+        return sampled
+
+    (*calm, last), (*shaken, other) = batches(0.0), batches(100.0)
+    assert all(torch.equal(a, b) for a, b in zip(calm, shaken, strict=True))
+    assert not torch.equal(last, other)
 
 
 def test_a_saved_collector_goes_on_bitwise():
