@@ -9,6 +9,7 @@ from cerl.collect import Collector
 from cerl.config import load
 from cerl.data import EnvSpec, Row, Step
 from cerl.graph import captured
+from cerl.kernels import branches
 from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
@@ -59,6 +60,44 @@ def test_captured_update_equals_eager_bitwise(name, spec, changes, precision):
     assert int(graph.updates) == 10
     for key, value in eager.metrics.items():
         assert torch.equal(value, graph.metrics[key])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["update", "update_first"])
+@pytest.mark.parametrize(("name", "spec", "changes"), CASES)
+def test_branches_side_by_side_equal_one_after_the_other_bitwise(
+    monkeypatch, name, spec, changes, part
+):
+    together, alone = (learner(name, spec, "cuda", **changes) for _ in range(2))
+    run = captured(getattr(together, part), torch.device("cuda"))
+    for _ in range(20):
+        run()
+    here = torch.cuda.current_stream
+    monkeypatch.setattr(branches, "_side_stream", lambda device, *_: here(device))
+    for _ in range(20):
+        getattr(alone, part)()
+    for name, value in alone.metrics.items():
+        assert torch.equal(value, together.metrics[name]), name
+    for mine, theirs in zip(together.leaves, alone.leaves, strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(together.target.parameters(), alone.target.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("name", "spec", "changes"), [case for case in CASES if case[1] is ROBOT])
+def test_what_a_stage_computes_early_is_not_moved_by_the_stages_before(name, spec, changes):
+    ours = learner(name, spec, "cpu", **changes)
+    with torch.no_grad():
+        window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
+    early = ours.early(window, 1, dice)
+    plain, told = (ours.grads(window, 1, dice, known)[0] for known in (None, early))
+    assert all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
+    ours.update_first()
+    for target in ours.target.parameters():
+        target.add_(1.0)
+    again = ours.early(window, 1, dice)
+    (first, _), (second, _) = early, again
+    assert torch.equal(first.action, second.action) and torch.equal(first.log_p, second.log_p)
 
 
 @pytest.mark.gpu

@@ -230,15 +230,16 @@ def _mlp_backward(
     def last() -> tuple[Tensor, Tensor]:
         return mlp_triton.weight_gradient(grad, a2)
 
+    # The last waves of the large kernels leave most of the GPU to those that wait.
+    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
+
     def middle() -> Tensor:
         return mlp_triton.multiply(a1.mT, hidden.above)
 
-    def sums() -> tuple[Tensor, Tensor, Tensor]:
+    def rest() -> tuple[Tensor, Tensor, Tensor]:
         return *mlp_triton.first_gradient(hidden, x, tail), hidden.sum2.sum(1)
 
-    # The last waves of the large kernels leave most of the GPU to those that wait.
-    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
-    second, ((first, bias1, bias2),) = parallel(x.device, middle, sums, patient=True)
+    second, ((first, bias1, bias2),) = parallel(x.device, middle, rest, patient=True)
     leaves = (first, bias1, second, bias2, *third)
     return *_parts(inner, x, tail, wants_x, wants_tail), *leaves
 
