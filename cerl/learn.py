@@ -38,8 +38,8 @@ class Learner:
         self.one = torch.ones((), device=keys.device)
         shape = (len(keys), config.ensemble.members)
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
-        self.compiled = config.compile and keys.device.type == "cuda"
-        self.loss = fused(self._loss) if self.compiled else self._loss
+        fuse = config.compile and keys.device.type == "cuda"
+        self.loss = fused(self._loss) if fuse else self._loss
         self.sync()
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Learner:
     def early(self, window: Window, stage: int, dice: Any) -> Any:
         """What the loss of a stage takes as `early`; None where it computes that itself."""
         part = self.stages[stage].early
-        if part is None or self.compiled:  # a compiled loss is one graph
+        if part is None or self.loss != self._loss:  # compiled, a loss is one graph
             return None
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
             return part(self.net, window, dice)

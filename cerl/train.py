@@ -1,4 +1,7 @@
-"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired only here."""
+"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired only here.
+
+The updates of an iteration are handed to `Collector.step`, which knows when the GPU is free.
+"""
 
 import contextlib
 import os
