@@ -10,6 +10,7 @@ from cerl.config import load
 from cerl.data import EnvSpec, Row, Step
 from cerl.graph import captured
 from cerl.kernels import branches
+from cerl.learn import Learner
 from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
@@ -186,20 +187,25 @@ class Frames:
         pass
 
 
-def frames_run(device, steps):
+def frames_parts(device, eps):
     device = torch.device(device)
     changes = {
         "precision": "fp32",
         "env": {"envs": 4},
         "replay": {"capacity": 400, "start": 100, "reward_clip": 1.0},
-        "explore": {"start": 1.0, "end": 1.0},  # rounding must not choose actions
+        "explore": {"start": eps, "end": eps},
     }
     config, env = load("atari/ddqn-e8", changes), Frames(4, device)
     keys = draw.seed_keys((0,), device=device)
     agent = train.make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=400, device=device)
-    collector = Collector(config, env, agent, net, replay, keys=keys)
+    learner = Learner(config, agent, net, replay, keys=keys)
+    return Collector(config, env, agent, net, replay, keys=keys), learner
+
+
+def frames_run(device, steps):
+    collector, _ = frames_parts(device, 1.0)  # rounding must not choose actions
     for _ in range(steps):
         collector.step()
     return collector
@@ -227,6 +233,32 @@ def test_gpu_collects_from_host_environments_what_the_cpu_does():
         assert torch.equal(getattr(gpu.replay, name).cpu(), getattr(cpu.replay, name)), name
     assert torch.equal(gpu.carry[0].cpu(), cpu.carry[0])
     assert torch.equal(gpu.finished[..., :3].cpu(), cpu.finished[..., :3])
+
+
+@pytest.mark.gpu
+def test_updates_beside_host_environments_equal_those_that_wait():
+    ours, beside = frames_parts("cuda", 0.1)
+    theirs, alone = frames_parts("cuda", 0.1)
+    update = captured(beside.update, torch.device("cuda"))
+    for step in range(60):
+        due = range(2 if step > 25 else 0)
+
+        def learn(due=due):
+            for _ in due:
+                update()
+
+        ours.step(learn)
+        theirs.decide()
+        torch.cuda.synchronize()
+        for _ in due:
+            alone.update()
+        torch.cuda.synchronize()
+        theirs.next.copy_(theirs.env.step(theirs.action.cpu()))
+        theirs.record()
+        torch.cuda.synchronize()
+    for name in Row._fields:
+        assert torch.equal(getattr(ours.replay, name), getattr(theirs.replay, name)), name
+    assert all(map(torch.equal, beside.leaves, alone.leaves))
 
 
 @pytest.mark.parametrize("name", ["minatar/cerl", "minatar/bootdqn-l1", "minatar/mico"])

@@ -38,8 +38,9 @@ def mlp(
     """Output of relu(relu([x, tail] W1 + b1) W2 + b2) W3 + b3 for every network.
 
     Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under
-    autocast inputs and weights are cast to its dtype and hidden activations have it too, sums and
-    biases keep theirs. Hidden sizes are best powers of two: the kernel rounds them up.
+    autocast inputs and weights are cast to its dtype and hidden activations have it too, biases and
+    sums (but for those of cuBLAS) keep theirs. Hidden sizes are best powers of two: the kernel
+    rounds them up.
 
     Args:    x [*lead, rows, in]; weights of the three layers [*lead, in, out]; biases [*lead, out];
              tail [*lead, rows, more], further inputs of every row. An axis of `lead` may be 1 in x
