@@ -407,10 +407,10 @@ class SAC:
 
         Args: weight of the learnt rows [S, M or N, B, T].
         """
-        seen, action, log_p = samples[1:]
+        inputs, seen, action, log_p = samples
         if net.critic.trunk is not None:
             with torch.no_grad():
-                (seen,) = read(net.encoder, net.critic.trunk, samples.inputs)
+                (seen,) = read(net.encoder, net.critic.trunk, inputs)
         q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
         losses = soft.objective(
             q,

@@ -56,6 +56,7 @@ class Collector:
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
+        self.exploration = config.exploration  # made here: torch.compile cannot trace it
         self.remembers = config.net.encoder != "frames"
         on_device = replay.placement == "device"
         seeds, envs, device = len(keys), env.spec.envs, keys.device
@@ -127,7 +128,7 @@ class Collector:
     @torch.no_grad()
     def _decide(self) -> None:
         config, spec = self.config, self.env.spec
-        eps = explore.epsilon(config.exploration, self.steps * spec.envs)
+        eps = explore.epsilon(self.exploration, self.steps * spec.envs)
         sizes = {"envs": spec.envs, "actions": spec.actions}
         if spec.continuous:
             noise = explore.continuous_noise(

@@ -109,7 +109,7 @@ class Learner:
     def early(self, window: Window, stage: int, dice: Any) -> Any:
         """What the loss of a stage takes as `early`; None where it computes that itself."""
         part = self.stages[stage].early
-        if part is None or self.loss != self._loss:  # compiled, it is one graph
+        if part is None or self.loss != self._loss:  # compiled, a loss is one graph
             return None
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
             return part(self.net, window, dice)

@@ -133,9 +133,7 @@ def _lost(tasks: Sequence[np.ndarray]) -> dict:
     return {"seeds": min(finite), "seeds_lost": sum(task.size for task in tasks) - sum(finite)}
 
 
-def _estimate(
-    name: str, tasks: Sequence[np.ndarray], *, confidence: float, samples: float
-) -> dict:
+def _estimate(name: str, tasks: Sequence[np.ndarray], *, confidence: float, samples: float) -> dict:
     """Value and interval of a statistic of [S] scores a task, finite ones only."""
     statistic = getattr(scores, name)
     tasks = [task[np.isfinite(task)] for task in tasks]
@@ -144,9 +142,7 @@ def _estimate(
         return out
     out["value"] = float(statistic(tasks))
     if max(len(task) for task in tasks) > 1:
-        low, high = scores.interval(
-            statistic, tasks, samples=int(samples), confidence=confidence
-        )
+        low, high = scores.interval(statistic, tasks, samples=int(samples), confidence=confidence)
         out["low"], out["high"] = float(low), float(high)
     return out
 
@@ -250,15 +246,20 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
         console.print(text, markup=False)
 
 
-def _earlier(table: pa.Table, until: int) -> pa.Table:
-    """The rows up to a step; all of them if it is 0."""
-    if not until:
-        return table
-    kept = table.filter(pc.field("step") <= until)
-    if table.num_rows and not kept.num_rows:
-        first = pc.min(table["step"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-        raise RowsError(f"report --until: no row up to step {until:,}; the first is at {first:,}")
-    return kept
+def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
+    """Evaluations up to a step, and notes of the runs that are lost by that.
+
+    Raises: RowsError if none is left.
+    """
+    played = table.filter(pc.field("policy") != "train")
+    kept = played.filter(pc.field("step") <= until)
+    if played.num_rows and not kept.num_rows:
+        first = min(played["step"].to_pylist())
+        raise RowsError(
+            f"report --until: no evaluation up to step {until:,}; the first is at {first:,}"
+        )
+    lost = sorted(set(played["run"].to_pylist()) - set(kept["run"].to_pylist()))
+    return kept, [f"{run}: no evaluation up to step {until:,}; left out" for run in lost]
 
 
 def main(
@@ -280,7 +281,11 @@ def main(
 
     folders, out = [Path(folder) for folder in folders], Path(out)
     console = console or Console(highlight=False)
-    found, notes = cells(_earlier(load_rows(folders), until))
+    table, lost = load_rows(folders), []
+    if until:
+        table, lost = _earlier(table, until)
+    found, notes = cells(table)
+    notes = lost + notes
     summary = summarise(found, last=last)
     out.mkdir(parents=True, exist_ok=True)
     _printed(summary, notes, console)

@@ -1,4 +1,7 @@
-"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired only here."""
+"""The loop: collect, learn, now and then evaluate, log, save. Everything is wired only here.
+
+The updates of an iteration are handed to `Collector.step`, which knows when the GPU is free.
+"""
 
 import contextlib
 import os
@@ -240,10 +243,11 @@ def _loop(
                 return steps // every > before // every
 
             wanted = updates_by(config, steps)
-            filled = steps - first * envs_per_seed >= refill
+            filled = before - first * envs_per_seed >= refill
+            missing = range(done + 1, wanted + 1) if filled else range(0)
 
-            def learn(*, numbers: range = range(done + 1, wanted + 1 if filled else 0)) -> None:
-                for number in numbers:
+            def learn(*, missing: range = missing) -> None:
+                for number in missing:
                     updates[number % schedule.policy_every == 0]()
 
             collector.step(learn)

@@ -29,7 +29,8 @@ class VecEnv(Protocol):
         """Advances every environment by one agent step.
 
         Args:    action [S, E] int64 in [0, spec.actions), or where spec.continuous [S, E, actions]
-                 float32 in [-1, 1]; ignored where the last step ended an episode.
+                 float32 in [-1, 1]; ignored where the last step ended an episode. On the device or,
+                 unless spec.resident, on the host; its memory is overwritten after the call.
         """
         ...
 

@@ -1,7 +1,8 @@
 """What environments on the host share: seeds of simulators, actions in, one copy out.
 
-A host environment costs two transfers an agent step: `host_actions` or `host_controls` waits for
-the device, `Outbox` sends everything back in one buffer, from pinned memory and without waiting.
+A host environment costs two transfers an agent step: actions come to the host (the Collector sends
+them early and works on, `host_actions` and `host_controls` wait for those still on the device), and
+`Outbox` sends everything back in one buffer, from pinned memory and without waiting.
 """
 
 import os
@@ -33,7 +34,7 @@ def simulator_seeds(
 
 
 def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """The actions on the host; waits for the device, the one sync of a step.
+    """The actions on the host; waits for a device that has them.
 
     Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, rows whose
              action does not matter (they come back as 0).
@@ -92,7 +93,7 @@ class Bounds:
 
 
 def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """Continuous actions on the host; waits for the device, the one sync of a step.
+    """Continuous actions on the host; waits for a device that has them.
 
     Args:    action [S, E, count] float32 in [-1, 1] on any device; ignored [S, E] bool, rows whose
              action does not matter (they come back as 0).

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripted import Chain, Scripted
 
-from cerl import draw, explore
+from cerl import draw, explore, train
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.collect import Collector
@@ -20,6 +20,7 @@ from cerl.config import (
     OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    load,
 )
 from cerl.learn import Learner
 from cerl.replay import Replay
@@ -51,9 +52,15 @@ def config(seeds=(0, 1), *, clip=0.0, **ensemble: Any):
     )
 
 
-def collector(cfg, *, exact=True):
+def collector(cfg, *, exact=True, resident=False):
     env = Scripted(
-        seeds=cfg.seeds, envs=E, length=length, reward=reward, terminal=terminal, exact=exact
+        seeds=cfg.seeds,
+        envs=E,
+        length=length,
+        reward=reward,
+        terminal=terminal,
+        resident=resident,
+        exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
     agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
@@ -312,6 +319,52 @@ def test_a_seed_collects_the_same_alone_and_among_others():
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_updates_run_before_simulators_of_the_host_and_behind_those_of_the_device(resident):
+    ours, order = collector(config(), resident=resident), []
+    simulate = ours.env.step
+
+    def step(action):
+        order.append("simulate")
+        return simulate(action)
+
+    def learn():
+        order.append(f"learn from {int(ours.replay.total)} rows")
+        for leaf in ours.net.parameters():
+            leaf.data.add_(1.0)
+
+    ours.env.step = step
+    before = [leaf.clone() for leaf in ours.net.parameters()]
+    ours.step(learn)
+    ours.step(learn)
+    ours.step()
+    lines = [["simulate", "learn from 1 rows", "simulate", "learn from 2 rows", "simulate"]]
+    lines += [["learn from 0 rows", "simulate", "learn from 1 rows", "simulate", "simulate"]]
+    assert order == lines[not resident]
+    for leaf, old in zip(ours.net.parameters(), before, strict=True):
+        assert torch.equal(leaf, old + 1.0 + 1.0)
+
+
+def test_what_simulators_answer_changes_no_batch_of_the_same_step():
+    def batches(gain):
+        ours, sampled = collector(config()), []
+        assert isinstance(ours.env, Scripted)
+        taken = ours.env.taken
+        ours.env.reward = lambda *where: gain * (len(taken) == 12)
+
+        def learn():
+            window = ours.replay.sample(step=ours.steps, batch=64, context=0, ahead=1)
+            sampled.append(window.reward.clone())
+
+        for _ in range(13):
+            ours.step(learn)
+        return sampled
+
+    (*calm, last), (*shaken, other) = batches(0.0), batches(100.0)
+    assert all(torch.equal(a, b) for a, b in zip(calm, shaken, strict=True))
+    assert not torch.equal(last, other)
+
+
 def test_a_saved_collector_goes_on_bitwise():
     whole, first, second = (collector(config()) for _ in range(3))
     for _ in range(40):
@@ -375,3 +428,12 @@ def test_double_dqn_learns_a_chain():
     torch.testing.assert_close(q[..., 1], best.expand(2, 2, 5), atol=0.08, rtol=0)
     left = 0.9 * torch.tensor([0.9**k for k in (4, 4, 3, 2, 1)])
     torch.testing.assert_close(q[..., 0], left.expand(2, 2, 5), atol=0.12, rtol=0)
+
+
+def test_acting_and_recording_are_traced_whole():
+    options = {"env.length": 5, "seeds": (0,), "replay.capacity": 5_000, "device": "cpu"}
+    ours = train.assemble(load("memory/fox", options)).collector
+    assert ours.config.explore.end is None
+    for part in (ours._decide, ours._record):
+        torch.compile(part, fullgraph=True, dynamic=False, backend="eager")()
+    assert int(ours.steps) == 1

@@ -9,6 +9,8 @@ from cerl.collect import Collector
 from cerl.config import load
 from cerl.data import EnvSpec, Row, Step
 from cerl.graph import captured
+from cerl.kernels import branches
+from cerl.learn import Learner
 from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
@@ -59,6 +61,44 @@ def test_captured_update_equals_eager_bitwise(name, spec, changes, precision):
     assert int(graph.updates) == 10
     for key, value in eager.metrics.items():
         assert torch.equal(value, graph.metrics[key])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["update", "update_first"])
+@pytest.mark.parametrize(("name", "spec", "changes"), CASES)
+def test_branches_side_by_side_equal_one_after_the_other_bitwise(
+    monkeypatch, name, spec, changes, part
+):
+    together, alone = (learner(name, spec, "cuda", **changes) for _ in range(2))
+    run = captured(getattr(together, part), torch.device("cuda"))
+    for _ in range(20):
+        run()
+    here = torch.cuda.current_stream
+    monkeypatch.setattr(branches, "_side_stream", lambda device, *_: here(device))
+    for _ in range(20):
+        getattr(alone, part)()
+    for name, value in alone.metrics.items():
+        assert torch.equal(value, together.metrics[name]), name
+    for mine, theirs in zip(together.leaves, alone.leaves, strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(together.target.parameters(), alone.target.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("name", "spec", "changes"), [case for case in CASES if case[1] is ROBOT])
+def test_what_a_stage_computes_early_is_not_moved_by_the_stages_before(name, spec, changes):
+    ours = learner(name, spec, "cpu", **changes)
+    with torch.no_grad():
+        window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
+    early = ours.early(window, 1, dice)
+    plain, told = (ours.grads(window, 1, dice, known)[0] for known in (None, early))
+    assert all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
+    ours.update_first()
+    for target in ours.target.parameters():
+        target.add_(1.0)
+    again = ours.early(window, 1, dice)
+    (first, _), (second, _) = early, again
+    assert torch.equal(first.action, second.action) and torch.equal(first.log_p, second.log_p)
 
 
 @pytest.mark.gpu
@@ -147,20 +187,25 @@ class Frames:
         pass
 
 
-def frames_run(device, steps):
+def frames_parts(device, eps):
     device = torch.device(device)
     changes = {
         "precision": "fp32",
         "env": {"envs": 4},
         "replay": {"capacity": 400, "start": 100, "reward_clip": 1.0},
-        "explore": {"start": 1.0, "end": 1.0},  # rounding must not choose actions
+        "explore": {"start": eps, "end": eps},
     }
     config, env = load("atari/ddqn-e8", changes), Frames(4, device)
     keys = draw.seed_keys((0,), device=device)
     agent = train.make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=400, device=device)
-    collector = Collector(config, env, agent, net, replay, keys=keys)
+    learner = Learner(config, agent, net, replay, keys=keys)
+    return Collector(config, env, agent, net, replay, keys=keys), learner
+
+
+def frames_run(device, steps):
+    collector, _ = frames_parts(device, 1.0)  # rounding must not choose actions
     for _ in range(steps):
         collector.step()
     return collector
@@ -188,6 +233,32 @@ def test_gpu_collects_from_host_environments_what_the_cpu_does():
         assert torch.equal(getattr(gpu.replay, name).cpu(), getattr(cpu.replay, name)), name
     assert torch.equal(gpu.carry[0].cpu(), cpu.carry[0])
     assert torch.equal(gpu.finished[..., :3].cpu(), cpu.finished[..., :3])
+
+
+@pytest.mark.gpu
+def test_updates_beside_host_environments_equal_those_that_wait():
+    ours, beside = frames_parts("cuda", 0.1)
+    theirs, alone = frames_parts("cuda", 0.1)
+    update = captured(beside.update, torch.device("cuda"))
+    for step in range(60):
+        due = range(2 if step > 25 else 0)
+
+        def learn(due=due):
+            for _ in due:
+                update()
+
+        ours.step(learn)
+        theirs.decide()
+        torch.cuda.synchronize()
+        for _ in due:
+            alone.update()
+        torch.cuda.synchronize()
+        theirs.next.copy_(theirs.env.step(theirs.action.cpu()))
+        theirs.record()
+        torch.cuda.synchronize()
+    for name in Row._fields:
+        assert torch.equal(getattr(ours.replay, name), getattr(theirs.replay, name)), name
+    assert all(map(torch.equal, beside.leaves, alone.leaves))
 
 
 @pytest.mark.parametrize("name", ["minatar/cerl", "minatar/bootdqn-l1", "minatar/mico"])

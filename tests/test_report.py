@@ -179,8 +179,13 @@ def test_evaluations_after_a_step_are_left_out(tmp_path):
     summary = report.main([tmp_path / "runs"], tmp_path / "out", until=250).to_pylist()
     means = {r["preset"]: (r["step"], r["value"]) for r in summary if r["statistic"] == "mean"}
     assert means == {"catch/ddqn": (200, 2.0), "catch/cerl": (200, 205.0)}
-    with pytest.raises(RowsError, match="no row up to step 50; the first is at 100"):
+    trained = row(policy="train", step=20, **{"return": 1.0})
+    write(tmp_path / "runs" / "c", [trained, row(preset="catch/bootdqn", step=300)])
+    with pytest.raises(RowsError, match="no evaluation up to step 50; the first is at 100"):
         report.main([tmp_path / "runs"], tmp_path / "out", until=50)
+    console = Console(record=True, width=400)
+    report.main([tmp_path / "runs"], tmp_path / "out", until=250, console=console)
+    assert "c/rows.parquet: no evaluation up to step 250; left out" in console.export_text()
 
 
 def test_configurations_of_one_preset_are_kept_apart(tmp_path):

@@ -12,6 +12,8 @@ import torch
 
 from cerl import checkpoint, explore, preset, train
 from cerl.config import Config, load, load_file
+from cerl.envs.gym import Gym
+from cerl.learn import Learner
 from cerl.sweep import sweep
 
 TINY = {
@@ -190,7 +192,54 @@ def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, c
     assert "episodes under way were cut" not in said  # Catch goes on exactly
     after = final_state(folder)
     made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
-    assert made == (240 - 120 - 40) // 4 + 1
+    assert made == (240 - 120 - 40) // 4
+
+
+def rows_of_updates(monkeypatch) -> list[int]:
+    """A list that gets the rows per environment that each update from now on samples from."""
+    update, seen = Learner.update, []
+
+    def counted(self):
+        seen.append(int(self.replay.total))
+        update(self)
+
+    monkeypatch.setattr(Learner, "update", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["catch/cerl", "gym/cartpole"])
+def test_updates_wait_for_the_rows_of_the_start_and_of_a_refill(tmp_path, monkeypatch, name):
+    log = {"every": 40, "checkpoint_every": 120, "save_replay": False}
+    changes = {"env": {"envs": 2}, "replay": {"start": 4}, "log": log}  # the fewest: n + 1 rows
+    seen = rows_of_updates(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at_first_checkpoint(patch)
+        train.train(tiny(tmp_path, name, **changes))
+    assert len(seen) == (120 - 4) // 4 and min(seen) >= 4 // 2
+    seen.clear()
+    (folder,) = tmp_path.iterdir()
+    train.resume(folder)
+    assert len(seen) == (120 - 4) // 4 and min(seen) >= 4 // 2
+
+
+def test_a_run_whose_simulator_failed_resumes_as_if_it_had_not(tmp_path, monkeypatch):
+    whole = train.train(tiny(tmp_path / "whole", "gym/cartpole", env={"envs": 2}))
+    step, calls = Gym.step, []
+
+    def failing(self, action):
+        calls.append(self)
+        if calls.count(calls[0]) == 90:  # steps of training, which come first
+            raise OSError("the simulator is gone")
+        return step(self, action)
+
+    monkeypatch.setattr(Gym, "step", failing)
+    with pytest.raises(OSError, match="gone"):
+        train.train(tiny(tmp_path / "halves", "gym/cartpole", env={"envs": 2}))
+    monkeypatch.undo()
+    (half,) = (tmp_path / "halves").iterdir()
+    assert final_state(half)["iteration"] == 120 // 2
+    train.resume(half)
+    assert_same(final_state(whole), final_state(half))
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -207,7 +256,7 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
     assert "episodes under way were cut" in capsys.readouterr().out
     after = final_state(folder)
     made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
-    assert made == (240 - 120) // 4 if saved else made == (240 - 120 - 40) // 4 + 1
+    assert made == (240 - 120) // 4 if saved else made == (240 - 120 - 40) // 4
     if saved:
         at = int(before["replay"]["total"])
         assert not after["replay"]["real"][:, at].any()

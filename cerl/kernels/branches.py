@@ -21,7 +21,8 @@ def parallel(
 ) -> tuple[First, list[Other]]:
     """Runs `first` here and each other on a stream; in a CUDA graph they become parallel branches.
 
-    On the CPU, and under torch.compile, they run one after the other.
+    On the CPU, and under torch.compile, they run one after the other. Nested calls share streams:
+    an inner branch may wait for an outer one.
 
     Args:    first may record gradients, the others must not; none may write what another reads;
              patient: the others take what `first` leaves idle, where the current stream has the

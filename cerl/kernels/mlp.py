@@ -38,8 +38,9 @@ def mlp(
     """Output of relu(relu([x, tail] W1 + b1) W2 + b2) W3 + b3 for every network.
 
     Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under
-    autocast inputs and weights are cast to its dtype and hidden activations have it too, sums and
-    biases keep theirs. Hidden sizes are best powers of two: the kernel rounds them up.
+    autocast inputs and weights are cast to its dtype and hidden activations have it too, biases and
+    sums (but for those of cuBLAS) keep theirs. Hidden sizes are best powers of two: the kernel
+    rounds them up.
 
     Args:    x [*lead, rows, in]; weights of the three layers [*lead, in, out]; biases [*lead, out];
              tail [*lead, rows, more], further inputs of every row. An axis of `lead` may be 1 in x
@@ -230,15 +231,16 @@ def _mlp_backward(
     def last() -> tuple[Tensor, Tensor]:
         return mlp_triton.weight_gradient(grad, a2)
 
+    # The last waves of the large kernels leave most of the GPU to those that wait.
+    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
+
     def middle() -> Tensor:
         return mlp_triton.multiply(a1.mT, hidden.above)
 
-    def sums() -> tuple[Tensor, Tensor, Tensor]:
+    def rest() -> tuple[Tensor, Tensor, Tensor]:
         return *mlp_triton.first_gradient(hidden, x, tail), hidden.sum2.sum(1)
 
-    # The last waves of the large kernels leave most of the GPU to those that wait.
-    (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
-    second, ((first, bias1, bias2),) = parallel(x.device, middle, sums, patient=True)
+    second, ((first, bias1, bias2),) = parallel(x.device, middle, rest, patient=True)
     leaves = (first, bias1, second, bias2, *third)
     return *_parts(inner, x, tail, wants_x, wants_tail), *leaves
 
