@@ -529,8 +529,8 @@ class ExploreConfig(Model):
     start: float = Field(default=1.0, ge=0, le=1)
     """epsilon until `hold` agent steps"""
     end: float | None = Field(default=0.01, ge=0, le=1)
-    """epsilon after the decay; none: a random action in the longest episode, 1 / its agent steps
-    (families whose episodes have a limit)"""
+    """epsilon after the decay; None (in a file null): a random action in the longest episode, 1 /
+    its agent steps (families whose episodes have a limit)"""
     hold: int = Field(default=5_000, ge=0)
     """agent steps before the decay begins"""
     decay: int = Field(default=100_000, ge=1)
