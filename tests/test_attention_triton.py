@@ -484,7 +484,7 @@ def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, 
 
 LATER = Case(520, "all", (2, 1), 24, "slow", "none", None, False, SINGLE, True)
 RUNNING = [
-    LATER,
+    pytest.param(LATER, marks=GPU),
     LATER._replace(queries="half", dtype=HALF, resets="two in a tile"),
     *(
         pytest.param(LATER._replace(keys=2100, width=width, dtype=dtype, **rest), marks=GPU)
