@@ -98,11 +98,11 @@ def limit_of(case: Case) -> Tensor | None:
 def run(case: Case, tensors: list[Tensor], start: Any, do: Tensor, dlse: Any) -> list[Tensor]:
     """o, lse and the gradients of the kernels."""
     q, k, v, log_f = tensors
-    options: dict[str, Any] = dict(window=case.window, scale=case.shape[5] ** -0.5)
-    limit, (one, two) = limit_of(case), case.launches
-    o, lse, _, sums, sees = medium.forward(q, k, v, log_f, start, limit, **options, launch=one)
-    given = do, dlse, q, k, v, log_f, start, limit, o, lse, sums, sees
-    return [o, lse, *medium.backward(*given, **options, launch=two)]
+    limit, scale, (one, two) = limit_of(case), case.shape[5] ** -0.5, case.launches
+    options: dict[str, Any] = dict(window=case.window, scale=scale, launch=one)
+    o, lse, _, sums, sees = medium.forward(q, k, v, log_f, start, limit, **options)
+    given = do, dlse, q, k, v, log_f, start, o, lse, sums, sees
+    return [o, lse, *medium.backward(*given, scale=scale, launch=two)]
 
 
 def expected(case: Case, dtype: torch.dtype, tensors: Any, start: Any, do: Any, dlse: Any) -> Any:

@@ -410,7 +410,7 @@ def test_operators_keep_the_rules_of_torch(case):
     inputs = [t.detach().requires_grad_() for t in (*tensors, x.log_f)]
     torch.library.opcheck(attention._forward, (*inputs, *options))
     o, lse, _, sums, left = attention._forward(*tensors, x.log_f, *options)
-    args = *tensors, x.log_f, x.start, x.threshold, o, lse, sums, left, 0, 0.2
+    args = *tensors, x.log_f, x.start, o, lse, sums, left, 0, 0.2
     torch.library.opcheck(attention._backward, (x.do, x.dlse, *args))
     torch.library.opcheck(attention._backward, (x.do, None, *args))
 

@@ -327,7 +327,6 @@ def _run_backward(
     v: Tensor,
     log_f: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     o: Tensor,
     lse: Tensor,
     decay: Tensor,
@@ -335,22 +334,21 @@ def _run_backward(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f."""
+    """Gradients of q, k, v and log_f; `left` says what was skipped."""
     do = do if do.stride(3) == 1 else do.contiguous()
     check_placement(do)
-    inputs = do, dlse, q, k, v, log_f, start, threshold, o, lse
+    inputs = do, dlse, q, k, v, log_f, start, o, lse
     if is_short(k.shape[1], k.shape[3]):
         from cerl.kernels import attention_short_triton
 
-        given = do, dlse, q, k, v, log_f, start, o, lse
-        return attention_short_triton.backward(*given, window=window, scale=scale)
+        return attention_short_triton.backward(*inputs, window=window, scale=scale)
     if is_medium(k.shape[1], k.shape[3], k.dtype):
         from cerl.kernels import attention_medium_triton
 
-        return attention_medium_triton.backward(*inputs, decay, left, window=window, scale=scale)
+        return attention_medium_triton.backward(*inputs, decay, left, scale=scale)
     from cerl.kernels import attention_backward_triton
 
-    return attention_backward_triton.backward(*inputs, decay, left, window=window, scale=scale)
+    return attention_backward_triton.backward(*inputs, decay, left, scale=scale)
 
 
 _backward = torch.library.custom_op(
@@ -359,12 +357,12 @@ _backward = torch.library.custom_op(
 
 
 @_backward.register_fake
-def _(do, dlse, q, k, v, log_f, start, threshold, o, lse, decay, left, window, scale):
+def _(do, dlse, q, k, v, log_f, start, o, lse, decay, left, window, scale):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, log_f))
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.window, ctx.scale, _ = inputs
+    *tensors, _, ctx.window, ctx.scale, _ = inputs  # what the threshold led to is in `left`
     o, lse, skipped, decay, left = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(skipped, decay, left)
@@ -376,7 +374,7 @@ def _differentiate(ctx, do, dlse, *_, run: Callable[..., tuple[Tensor, ...]] = _
         return (None,) * 9
     tensors = ctx.saved_tensors
     if do is None:
-        do = torch.zeros_like(tensors[6])
+        do = torch.zeros_like(tensors[5])
     grads = run(do, dlse, *tensors, ctx.window, ctx.scale)
     return *grads, None, None, None, None, None
 

@@ -399,19 +399,14 @@ def backward(
     v: Tensor,
     log_f: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     o: Tensor,
     lse: Tensor,
     decay: Tensor,
     left: Tensor,
     *,
-    window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; the tiles skipped are those that the forward pass skipped.
-
-    threshold and window are not looked at: `left` has what they lead to.
-    """
+    """Gradients of q, k, v and log_f; `left` tells what each position saw in the forward pass."""
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     pairs = batch * heads

@@ -521,20 +521,15 @@ def backward(
     v: Tensor,
     log_f: Tensor,
     start: Tensor | None,
-    threshold: Tensor | None,
     o: Tensor,
     lse: Tensor,
     sums: Tensor,
     sees: Tensor,
     *,
-    window: int,
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous.
-
-    threshold and window are not looked at: `sees` has what they lead to.
-    """
+    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous."""
     batch, queries, heads, _ = q.shape
     keys, key_heads = k.shape[1:3]
     pairs = batch * heads

@@ -90,6 +90,7 @@ def visited(
 def visited_tiles(
     sums: Tensor, left: Tensor, queries: int, tiles: Tiles, threshold: Tensor | float | None
 ) -> Tensor:
+    """What `visited` says, from sums and left as of `decayed_sums`."""
     keys = sums.shape[2]
     device = sums.device
     first = torch.arange(keys - queries, keys, tiles.rows, device=device)  # position of m's row 0
@@ -150,5 +151,6 @@ def skipped_share(visited: Tensor, queries: int, keys: int, tiles: Tiles) -> Ten
 
 
 def causal_tiles(queries: int, keys: int, tiles: Tiles) -> int:
+    """How many tiles have a causal pair."""
     ends = (min(keys - queries + row + tiles.rows, keys) for row in range(0, queries, tiles.rows))
     return sum(-(-end // tiles.columns) for end in ends)
