@@ -168,17 +168,18 @@ def first_layer(
     sums: Tensor | None,
     *,
     signed: bool,
+    blocks: tuple[int, int, int, int] = FIRST,
 ) -> tuple[Tensor, Tensor]:
     """First hidden layer [G, B, N] rounded as an operand; a byte of each (empty unless `signed`).
 
     Args: x [X, B, D] and tail [T, B, A]; weight [G, D + A, N], or [G, A, N] where `sums` [G, B, N]
-          has what the other inputs add; bias [G, N].
+          has what the other inputs add; bias [G, N]; blocks, as FIRST.
     """
     nets, fan_in, out = weight.shape
     rows, more = x.shape[1], tail.shape[2]
     y = x.new_empty(nets, rows, out)
     signs = x.new_empty((nets, rows, out) if signed else 0, dtype=torch.uint8)
-    tall, wide, warps, stages = FIRST
+    tall, wide, warps, stages = blocks
     tall, wide = min(tall, power(rows)), min(wide, power(out))
     _first_layer[(nets * triton.cdiv(rows, tall) * triton.cdiv(out, wide),)](
         x,
@@ -215,11 +216,13 @@ def last_layer(
     *,
     keep: int,
     dtype: torch.dtype,
+    blocks: tuple[int, int, int, int] = LAST,
 ) -> tuple[Tensor, Tensor]:
     """Output [G, B, O] in `dtype`, and what `keep` says of the hidden layer before it.
 
     Args: product [G, B, K], that layer without its bias [G, K] and ReLU, is overwritten where it is
-          kept; weight [G, K, O] and out_bias [G, O], whose last axes lie side by side.
+          kept; weight [G, K, O] and out_bias [G, O], whose last axes lie side by side; blocks, as
+          LAST.
     """
     nets, rows, width = product.shape
     out = weight.shape[2]
@@ -229,7 +232,7 @@ def last_layer(
         kept = torch.empty_like(product, dtype=torch.uint8)
     elif keep == NOTHING:
         kept = product.new_empty(0)
-    tall, wide, warps, stages = LAST
+    tall, wide, warps, stages = blocks
     tall = min(tall, power(rows))
     _last_layer[(nets * triton.cdiv(rows, tall),)](
         product,
