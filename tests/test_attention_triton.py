@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cerl.kernels import attention
 from cerl.kernels.attention import definition, forgetting_attention
@@ -373,6 +374,33 @@ def test_gradient_asks_for_no_more_than_what_is_used(case, monkeypatch):
     assert asked == [False, True, True]
     loose: dict[str, Any] = dict(rtol=5e-3, atol=5e-3) if case.dtype == HALF else {}
     torch.testing.assert_close(only_o + only_lse, both, **loose)
+
+
+# The first dual tensor makes torch script its own formulas.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("graph", [True, False])
+def test_derivatives_that_go_forward_are_refused(graph):
+    q, k, v, log_f = draw(SHORT)[:4]
+    with forward_ad.dual_level(), torch.set_grad_enabled(graph):
+        q = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            forgetting_attention(q, k, v, log_f, impl="triton")
+
+
+@pytest.mark.parametrize("graph", ["no", "none wanted", "inference"])
+def test_call_without_gradient_gives_the_same(graph):
+    x = draw(MEDIUM)
+    wanted = forgetting_attention(
+        *(t.clone().requires_grad_() for t in x[:4]),
+        impl="triton",
+        return_lse=True,
+        return_skipped=True,
+    )
+    mode = {"no": torch.no_grad, "none wanted": torch.enable_grad}.get(graph, torch.inference_mode)
+    with mode():
+        given = forgetting_attention(*x[:4], impl="triton", return_lse=True, return_skipped=True)
+    assert not any(t.requires_grad for t in given)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, given, strict=True))
 
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])

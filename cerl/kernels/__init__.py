@@ -53,3 +53,8 @@ def traced(x: Tensor) -> bool:
         or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def differentiated() -> bool:
+    """Whether calls may be differentiated: a graph is made, or derivatives go forward."""
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, runs_triton, traced
+from cerl.kernels import Impl, differentiated, runs_triton, traced
 from cerl.kernels.attention_check import (
     check_placement,
     check_pruning,
@@ -101,7 +101,6 @@ def forgetting_attention(
         check_values(log_f, threshold, bound)
     width, keys = q.shape[3], k.shape[1]
     scale = float(width**-0.5) if scale is None else scale
-    tile = tiles(q.shape[1], keys, width, q.dtype)
     limit = room = None
     if not is_short(keys, width):
         if isinstance(bound, str):
@@ -111,12 +110,14 @@ def forgetting_attention(
             room = _limit(q, keys, None, bound, log_eps, 1.0)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        attend = _forward if traced(q) else _Direct.apply
+        attend = _forward if traced(q) else _Direct.apply if differentiated() else _attend
         options = start, limit, min(window or 0, keys), scale, room
-        o, lse, skipped, _, _ = attend(q, k, v, log_f, *options)
+        o, lse, skipped, *_ = attend(q, k, v, log_f, *options)
         if return_skipped:
+            tile = tiles(q.shape[1], keys, width, q.dtype)
             skipped = skipped / causal_tiles(q.shape[1], keys, tile)
     else:
+        tile = tiles(q.shape[1], keys, width, q.dtype)
         o, lse, skipped = definition(
             q, k, v, log_f, start=start, window=window, threshold=limit, room=room, scale=scale,
             tiles=tile,
@@ -268,6 +269,39 @@ def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return long_q * long_k * (abs(scale) * (1.0 + SLACK))
 
 
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    window: int,
+    scale: float,
+    room: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """o, lse, number of tiles not visited, and what the backward pass wants: sums, left.
+
+    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
+    Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
+             `attention_scan_triton.prepare` or `attention_medium_triton.forward` makes them; not
+             where the sequence is short.
+    """
+    check_placement(q, k, v)
+    inputs = q, k, v, log_f, start, threshold
+    if is_short(k.shape[1], k.shape[3]):
+        from cerl.kernels import attention_short_triton
+
+        return attention_short_triton.forward(*inputs[:5], window=window, scale=scale)
+    if is_medium(k.shape[1], k.shape[3], k.dtype):
+        from cerl.kernels import attention_medium_triton
+
+        return attention_medium_triton.forward(*inputs, window=window, scale=scale)
+    from cerl.kernels import attention_triton
+
+    return attention_triton.forward(*inputs, room, window=window, scale=scale)
+
+
 def _run_forward(
     q: Tensor,
     k: Tensor,
@@ -279,27 +313,10 @@ def _run_forward(
     scale: float,
     room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, lse, number of tiles not visited, and what the backward pass wants: sums, left.
-
-    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; window 0 is none.
-    Returns: o [B, M, Hq, D] contiguous; lse [B, M, Hq] and count [B, Hq] float32; sums and left as
-             `attention_scan_triton.prepare` or `attention_medium_triton.forward` makes them; empty
-             where the sequence is short.
-    """
-    check_placement(q, k, v)
-    inputs = q, k, v, log_f, start, threshold
-    if is_short(k.shape[1], k.shape[3]):
-        from cerl.kernels import attention_short_triton
-
-        o, lse, skipped = attention_short_triton.forward(*inputs[:5], window=window, scale=scale)
-        return o, lse, skipped, lse.new_empty(0), lse.new_empty(0, dtype=torch.int32)
-    if is_medium(k.shape[1], k.shape[3], k.dtype):
-        from cerl.kernels import attention_medium_triton
-
-        return attention_medium_triton.forward(*inputs, window=window, scale=scale)
-    from cerl.kernels import attention_triton
-
-    return attention_triton.forward(*inputs, room, window=window, scale=scale)
+    """`_attend` with sums and left always there: empty where the sequence is short."""
+    o, lse, skipped, *decay = _attend(q, k, v, log_f, start, threshold, window, scale, room)
+    sums, left = decay or (lse.new_empty(0), lse.new_empty(0, dtype=torch.int32))
+    return o, lse, skipped, sums, left
 
 
 _forward = torch.library.custom_op("cerl::forgetting_attention", _run_forward, mutates_args=())
@@ -329,8 +346,8 @@ def _run_backward(
     start: Tensor | None,
     o: Tensor,
     lse: Tensor,
-    decay: Tensor,
-    left: Tensor,
+    decay: Tensor | None,
+    left: Tensor | None,
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -342,6 +359,7 @@ def _run_backward(
         from cerl.kernels import attention_short_triton
 
         return attention_short_triton.backward(*inputs, window=window, scale=scale)
+    assert decay is not None and left is not None, "made forward"
     if is_medium(k.shape[1], k.shape[3], k.dtype):
         from cerl.kernels import attention_medium_triton
 
@@ -363,10 +381,10 @@ def _(do, dlse, q, k, v, log_f, start, o, lse, decay, left, window, scale):
 
 def _save(ctx, inputs, output) -> None:
     *tensors, _, ctx.window, ctx.scale, _ = inputs  # what the threshold led to is in `left`
-    o, lse, skipped, decay, left = output
+    o, lse, skipped, *decay = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(skipped, decay, left)
-    ctx.save_for_backward(*tensors, o, lse, decay, left)
+    ctx.mark_non_differentiable(skipped, *decay)
+    ctx.save_for_backward(*tensors, o, lse, *(decay or (None, None)))
 
 
 def _differentiate(ctx, do, dlse, *_, run: Callable[..., tuple[Tensor, ...]] = _backward):
@@ -396,9 +414,9 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        output = _run_forward(*inputs)
+        output = _attend(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[:3]
 
     @staticmethod
     def backward(ctx, *grads):

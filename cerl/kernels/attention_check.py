@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 NAME = "forgetting_attention:"
+KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensors(
@@ -16,12 +17,12 @@ def check_tensors(
             f"{NAME} expected q [B, M, Hq, D] and k, v [B, N, Hkv, D], got {list(q.shape)}, "
             f"{list(k.shape)} and {list(v.shape)}"
         )
-    (batch, queries, heads, width), (_, keys, key_heads, _) = q.shape, k.shape
-    if k.shape[0] != batch or k.shape[3] != width:
+    (batch, queries, heads, width), (key_batch, keys, key_heads, key_width) = q.shape, k.shape
+    if key_batch != batch or key_width != width:
         raise ValueError(
             f"{NAME} q and k must share B and D, got {list(q.shape)} and {list(k.shape)}"
         )
-    if min(*q.shape, *k.shape) < 1:
+    if min(batch, queries, heads, width, keys, key_heads) < 1:
         raise ValueError(f"{NAME} an axis is empty: q {list(q.shape)}, k {list(k.shape)}")
     if width > 128:
         raise ValueError(f"{NAME} heads may be 128 wide, got D = {width}; use more heads")
@@ -44,16 +45,16 @@ def check_tensors(
         )
     if window is not None and window < 1:
         raise ValueError(f"{NAME} window counts steps from 1 on, got {window}; None for no window")
-    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if q.dtype not in kinds or not q.dtype == k.dtype == v.dtype:
+    dtype, device = q.dtype, q.device
+    if dtype not in KINDS or not dtype == k.dtype == v.dtype:
         raise ValueError(
             f"{NAME} q, k and v must share float32, float16 or bfloat16, got {q.dtype}, {k.dtype} "
             f"and {v.dtype}"
         )
-    if log_f.dtype != torch.float32 and not log_f.dtype == q.dtype == torch.float64:
+    if log_f.dtype != torch.float32 and not log_f.dtype == dtype == torch.float64:
         raise ValueError(f"{NAME} log_f must be float32, got {log_f.dtype}; cast it")
-    for other, tensor in {"k": k, "v": v, "log_f": log_f, "start": start}.items():
-        if tensor is not None and tensor.device != q.device:
+    for other, tensor in (("k", k), ("v", v), ("log_f", log_f), ("start", start)):
+        if tensor is not None and tensor.device != device:
             raise ValueError(
                 f"{NAME} q is on {q.device} and {other} on {tensor.device}; move one of them"
             )
@@ -127,13 +128,14 @@ def check_values(
 
 
 def check_placement(*tensors: Tensor) -> None:
-    """Refuses [B, time, H, D] tensors that the kernels cannot reach."""
+    """Refuses [B, time, H, D] tensors of one device that the kernels cannot reach."""
+    device = tensors[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"{NAME} kernels run on the current device, cuda:{torch.cuda.current_device()}, "
+            f"got tensors on {device}; call it under torch.cuda.device({device.index})"
+        )
     for x in tensors:
-        if x.is_cuda and x.device.index != torch.cuda.current_device():
-            raise ValueError(
-                f"{NAME} kernels run on the current device, cuda:{torch.cuda.current_device()}, "
-                f"got tensors on {x.device}; call it under torch.cuda.device({x.device.index})"
-            )
         (_, time, heads, width), (_, s_t, s_h, _) = x.shape, x.stride()
         reach = max((time - 1) * s_t + (heads - 1) * s_h + width, time * heads * width)
         if reach >= 2**31:

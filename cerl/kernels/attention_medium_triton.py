@@ -8,6 +8,7 @@ the backward pass. There, one program takes all keys of a head in two halves; a 
 before its columns are, so that gates lose nothing by the rounding of o. Sums run in a fixed order.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention_scan_triton import LOG2E, append, append_before, resets
-from cerl.kernels.attention_tiles import tiles
+from cerl.kernels.attention_tiles import Tiles, tiles
 from cerl.kernels.attention_triton import LN2, block_size, cap, load_rows, strides
-from cerl.kernels.overlap_triton import follow, overlap
+from cerl.kernels.launch_triton import Launcher
+from cerl.kernels.overlap_triton import follow, options, starts_early
 
 
 class Launch(NamedTuple):
@@ -453,24 +455,44 @@ def _backward(
         tl.store(p_gate, tl.where(m_reset, 0.0, b_gate), mask=inside)
 
 
-def _choose(role: str, q: Tensor, k: Tensor, launch: Launch | None) -> tuple[Launch, dict]:
-    """The launch, and what is fixed when the kernel is compiled.
+@functools.cache
+def _launcher(
+    launch: Launch,
+    tile: Tiles,
+    width: int,
+    groups: int,
+    starts: bool,
+    early: bool,
+    prune: bool | None = None,
+    dlse: bool | None = None,
+) -> Launcher:
+    """The kernel with what is fixed when it is compiled; backward if dlse is not None.
 
     Raises: ValueError for a launch whose blocks do not divide the tiles.
     """
-    queries, heads, width = q.shape[1:]
-    launch = launch or CONFIGS[role, block_size(width), q.element_size()]
-    tile = tiles(queries, k.shape[1], width, q.dtype)
     if tile.rows % launch.rows or tile.columns % launch.columns:
         raise ValueError(
             f"CONFIGS: expected rows and columns that divide tiles of {tile.rows} by "
             f"{tile.columns}, got {launch}"
         )
-    return launch, dict(
-        D=width, BD=block_size(width), GROUPS=heads // k.shape[2], PM=tile.rows, PN=tile.columns,
-        BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
+    own = dict(PRUNE=prune, PARTS=launch.parts) if dlse is None else dict(DLSE=dlse)
+    return Launcher(
+        _forward if dlse is None else _backward,
+        D=width, BD=block_size(width), GROUPS=groups, STARTS=starts, **own,
+        PM=tile.rows, PN=tile.columns, BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **options(early),
     )  # fmt: skip
+
+
+def _choose(
+    role: str, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None, **own: bool
+) -> tuple[int, Launcher]:
+    """Forward programs of a head, and what launches a role."""
+    _, queries, heads, width = q.shape
+    _, keys, key_heads, _ = k.shape
+    launch = launch or CONFIGS[role, block_size(width), q.element_size()]
+    given = width, heads // key_heads, start is not None, starts_early(q)
+    return launch.parts, _launcher(launch, tiles(queries, keys, width, q.dtype), *given, **own)
 
 
 def forward(
@@ -496,19 +518,24 @@ def forward(
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    launch, options = _choose("forward", q, k, launch)
+    parts, run = _choose("forward", q, k, start, launch, prune=threshold is not None)
     start = None if start is None else start.view(torch.uint8)
-    o = q.new_empty(q.shape)
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
     sums = log_f.new_empty(3, batch, heads, LENGTH.value)
     sees = log_f.new_empty(batch, heads, SLOTS.value, dtype=torch.int32)
-    _forward[(pairs * launch.parts,)](
-        q, k, v, log_f, log_f if start is None else start,
-        lse if threshold is None else threshold, o, lse, skipped, sums, sees,
-        *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        pairs, heads, queries, keys, window or keys, scale,
-        **options, STARTS=start is not None, PRUNE=threshold is not None, PARTS=launch.parts,
+    run(
+        pairs * parts,
+        (
+            q, k, v, log_f, log_f if start is None else start,
+            lse if threshold is None else threshold, o, lse, skipped, sums, sees,
+        ),
+        (
+            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
+            pairs, heads, queries, keys, window or keys,
+        ),
+        scale,
     )  # fmt: skip
     return o, lse, skipped, sums, sees
 
@@ -533,17 +560,23 @@ def backward(
     batch, queries, heads, _ = q.shape
     keys, key_heads = k.shape[1:3]
     pairs = batch * heads
-    launch, options = _choose("backward", q, k, launch)
+    _, run = _choose("backward", q, k, start, launch, dlse=dlse is not None)
     start = None if start is None else start.view(torch.uint8)
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = log_f.new_empty(log_f.shape)
+    dq, dk, dv, dlog_f = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_f)
+    )
     delta = lse.new_empty(batch, heads, SLOTS.value)
-    _backward[(batch * key_heads,)](
-        q, k, v, log_f, log_f if start is None else start, sums, sees, o,
-        do, lse if dlse is None else dlse, delta, dq, dk, dv, dlog_f,
-        *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        *strides(o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, queries, keys, scale,
-        **options, STARTS=start is not None, DLSE=dlse is not None,
+    run(
+        batch * key_heads,
+        (
+            q, k, v, log_f, log_f if start is None else start, sums, sees, o,
+            do, lse if dlse is None else dlse, delta, dq, dk, dv, dlog_f,
+        ),
+        (
+            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
+            *strides(o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
+            pairs, heads, queries, keys,
+        ),
+        scale,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

@@ -9,15 +9,18 @@ BT slots; a slot before position 0 is an episode of its own, so every slot sees 
 fixed order.
 """
 
+import functools
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention_scan_triton import LOG2E, append, append_before
-from cerl.kernels.attention_triton import LN2, block_size
-from cerl.kernels.overlap_triton import follow, overlap
+from cerl.kernels.attention_triton import LN2, block_size, strides
+from cerl.kernels.launch_triton import Launcher
+from cerl.kernels.overlap_triton import follow, options, starts_early
 
 
 class Launch(NamedTuple):
@@ -401,23 +404,38 @@ def _backward(
     _store(p_dv + o_key, t, inside, key_heads * D, b_dv, D, BD)
 
 
-def _options(
-    role: int,
-    q: Tensor,
-    k: Tensor,
-    start: Tensor | None,
-    launch: Launch | None,
-) -> tuple[int, dict[str, int | None]]:
-    """Heads of a program, and what is fixed when the kernel is compiled."""
-    length, width = block_size(k.shape[1]), block_size(k.shape[3])
-    launch = launch or CONFIGS[length, width, q.element_size()][role]
-    groups = q.shape[2] // k.shape[2]
-    return launch.pairs, dict(
-        D=k.shape[3], BD=width, GROUPS=groups, STARTS=start is not None,
-        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, block_size(q.shape[1]), length),
+@functools.cache
+def _launcher(
+    launch: Launch,
+    length: int,
+    queries: int,
+    width: int,
+    groups: int,
+    starts: bool,
+    early: bool,
+    dlse: bool | None = None,
+) -> Launcher:
+    """The kernel with what is fixed when it is compiled; backward if dlse is not None."""
+    backward = {} if dlse is None else dict(DLSE=dlse)
+    return Launcher(
+        _forward if dlse is None else _backward,
+        D=width, BD=block_size(width), GROUPS=groups, STARTS=starts, **backward,
+        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, queries, length),
         num_warps=launch.warps, num_stages=1,
-        maxnreg=launch.registers if groups == 1 else None, **overlap(q),
+        maxnreg=launch.registers if groups == 1 else None, **options(early),
     )  # fmt: skip
+
+
+def _choose(
+    role: int, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None, *dlse: bool
+) -> tuple[int, Launcher]:
+    """Heads of a program, and what launches it."""
+    _, queries, heads, width = q.shape
+    _, keys, key_heads, _ = k.shape
+    length = block_size(keys)
+    launch = launch or CONFIGS[length, block_size(width), q.element_size()][role]
+    given = block_size(queries), width, heads // key_heads, start is not None, starts_early(q)
+    return launch.pairs, _launcher(launch, length, *given, *dlse)
 
 
 def forward(
@@ -438,16 +456,18 @@ def forward(
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    together, options = _options(0, q, k, start, launch)
-    o = q.new_empty(q.shape)
+    together, run = _choose(0, q, k, start, launch)
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
-    _forward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start, o, lse, skipped,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
-        *((0, 0) if start is None else start.stride()),
-        pairs, heads, queries, keys, window or keys, scale,
-        **options,
+    run(
+        -(-pairs // together),
+        (q, k, v, log_f, log_f if start is None else start, o, lse, skipped),
+        (
+            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
+            pairs, heads, queries, keys, window or keys,
+        ),
+        scale,
     )  # fmt: skip
     return o, lse, skipped
 
@@ -473,16 +493,21 @@ def backward(
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * k.shape[2]
-    together, options = _options(1, q, k, start, launch)
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    dlog_f = log_f.new_empty(log_f.shape)
-    _backward[(-(-pairs // together),)](
-        q, k, v, log_f, log_f if start is None else start, lse,
-        do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_f.stride(),
-        *((0, 0) if start is None else start.stride()),
-        *do.stride()[:3], *((0, 0, 0) if dlse is None else dlse.stride()),
-        pairs, heads, queries, keys, window or keys, scale,
-        **options, DLSE=dlse is not None,
+    together, run = _choose(1, q, k, start, launch, dlse is not None)
+    dq, dk, dv, dlog_f = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_f)
+    )
+    run(
+        -(-pairs // together),
+        (
+            q, k, v, log_f, log_f if start is None else start, lse,
+            do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
+        ),
+        (
+            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
+            *strides(do), *((0, 0, 0) if dlse is None else dlse.stride()),
+            pairs, heads, queries, keys, window or keys,
+        ),
+        scale,
     )  # fmt: skip
     return dq, dk, dv, dlog_f

@@ -27,11 +27,19 @@ def follow(OVERLAP: tl.constexpr):
 
 
 @functools.cache
-def _starts_early(device: torch.device) -> bool:
+def _able(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def overlap(x: Tensor) -> dict[str, bool]:
+def starts_early(x: Tensor) -> bool:
+    """Whether a kernel that begins with `follow` does so on the device of x."""
+    return OVERLAP and x.is_cuda and _able(x.device)
+
+
+def options(early: bool) -> dict[str, bool]:
     """Options of the launch of a kernel that begins with `follow`."""
-    early = OVERLAP and x.is_cuda and _starts_early(x.device)
     return {"OVERLAP": True, "launch_pdl": True} if early else {"OVERLAP": False}
+
+
+def overlap(x: Tensor) -> dict[str, bool]:
+    return options(starts_early(x))
