@@ -5,7 +5,6 @@ An update samples its batch from a full replay on the device, and is replayed as
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +117,7 @@ def _profile(step: Callable[[], None], *, replays: int = 20) -> None:
 class Work(NamedTuple):
     """One launch of a perceptron kernel in an update."""
 
-    kernel: str  # forward, first_layer, last_layer, hidden_gradient, weight_gradient
+    kernel: str  # forward, hidden_gradient, weight_gradient
     what: str
     seeds: int
     critics: int  # networks of a member: 1 for policies
@@ -140,14 +139,10 @@ def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
     from cerl.kernels.mlp_triton import NARROW
 
     sizes = (seeds, 2, width, actions)
-    forward = (
-        ("critics", *sizes, members, 0, 2),
-        ("critics of policies", *sizes, 1, 0, 1, True),
-        ("policies", seeds, 1, width, 0, 2 * actions, 0, 2),
-    )
     return [
-        *(Work("forward", *passed) for passed in forward),
-        *(Work(layer, *passed) for layer in ("first_layer", "last_layer") for passed in forward),
+        Work("forward", "critics", *sizes, members, keep=2),
+        Work("forward", "critics of policies", *sizes, 1, keep=1, own_actions=True),
+        Work("forward", "policies", seeds, 1, width, 0, 2 * actions, keep=2),
         Work("hidden_gradient", "critics", *sizes, members, keep=2),
         Work("hidden_gradient", "critics of policies", *sizes, 1, keep=1, own_actions=True),
         *(
@@ -158,11 +153,6 @@ def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
 
 
 Launch = Callable[[Any], Sequence[Tensor]]
-
-
-def given(blocks: Any) -> dict[str, Any]:
-    """Block sizes as an argument, none for a kernel's own."""
-    return {} if blocks is None else {"blocks": tuple(blocks)}
 
 
 def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype) -> Launch:
@@ -183,16 +173,6 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     if work.kernel == "forward":
         layers = (w1, b1, w2, b2, w3, b3)
         return lambda blocks: kernels.forward(x, tail, *layers, keep=work.keep, blocks=blocks)
-    if work.kernel == "first_layer":
-        sums = None
-        if kernels.by_library(x, nets):
-            sums, w1 = kernels.multiply(x, w1[:, : work.width]), w1[:, work.width :]
-        first = partial(kernels.first_layer, x, tail, w1, b1, sums, signed=work.keep == 1)
-        return lambda blocks: first(**given(blocks))
-    if work.kernel == "last_layer":
-        above = normal(nets, BATCH, HIDDEN)
-        last = partial(kernels.last_layer, above, b2, w3, b3, keep=work.keep, dtype=dtype)
-        return lambda blocks: last(**given(blocks))[:1]
     a1, a2 = (normal(nets, BATCH, HIDDEN).relu() for _ in range(2))
     if work.keep == 1:
         a1, a2 = (a1 > 0).to(torch.uint8), (a2 > 0).to(torch.uint8)
@@ -234,18 +214,6 @@ ROWWISE = (
     *((64, 32, 32, 4, 2, 64), (64, 32, 32, 4, 3, 64), (128, 32, 32, 4, 2, 64)),
     *((128, 32, 32, 4, 3, 64), (128, 16, 32, 4, 3, 64), (128, 32, 32, 8, 3, 64)),
 )
-# Rows, columns, warps, stages, of the kernels that make one layer for many rows.
-LAYERWISE = {
-    "first_layer": (
-        *((64, 128, 4, 3), (128, 128, 4, 2), (128, 128, 8, 2), (128, 128, 8, 3), (64, 256, 4, 2)),
-        *((64, 256, 8, 2), (64, 64, 4, 2), (32, 256, 4, 2), (128, 64, 4, 2), (32, 128, 4, 2)),
-    ),
-    "last_layer": (
-        *((64, 32, 4, 2), (64, 32, 4, 4), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3)),
-        *((128, 32, 8, 3), (128, 64, 8, 2), (32, 64, 4, 3), (32, 128, 4, 2), (32, 64, 2, 3)),
-        *((64, 128, 4, 2), (64, 128, 8, 2), (16, 128, 4, 2), (16, 256, 4, 1), (32, 256, 4, 1)),
-    ),
-}
 TILEWISE = ((32, 64, 64, 2, 3), (32, 64, 32, 2, 3), (32, 128, 64, 4, 3), (32, 128, 32, 4, 3))
 
 
@@ -253,8 +221,6 @@ def candidates(work: Work) -> list[Any]:
     """The kernel's own choice (None), then every other one that fits the layer."""
     from cerl.kernels.mlp_triton import Blocks, power
 
-    if work.kernel in LAYERWISE:
-        return [None, *LAYERWISE[work.kernel]]
     table = TILEWISE if work.kernel == "weight_gradient" else ROWWISE
     inputs = work.width + work.more if work.layer in (0, 1) else HIDDEN
     outputs = work.out if work.layer == 3 else HIDDEN
@@ -365,10 +331,9 @@ def _dtype(precision: str) -> torch.dtype:
 
 def _variants() -> dict[int, Any]:
     """Compiled perceptron kernels; Triton keeps them in each function by device."""
-    from cerl.kernels import mlp_layers_triton, mlp_triton
+    from cerl.kernels import mlp_triton
 
-    functions = (vars(mlp_triton) | vars(mlp_layers_triton)).values()
-    caches = [getattr(function, "device_caches", {}) for function in functions]
+    caches = [getattr(function, "device_caches", {}) for function in vars(mlp_triton).values()]
     kernels = [k for cache in caches for cached in cache.values() for k in cached[0].values()]
     return {id(kernel): kernel for kernel in kernels}
 

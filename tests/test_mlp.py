@@ -203,14 +203,6 @@ def test_kernel_agrees_with_the_definition(shape):
     assert_as_good(run(shape, impl="triton"), theirs, exact)
 
 
-@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
-def test_layer_by_layer_agrees_with_the_definition(shape, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", 1)
-    exact = run(shape, impl="reference", dtype=torch.float64)
-    theirs = run(shape, impl="reference")
-    assert_as_good(run(shape, impl="triton"), theirs, exact)
-
-
 @pytest.mark.parametrize("wanted", SUBSETS.values(), ids=SUBSETS.keys())
 def test_any_subset_of_gradients_is_the_same(wanted):
     shape = SMALL["tail of members, observations of seeds"]
@@ -220,9 +212,7 @@ def test_any_subset_of_gradients_is_the_same(wanted):
         torch.testing.assert_close(some[name], every[name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("many", [mlp_triton.MANY, 1])
-def test_forward_keeps_what_the_gradients_wanted_need(many, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", many)
+def test_forward_keeps_what_the_gradients_wanted_need():
     shape, outputs = SMALL["shared by members"], []
     for wanted, size in (((), 0), (("x",), 1), (("b2",), 4)):
         t = leaves(shape, dtype=torch.float32, wanted=wanted)
@@ -294,9 +284,7 @@ def test_any_launch_gives_the_same(sizes):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("many", [mlp_triton.MANY, 1])
-def test_half_precision_accumulates_in_float32(many, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", many)
+def test_half_precision_accumulates_in_float32():
     shape = SMALL["shared by critics"]
     exact = run(shape, impl="reference", dtype=torch.float64, gap=0.02, calm=True)
     results = []
@@ -329,10 +317,8 @@ def test_seed_with_nan_leaves_the_other_bitwise_alone(impl):
         assert dirty[1].isnan().any()
 
 
-@pytest.mark.parametrize("many", [mlp_triton.MANY, 1])
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_relu_passes_nan_on(impl, many, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", many)
+def test_relu_passes_nan_on(impl):
     t = leaves(SMALL["own inputs"], dtype=torch.float32)
     with torch.no_grad():
         t["b1"][1, 3] = torch.nan
@@ -362,9 +348,7 @@ def test_operators_trace_and_differentiate(wanted):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("many", [mlp_triton.MANY, 1])
-def test_operators_tell_the_truth_about_themselves(many, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", many)
+def test_operators_tell_the_truth_about_themselves():
     shape = SMALL["observations of members, tail of seeds"]
     lead, checks = 12, ("test_schema", "test_faketensor", "test_autograd_registration")
     for wanted, keep in ((NAMES, ACTIVATIONS), (("tail",), SIGNS), ((), NOTHING)):
@@ -400,11 +384,9 @@ def test_bad_arguments_name_what_was_expected():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("many", [1, 1 << 40], ids=["by layers", "at once"])
 @pytest.mark.parametrize("products", ["tf32", "fp32", "bf16"])
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE.keys())
-def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products, many, monkeypatch):
-    monkeypatch.setattr(mlp_triton, "MANY", many)
+def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
     options: dict[str, Any] = dict(gap=1e-3 if products == "fp32" else 0.02, calm=True)
     exact = run(shape, impl="reference", dtype=torch.float64, **options)
     ours, again = (

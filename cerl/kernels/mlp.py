@@ -1,9 +1,8 @@
 """Multilayer perceptrons of a whole population, two hidden layers with ReLU: definition, dispatch.
 
-On CUDA all layers of a block of rows are one program with the activations on chip, or many rows go
-layer by layer (`mlp_triton.py`), behind custom operators, so that torch.compile traces over it.
-What is computed for the backward pass depends on what requires a gradient: detach the weights of
-frozen networks.
+On CUDA all layers of a block of rows are one program with the activations on chip
+(`mlp_triton.py`), behind custom operators, so that torch.compile traces over it. What is computed
+for the backward pass depends on what requires a gradient: detach the weights of frozen networks.
 """
 
 from collections.abc import Sequence

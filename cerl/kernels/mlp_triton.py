@@ -4,12 +4,10 @@
 """Population of two-hidden-layer perceptrons in Triton: forward, gradients of inputs and weights.
 
 A program of the forward pass takes a block of rows of one network through all layers: one hidden
-layer is whole on chip, tiles of the other go into the next product at once. It reads all weights
-for few rows, so many rows go layer by layer instead (`mlp_layers_triton.py`): from one hidden layer
-to the other by cuBLAS, at the price of two passes through memory. The backward pass goes down in
-one program; gradients of the weights are products over all rows of a network: of a layer with few
-inputs by the pass down, with few outputs by a program for every tile, else by cuBLAS, in half the
-time. Every sum runs in a fixed order.
+layer is whole on chip, tiles of the other go into the next product at once. The backward pass goes
+down the same way in one program; gradients of the weights are products over all rows of a network:
+of a layer with few inputs by the pass down, with few outputs by a program for every tile, else by
+cuBLAS, in half the time. Every sum runs in a fixed order.
 
 Where weights want a gradient both hidden layers and their gradients are saved, as rounded operands.
 At 200 networks x 256 rows x 256 units one is 52 MB, 24 us to write and read at 4.3 TB/s; computing
@@ -25,22 +23,50 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.conv_triton import PROCESSORS, round_operand
-from cerl.kernels.mlp import ACTIVATIONS, NOTHING, SIGNS, WIDEST
-from cerl.kernels.mlp_layers_triton import (
-    activation,
-    first_layer,
-    inputs,
-    keep_layer,
-    last_layer,
-    matrix,
-    power,
-    precision,
-)
+from cerl.kernels.mlp import NOTHING, SIGNS, WIDEST
 
-MANY = 16_384  # rows of all networks from which on cuBLAS multiplies the hidden layers
 WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
 NARROW = 32  # inputs up to which the pass down makes the gradient of their weight
 SHARED = 16  # groups of networks with inputs in common that get a product each
+
+
+@triton.jit
+def _inputs(p_x, p_tail, row, k, m_row, D: tl.constexpr, A: tl.constexpr):
+    """Columns k of [x, tail], 0 beyond them."""
+    m_x = m_row[:, None] & (k < D)[None, :]
+    m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
+    o_tail = row[:, None] * A + (k - D)[None, :]
+    if A == 0:
+        return tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+    elif D == 0:
+        return tl.load(p_tail + o_tail, m_tail, other=0.0)
+    else:
+        b_x = tl.load(p_x + row[:, None] * D + k[None, :], m_x, other=0.0)
+        return b_x + tl.load(p_tail + o_tail, m_tail, other=0.0)
+
+
+@triton.jit
+def _matrix(p, stride, k, n, K: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows k and columns n of a weight [K, N] for a product, 0 beyond it."""
+    o = k[:, None] * stride + n[None, :]
+    return round_operand(tl.load(p + o, (k < K)[:, None] & (n < N)[None, :], other=0.0), PRECISION)
+
+
+@triton.jit
+def _activation(b, p_bias, n, N: tl.constexpr):
+    """ReLU of a product plus the bias of columns n; NaN stays."""
+    b += tl.load(p_bias + n, n < N, other=0.0).to(tl.float32)[None, :]
+    return tl.where(b < 0.0, 0.0, b)
+
+
+@triton.jit
+def _keep(p, b, row, n, m_row, N: tl.constexpr, KEEP: tl.constexpr):
+    """Stores columns n of an activation (2), or whether its gradient passes (1): NaN lets it."""
+    o, m = row[:, None] * N + n[None, :], m_row[:, None] & (n < N)[None, :]
+    if KEEP == 2:
+        tl.store(p + o, b, m)
+    elif KEEP == 1:
+        tl.store(p + o, tl.where(b <= 0.0, 0, 1).to(tl.uint8), m)
 
 
 @triton.jit
@@ -111,7 +137,7 @@ def _forward(
         n = i_part * BH2 + tl.arange(0, BH2)
         m_first = m_row & (i_part == 0)
         if D + A > 0:
-            b_x = round_operand(inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+            b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         acc = tl.zeros([BR, BH2], tl.float32)
         for first in range(0, H1, BT):
             h = first + tl.arange(0, BT)
@@ -120,16 +146,16 @@ def _forward(
                 m_sum = m_row[:, None] & (h < H1)[None, :]
                 b_h += tl.load(p_sum + row[:, None] * H1 + h[None, :], m_sum, other=0.0)
             if D + A > 0:
-                b_w1 = matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+                b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
                 b_h = tl.dot(b_x, b_w1, b_h, input_precision=PRECISION)
-            b_a1 = activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
+            b_a1 = _activation(b_h, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
             b_a1 = round_operand(b_a1, PRECISION)
-            keep_layer(p_a1, b_a1, row, h, m_first, H1, KEEP)
-            b_w2 = matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+            _keep(p_a1, b_a1, row, h, m_first, H1, KEEP)
+            b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
             acc = tl.dot(b_a1, b_w2, acc, input_precision=PRECISION)
-        b_a2 = activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
-        keep_layer(p_a2, b_a2, row, n, m_row, H2, KEEP)
-        b_w3 = matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+        b_a2 = _activation(acc, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
+        _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
+        b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
         out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     else:
         # The whole first layer, so that the inputs are read once; then a tile of the second.
@@ -137,19 +163,19 @@ def _forward(
         acc = tl.zeros([BR, BH1], tl.float32)
         for first in range(0, D + A, BK):
             k = first + tl.arange(0, BK)
-            b_x = round_operand(inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
-            b_w1 = matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
+            b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+            b_w1 = _matrix(p_w1, H1, k, h, D + A, H1, PRECISION)
             acc = tl.dot(b_x, b_w1, acc, input_precision=PRECISION)
-        b_a1 = activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
+        b_a1 = _activation(acc, p_b1 + i_net * H1, h, H1).to(p_w2.dtype.element_ty)
         b_a1 = round_operand(b_a1, PRECISION)
-        keep_layer(p_a1, b_a1, row, h, m_row, H1, KEEP)
+        _keep(p_a1, b_a1, row, h, m_row, H1, KEEP)
         for first in range(0, H2, BT):
             n = first + tl.arange(0, BT)
-            b_w2 = matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+            b_w2 = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
             b_h = tl.dot(b_a1, b_w2, input_precision=PRECISION)
-            b_a2 = activation(b_h, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
-            keep_layer(p_a2, b_a2, row, n, m_row, H2, KEEP)
-            b_w3 = matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+            b_a2 = _activation(b_h, p_b2 + i_net * H2, n, H2).to(p_w3.dtype.element_ty)
+            _keep(p_a2, b_a2, row, n, m_row, H2, KEEP)
+            b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
             out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     m_bias = (o < O) & (i_part == 0)
     out += tl.load(p_b3 + i_net * s_bias3 + o, m_bias, other=0.0).to(tl.float32)[None, :]
@@ -229,7 +255,7 @@ def _hidden_gradient(
     acc = tl.zeros([BR, BH1], tl.float32)
     for first in range(0, H2, BT):
         n = first + tl.arange(0, BT)
-        b_w3 = matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
+        b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
         b_h = tl.dot(b_g, tl.trans(b_w3), input_precision=PRECISION)
         m_a2 = m_row[:, None] & (n < H2)[None, :]
         b_a2 = tl.load(p_a2 + row[:, None] * H2 + n[None, :], m_a2, other=0)
@@ -239,7 +265,7 @@ def _hidden_gradient(
         b_h = round_operand(b_h, PRECISION)
         if HIDDEN:
             tl.store(p_above + row[:, None] * H2 + n[None, :], b_h, m_a2 & (i_part == 0))
-        b_w = matrix(p_w2, H2, h, n, H1, H2, PRECISION)
+        b_w = _matrix(p_w2, H2, h, n, H1, H2, PRECISION)
         acc = tl.dot(b_h, tl.trans(b_w), acc, input_precision=PRECISION)
     o_a1 = row[:, None] * H1 + h[None, :]
     m_a1 = m_row[:, None] & (h < H1)[None, :]
@@ -254,7 +280,7 @@ def _hidden_gradient(
         p_first += (i_row * nets + i_net) * ((D + A) * H1)
         # Names that the loop below does not carry: types and sizes differ there.
         every = tl.arange(0, BX)
-        b_x = round_operand(inputs(p_x, p_tail, row, every, m_row, D, A), PRECISION)
+        b_x = round_operand(_inputs(p_x, p_tail, row, every, m_row, D, A), PRECISION)
         b_first = tl.dot(tl.trans(b_x), b_h1, input_precision=PRECISION)
         m_first = (every < D + A)[:, None] & (h < H1)[None, :]
         tl.store(p_first + every[:, None] * H1 + h[None, :], b_first, m_first)
@@ -264,7 +290,7 @@ def _hidden_gradient(
         p_inner += (i_part * nets + i_net) * batch * (LAST - FIRST)
         for first in range(FIRST, LAST, BK):
             k = first + tl.arange(0, BK)
-            b_w = matrix(p_w1, H1, k, h, LAST, H1, PRECISION)
+            b_w = _matrix(p_w1, H1, k, h, LAST, H1, PRECISION)
             b_k = tl.dot(b_h1, tl.trans(b_w), input_precision=PRECISION)
             o_inner = row[:, None] * (LAST - FIRST) + (k - FIRST)[None, :]
             tl.store(p_inner + o_inner, b_k, m_row[:, None] & (k < LAST)[None, :])
@@ -307,7 +333,7 @@ def _weight_gradient(
     for first in range(0, batch, BR):
         row = first + tl.arange(0, BR)
         m_row = row < batch
-        b_x = round_operand(inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
+        b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
         m_n = m_row[:, None] & (n < N)[None, :]
         b_g = tl.load(p_grad + row[:, None] * N + n[None, :], m_n, other=0.0)
         total += tl.sum(b_g.to(tl.float32), 0)
@@ -364,32 +390,26 @@ def forward(
     h2, out = w3.shape[1:]
     rows, width, more = x.shape[1], x.shape[2], tail.shape[2]
     _check_sizes(rows, h1, h2, fan_in, out)
-    w1, w3, b3 = w1.contiguous(), _rowwise(w3), _rowwise(b3)
-    b1, b2 = b1.contiguous(), b2.contiguous()
-    x, tail = x.contiguous(), tail.contiguous()
-    sums = multiply(x, w1[:, :width]) if by_library(x, nets) else None
-    if sums is not None:
-        w1, width, fan_in = w1[:, width:], 0, more
-    final = torch.promote_types(x.dtype, b3.dtype)
-    if blocks is None and by_layers(x, nets):
-        a1, signs = first_layer(x, tail, w1, b1, sums, signed=keep == SIGNS)
-        y, a2 = last_layer(torch.bmm(a1, w2), b2, w3, b3, keep=keep, dtype=final)
-        return y, {NOTHING: x.new_empty(0), SIGNS: signs, ACTIVATIONS: a1}[keep], a2
     dtype = torch.uint8 if keep == SIGNS else x.dtype
     a1, a2 = (
         x.new_empty((nets, rows, size) if keep != NOTHING else 0, dtype=dtype) for size in (h1, h2)
     )
+    w1, w3, b3 = w1.contiguous(), _rowwise(w3), _rowwise(b3)
+    x, tail = x.contiguous(), tail.contiguous()
+    sums = multiply(x, w1[:, :width]) if by_library(x, nets) else None
+    if sums is not None:
+        w1, width, fan_in = w1[:, width:], 0, more
     block = blocks or _row_blocks(FORWARD, nets, rows, inputs=fan_in, hidden=max(h1, h2))
     units = min(block.units, power(h2)) if fan_in <= block.depth else power(h2)
-    parts = triton.cdiv(h2, units)
+    parts, final = triton.cdiv(h2, units), torch.promote_types(x.dtype, b3.dtype)
     y = x.new_empty(parts, nets, rows, out, dtype=final if parts == 1 else torch.float32)
     _forward[(nets * parts * triton.cdiv(rows, block.rows),)](
         x,
         tail if more else x,
         w1,
-        b1,
+        b1.contiguous(),
         w2.contiguous(),
-        b2,
+        b2.contiguous(),
         w3,
         b3,
         x if sums is None else sums,
@@ -410,7 +430,7 @@ def forward(
         O=out,
         KEEP=keep,
         SUM=sums is not None,
-        PRECISION=precision(x),
+        PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
         BH1=power(h1),
@@ -487,7 +507,7 @@ def hidden_gradient(
         WEIGHT=weight,
         FIRST=first,
         LAST=last,
-        PRECISION=precision(w1),
+        PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
         BX=power(fan_in),
@@ -534,7 +554,7 @@ def weight_gradient(
         D=width,
         A=more,
         N=columns,
-        PRECISION=precision(x),
+        PRECISION=_precision(x),
         BR=block.rows,
         BK=block.depth,
         BN=block.columns,
@@ -556,12 +576,6 @@ def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Ten
     if not tail.shape[2]:
         return weight, hidden.sum1.sum(1)
     return weight, weight_gradient(hidden.below, tail, out=weight[:, width:])[1]
-
-
-def by_layers(x: Tensor, nets: int) -> bool:
-    """Whether inputs [X, B, D] go layer by layer: many rows, unless full float32, which spills."""
-    full = x.is_cuda and x.dtype == torch.float32 and precision(x) == "ieee"
-    return nets * x.shape[1] >= MANY and not full
 
 
 def by_library(x: Tensor, nets: int) -> bool:
@@ -595,6 +609,11 @@ def _rowwise(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _precision(x: Tensor) -> str:
+    """How float32 products round: as torch's own on CUDA; in the interpreter only as float32."""
+    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
 def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
     """A program holds a row of either hidden layer; offsets inside a network are 32-bit."""
     if max(h1, h2) > WIDEST:
@@ -608,6 +627,11 @@ def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
             f"mlp: {rows} rows of {most} numbers are too many for one network, at most 2^31 - 1 "
             "numbers fit; split the batch"
         )
+
+
+def power(size: int) -> int:
+    """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
+    return max(triton.next_power_of_2(size), 16)
 
 
 # The fastest of `cerl bench sac-tiles` on an H200 in tf32, 20 to 200 networks x 256 rows, hidden
