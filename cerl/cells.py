@@ -155,9 +155,7 @@ def _newest(points: list[dict], notes: list[str]) -> list[dict]:
                 f"configuration; the run that got furthest counts, not {left}"
             )
     return [
-        p
-        for p in points
-        if chosen[p["env"], p["preset"], p["config_hash"], p["seed"]] == p["run"]
+        p for p in points if chosen[p["env"], p["preset"], p["config_hash"], p["seed"]] == p["run"]
     ]
 
 

@@ -101,15 +101,15 @@ def forgetting_attention(
         check_values(log_f, threshold, bound)
     width, keys = q.shape[3], k.shape[1]
     scale = float(width**-0.5) if scale is None else scale
-    limit = room = None
-    if not is_short(keys, width):
-        if isinstance(bound, str):
-            bound = _measured(q, k, scale)
-        limit = _limit(q, keys, threshold, bound, log_eps, 2.0)
-        if rule == "running" and keys > FEW:
-            room = _limit(q, keys, None, bound, log_eps, 1.0)
     if use_triton:
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    limit = room = None
+    if not is_short(keys, width):
+        given = threshold, bound, log_eps, scale, use_triton
+        limit = _limit(q, k, *given, 2.0)
+        if rule == "running" and keys > FEW:
+            room = _limit(q, k, *given, 1.0)
+    if use_triton:
         attend = _forward if traced(q) else _Direct.apply if differentiated() else _attend
         options = start, limit, min(window or 0, keys), scale, room
         o, lse, skipped, *_ = attend(q, k, v, log_f, *options)
@@ -238,13 +238,23 @@ class _Never(torch.autograd.Function):
 
 def _limit(
     q: Tensor,
-    keys: int,
+    k: Tensor,
     threshold: Tensor | float | None,
-    bound: Tensor | float | None,
+    bound: Tensor | float | str | None,
     log_eps: float,
+    scale: float,
+    use_triton: bool,
     times: float,
 ) -> Tensor | None:
     """The threshold as a float32 contiguous tensor [B, Hq], from `times` a bound rounded down."""
+    keys = k.shape[1]
+    if isinstance(bound, str):
+        if use_triton and not traced(q):  # torch.compile fuses the definition
+            from cerl.kernels.attention_measure_triton import measured_limit
+
+            q, k = q.detach(), k.detach()
+            return measured_limit(q, k, log_eps=log_eps, scale=abs(scale), times=times, slack=SLACK)
+        bound = _measured(q, k, scale)
     if bound is not None:
         if isinstance(bound, Tensor):
             bound = bound.detach().double()
