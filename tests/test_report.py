@@ -381,6 +381,8 @@ def test_colours_of_many_presets_stay_different():
         ("popgym", ["--until", "140_000"]),
         ("popgym-first", ["--until", "110_000"]),
         ("curse-memory", ["--until", "204_000", "--last", "3"]),
+        ("mujoco", ["--until", "280_000", "--last", "3"]),
+        ("mujoco-standard", ["--until", "280_000", "--last", "3"]),
     ],
 )
 def test_committed_tables_follow_from_their_rows(folder, options, tmp_path):

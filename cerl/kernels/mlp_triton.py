@@ -637,8 +637,8 @@ def power(size: int) -> int:
 # The fastest of `cerl bench sac-tiles` on an H200 in tf32, 20 to 200 networks x 256 rows, hidden
 # layers of 256; those of 512 and 1024 go by what the compiler reports (registers, shared memory).
 
-FORWARD = (Blocks(32, 32, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
-GRADIENT = (Blocks(64, 16, 32, 4, 3), *FORWARD)
+FORWARD = (Blocks(32, 64, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
+GRADIENT = (Blocks(64, 16, 32, 4, 3), Blocks(32, 32, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
 BROAD = (Blocks(32, 16, 32, 8, 2), Blocks(16, 16, 32, 8, 2))  # hidden layers above 256
 TILES = (Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
 
