@@ -5,8 +5,8 @@ options as a `Config`. `from_original` maps the leaf names of the authors' JAX c
 (zhixuan-lin/ensemble-rl-discrete) to ours, `to_original` back:
 
     theirs (member axis first; absent where shared)          ours (leading [S, N] or [S, 1])
-    params/Encoder/DQNZooConv_k/Conv_0/kernel [N,h,w,c,out]  encoder.convs.k.weight [1,N,h*w*c,out]
-    params/Encoder/DQNZooConv_k/Conv_0/bias   [N,out]        encoder.convs.k.bias   [1,N,out]
+    params/Encoder/DQNZooConv_k/Conv_0/kernel [N,h,w,c,out]  convs.k.weight [1,N,h*w*c,out]
+    params/Encoder/DQNZooConv_k/Conv_0/bias   [N,out]        convs.k.bias   [1,N,out]
     params/Penult/Dense_0/kernel              [N,in,out]     hidden.0.weight        [1,N,in,out]
     params/Penult/Dense_0/bias                [N,out]        hidden.0.bias          [1,N,out]
     params/Final/Dense_0/kernel               [J,N,in,A]     final.weight           [1,N,in,J,A]
@@ -139,7 +139,7 @@ _NAMES = {
     "params/Final/Dense_0/kernel": "final.weight",
     "params/Final/bias": "final.bias",
 } | {
-    f"params/Encoder/DQNZooConv_{k}/Conv_0/{theirs}": f"encoder.convs.{k}.{ours}"
+    f"params/Encoder/DQNZooConv_{k}/Conv_0/{theirs}": f"convs.{k}.{ours}"
     for k in range(3)
     for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
 }
@@ -161,10 +161,10 @@ def from_original(
     result = {}
     for name, leaf in leaves.items():
         ours = _NAMES[name]
-        layer = int(ours.split(".")[2]) if ours.startswith("encoder") else 3
+        layer = int(ours.split(".")[1]) if ours.startswith("convs") else 3
         if not ours.startswith("final") and layer < shared:
             leaf = leaf.unsqueeze(0)
-        if ours.startswith("encoder") and leaf.dim() == 5:
+        if ours.startswith("convs") and leaf.dim() == 5:
             leaf = leaf.flatten(1, 3)
         if ours.startswith("final"):
             if not heads:

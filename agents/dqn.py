@@ -19,7 +19,7 @@ from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
-from cerl.encoder import Encoder
+from cerl.encoder import Encoder, convolutions
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.kernels.branches import parallel
@@ -52,12 +52,12 @@ class QNet(nn.Module):
             self.share_scale = 1.0 / ensemble.members
             self.fork_scale = 1.0 / heads
         if net.encoder == "frames":
-            self.encoder = Encoder(net, spec, seeds=seeds, layer_members=members)
-            self.trunk, width = None, self.encoder.width
+            self.encoder, self.trunk = Encoder(net, spec), None
+            self.convs, width = convolutions(net, spec, seeds=seeds, layer_members=members)
         else:
-            self.encoder = Tokens(config, spec, seeds=seeds, members=members[0])
-            inputs = self.encoder.width
-            self.trunk = make_trunk(config, seeds=seeds, members=members[0], inputs=inputs)
+            self.encoder, self.convs = Tokens(config, spec), nn.ModuleList()
+            sizes = {"seeds": seeds, "members": members[0]}
+            self.trunk = make_trunk(config, spec, self.encoder, **sizes)
             width = self.trunk.width
         self.hidden = nn.ModuleList()
         forked = ensemble.fork == "both" and heads > 1
@@ -88,9 +88,8 @@ class QNet(nn.Module):
     def layers(self, x: Tensor) -> list[Tensor]:
         """Activations after every ReLU, in order; gradients scaled where layers fork."""
         outputs: list[Tensor] = []
-        convs = self.encoder.convs if self.trunk is None else []
         below = 0 if self.trunk is None else 1
-        for layer in [*convs, *self.hidden]:
+        for layer in [*self.convs, *self.hidden]:
             if isinstance(layer, Linear) and x.dim() > 4:
                 x = x.flatten(3)
             x = layer(x, relu=True) if isinstance(layer, Conv) else F.relu(layer(x))
@@ -102,7 +101,7 @@ class QNet(nn.Module):
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder output and the features that the heads fork from, both [S, M or N, rows, D]."""
         outputs = self.layers(x)
-        convs = len(self.encoder.convs) if self.trunk is None else 0
+        convs = len(self.convs)
         encoded = (outputs[convs - 1] if convs else x).flatten(3)
         return encoded, (outputs[-1] if outputs else x).flatten(3)
 
@@ -225,8 +224,7 @@ class DQN:
         envs, members = obs.shape[1], self.config.ensemble.members
         zero = torch.zeros_like(start, dtype=torch.float32)
         entropy = zero
-        frames = net.trunk is None and len(net.encoder.convs) > 0
-        if evaluating is None and 3 * envs < members and frames:
+        if evaluating is None and 3 * envs < members and len(net.convs) > 0:
             value, greedy = self._gathered(net, x, member).max(-1)  # [S, E]
         else:
             q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
@@ -356,7 +354,7 @@ class DQN:
         }
         if weight:
             # Layers shared above the convolutions scale only what passes them: repeat it here.
-            above = net.shared > len(net.encoder.convs)
+            above = net.shared > len(net.convs)
             scale = net.fork_scale * (net.share_scale if above else 1.0)
             metric = mico(
                 scale_gradient(values.encoded, scale),

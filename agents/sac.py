@@ -20,7 +20,7 @@ from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
-from cerl.encoder import Encoder
+from cerl.encoder import Encoder, convolutions, see
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.kernels import soft
@@ -33,21 +33,22 @@ from cerl.transition import Transition, learnt, masked, transition
 from cerl.trunk import Trunk
 
 
+class Eyes(NamedTuple):
+    """What a policy or the critics of a member see rows by, before their hidden layers."""
+
+    convs: nn.ModuleList  # of a network without memory
+    trunk: Trunk | None
+    width: int  # features of a row
+
+
 class Actor(nn.Module):
     """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
 
     def __init__(
-        self,
-        net: NetConfig,
-        *,
-        seeds: int,
-        members: int,
-        width: int,
-        actions: int,
-        trunk: Trunk | None = None,
+        self, net: NetConfig, eyes: Eyes, *, seeds: int, members: int, actions: int
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.convs, self.trunk, width = eyes
         self.clip, self.low, self.high = net.log_std == "clip", net.log_std_min, net.log_std_max
         self.hidden = nn.ModuleList()
         for size in net.hidden:
@@ -80,20 +81,17 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """C critics of every member on observation and action, with J value heads each."""
+    """C critics of every member on observation and action, with J value heads each.
+
+    The critics of a member see by the same convolutions or trunk.
+    """
 
     def __init__(
-        self,
-        net: NetConfig,
-        *,
-        seeds: int,
-        members: int,
-        width: int,
-        heads: int,
-        trunk: Trunk | None = None,
+        self, net: NetConfig, eyes: Eyes, *, seeds: int, members: int, actions: int, heads: int
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.convs, self.trunk, width = eyes
+        width += actions
         lead = (seeds, members, net.critics)
         self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in net.hidden:
@@ -136,29 +134,35 @@ class Critic(nn.Module):
 class SACNet(nn.Module):
     """Policies, critics and log temperatures [S, N, 1] of all members.
 
-    Policies and critics of a sequence network have a trunk each, as each has its optimiser, and
-    the critics' is followed by their targets: twice the parameters and the acting of one trunk,
-    and five runs over a window in an update, two with gradients (a value network: two and one).
+    Policies and critics have convolutions or a trunk each, as each has its optimiser, and the
+    critics' are followed by their targets: twice the parameters and the acting of one, and five
+    runs over a window in an update, two with gradients (a value network: two and one).
     """
 
     def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int) -> None:
         super().__init__()
         net, members = config.net, config.ensemble.members
-        sizes = {"seeds": seeds, "members": members}
-        actor = critic = None
-        if net.encoder == "frames":
-            self.encoder = Encoder(net, spec, seeds=seeds, layer_members=[])
-            width = self.encoder.width
-        else:
-            self.encoder = Tokens(config, spec, **sizes)
-            actor, critic = (
-                make_trunk(config, **sizes, inputs=self.encoder.width) for _ in range(2)
-            )
-            width = actor.width
-        self.actor = Actor(net, **sizes, width=width, actions=spec.actions, trunk=actor)
-        self.critic = Critic(net, **sizes, width=width + spec.actions, heads=heads, trunk=critic)
+        frames = net.encoder == "frames"
+        self.encoder = Encoder(net, spec) if frames else Tokens(config, spec)
+        sizes = {"seeds": seeds, "members": members, "actions": spec.actions}
+        self.actor = Actor(net, self._eyes(config, spec, seeds), **sizes)
+        self.critic = Critic(net, self._eyes(config, spec, seeds), **sizes, heads=heads)
         start = math.log(config.loss.temperature)
         self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
+
+    def _eyes(self, config: Config, spec: EnvSpec, seeds: int) -> Eyes:
+        members = config.ensemble.members
+        if isinstance(self.encoder, Tokens):
+            trunk = make_trunk(config, spec, self.encoder, seeds=seeds, members=members)
+            return Eyes(nn.ModuleList(), trunk, trunk.width)
+        lead = [members] * len(config.net.channels)
+        convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
+        return Eyes(convs, None, width)
+
+    def read(self, part: Actor | Critic, inputs: Tensor | Whole) -> Tensor:
+        """Features of a part at the wanted rows, [S, M or N, rows, D]."""
+        (x,) = read(self.encoder, part.trunk, inputs)
+        return see(part.convs, x)
 
     def trunks(self, evaluating: bool) -> list[Trunk]:
         """Those that act, the policies' and while training the critics'; none without memory."""
@@ -186,7 +190,6 @@ class Samples(NamedTuple):
     """The policies' actions at the learnt rows."""
 
     inputs: Tensor | Whole  # at those rows; see `cerl.sequence.read`
-    x: Tensor  # [S, M, rows, D] what the policies saw of them
     action: Tensor  # [S, N, rows, A]
     log_p: Tensor  # [S, N, rows]
 
@@ -281,14 +284,15 @@ class SAC:
             previous=previous,
             evaluating=evaluating is not None,
         )
-        seen = others[0] if others else x
-        mean, log_std = (y.transpose(1, 2) for y in net.actor(x))  # [S, E, N, A]
+        mean, log_std = net.actor(see(net.actor.convs, x))
+        mean, log_std = mean.transpose(1, 2), log_std.transpose(1, 2)  # [S, E, N, A]
         members = mean.shape[2]
         mine = member.clamp(max=members - 1)
         zero = torch.zeros_like(start, dtype=torch.float32)
         if evaluating is None:
             taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
             action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
+            seen = see(net.critic.convs, others[0] if others else x)
             value = self._value(net.critic(seen, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
@@ -317,9 +321,10 @@ class SAC:
         x, *others = carries.step(
             self.config, net, obs, start, carry, member, previous=previous, evaluating=False
         )
-        seen = others[0] if others else x
+        seen = see(net.critic.convs, others[0] if others else x)
         mine = member.unsqueeze(1)
-        mode = torch.tanh(net.actor(x)[0]).transpose(1, 2)  # [S, E, N, A]
+        mean, _ = net.actor(see(net.actor.convs, x))
+        mode = torch.tanh(mean).transpose(1, 2)  # [S, E, N, A]
         q = net.critic(seen, _of(mode, member).unsqueeze(1), 1)[..., 0]  # [S, N, C, E]
         return self._value(q).gather(1, mine).transpose(1, 2)
 
@@ -331,9 +336,7 @@ class SAC:
         Returns: [S, N, rows, J] each; the weights are None without `loss.spread_temperature`.
         """
         loss, heads = self.config.loss, self.table.value_heads
-        (x,) = (seen,) = read(net.encoder, net.actor.trunk, batch.x_next)
-        if target.trunk is not None:
-            (seen,) = read(net.encoder, target.trunk, batch.x_next)
+        x, seen = (net.read(part, batch.x_next) for part in (net.actor, target))
         action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
         if self.crossed:
@@ -366,7 +369,7 @@ class SAC:
         loss = self.config.loss
 
         def now() -> Tensor:
-            (x,) = read(net.encoder, net.critic.trunk, batch.x)
+            x = net.read(net.critic, batch.x)
             return net.critic(x, batch.action.flatten(2, 3), self.table.heads)
 
         @torch.no_grad()
@@ -399,18 +402,16 @@ class SAC:
 
     def samples(self, net: SACNet, inputs: Tensor | Whole, dice: Dice) -> Samples:
         """Actions of all policies. Args: inputs at the learnt rows (`cerl.sequence.read`)."""
-        (x,) = read(net.encoder, net.actor.trunk, inputs)
-        return Samples(inputs, x, *net.actor.sample(x, dice.now))
+        return Samples(inputs, *net.actor.sample(net.read(net.actor, inputs), dice.now))
 
     def policy_losses(self, net: SACNet, samples: Samples, weight: Tensor) -> PolicyLosses:
         """Policies climb the soft value of their own head; temperatures hold their entropy.
 
         Args: weight of the learnt rows [S, M or N, B, T].
         """
-        inputs, seen, action, log_p = samples
-        if net.critic.trunk is not None:
-            with torch.no_grad():
-                (seen,) = read(net.encoder, net.critic.trunk, inputs)
+        inputs, action, log_p = samples
+        with torch.no_grad():
+            seen = net.read(net.critic, inputs)
         q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
         losses = soft.objective(
             q,
@@ -451,7 +452,7 @@ class SAC:
     def activations(self, net: SACNet, window: Window) -> list[Tensor]:
         """Outputs of the hidden layers of every member's first critic."""
         batch = self._transition(net, window)
-        (x,) = read(net.encoder, net.critic.trunk, batch.x)
+        x = net.read(net.critic, batch.x)
         outputs = net.critic.layers(x, batch.action.flatten(2, 3))[1:]
         return [output[:, :, 0] for output in outputs]
 
@@ -464,8 +465,7 @@ class SAC:
                  diversity, of one sample each; alike for all members.
         """
         batch = self._transition(net, window)
-        (x,) = read(net.encoder, net.actor.trunk, batch.x)
-        mean, log_std = net.actor(x)
+        mean, log_std = net.actor(net.read(net.actor, batch.x))
         action = batch.action.flatten(2, 3)  # [S, 1, rows, A]
         log_p = log_probability(mean, log_std, action)  # [S, N, rows]
         first, last = net.encoder.context, net.encoder.context + batch.action.shape[3]

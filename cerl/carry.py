@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cerl.config import Config
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
+from cerl.sequence import embed
 from cerl.trunk import Trunk
 
 
@@ -69,11 +70,11 @@ def step(
         return [net.encoder.step(obs, start, carry)]
     assert previous is not None, "sequence networks are told what came before"
     stream = member if single(config, evaluating=evaluating) else None
-    tokens = _own(net.encoder.step(obs, start, previous), stream)
+    row = net.encoder.step(obs, start, previous)
     trunks: list[Trunk] = net.trunks(evaluating)
-    parts = _parts(trunks, carry)
     return [
-        t.step(tokens, start, part, member=stream) for t, part in zip(trunks, parts, strict=True)
+        trunk.step(_own(embed(trunk, *row), stream), start, part, member=stream)
+        for trunk, part in zip(trunks, _parts(trunks, carry), strict=True)
     ]
 
 
@@ -95,9 +96,9 @@ def refill(
     stream = member if single(config, evaluating=evaluating) else None
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)
     whole = net.encoder.inputs(window, start, slice(0, 1))
-    tokens = _own(net.encoder.embed(whole.obs, whole.extra), stream)
     trunks: list[Trunk] = net.trunks(evaluating)
     for trunk, part in zip(trunks, _parts(trunks, carry), strict=True):
+        tokens = _own(embed(trunk, whole.obs, whole.extra), stream)
         trunk.refill(tokens, start, part, member=stream)
 
 

@@ -314,7 +314,8 @@ class NetConfig(Model):
     """frames: a stack of the last observations; the others read windows of rows as `sequence` says:
     mlp (no memory), gru, transformer (softmax attention) or fox (forgetting attention)"""
     channels: Ints = ()
-    """filters of each convolution; empty: no convolution, observations are flattened"""
+    """filters of each convolution; empty: no convolution, observations are flattened. sac: the
+    policy and the critics of a member have convolutions each, alike for its C critics"""
     kernels: Ints = ()
     """kernel size of each convolution, cells"""
     strides: Ints = ()

@@ -1,8 +1,8 @@
 """Observations to features without memory: frame stacks built from rows, then convolutions.
 
 An encoder has two calls that agree: `inputs` on the rows of a window (learning) and `step` on one
-new observation with a carry (acting). Frames before an episode's start are zero in both. Networks
-with memory read rows as `cerl/sequence.py` says.
+new observation with a carry (acting). Frames before an episode's start are zero in both. The
+convolutions belong to the networks. Networks with memory read rows as `cerl/sequence.py` says.
 """
 
 import math
@@ -16,22 +16,23 @@ from cerl.nn import Conv
 
 
 def convolutions(
-    net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int], stack: int
+    net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]
 ) -> tuple[nn.ModuleList, int]:
-    """Convolutions of `stack` frames and the width of their flat output, or of flat observations.
+    """Convolutions of a network and the width of their flat output, or of flat observations.
 
+    Args:   layer_members, of every convolution N or 1; more entries are of later layers.
     Raises: ValueError for observations that are no images, or too small.
     """
     convs = nn.ModuleList()
     if not net.channels:
-        return convs, math.prod(spec.observation) * stack
+        return convs, math.prod(spec.observation) * net.stack
     if len(spec.observation) not in (2, 3):
         raise ValueError(
             f"net.channels: convolutions need image observations [height, width] or "
             f"[channels, height, width], got {list(spec.observation)} from {spec.name}; "
             "set net.channels to an empty list"
         )
-    channels = stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
+    channels = net.stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
     height, width = spec.observation[-2:]
     layers = zip(net.channels, net.kernels, net.strides, layer_members, strict=False)
     for filters, kernel, stride, members in layers:
@@ -54,19 +55,24 @@ def convolutions(
     return convs, height * width * channels
 
 
-class Encoder(nn.Module):
-    """Frame stack and convolutions; without convolutions the observation is flattened."""
+def see(convs: nn.ModuleList, x: Tensor) -> Tensor:
+    """Images [S, M, rows, height, width, channels] through all convolutions and their ReLUs.
+
+    Returns: flat [S, M or N, rows, D]; without convolutions x [S, M, rows, D] as it is.
+    """
+    for conv in convs:
+        x = conv(x, relu=True)
+    return x.flatten(3)
+
+
+class Encoder:
+    """Frame stacks as images for convolutions; without convolutions observations are flattened."""
 
     learnt = 1  # rows of a window that are learnt from
 
-    def __init__(
-        self, net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]
-    ) -> None:
-        super().__init__()
+    def __init__(self, net: NetConfig, spec: EnvSpec) -> None:
         self.stack, self.scale, self.shape = net.stack, net.scale, spec.observation
-        self.convs, self.width = convolutions(
-            net, spec, seeds=seeds, layer_members=layer_members, stack=net.stack
-        )
+        self.images = len(net.channels) > 0
 
     @property
     def context(self) -> int:
@@ -75,7 +81,7 @@ class Encoder(nn.Module):
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Stacked frames [S, M, rows, stack, *observation] as the first layer's input, float32."""
-        if self.convs:
+        if self.images:
             if len(self.shape) == 3:
                 frames = frames.flatten(3, 4)
             frames = frames.movedim(3, -1)
@@ -85,10 +91,10 @@ class Encoder(nn.Module):
         return x if self.scale == 1.0 else x / self.scale
 
     def inputs(self, window: Window, start: Tensor, rows: Tensor) -> Tensor:
-        """`forward` on the observations of a window."""
+        """`__call__` on the observations of a window."""
         return self(window.obs, start, rows)
 
-    def forward(self, obs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, obs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         """Inputs of the first layer at the wanted rows of a window.
 
         Args:    obs [S, M, B, W, *observation]; start [S, M, B, W] bool, the row begins an episode;

@@ -217,11 +217,6 @@ def _discrete_contradictions(c: "Config") -> Iterator[str]:
 
 def _sac_contradictions(c: "Config") -> Iterator[str]:
     net, e, loss = c.net, c.ensemble, c.loss
-    if net.channels:
-        yield (
-            "net.channels: agent sac flattens its observations; expected no convolutions, got "
-            f"{list(net.channels)}"
-        )
     if e.shared_layers or e.fork != "final":
         yield (
             "ensemble.shared_layers, ensemble.fork: members of agent sac share no layers and heads "

@@ -135,6 +135,8 @@ class Conv(nn.Module):
     weight [S, N, kernel * kernel * channels, filters] ordered (ky, kx, c); bias [S, N, filters].
     """
 
+    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+
     def __init__(
         self,
         seeds: int,
@@ -255,7 +257,7 @@ def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
              U(+-1/sqrt(fan_in)), PyTorch's and DQN Zoo's default), `xavier` (weights
              U(+-sqrt(6/(fan_in+fan_out))), biases 0), `variance` (weights
              U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network), `orthogonal`
-             (of the layer's gain, biases 0; layers Linear, Projection and Critics only).
+             (of the layer's gain, biases 0; not of Heads and ForkedHeads).
     Raises:  ValueError for an unknown scheme, or a layer that it does not know.
     """
     if scheme == "orthogonal":
@@ -283,12 +285,12 @@ def _orthogonal(net: nn.Module, keys: Tensor) -> None:
     """Matrices with orthonormal rows or columns times the layer's gain (Saxe et al. 2014)."""
     number = 0
     for module in net.modules():
-        if isinstance(module, Conv | Heads | ForkedHeads):
+        if isinstance(module, Heads | ForkedHeads):
             raise ValueError(
                 "init: orthogonal is defined for the networks of agent sac; "
                 f"got a layer {type(module).__name__}, use fan_in, xavier or variance"
             )
-        if not isinstance(module, Linear | Projection | Critics):
+        if not isinstance(module, Linear | Projection | Critics | Conv):
             continue
         if not isinstance(module, Projection):
             module.bias.zero_()

@@ -1,19 +1,19 @@
 """Windows of rows as tokens of a sequence network.
 
 A token is a row's observation (after the convolutions, if any), the action before it and the reward
-before it. Every network has its own `Trunk` that mixes tokens along time (`cerl/trunk.py`);
-`read` runs it once over a window and hands out the rows that are wanted.
+before it. Every network has its own `Trunk`, with its convolutions, that mixes tokens along time
+(`cerl/trunk.py`); `read` runs it once over a window and hands out the rows that are wanted.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.config import Config
 from cerl.data import EnvSpec, Previous, Window
-from cerl.encoder import convolutions, take
+from cerl.encoder import Encoder, convolutions, see, take
 from cerl.trunk import Trunk, TrunkOptions
 
 
@@ -27,23 +27,17 @@ class Whole(NamedTuple):
     state: Tensor  # [S, M, B, layers * D] of recurrent units before row 1, or [S, M, B, 0]
 
 
-class Tokens(nn.Module):
-    """What a sequence network reads of every row; owns the convolutions.
+class Tokens:
+    """What a sequence network reads of every row: an image or flat observation, and extras."""
 
-    Args of the constructor: members of the convolutions, N or 1.
-    """
-
-    def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, members: int) -> None:
-        super().__init__()
+    def __init__(self, config: Config, spec: EnvSpec) -> None:
         net, sequence = config.net, config.sequence
-        self.spec, self.scale = spec, net.scale
+        self.spec, self.scale, self.images = spec, net.scale, len(net.channels) > 0
         self.context, self.learnt, self.begins = config.context, config.learnt, config.begins
         still = net.encoder == "gru" or not sequence.context_grad
         self.still = self.context if still else 0  # first rows without gradient
         self.action, self.reward = sequence.previous_action, sequence.previous_reward
-        lead = [members] * len(net.channels)
-        self.convs, width = convolutions(net, spec, seeds=seeds, layer_members=lead, stack=1)
-        self.width = width + self.action * spec.actions + self.reward  # of a token
+        self.extras = self.action * spec.actions + self.reward  # numbers of a row
 
     def inputs(self, window: Window, start: Tensor, rows: Tensor | slice) -> Whole:
         """Tokens of all rows. Args: start [S, M, B, W]; rows [S, M, B, T], those wanted."""
@@ -53,24 +47,14 @@ class Tokens(nn.Module):
             self._pixels(window.obs), self._extra(blank, previous), start, rows, window.state
         )
 
-    def embed(self, obs: Tensor, extra: Tensor) -> Tensor:
-        """obs [S, M, *rows, ...] and extra [S, M, *rows, K] -> [S, M or N, *rows, width]."""
-        lead = extra.shape[2:-1]
-        x = obs.flatten(2, 1 + len(lead))
-        for conv in self.convs:
-            x = conv(x, relu=True)
-        x = x.flatten(3).unflatten(2, lead)
-        return torch.cat([x, extra.expand(-1, x.shape[1], *extra.shape[2:])], -1)
-
-    def step(self, obs: Tensor, start: Tensor, previous: Previous) -> Tensor:
-        """The token of one new observation [S, E, ...], [S, 1 or N, E, width]."""
-        extra = self._extra(start, previous)
-        return self.embed(self._pixels(obs).unsqueeze(1), extra.unsqueeze(1))
+    def step(self, obs: Tensor, start: Tensor, previous: Previous) -> tuple[Tensor, Tensor]:
+        """What `embed` takes of one new observation [S, E, ...]: [S, 1, E, ...], [S, 1, E, K]."""
+        return self._pixels(obs).unsqueeze(1), self._extra(start, previous).unsqueeze(1)
 
     def _pixels(self, obs: Tensor) -> Tensor:
         """Observations [..., *observation] as the first layer's input, float32."""
         shape = self.spec.observation
-        if not self.convs:
+        if not self.images:
             x = obs.flatten(obs.dim() - len(shape))
         else:
             x = obs.movedim(-3, -1) if len(shape) == 3 else obs.unsqueeze(-1)
@@ -92,6 +76,13 @@ class Tokens(nn.Module):
         return torch.cat(parts, -1)
 
 
+def embed(trunk: Trunk, obs: Tensor, extra: Tensor) -> Tensor:
+    """obs [S, M, *rows, ...], extra [S, M, *rows, K] -> tokens of a trunk [S, M or N, *rows, D]."""
+    lead = extra.shape[2:-1]
+    x = see(trunk.convs, obs.flatten(2, 1 + len(lead))).unflatten(2, lead)
+    return torch.cat([x, extra.expand(-1, x.shape[1], *extra.shape[2:])], -1)
+
+
 def _delayed(field: Tensor) -> Tensor:
     """A field [S, M, B, W, *rest] one row later, zero in the first row."""
     return torch.cat([torch.zeros_like(field[:, :, :, :1]), field[:, :, :, :-1]], 3)
@@ -107,9 +98,11 @@ def _features(tokens: Tensor, whole: Whole, trunk: Trunk, *, still: int) -> Tens
     return F.pad(rest, (0, 0, 1, 0))
 
 
-def make_trunk(config: Config, *, seeds: int, members: int, inputs: int) -> Trunk:
-    """The sequence network of a config on tokens of `inputs` features."""
+def make_trunk(config: Config, spec: EnvSpec, tokens: Tokens, *, seeds: int, members: int) -> Trunk:
+    """The sequence network of a config, with convolutions where it reads images."""
     sequence, scales = config.sequence, config.sequence.gate_scales
+    lead = [members] * len(config.net.channels)
+    convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
     options = TrunkOptions(
         kind=config.net.encoder,
         layers=sequence.layers,
@@ -122,10 +115,11 @@ def make_trunk(config: Config, *, seeds: int, members: int, inputs: int) -> Trun
         prune=sequence.prune or None,
         precision=sequence.precision,
     )
-    return Trunk(options, seeds=seeds, members=members, inputs=inputs)
+    inputs = width + tokens.extras
+    return Trunk(options, seeds=seeds, members=members, inputs=inputs, convs=convs)
 
 
-def read(encoder: nn.Module, trunk: Trunk | None, *wanted: Tensor | Whole) -> list[Tensor]:
+def read(encoder: Encoder | Tokens, trunk: Trunk | None, *wanted: Tensor | Whole) -> list[Tensor]:
     """Inputs of the feed-forward part of a network at the wanted rows, [S, M or N, B * T, ...].
 
     Inputs of a feed-forward network are returned as they are. Those of a sequence network must be
@@ -135,7 +129,7 @@ def read(encoder: nn.Module, trunk: Trunk | None, *wanted: Tensor | Whole) -> li
         return [x for x in wanted if isinstance(x, Tensor)]
     whole = wanted[0]
     assert isinstance(whole, Whole) and isinstance(encoder, Tokens), "a sequence reads tokens"
-    tokens = encoder.embed(whole.obs, whole.extra)
+    tokens = embed(trunk, whole.obs, whole.extra)
     features = _features(tokens, whole, trunk, still=encoder.still)
     found = []
     for k, one in enumerate(wanted):

@@ -44,7 +44,8 @@ class Trunk(nn.Module):
 
     The precision is that of the options, under autocast too.
 
-    Args:   inputs: features of a row; impl, of all kernels, as in `cerl.kernels`.
+    Args:   inputs: features of a row; impl, of all kernels, as in `cerl.kernels`; convs, which make
+            features of images before a row comes here (`cerl.sequence.embed`).
     Raises: ValueError for options that do not fit together.
     """
 
@@ -56,9 +57,11 @@ class Trunk(nn.Module):
         members: int,
         inputs: int,
         impl: Impl = "auto",
+        convs: nn.ModuleList | None = None,
     ) -> None:
         super().__init__()
         check(options)
+        self.convs = convs or nn.ModuleList()
         self.options, self.members, self.width = options, members, options.width
         self.dtype = PRECISIONS[options.precision]
         self.embed = Linear(seeds, members, inputs, options.width)

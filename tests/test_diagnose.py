@@ -137,11 +137,11 @@ def test_diagnostics_are_those_of_each_members_layers_on_the_batch(spec, options
             }
             assert isinstance(batch.x, torch.Tensor)
             x, layers = batch.x[s, 0], []
-            for conv in ours.net.encoder.convs:
-                weight = leaf["encoder.convs.0.weight"].view(3, 3, -1, 4).permute(3, 2, 0, 1)
+            for conv in ours.net.convs:
+                weight = leaf["convs.0.weight"].view(3, 3, -1, 4).permute(3, 2, 0, 1)
                 y = torch.nn.functional.conv2d(x.movedim(-1, 1), weight)
                 assert conv.stride == 1
-                x = (y.movedim(1, -1) + leaf["encoder.convs.0.bias"]).relu()
+                x = (y.movedim(1, -1) + leaf["convs.0.bias"]).relu()
                 layers.append(x)
             x = x.flatten(1)
             for k in range(len(ours.net.hidden)):

@@ -126,9 +126,9 @@ class Member:
         for k, (kernel, stride) in enumerate(
             zip(self.cfg.net.kernels, self.cfg.net.strides, strict=True)
         ):
-            weight = self.leaf[f"encoder.convs.{k}.weight"]
+            weight = self.leaf[f"convs.{k}.weight"]
             weight = weight.view(kernel, kernel, -1, weight.shape[-1]).permute(3, 2, 0, 1)
-            x = F.conv2d(x, weight, self.leaf[f"encoder.convs.{k}.bias"], stride=stride).relu()
+            x = F.conv2d(x, weight, self.leaf[f"convs.{k}.bias"], stride=stride).relu()
         return x[0].permute(1, 2, 0).flatten()
 
     def q(self, stack, head):

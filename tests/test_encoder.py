@@ -8,7 +8,7 @@ import torch
 from cerl import draw, nn
 from cerl.config import NetConfig
 from cerl.data import EnvSpec
-from cerl.encoder import Encoder
+from cerl.encoder import Encoder, convolutions, see
 from cerl.nn import initialise
 
 
@@ -18,9 +18,12 @@ def spec(*observation, dtype=torch.uint8):
 
 def encoder(shape, *, stack, scale=1.0, dtype=torch.uint8, **net: Any):
     config = NetConfig(stack=stack, scale=scale, **net)
-    return Encoder(
-        config, spec(*shape, dtype=dtype), seeds=2, layer_members=[1] * len(config.channels)
-    )
+    return Encoder(config, spec(*shape, dtype=dtype))
+
+
+def layers(shape, **net: Any):
+    config = NetConfig(**net)
+    return convolutions(config, spec(*shape), seeds=2, layer_members=[1] * len(config.channels))
 
 
 CONVS: Any = dict(channels=(3,), kernels=(2,), strides=(1,))
@@ -130,18 +133,25 @@ def test_boolean_observations_become_zeros_and_ones():
 
 
 def test_layers_are_convolutions_with_relu_and_width_their_flat_size():
-    enc = encoder((9, 8), stack=2, channels=(3, 5), kernels=(3, 2), strides=(2, 1))
-    initialise(enc, keys=draw.seed_keys([0, 1]), scheme="fan_in")
+    convs, width = layers((9, 8), stack=2, channels=(3, 5), kernels=(3, 2), strides=(2, 1))
+    initialise(convs, keys=draw.seed_keys([0, 1]), scheme="fan_in")
     x = torch.randn(2, 1, 4, 9, 8, 2, generator=torch.Generator().manual_seed(0))
-    first = enc.convs[0](x, relu=True)
-    assert torch.equal(first, enc.convs[0](x).relu())
-    second = enc.convs[1](first, relu=True)
-    assert second.flatten(3).shape == (2, 1, 4, enc.width) and enc.width == 3 * 2 * 5
-    assert isinstance(enc.convs[0], nn.Conv)
+    first = convs[0](x, relu=True)
+    assert torch.equal(first, convs[0](x).relu())
+    second = convs[1](first, relu=True)
+    assert second.flatten(3).shape == (2, 1, 4, width) and width == 3 * 2 * 5
+    assert torch.equal(see(convs, x), second.flatten(3))
+    assert isinstance(convs[0], nn.Conv)
+
+
+def test_flat_observations_are_seen_as_they_are():
+    convs, width = layers((9, 8), stack=2)
+    x = torch.randn(2, 1, 4, width)
+    assert width == 144 and torch.equal(see(convs, x), x)
 
 
 def test_observations_that_do_not_fit_the_convolutions_are_refused():
     with pytest.raises(ValueError, match=r"got \[7\] from scripted; set net.channels to an empty"):
-        encoder((7,), stack=1, **CONVS)
+        layers((7,), **CONVS)
     with pytest.raises(ValueError, match=r"net.kernels: \[5\] do not fit the observation \[4, 4\]"):
-        encoder((4, 4), stack=1, channels=(2,), kernels=(5,), strides=(1,))
+        layers((4, 4), channels=(2,), kernels=(5,), strides=(1,))

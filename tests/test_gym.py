@@ -4,12 +4,13 @@ import io
 
 import gymnasium
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium import spaces
 
-from cerl import envs
-from cerl.config import AtariEnv, GymEnv
+from cerl import envs, train
+from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
 from cerl.envs.host import simulator_seeds
@@ -417,3 +418,49 @@ def test_the_list_of_ids_can_be_built_and_has_the_newest_versions():
     assert not {"CartPole-v0", "HalfCheetah-v5"} & set(ids)
     for name in ids:
         assert build(name).reset().obs.shape[:2] == (1, 1)
+
+
+class Dot(gymnasium.Env):
+    """A bright bar on a dark screen, moved to and fro; return 0 where it stays in the middle."""
+
+    observation_space = spaces.Box(0, 255, (6, 8), np.uint8)
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def _screen(self):
+        distance = np.abs(np.linspace(-1, 1, 8) - self.place)
+        bar = (255 * np.clip(1 - 2 * distance, 0, 1)).astype(np.uint8)
+        return np.tile(bar, (6, 1))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.time = self.np_random.uniform(-1, 1), 0
+        return self._screen(), {}
+
+    def step(self, action):
+        self.place = float(np.clip(self.place + 0.4 * action[0], -1, 1))
+        self.time += 1
+        return self._screen(), -abs(self.place), False, self.time == 8, {}
+
+
+def test_sac_learns_from_images(tmp_path):
+    """Random pushes score about -4, no pushes as well."""
+    gymnasium.register("Dot-v0", entry_point=Dot)
+    options = {
+        "out": str(tmp_path),
+        "device": "cpu",
+        "env": {"name": "Dot-v0", "envs": 4},
+        "net": {"channels": (4,), "kernels": (3,), "strides": (2,), "scale": 255.0, "stack": 2}
+        | {"hidden": (32, 32)},
+        "ensemble": {"members": 2, "heads": "cerl"},
+        "replay": {"batch": 32, "start": 200},
+        "explore.hold": 200,
+        "schedule": {"steps": 2_400, "update_every": 4},
+        "eval": {"every": 2_400},
+    }
+    try:
+        folder = train.train(load("gym/pendulum", options))
+    finally:
+        gymnasium.registry.pop("Dot-v0")
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    scores = [row["return"] for row in rows if row["policy"] == "individual_mode"]
+    assert len(scores) == 2 and min(scores) > -2.0

@@ -177,9 +177,9 @@ BOUNDS = {  # of weights; of biases
     "variance": lambda fan_in, fan_out: ((3**0.5 / fan_in) ** 0.5, 0.0),
 }
 FANS = {
-    "encoder.convs.0": (2 * 16, 5 * 16),
-    "encoder.convs.1": (5 * 9, 6 * 9),
-    "encoder.convs.2": (6 * 9, 7 * 9),
+    "convs.0": (2 * 16, 5 * 16),
+    "convs.1": (5 * 9, 6 * 9),
+    "convs.2": (6 * 9, 7 * 9),
     "hidden.0": (7, 32),
     "final": (32, 6),
 }
@@ -246,22 +246,30 @@ def test_critics_equal_one_product_each(inputs, members, own):
 
 def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
     wide, tall = nn.Linear(2, 3, 4, 9), nn.Critics(2, 3, 2, 9, 4)
+    image = nn.Conv(2, 3, channels=2, filters=4, kernel=3, stride=1, padding="valid")
     wide.gain = 1.0
-    net = torch.nn.Sequential(wide, tall)
+    net = torch.nn.Sequential(wide, tall, image)
     nn.initialise(net, keys=draw.seed_keys([5, 3]), scheme="orthogonal")
     weight = wide.weight.detach()
     eye = torch.eye(4)
     torch.testing.assert_close(weight @ weight.mT, eye.expand(2, 3, 4, 4), atol=1e-5, rtol=0)
     columns = tall.weight.detach().mT @ tall.weight.detach()
     torch.testing.assert_close(columns, 2.0 * eye.expand(2, 3, 2, 4, 4), atol=1e-5, rtol=0)
-    assert not tall.bias.any() and len(torch.unique(weight.flatten(2).flatten(0, 1), dim=0)) == 6
+    patches = image.weight.detach().mT @ image.weight.detach()
+    torch.testing.assert_close(patches, 2.0 * eye.expand(2, 3, 4, 4), atol=1e-5, rtol=0)
+    assert (
+        not tall.bias.any()
+        and not image.bias.any()
+        and len(torch.unique(weight.flatten(2).flatten(0, 1), dim=0)) == 6
+    )
     wide = nn.Linear(1, 3, 4, 9)
     wide.gain = 1.0
-    again = torch.nn.Sequential(wide, nn.Critics(1, 3, 2, 9, 4))
+    image = nn.Conv(1, 3, channels=2, filters=4, kernel=3, stride=1, padding="valid")
+    again = torch.nn.Sequential(wide, nn.Critics(1, 3, 2, 9, 4), image)
     nn.initialise(again, keys=draw.seed_keys([3]), scheme="orthogonal")
     for mine, theirs in zip(again.parameters(), net.parameters(), strict=True):
         assert torch.equal(mine[0], theirs[1])
-    with pytest.raises(ValueError, match="got a layer Conv"):
+    with pytest.raises(ValueError, match="got a layer Heads"):
         nn.initialise(build(config()), keys=draw.seed_keys([0]), scheme="orthogonal")
 
 
@@ -316,7 +324,7 @@ SCALING = {
     ("cerl", 0, "both"): (1 / N, 1 / N, 1 / N, 1, 1),
     ("multi_horizon", 0, "final"): (1 / 4, 1 / 4, 1 / 4, 1 / 4, 1),
 }
-LAYERS = ("encoder.convs.0", "encoder.convs.1", "encoder.convs.2", "hidden.0", "final")
+LAYERS = ("convs.0", "convs.1", "convs.2", "hidden.0", "final")
 
 
 @pytest.mark.parametrize("heads, shared, fork", SCALING)

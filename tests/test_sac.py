@@ -68,11 +68,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stack": dict(stack=2, heads="cerl"),
     "three hidden layers": dict(hidden=(8, 7, 6), heads="cerl"),
     "one hidden layer": dict(hidden=(6,), batches="independent"),
+    "convolutions": dict(heads="cerl", stack=2, channels=(3, 2), kernels=(2, 2), strides=(1, 1)),
+    "convolutions, own target": dict(
+        heads="own_target", channels=(3,), kernels=(2,), strides=(1,), hidden=(8, 7, 6)
+    ),
 }
 
 
 def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Config:
-    in_net = ("hidden", "stack", "critics", "critic_norm", "init")
+    in_net = ("hidden", "stack", "critics", "critic_norm", "init", "channels", "kernels", "strides")
     in_net += ("log_std", "log_std_min", "log_std_max")
     net = {k: options.pop(k) for k in in_net if k in options}
     loss = {"gamma": GAMMA, "kind": "mse", "target_entropy": -0.5, "temperature": 0.7}
@@ -95,7 +99,12 @@ def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Co
     )
 
 
-def random_rows(count, seed):
+def seen(cfg) -> EnvSpec:
+    """What the networks of a config look at: four numbers, or images."""
+    return SPEC._replace(observation=(3, 4)) if cfg.net.channels else SPEC
+
+
+def random_rows(count, seed, observation=(4,)):
     """Rows of one seed and two environments, ends of episodes included, [count, 2, ...]."""
     generator = torch.Generator().manual_seed(seed)
     shape = (count, 2)
@@ -109,17 +118,18 @@ def random_rows(count, seed):
     terminal = ended & (torch.rand(shape, generator=generator) < 0.6)
     real = ~ended.roll(1, 0)
     member = torch.randint(0, N, shape, generator=generator)
-    return Row(normal(4), torch.tanh(normal(A)), normal() * real, terminal, real, member)
+    return Row(normal(*observation), torch.tanh(normal(A)), normal() * real, terminal, real, member)
 
 
 def make_learner(cfg, *, data=None):
     """A Learner whose target critics differ from the online ones."""
     keys = draw.seed_keys(cfg.seeds)
-    data = data or [random_rows(70, seed) for seed in cfg.seeds]
-    replay = Replay(SPEC, keys=keys, capacity=200, device=CPU)
+    spec = seen(cfg)
+    data = data or [random_rows(70, seed, spec.observation) for seed in cfg.seeds]
+    replay = Replay(spec, keys=keys, capacity=200, device=CPU)
     for t in range(70):
         replay.add(Row(*(torch.stack([d[k][t] for d in data]) for k in range(len(Row._fields)))))
-    agent = SAC(cfg, SPEC, device=CPU)
+    agent = SAC(cfg, spec, device=CPU)
     learner = Learner(cfg, agent, agent.build(keys=keys), replay, keys=keys)
     other = agent.build(keys=draw.seed_keys([100 + seed for seed in cfg.seeds]))
     learner.target.load_state_dict(other.critic.state_dict())
@@ -134,8 +144,18 @@ def linear(leaves, name, x, at):
     return F.linear(x, leaves[f"{name}.weight"][at].T, leaves[f"{name}.bias"][at])
 
 
+def slow_sight(cfg, leaves, name, at, x):
+    """Flat features of an image [stack, height, width]; at = (seed, member)."""
+    for k, filters in enumerate(cfg.net.channels):
+        weight, size = leaves[f"{name}{k}.weight"][at], cfg.net.kernels[k]
+        weight = weight.view(size, size, -1, filters).permute(3, 2, 0, 1)
+        x = F.conv2d(x, weight, leaves[f"{name}{k}.bias"][at], stride=cfg.net.strides[k]).relu()
+    return x.permute(1, 2, 0).flatten() if cfg.net.channels else x
+
+
 def slow_policy(cfg, leaves, s, i, x):
     """Mean and log standard deviation [A] of member i."""
+    x = slow_sight(cfg, leaves, "actor.convs.", (s, i), x)
     for k in range(len(cfg.net.hidden)):
         x = linear(leaves, f"actor.hidden.{k}", x, (s, i)).relu()
     mean, raw = linear(leaves, "actor.moments", x, (s, i)).chunk(2, -1)
@@ -147,7 +167,7 @@ def slow_policy(cfg, leaves, s, i, x):
 
 def slow_q(cfg, leaves, at, x, action):
     """Values of all heads [J] of one critic, at = (seed, member, critic)."""
-    y = torch.cat([x, action])
+    y = torch.cat([slow_sight(cfg, leaves, "convs.", at[:2], x), action])
     for k in range(len(cfg.net.hidden)):
         y = linear(leaves, f"hidden.{k}", y, at)
         if cfg.net.critic_norm != "none":
@@ -191,7 +211,7 @@ def slow_losses(cfg, learner, window, mask, dice):
             for at in range(row, row - cfg.net.stack, -1):
                 fresh = any(not bool(window.real[s, m, b, k - 1]) for k in range(at + 1, row + 1))
                 frames.insert(0, window.obs[s, m, b, at] * (not fresh))
-            return torch.cat(frames)
+            return torch.stack(frames) if cfg.net.channels else torch.cat(frames)
 
         for i in range(members):
             m = i if window.reward.shape[1] > 1 else 0
@@ -328,8 +348,9 @@ def test_initial_means_and_deviations_are_orthogonal_blocks_of_one_layer():
     assert ((across * (1.0 - eye)).amax((2, 3)) > 1e-2).all()
 
 
-def test_policy_loss_keeps_nothing_for_the_critics():
-    learner = make_learner(config(heads="cerl"))
+@pytest.mark.parametrize("variant", ["cerl", "convolutions"])
+def test_policy_loss_keeps_nothing_for_the_critics(variant):
+    learner = make_learner(config(**VARIANTS[variant]))
     window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
     loss, _ = learner.stages[1].loss(learner.net, learner.target, window, None, dice)
     grads = torch.autograd.grad(
@@ -338,10 +359,13 @@ def test_policy_loss_keeps_nothing_for_the_critics():
     assert all(grad is None for grad in grads)
 
 
+FEW = ("single", "cerl with huber", "own target", "redq")
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter's; test_learn.py compares GPU and CPU"
 )
-@pytest.mark.parametrize("variant", ["single", "cerl with huber", "own target", "redq", "masks"])
+@pytest.mark.parametrize("variant", [*FEW, "masks", "convolutions, own target"])
 def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
     pytest.importorskip("triton")
     cfg = config(**VARIANTS[variant])
@@ -422,12 +446,13 @@ def after_updates(cfg, data):
 
 
 STANDING = ("ensemble", "cerl with huber", "own target", "redq", "weighted backups", "layer norm")
+STANDING += ("convolutions",)
 
 
 @pytest.mark.parametrize("variant", STANDING)
 def test_nan_in_one_seed_leaves_the_others_bitwise_alone(variant):
     cfg = config(seeds=(0, 1, 2), **VARIANTS[variant])
-    data = [random_rows(70, seed) for seed in cfg.seeds]
+    data = [random_rows(70, seed, seen(cfg).observation) for seed in cfg.seeds]
     clean = after_updates(cfg, data)
     data[1] = data[1]._replace(reward=torch.full_like(data[1].reward, float("nan")))
     spoilt = after_updates(cfg, data)
@@ -457,8 +482,8 @@ def test_nan_in_one_member_leaves_the_others_bitwise_alone(variant, leaf):
 
 @pytest.mark.parametrize("variant", STANDING)
 def test_a_seed_alone_learns_what_it_learns_among_others(variant):
-    data = [random_rows(70, seed) for seed in (0, 1, 2)]
     together = config(seeds=(0, 1, 2), **VARIANTS[variant])
+    data = [random_rows(70, seed, seen(together).observation) for seed in (0, 1, 2)]
     alone = config(seeds=(1,), **VARIANTS[variant])
     both = [make_learner(cfg, data=d) for cfg, d in ((together, data), (alone, data[1:2]))]
     a, b = (learner.agent.dice(learner.keys, learner.updates) for learner in both)
@@ -546,7 +571,9 @@ def test_diagnostics_of_replayed_actions():
     assert "action_variance" not in diagnose(single.agent, single)
 
 
-@pytest.mark.parametrize("variant", ["cerl with huber", "redq"])
+# Torch's compiler makes an instance of the function that cuts images into patches.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("variant", ["cerl with huber", "redq", "convolutions"])
 def test_losses_compile_as_one_graph(variant):
     cfg = config(**VARIANTS[variant])
     eager, traced = make_learner(cfg), make_learner(cfg)

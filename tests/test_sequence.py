@@ -18,6 +18,7 @@ from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
 from cerl.graph import captured
 from cerl.replay import Replay
+from cerl.sequence import embed
 from cerl.transition import learnt
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def config(kind: str, spec: EnvSpec = FLAT, **changes: Any) -> Config:
         "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
         "eval.policies": ("individual",),
     }
-    if spec is IMAGE:
+    if len(spec.observation) == 3:
         options |= {f"net.{name}": value for name, value in CONV.items()}
     return load(base, options | changes)
 
@@ -115,7 +116,7 @@ def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)
     whole = net.encoder.inputs(window, start, start[..., :1])
     with torch.no_grad():
-        every = net.trunk(net.encoder.embed(whole.obs, whole.extra), start)  # [S, N, E, W, D]
+        every = net.trunk(embed(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
         single = acted(agent, net, rows, evaluating=False)
         for t, (own, all_) in enumerate(
             zip(single, acted(agent, net, rows, evaluating=True), strict=True)
@@ -140,8 +141,9 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
     window = filled(cfg, spec, random_rows(spec, 12)).last(12)
     rows = learnt(net.encoder, window, n=1)
     whole: Any = rows.inputs(net.encoder, window)
-    tokens = net.encoder.embed(whole.obs, whole.extra)
-    assert net.encoder.width == tokens.shape[-1]
+    trunk = net.actor.trunk if spec.continuous else net.trunk
+    tokens = embed(trunk, whole.obs, whole.extra)
+    assert trunk.embed.fan_in == tokens.shape[-1]
     for s, e, t in itertools.product(range(S), range(E), range(12)):
         scale = 255.0 if spec is IMAGE else 1.0
         parts = [window.obs[s, 0, e, t].flatten().float() / scale]
@@ -184,7 +186,8 @@ def q_values(net, window, m: int, heads: int) -> torch.Tensor:
     previous = Previous(window.action[:, m, :, 0], window.reward[:, m, :, 0])
     with torch.no_grad():
         for t in range(w):
-            token = net.encoder.step(window.obs[:, m, :, t], start, previous)
+            row = net.encoder.step(window.obs[:, m, :, t], start, previous)
+            token = embed(net.trunk, *row)
             agent_rows.append(net(net.trunk.step(token, start, held), heads))
             start = ~window.real[:, m, :, t]
             previous = Previous(window.action[:, m, :, t], window.reward[:, m, :, t])
@@ -264,6 +267,10 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
 
 class Identity(nn.Module):
     """A trunk that mixes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList()
 
     def forward(self, x, start, *, context=0):
         return x
@@ -453,7 +460,7 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
     start = F.pad(~every.real[..., :-1], (1, 0), value=False)
     whole: Any = net.encoder.inputs(every, start, start[..., :1])
     with torch.no_grad():
-        want = net.trunk(net.encoder.embed(whole.obs, whole.extra), start)  # [S, N, E, 50, D]
+        want = net.trunk(embed(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, 50, D]
         window = replay.sample(
             step=torch.tensor(1),
             batch=40,
@@ -692,6 +699,38 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     (score,) = [row["return"] for row in rows if row["policy"] == "individual_mode"]
     assert score > 40
+
+
+@pytest.mark.parametrize("kind", ["mlp", "fox"])
+def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kind):
+    spec = IMAGE._replace(continuous=True)
+    cfg = config(kind, spec, **{"agent": "sac", "ensemble.heads": "cerl", "sequence.cache": 7})
+    agent, net = built(cfg, spec)
+    rows = random_rows(spec, 60)
+    replay = filled(cfg, spec, rows)
+    window = replay.sample(step=torch.tensor(3), batch=5, context=cfg.context, ahead=4)
+    keys = draw.seed_keys((0, 1))
+    dice = agent.dice(keys, torch.tensor(0))
+    parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
+    for stage, own, other in ((0, "critic", "actor"), (1, "actor", "critic")):
+        loss, _ = agent.stages(net)[stage].loss(net, net.critic, window, None, dice)
+        found = {
+            name: torch.autograd.grad(
+                loss.sum(), list(part.parameters()), allow_unused=True, retain_graph=True
+            )
+            for name, part in parts.items()
+        }
+        assert all(grad is not None and bool(grad.any()) for grad in found[own])
+        assert all(grad is None for grad in found[other])
+    # Acting sees what learning sees.
+    last = replay.last(20)
+    start = F.pad(~last.real[..., :-1], (1, 0), value=False)
+    whole: Any = net.encoder.inputs(last, start, start[..., :1])
+    trunk = net.actor.trunk
+    with torch.no_grad():
+        every = trunk(embed(trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
+        steps = acted(agent, net, rows[-20:], evaluating=True)
+    torch.testing.assert_close(steps[-1], every[:, :, :, -1], atol=2e-5, rtol=1e-4)
 
 
 def test_without_memory_a_t_maze_is_a_coin(tmp_path):

@@ -75,9 +75,7 @@ def reset(u: Tensor) -> State:
     return State(**scalars, heading=water.bool(), **dict.fromkeys(State._fields[13:], water))
 
 
-def step(
-    state: State, action: Tensor, u: Tensor, *, ramping: bool
-) -> tuple[State, Tensor, Tensor]:
+def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Spawns, then moves in turn: player, torpedoes, divers, submarines, missiles, fish.
 
     Args:    u [G, 5]: side, kind (a third are submarines) and row of an enemy; side and row of a

@@ -62,9 +62,7 @@ def reset(u: Tensor) -> State:
     )
 
 
-def step(
-    state: State, action: Tensor, u: Tensor, *, ramping: bool
-) -> tuple[State, Tensor, Tensor]:
+def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Moves in turn: cannon, shots, bombs, aliens; then a bomb is dropped and shots strike.
 
     Args:    `u` is unused. ramping: every cleared block makes the next one move a step earlier.
