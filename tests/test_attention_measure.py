@@ -11,7 +11,7 @@ from cerl.kernels import attention
 from cerl.kernels.attention import SLACK, forgetting_attention
 
 pytest.importorskip("triton")
-from cerl.kernels.attention_measure_triton import measured_limit
+from cerl.kernels.attention_measure_triton import measured_limits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -30,11 +30,14 @@ def draw(
 
 
 def kernel(q: Tensor, k: Tensor, times: float = 2.0) -> Tensor:
-    return measured_limit(q, k, log_eps=-10.0, scale=0.3, times=times, slack=SLACK)
+    """The first limit alone, or the second of two."""
+    count = 1 if times == 2.0 else 2
+    return measured_limits(q, k, log_eps=-10.0, scale=0.3, slack=SLACK, count=count)[-1]
 
 
 def definition(q: Tensor, k: Tensor, times: float = 2.0) -> Tensor:
-    limit = attention._limit(q, k, None, "measured", -10.0, 0.3, False, times)
+    bound = attention._measured(q, k, 0.3)
+    limit = attention._limit(q, k.shape[1], None, bound, -10.0, times)
     assert limit is not None
     return limit
 
@@ -89,4 +92,4 @@ def test_attention_takes_the_measured_limit():
 
 def kernel_limit(q: Tensor, k: Tensor) -> Tensor:
     scale = q.shape[3] ** -0.5
-    return measured_limit(q, k, log_eps=-2.0, scale=scale, times=2.0, slack=SLACK)
+    return measured_limits(q, k, log_eps=-2.0, scale=scale, slack=SLACK, count=1)[0]

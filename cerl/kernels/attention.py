@@ -105,10 +105,14 @@ def forgetting_attention(
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     limit = room = None
     if not is_short(keys, width):
-        given = threshold, bound, log_eps, scale, use_triton
-        limit = _limit(q, k, *given, 2.0)
-        if rule == "running" and keys > FEW:
-            room = _limit(q, k, *given, 1.0)
+        running = rule == "running" and keys > FEW
+        if isinstance(bound, str) and use_triton and not traced(q):
+            limit, room = _measured_limits(q, k, log_eps, scale, running)
+        else:
+            if isinstance(bound, str):
+                bound = _measured(q, k, scale)
+            limit = _limit(q, keys, threshold, bound, log_eps, 2.0)
+            room = _limit(q, keys, None, bound, log_eps, 1.0) if running else None
     if use_triton:
         attend = _forward if traced(q) else _Direct.apply if differentiated() else _attend
         options = start, limit, min(window or 0, keys), scale, room
@@ -238,23 +242,13 @@ class _Never(torch.autograd.Function):
 
 def _limit(
     q: Tensor,
-    k: Tensor,
+    keys: int,
     threshold: Tensor | float | None,
-    bound: Tensor | float | str | None,
+    bound: Tensor | float | None,
     log_eps: float,
-    scale: float,
-    use_triton: bool,
     times: float,
 ) -> Tensor | None:
     """The threshold as a float32 contiguous tensor [B, Hq], from `times` a bound rounded down."""
-    keys = k.shape[1]
-    if isinstance(bound, str):
-        if use_triton and not traced(q):  # torch.compile fuses the definition
-            from cerl.kernels.attention_measure_triton import measured_limit
-
-            q, k = q.detach(), k.detach()
-            return measured_limit(q, k, log_eps=log_eps, scale=abs(scale), times=times, slack=SLACK)
-        bound = _measured(q, k, scale)
     if bound is not None:
         if isinstance(bound, Tensor):
             bound = bound.detach().double()
@@ -267,6 +261,18 @@ def _limit(
     if threshold is None:
         return None
     return torch.full(size, threshold, dtype=torch.float32, device=q.device)
+
+
+def _measured_limits(
+    q: Tensor, k: Tensor, log_eps: float, scale: float, running: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The thresholds [B, Hq] of `_limit` from a measured bound, twice and (if running) once it."""
+    from cerl.kernels.attention_measure_triton import measured_limits
+
+    check_placement(q, k)
+    options: dict[str, Any] = dict(log_eps=log_eps, scale=abs(scale), slack=SLACK)
+    limits = measured_limits(q.detach(), k.detach(), count=1 + running, **options)
+    return limits[0], limits[1] if running else None
 
 
 def _measured(q: Tensor, k: Tensor, scale: float) -> Tensor:

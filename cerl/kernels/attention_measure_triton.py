@@ -3,8 +3,9 @@
 # pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """The threshold of pruning that follows from the q and k at hand, in one launch.
 
-A program measures the longest query and the longest key of one head; reading both once is the
-floor. Plain torch, the definition, reads them in four launches and makes eight of small tensors.
+A program measures the longest query and the longest key of one head, so few heads of many rows take
+longer than their bytes would. Plain torch, the definition, reads q and k in four launches and makes
+eight of small tensors.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cerl.kernels.attention_triton import block_size
 
-ROWS, WARPS = 256, 8  # steps of a turn of the loop
+ROWS, WARPS = 256, 8  # rows of a turn of the loop
 
 
 @triton.jit
@@ -33,11 +34,11 @@ def _longest(p, s_t, count, D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr)
     return tl.sqrt(tl.max(b_longest, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "queries", "keys"])
 def _measure(
     p_q,
     p_k,
-    p_limit,
+    p_limits,
     sb_q,
     st_q,
     sh_q,
@@ -52,44 +53,51 @@ def _measure(
     D: tl.constexpr,
     BD: tl.constexpr,
     GROUPS: tl.constexpr,
+    LIMITS: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """limit = offset - factor |q| |k| for one batch row and query head, from its longest rows."""
+    """offset - factor |q| |k| / n for one batch row and query head, from its longest rows.
+
+    p_limits is [LIMITS, B, Hq], of n = 1, 2.
+    """
     i = tl.program_id(0)
     i_batch, i_head = (i // heads).to(tl.int64), (i % heads).to(tl.int64)
     q = _longest(p_q + i_batch * sb_q + i_head * sh_q, st_q, queries, D, BD, BT)
     k = _longest(p_k + i_batch * sb_k + (i_head // GROUPS) * sh_k, st_k, keys, D, BD, BT)
     known = (q < float("inf")) & (k < float("inf"))  # else nothing is skipped
     bound = tl.where(known, q, 0.0) * tl.where(known, k, 0.0)
-    tl.store(p_limit + i, tl.where(known, offset - factor * bound, -float("inf")))
+    for n in tl.static_range(LIMITS):
+        limit = offset - factor / (n + 1) * bound
+        tl.store(p_limits + n * tl.num_programs(0) + i, tl.where(known, limit, -float("inf")))
 
 
-def measured_limit(
-    q: Tensor, k: Tensor, *, log_eps: float, scale: float, times: float, slack: float
+def measured_limits(
+    q: Tensor, k: Tensor, *, log_eps: float, scale: float, slack: float, count: int
 ) -> Tensor:
-    """log_eps - ln N - times * scale * max|q| max|k|, float32 [B, Hq], rounded down by `slack`.
+    """log_eps - ln N - U * (2, 1) with U = scale max|q| max|k|: float32 [count, B, Hq].
 
-    Args: q [B, M, Hq, D] and k [B, N, Hkv, D], rows contiguous; scale above 0; slack, a share that
-          makes up for what float32 rounds here.
+    Args: q [B, M, Hq, D] and k [B, N, Hkv, D], rows contiguous; scale at least 0; slack, a share by
+          which the limits are rounded down, for what float32 rounds here; count, 1 or 2.
     """
     batch, queries, heads, width = q.shape
     keys, key_heads = k.shape[1:3]
-    limit = torch.empty(batch, heads, dtype=torch.float32, device=q.device)
+    limits = torch.empty(count, batch, heads, dtype=torch.float32, device=q.device)
     _measure[(batch * heads,)](
         q,
         k,
-        limit,
+        limits,
         *q.stride()[:3],
         *k.stride()[:3],
         heads,
         queries,
         keys,
         float((log_eps - math.log(keys)) * (1.0 + slack)),
-        float(times * scale * (1.0 + slack) ** 2),
+        float(2.0 * scale * (1.0 + slack) ** 2),
         D=width,
         BD=block_size(width),
         GROUPS=heads // key_heads,
-        BT=min(ROWS, block_size(max(queries, keys))),
+        LIMITS=count,
+        BT=ROWS,
         num_warps=WARPS,
     )
-    return limit
+    return limits

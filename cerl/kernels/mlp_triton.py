@@ -161,6 +161,9 @@ def _forward(
         # The whole first layer, so that the inputs are read once; then a tile of the second.
         h = tl.arange(0, BH1)
         acc = tl.zeros([BR, BH1], tl.float32)
+        if SUM:
+            m_sum = m_row[:, None] & (h < H1)[None, :]
+            acc += tl.load(p_sum + row[:, None] * H1 + h[None, :], m_sum, other=0.0)
         for first in range(0, D + A, BK):
             k = first + tl.arange(0, BK)
             b_x = round_operand(_inputs(p_x, p_tail, row, k, m_row, D, A), PRECISION)
@@ -510,7 +513,7 @@ def hidden_gradient(
         PRECISION=_precision(w1),
         BR=block.rows,
         BK=block.depth,
-        BX=power(fan_in),
+        BX=power(fan_in) if weight else 16,
         BH1=units,
         BT=block.columns,
         BO=power(out),
@@ -622,10 +625,11 @@ def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
             'use separate layers, or impl="reference"'
         )
     most = max(h1, h2, *widths)
-    if rows * most >= 2**31:
+    if max(rows, h1, h2) * most >= 2**31:
         raise ValueError(
-            f"mlp: {rows} rows of {most} numbers are too many for one network, at most 2^31 - 1 "
-            "numbers fit; split the batch"
+            f"mlp: {rows} rows of {most} numbers, or weights of {most} x {max(h1, h2)}, are too "
+            "many for one network, at most 2^31 - 1 numbers fit; split the batch or see by fewer "
+            "features"
         )
 
 
