@@ -75,7 +75,7 @@ def run_sac_updates(
              at the next states and at the states.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
              config draws critics at random, which needs more than this noise, or asks for a
-             sequence network.
+             sequence network or convolutions.
     Source:  Lin et al. 2024 (arXiv:2405.04342); the losses are those of `SAC`, on given
              transitions.
     """
@@ -85,6 +85,11 @@ def run_sac_updates(
         raise ValueError(
             "loss.target_critics: the target of given transitions is the smallest of all critics; "
             f"expected 0, got {config.loss.target_critics}"
+        )
+    if config.net.channels:
+        raise ValueError(
+            "net.channels: given transitions are of flat states; expected no convolutions, got "
+            f"{list(config.net.channels)}"
         )
     spec = EnvSpec(
         name="batch",

@@ -30,7 +30,7 @@ from cerl.trunk import Trunk
 
 
 class QNet(nn.Module):
-    """Encoder, trunk of a sequence network, hidden layers and J value heads of every member.
+    """Convolutions or trunk, hidden layers and J value heads of every member.
 
     A head has `atoms` numbers per action.
     """
@@ -99,7 +99,7 @@ class QNet(nn.Module):
         return outputs
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder output and the features that the heads fork from, both [S, M or N, rows, D]."""
+        """Output of the convolutions, and what the heads fork from, both [S, M or N, rows, D]."""
         outputs = self.layers(x)
         convs = len(self.convs)
         encoded = (outputs[convs - 1] if convs else x).flatten(3)
@@ -155,7 +155,7 @@ class Values(NamedTuple):
     q: Tensor  # [S, N, B, T, J, A, *atoms]
     taken: Tensor  # [S, N, B, T, J, *atoms] of the action taken
     target: Tensor  # [S, N, B, T, J, *atoms]
-    encoded: Tensor  # [S, N or 1, B * T, D] encoder output
+    encoded: Tensor  # [S, N or 1, B * T, D] output of the convolutions, or the inputs
 
 
 class DQN:
@@ -364,7 +364,7 @@ class DQN:
                 gamma=self.config.loss.gamma**self.config.loss.n_step,
                 beta=self.config.loss.mico_beta,
             )
-            # A shared encoder has one metric loss, spread so that the members' sum holds it once.
+            # Shared layers have one metric loss, spread so that the members' sum holds it once.
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])
             metrics["mico_loss"] = metric.detach().expand_as(loss)
         return loss, metrics

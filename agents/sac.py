@@ -339,7 +339,10 @@ class SAC:
         x, seen = (net.read(part, batch.x_next) for part in (net.actor, target))
         action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
-        if self.crossed:
+        if self.crossed and len(target.convs):  # features of images are too wide to repeat
+            each = [target(seen, taken.unsqueeze(1), heads) for taken in action.unbind(1)]
+            q = torch.stack(each, 3)
+        elif self.crossed:
             actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
             q = target(_repeated(seen, action.shape[1]), actions, heads)
             q = q.unflatten(3, (action.shape[1], rows))
@@ -450,11 +453,15 @@ class SAC:
         return losses.actor + losses.temperature, metrics
 
     def activations(self, net: SACNet, window: Window) -> list[Tensor]:
-        """Outputs of the hidden layers of every member's first critic."""
+        """Outputs of the hidden layers of every member's first critic, convolutions first."""
         batch = self._transition(net, window)
-        x = net.read(net.critic, batch.x)
-        outputs = net.critic.layers(x, batch.action.flatten(2, 3))[1:]
-        return [output[:, :, 0] for output in outputs]
+        (x,) = read(net.encoder, net.critic.trunk, batch.x)
+        images = []
+        for conv in net.critic.convs:
+            x = conv(x, relu=True)
+            images.append(x)
+        outputs = net.critic.layers(x.flatten(3), batch.action.flatten(2, 3))[1:]
+        return [*images, *(output[:, :, 0] for output in outputs)]
 
     def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
         """Off-policyness and diversity at the replayed states.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cerl.config import Config
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.encoder import Encoder
-from cerl.sequence import embed
+from cerl.sequence import tokens_of
 from cerl.trunk import Trunk
 
 
@@ -73,7 +73,7 @@ def step(
     row = net.encoder.step(obs, start, previous)
     trunks: list[Trunk] = net.trunks(evaluating)
     return [
-        trunk.step(_own(embed(trunk, *row), stream), start, part, member=stream)
+        trunk.step(_own(tokens_of(trunk, *row), stream), start, part, member=stream)
         for trunk, part in zip(trunks, _parts(trunks, carry), strict=True)
     ]
 
@@ -98,7 +98,7 @@ def refill(
     whole = net.encoder.inputs(window, start, slice(0, 1))
     trunks: list[Trunk] = net.trunks(evaluating)
     for trunk, part in zip(trunks, _parts(trunks, carry), strict=True):
-        tokens = _own(embed(trunk, whole.obs, whole.extra), stream)
+        tokens = _own(tokens_of(trunk, whole.obs, whole.extra), stream)
         trunk.refill(tokens, start, part, member=stream)
 
 

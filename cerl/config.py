@@ -314,8 +314,8 @@ class NetConfig(Model):
     """frames: a stack of the last observations; the others read windows of rows as `sequence` says:
     mlp (no memory), gru, transformer (softmax attention) or fox (forgetting attention)"""
     channels: Ints = ()
-    """filters of each convolution; empty: no convolution, observations are flattened. sac: the
-    policy and the critics of a member have convolutions each, alike for its C critics"""
+    """filters of each convolution; empty: no convolution, observations are flattened. sac: a
+    member's policy has convolutions of its own, its C critics share others"""
     kernels: Ints = ()
     """kernel size of each convolution, cells"""
     strides: Ints = ()

@@ -1,4 +1,4 @@
-"""Observations to features without memory: frame stacks built from rows, then convolutions.
+"""Observations as inputs of networks without memory, frame stacks built from rows; convolutions.
 
 An encoder has two calls that agree: `inputs` on the rows of a window (learning) and `step` on one
 new observation with a carry (acting). Frames before an episode's start are zero in both. The
@@ -31,6 +31,13 @@ def convolutions(
             f"net.channels: convolutions need image observations [height, width] or "
             f"[channels, height, width], got {list(spec.observation)} from {spec.name}; "
             "set net.channels to an empty list"
+        )
+    if len(spec.observation) == 3 and spec.observation[2] <= 4 < spec.observation[0]:
+        raise ValueError(
+            f"net.channels: convolutions read images as [channels, height, width], got "
+            f"{list(spec.observation)} from {spec.name}, which looks like [height, width, "
+            "channels]; move the last axis to the front in the environment, e.g. by gymnasium's "
+            "TransformObservation"
         )
     channels = net.stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
     height, width = spec.observation[-2:]
@@ -80,7 +87,10 @@ class Encoder:
         return self.stack - 1
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Stacked frames [S, M, rows, stack, *observation] as the first layer's input, float32."""
+        """Stacked frames [S, M, rows, stack, *observation] as the first layer's input, float32.
+
+        That is [S, M, rows, height, width, stack * channels], or flat without convolutions.
+        """
         if self.images:
             if len(self.shape) == 3:
                 frames = frames.flatten(3, 4)

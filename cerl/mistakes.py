@@ -37,6 +37,7 @@ def contradictions(c: "Config") -> Iterator[str]:
     yield from _ensemble_contradictions(c)
     yield from _batch_contradictions(c)
     yield from _agent_contradictions(c)
+    yield from _image_contradictions(c)
     yield from _time_contradictions(c)
     if c.net.encoder != "frames":
         yield from _sequence_contradictions(c)
@@ -175,6 +176,22 @@ def _batch_contradictions(c: "Config") -> Iterator[str]:
             f"replay.candidates: a member owns {share:.3g} of the rows, so {c.replay.candidates} "
             f"candidates find none of its own with probability {miss:.2g}; expected at most "
             f"{MISS:g}, that is at least {needed} candidates (memory and time grow with them)"
+        )
+
+
+def _image_contradictions(c: "Config") -> Iterator[str]:
+    family, channels = c.env.family, list(c.net.channels)
+    drawn = getattr(c.env, "pixels", False)
+    if drawn and not channels:
+        yield (
+            "net.channels: env.pixels shows images, which want convolutions; got none. For example "
+            "--net.channels 32 32 32 32 --net.kernels 3 3 3 3 --net.strides 2 1 1 1 --net.scale 255"
+        )
+    if channels and not drawn and family in ("mujoco", "dmc"):
+        wish = "set env.pixels (with env.backend dm_control) or " if family == "dmc" else ""
+        yield (
+            f"net.channels: {family} shows numbers, no images; {wish}leave out net.channels, "
+            f"got {channels}"
         )
 
 

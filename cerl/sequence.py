@@ -40,7 +40,7 @@ class Tokens:
         self.extras = self.action * spec.actions + self.reward  # numbers of a row
 
     def inputs(self, window: Window, start: Tensor, rows: Tensor | slice) -> Whole:
-        """Tokens of all rows. Args: start [S, M, B, W]; rows [S, M, B, T], those wanted."""
+        """All rows of windows. Args: start [S, M, B, W]; rows [S, M, B, T], those wanted."""
         previous = Previous(_delayed(window.action), _delayed(window.reward))
         blank = F.pad(start[..., 1:], (1, 0), value=True)  # before a first row is nothing known
         return Whole(
@@ -48,7 +48,7 @@ class Tokens:
         )
 
     def step(self, obs: Tensor, start: Tensor, previous: Previous) -> tuple[Tensor, Tensor]:
-        """What `embed` takes of one new observation [S, E, ...]: [S, 1, E, ...], [S, 1, E, K]."""
+        """What `tokens_of` takes of a new observation [S, E, ...]: [S, 1, E, ...], [S, 1, E, K]."""
         return self._pixels(obs).unsqueeze(1), self._extra(start, previous).unsqueeze(1)
 
     def _pixels(self, obs: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Tokens:
         return torch.cat(parts, -1)
 
 
-def embed(trunk: Trunk, obs: Tensor, extra: Tensor) -> Tensor:
+def tokens_of(trunk: Trunk, obs: Tensor, extra: Tensor) -> Tensor:
     """obs [S, M, *rows, ...], extra [S, M, *rows, K] -> tokens of a trunk [S, M or N, *rows, D]."""
     lead = extra.shape[2:-1]
     x = see(trunk.convs, obs.flatten(2, 1 + len(lead))).unflatten(2, lead)
@@ -129,7 +129,7 @@ def read(encoder: Encoder | Tokens, trunk: Trunk | None, *wanted: Tensor | Whole
         return [x for x in wanted if isinstance(x, Tensor)]
     whole = wanted[0]
     assert isinstance(whole, Whole) and isinstance(encoder, Tokens), "a sequence reads tokens"
-    tokens = embed(trunk, whole.obs, whole.extra)
+    tokens = tokens_of(trunk, whole.obs, whole.extra)
     features = _features(tokens, whole, trunk, still=encoder.still)
     found = []
     for k, one in enumerate(wanted):

@@ -45,7 +45,7 @@ class Trunk(nn.Module):
     The precision is that of the options, under autocast too.
 
     Args:   inputs: features of a row; impl, of all kernels, as in `cerl.kernels`; convs, which make
-            features of images before a row comes here (`cerl.sequence.embed`).
+            features of images before a row comes here (`cerl.sequence.tokens_of`).
     Raises: ValueError for options that do not fit together.
     """
 

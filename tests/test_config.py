@@ -466,3 +466,13 @@ def test_the_papers_continuous_presets_are_the_specification():
     standard = load("mujoco/standard-sac")
     assert standard.replay.capacity == 1_000_000 and standard.loss.target_entropy == -1.0
     assert "individual_mode" in standard.eval.policies
+
+
+def test_images_want_convolutions_and_numbers_none():
+    conv = {"net__channels": (8,), "net__kernels": (3,), "net__strides": (2,)}
+    drawn = {"env__pixels": True, "env__backend": "dm_control"}
+    assert "env.pixels shows images, which want convolutions" in refusal("dmc/sac", **drawn)
+    assert "set env.pixels (with env.backend dm_control) or" in refusal("dmc/sac", **conv)
+    assert "mujoco shows numbers, no images; leave out" in refusal("mujoco/sac", **conv)
+    options = {key.replace("__", "."): value for key, value in (conv | drawn).items()}
+    assert load("dmc/sac", options).net.channels == (8,)

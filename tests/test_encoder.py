@@ -155,3 +155,5 @@ def test_observations_that_do_not_fit_the_convolutions_are_refused():
         layers((7,), **CONVS)
     with pytest.raises(ValueError, match=r"net.kernels: \[5\] do not fit the observation \[4, 4\]"):
         layers((4, 4), channels=(2,), kernels=(5,), strides=(1,))
+    with pytest.raises(ValueError, match=r"looks like \[height, width, channels\]; move the last"):
+        layers((96, 96, 3), **CONVS)

@@ -444,7 +444,7 @@ class Dot(gymnasium.Env):
 
 def test_sac_learns_from_images(tmp_path):
     """Random pushes score about -4, no pushes as well."""
-    gymnasium.register("Dot-v0", entry_point=Dot)
+    gymnasium.register("Dot-v0", entry_point=lambda **_: Dot())
     options = {
         "out": str(tmp_path),
         "device": "cpu",

@@ -25,7 +25,8 @@ from cerl.config import (
 )
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose
-from cerl.kernels import mlp, optim, soft
+from cerl.encoder import see
+from cerl.kernels import conv, mlp, optim, soft
 from cerl.learn import Learner
 from cerl.replay import Replay
 
@@ -69,6 +70,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three hidden layers": dict(hidden=(8, 7, 6), heads="cerl"),
     "one hidden layer": dict(hidden=(6,), batches="independent"),
     "convolutions": dict(heads="cerl", stack=2, channels=(3, 2), kernels=(2, 2), strides=(1, 1)),
+    "convolutions, layer norm": dict(
+        channels=(3,), kernels=(2,), strides=(1,), critic_norm="layer", batches="independent"
+    ),
     "convolutions, own target": dict(
         heads="own_target", channels=(3,), kernels=(2,), strides=(1,), hidden=(8, 7, 6)
     ),
@@ -365,13 +369,13 @@ FEW = ("single", "cerl with huber", "own target", "redq")
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter's; test_learn.py compares GPU and CPU"
 )
-@pytest.mark.parametrize("variant", [*FEW, "masks", "convolutions, own target"])
+@pytest.mark.parametrize("variant", [*FEW, "masks", "convolutions"])
 def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
     pytest.importorskip("triton")
     cfg = config(**VARIANTS[variant])
     theirs, ours = make_learner(cfg), make_learner(cfg)
     theirs.update()
-    for module in (mlp, soft, optim):
+    for module in (conv, mlp, soft, optim):
         monkeypatch.setattr(module, "runs_triton", lambda impl, device: True)
     ours.update()
     for name, leaf in theirs.net.state_dict().items():
@@ -502,14 +506,15 @@ def acting(cfg, *, samples, policies, envs=40, eps=0.0):
     noise = explore.continuous_noise(
         learner.keys, step, envs=envs, actions=A, eps=eps, samples=samples, policies=policies
     )
-    obs = draw.normal(learner.keys, draw.ENV, 0, (envs, 4))
+    obs = draw.normal(learner.keys, draw.ENV, 0, (envs, *seen(cfg).observation))
     start = torch.ones(2, envs, dtype=torch.bool)
     carry = learner.net.encoder.carry(2, envs, dtype=torch.float32, device=CPU)
     return learner, obs, start, carry, noise
 
 
-def test_training_action_is_a_sample_of_the_member_on_duty():
-    cfg = config(heads="cerl")
+@pytest.mark.parametrize("variant", ["cerl", "convolutions, own target"])
+def test_training_action_is_a_sample_of_the_member_on_duty(variant):
+    cfg = config(**VARIANTS[variant])
     learner, obs, start, carry, noise = acting(cfg, samples=1, policies=1, eps=0.4)
     member = draw.randint(learner.keys, draw.MEMBER, 1, (40,), high=N)
     decision = learner.agent.act(learner.net, obs, start, carry, member, noise=noise)
@@ -519,23 +524,27 @@ def test_training_action_is_a_sample_of_the_member_on_duty():
     for s in range(2):
         for e in range(40):
             i = int(member[s, e])
-            policy = slow_policy(cfg, net, s, i, obs[s, e])
+            x = obs[s, e].unsqueeze(0) if cfg.net.channels else obs[s, e]
+            policy = slow_policy(cfg, net, s, i, x)
             action, log_p = slow_sample(*policy, noise.normal[s, e, 0, 0])
             bonus = -net["log_alpha"][s, i, 0].exp() * log_p
             if noise.explore[s, e]:
                 action, bonus = noise.action[s, e], torch.zeros(())
             torch.testing.assert_close(decision.action[s, e], action, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(decision.bonus[s, e], bonus, rtol=1e-3, atol=1e-4)
-            q = [slow_q(cfg, critic, (s, i, c), obs[s, e], action)[0] for c in range(2)]
+            q = [slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(2)]
             torch.testing.assert_close(decision.value[s, e], min(q), rtol=1e-3, atol=1e-4)
 
 
-def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes():
-    learner, obs, start, carry, noise = acting(config(), samples=10, policies=N)
+@pytest.mark.parametrize("variant", ["ensemble", "convolutions, own target"])
+def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes(variant):
+    learner, obs, start, carry, noise = acting(config(**VARIANTS[variant]), samples=10, policies=N)
+    actor = learner.net.actor
     member = torch.arange(40).expand(2, 40) % (N + 1)
     still = noise._replace(normal=torch.zeros_like(noise.normal))
     act = learner.agent.act
-    mean, log_std = (y.transpose(1, 2) for y in learner.net.actor(obs.unsqueeze(1)))
+    x = see(actor.convs, obs[:, None, ..., None] if len(actor.convs) else obs.unsqueeze(1))
+    mean, log_std = (y.transpose(1, 2) for y in actor(x))
     for drawn in (noise, still):
         decision = act(learner.net, obs, start, carry, member, noise=drawn, evaluating=("mean",))
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * drawn.normal)

@@ -18,7 +18,7 @@ from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
 from cerl.graph import captured
 from cerl.replay import Replay
-from cerl.sequence import embed
+from cerl.sequence import tokens_of
 from cerl.transition import learnt
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
     start = F.pad(~window.real[..., :-1], (1, 0), value=False)
     whole = net.encoder.inputs(window, start, start[..., :1])
     with torch.no_grad():
-        every = net.trunk(embed(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
+        every = net.trunk(tokens_of(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
         single = acted(agent, net, rows, evaluating=False)
         for t, (own, all_) in enumerate(
             zip(single, acted(agent, net, rows, evaluating=True), strict=True)
@@ -142,7 +142,7 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
     rows = learnt(net.encoder, window, n=1)
     whole: Any = rows.inputs(net.encoder, window)
     trunk = net.actor.trunk if spec.continuous else net.trunk
-    tokens = embed(trunk, whole.obs, whole.extra)
+    tokens = tokens_of(trunk, whole.obs, whole.extra)
     assert trunk.embed.fan_in == tokens.shape[-1]
     for s, e, t in itertools.product(range(S), range(E), range(12)):
         scale = 255.0 if spec is IMAGE else 1.0
@@ -187,7 +187,7 @@ def q_values(net, window, m: int, heads: int) -> torch.Tensor:
     with torch.no_grad():
         for t in range(w):
             row = net.encoder.step(window.obs[:, m, :, t], start, previous)
-            token = embed(net.trunk, *row)
+            token = tokens_of(net.trunk, *row)
             agent_rows.append(net(net.trunk.step(token, start, held), heads))
             start = ~window.real[:, m, :, t]
             previous = Previous(window.action[:, m, :, t], window.reward[:, m, :, t])
@@ -460,7 +460,7 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
     start = F.pad(~every.real[..., :-1], (1, 0), value=False)
     whole: Any = net.encoder.inputs(every, start, start[..., :1])
     with torch.no_grad():
-        want = net.trunk(embed(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, 50, D]
+        want = net.trunk(tokens_of(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, 50, D]
         window = replay.sample(
             step=torch.tensor(1),
             batch=40,
@@ -728,9 +728,15 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
     whole: Any = net.encoder.inputs(last, start, start[..., :1])
     trunk = net.actor.trunk
     with torch.no_grad():
-        every = trunk(embed(trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
+        every = trunk(tokens_of(trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
         steps = acted(agent, net, rows[-20:], evaluating=True)
+        duty = acted(agent, net, rows[-20:], evaluating=False)
+        critics = net.critic.trunk(tokens_of(net.critic.trunk, whole.obs, whole.extra), start)
     torch.testing.assert_close(steps[-1], every[:, :, :, -1], atol=2e-5, rtol=1e-4)
+    for s, e in itertools.product(range(S), range(E)):
+        member = rows[-1].member[s, e]
+        for got, want in zip(duty[-2:], (every, critics), strict=True):
+            torch.testing.assert_close(got[s, 0, e], want[s, member, e, -1], atol=2e-5, rtol=1e-4)
 
 
 def test_without_memory_a_t_maze_is_a_coin(tmp_path):
