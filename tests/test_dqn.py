@@ -280,7 +280,7 @@ def slow_factor(cfg, name):
     heads = heads_of(cfg)
     if kind == "final":
         return 1.0
-    layer = int(kind.split(".")[2]) if kind.startswith("encoder") else convs
+    layer = int(kind.split(".")[1]) if kind.startswith("convs") else convs
     factor = 1 / ens.members if layer < ens.shared_layers else 1.0
     return factor / heads
 
