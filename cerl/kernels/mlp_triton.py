@@ -638,7 +638,7 @@ def power(size: int) -> int:
     return max(triton.next_power_of_2(size), 16)
 
 
-# The fastest of `cerl bench sac-tiles` on an H200 in tf32, 20 to 200 networks x 256 rows, hidden
+# The fastest of `cerl bench sac-tiles` on an H200 in tf32, 100 and 200 networks x 256 rows, hidden
 # layers of 256; those of 512 and 1024 go by what the compiler reports (registers, shared memory).
 
 FORWARD = (Blocks(32, 64, 32, 4, 2), Blocks(16, 32, 32, 4, 2))
@@ -663,6 +663,8 @@ def _row_blocks(
         if nets * parts * triton.cdiv(rows, block.rows) >= PROCESSORS:
             break
     columns = min(block.columns, hidden)
+    if inputs > block.depth:  # its steps take shared memory too, of which many GPUs have 99 KiB
+        columns = min(columns, 32)
     return block._replace(columns=columns, depth=min(block.depth, depth))
 
 
