@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cerl import __version__
 
-FORMAT = 4  # of the outer dict; raised when an older cerl could not read it
+FORMAT = 4  # raised where what a checkpoint holds has another shape, or leaves other names
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 _TEMPORARY = "checkpoint.tmp"
 _SCALARS = (int, float, bool, str, bytes, type(None))
