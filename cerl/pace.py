@@ -27,7 +27,7 @@ class Pace:
     def left(self) -> float:
         """Seconds until the end at this pace."""
         rate = self.rates()[0]
-        return (self.total - self.samples[-1][1]) / rate if rate > 0 else math.nan
+        return max(self.total - self.samples[-1][1], 0) / rate if rate > 0 else math.nan
 
 
 def clock(seconds: float) -> str:

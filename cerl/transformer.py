@@ -4,7 +4,7 @@ Vaswani et al. 2017 (arXiv:1706.03762), positions by rotation of Su et al. 2021 
 only distances matter, so a ring of the last R keys serves episodes of any length.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,15 +106,53 @@ class Transformer(nn.Module):
         lead = q.shape[:3]
         if seen.shape[1] == lead[1]:
             q, k, v = (part.flatten(0, 2).transpose(1, 2) for part in (q, k, v))
-            mask = seen.flatten(0, 2).unsqueeze(1)
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            o = attention(q, k, v, seen.flatten(0, 2).unsqueeze(1))
             return o.transpose(1, 2).unflatten(0, lead)
         # Members that see the same rows become heads, which share a mask.
         q, k, v = (part.permute(0, 2, 1, 4, 3, 5).flatten(2, 3).flatten(0, 1) for part in (q, k, v))
         mask = seen[:, 0].flatten(0, 1).unsqueeze(1)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [S * B, N * H, rows, Dh]
+        o = attention(q, k, v, mask)  # [S * B, N * H, rows, Dh]
         o = o.unflatten(1, (lead[1], self.heads)).unflatten(0, (lead[0], lead[2]))
         return o.permute(0, 2, 1, 4, 3, 5)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(Dh)) v over the keys seen; a run repeated gives the same bits.
+
+    Torch's own gradient of memory-efficient attention, the one for masks on a GPU, adds what blocks
+    of keys give to a query in the order in which they finish, which differs from run to run.
+
+    Args:    q [B, H, rows, Dh]; k, v [B, H, keys, Dh]; seen [B, 1, rows, keys] bool, a key at least
+             for every row.
+    Returns: as q.
+    """
+    if q.is_cuda and q.shape[-1] % 8 == 0 and any(part.requires_grad for part in (q, k, v)):
+        return cast(Tensor, _OneOrder.apply(q, k, v, seen))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+class _OneOrder(torch.autograd.Function):
+    """Memory-efficient attention whose gradient goes through a query's keys in one order."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        rows, keys = seen.shape[2:]
+        # The kernel reads rows of the bias that are multiples of 8 apart.
+        bias = q.new_zeros(*seen.shape[:2], rows, -(-keys // 8) * 8)[..., :keys]
+        bias = bias.masked_fill_(~seen, -torch.inf).expand(-1, q.shape[1], -1, -1)
+        o, *about = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)
+        ctx.save_for_backward(q, k, v, bias, o, *about)
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, o, logsumexp, seed, offset = ctx.saved_tensors
+        grad, q, k, v, o = (part.transpose(1, 2) for part in (grads[0], q, k, v, o))
+        found = torch.ops.aten._efficient_attention_backward(
+            grad, q, k, v, bias, o, None, None, q.shape[1], k.shape[1], logsumexp, 0.0, seed,
+            offset, 0, False, num_splits_key=1,
+        )  # fmt: skip
+        return *(part.transpose(1, 2) for part in found[:3]), None
 
 
 def rotated(x: Tensor, at: Tensor) -> Tensor:

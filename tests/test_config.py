@@ -342,6 +342,7 @@ STUDIES = {
     "curse": 5,
     "curse-memory": 4,
     "demo": 4,
+    "flicker": 4,
     "remember": 4,
     "remember-200": 4,
     "remember-500": 4,

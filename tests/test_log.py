@@ -385,7 +385,7 @@ def test_quiet_prints_notes_and_nothing_else(tmp_path):
 
 
 def test_pace_is_measured_over_the_window(monkeypatch):
-    now = iter([0.0, 10.0, 20.0])
+    now = iter([0.0, 10.0, 20.0, 30.0])
     monkeypatch.setattr(pace.time, "monotonic", lambda: next(now))
     watch = pace.Pace(1000)
     watch.add(100, 0)
@@ -393,6 +393,8 @@ def test_pace_is_measured_over_the_window(monkeypatch):
     watch.add(200, 30)
     watch.add(400, 60)
     assert watch.rates() == (15.0, 3.0) and watch.left() == 40.0
+    watch.add(1016, 80)  # many environments step past the end
+    assert watch.left() == 0.0
     assert pace.clock(3723.4) == "1:02:03" and pace.clock(NAN) == "-:--:--"
     assert [pace.count(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
         "3.1",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cerl.config import MemoryEnv
-from cerl.envs.memory import Memory
+from cerl.envs.memory import Memory, deck
 from cerl.envs.resident import Resident
 from cerl.tasks import POPGYM, TASKS
 
@@ -250,6 +250,13 @@ def plan(env: Resident, steps: int, *, seeds: int) -> torch.Tensor:
     if env.spec.continuous:
         return torch.rand((*shape, env.spec.actions), generator=generator) * 2 - 1
     return torch.randint(0, env.spec.actions, shape, generator=generator)
+
+
+def test_places_are_those_of_a_stable_sort():
+    u = torch.randint(0, 30, (50, 104), generator=torch.Generator().manual_seed(5)) / 30.0
+    sorted_by_place = torch.empty_like(u).scatter(-1, deck.places(u), u)
+    assert torch.equal(sorted_by_place, u.sort(dim=-1).values)
+    assert torch.equal(deck.places(u).argsort(-1), u.argsort(dim=-1, stable=True))
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith(("Medium", "Hard"))])

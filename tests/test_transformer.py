@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from cerl.transformer import Transformer, rotated, visible
+from cerl.transformer import Transformer, attention, rotated, visible
 
 S, N, B, W, D, H = 2, 2, 2, 9, 16, 2
 DH = D // H
@@ -89,3 +90,32 @@ def test_long_streams_equal_the_window():
             got = net.step(x[:, :, :, t : t + 1], start[..., t : t + 1], carry, None)
             torch.testing.assert_close(got[:, :, :, 0], y[:, :, :, t], rtol=1e-4, atol=1e-5)
     assert (carry[2] == 15).all() and (carry[3] == 3).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "keys"), [(515, 515), (64, 72), (130, 301)])
+def test_gradient_is_that_of_torch_and_the_same_bits_each_time(rows, keys, dtype):
+    generator = torch.Generator("cuda").manual_seed(3)
+    start = torch.rand(16, 1, 1, keys, device="cuda", generator=generator) < 0.01
+    seen = visible(start, rows, 400)[:, 0]  # [16, 1, rows, keys]
+
+    def gradients(attend) -> list[Tensor]:
+        generator.manual_seed(4)
+        shapes = ((16, rows, 20, 32), (16, keys, 20, 32), (16, keys, 20, 32), (16, rows, 20, 32))
+        q, k, v, do = (
+            torch.randn(shape, device="cuda", generator=generator).to(dtype).transpose(1, 2)
+            for shape in shapes
+        )
+        leaves = [part.requires_grad_() for part in (q, k, v)]
+        o = attend(*leaves)
+        return [o.detach(), *torch.autograd.grad(o, leaves, do)]
+
+    first = gradients(lambda q, k, v: attention(q, k, v, seen))
+    torchs = gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    for got, want in zip(first, torchs, strict=True):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    for _ in range(10):
+        again = gradients(lambda q, k, v: attention(q, k, v, seen))
+        assert all(map(torch.equal, first, again))

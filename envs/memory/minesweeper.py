@@ -39,8 +39,8 @@ def minesweeper(*, side: int, mines: int) -> Game:
 
 
 def _reset(u: Tensor, *, mines: int) -> State:
-    place = u.argsort(dim=-1, stable=True)[:, :mines]
-    mine = torch.zeros_like(u, dtype=torch.bool).scatter(-1, place, True)
+    place = deck.places(u)
+    mine = place < mines
     return State(mine, torch.zeros_like(mine), torch.zeros_like(place[:, 0]))
 
 
