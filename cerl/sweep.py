@@ -1,7 +1,8 @@
 """Grids of runs on this machine, one after the other or several at a time, resumable as a whole.
 
 A sweep that was interrupted goes on when it is started again with the same folder: finished runs
-are kept, runs under way are resumed from their checkpoints, the others are trained.
+are kept, those that have a checkpoint are resumed, the others are trained. A run that another
+process is training is left to it, and counts as failed.
 """
 
 import signal
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from cerl import checkpoint, train
 from cerl.config import Config, ConfigError, dump, load_file
+from cerl.held import under_way
 
 TELL_EVERY = 30.0  # seconds between looks at runs side by side
 
@@ -65,6 +67,11 @@ def earlier(config: Config, out: Path) -> list[Path]:
     return sorted(found, key=order, reverse=True)
 
 
+def _begun(folder: Path) -> bool:
+    """Whether a run is to be resumed, which is refused while another process trains it."""
+    return bool(checkpoint.files(folder)) or under_way(folder)
+
+
 def _one_by_one(configs: Sequence[Config], out: Path, console: Console, jobs: int) -> list[str]:
     failures = []
     for number, config in enumerate(configs, 1):
@@ -73,7 +80,7 @@ def _one_by_one(configs: Sequence[Config], out: Path, console: Console, jobs: in
         try:
             if folder is not None and (folder / train.FINISHED).is_file():
                 console.print(f"finished before: {folder}")
-            elif folder is not None and checkpoint.files(folder):
+            elif folder is not None and _begun(folder):
                 console.print(f"resuming {folder}")
                 train.resume(folder)
             else:
@@ -100,6 +107,7 @@ def _side_by_side(configs: Sequence[Config], out: Path, console: Console, jobs: 
     (out / "logs").mkdir(parents=True, exist_ok=True)
     waiting, running, failures = list(enumerate(configs, 1)), [], []
     told = time.monotonic()
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -123,7 +131,13 @@ def _side_by_side(configs: Sequence[Config], out: Path, console: Console, jobs: 
         for job in running:
             job.process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return failures
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _start(number: int, config: Config, out: Path, console: Console) -> _Job | None:
@@ -135,7 +149,7 @@ def _start(number: int, config: Config, out: Path, console: Console) -> _Job | N
         return None
     stem = title(config).replace(" on ", "-").replace("/", "-").replace(":", "-")
     log = out / "logs" / f"{number:03d}-{stem}.txt"
-    if folder is not None and checkpoint.files(folder):
+    if folder is not None and _begun(folder):
         command = ["--resume", str(folder)]
     else:
         command = [str(log.with_suffix(".yaml"))]

@@ -26,6 +26,7 @@ from cerl.diagnose import diagnose, staleness
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.graph import captured
+from cerl.held import held
 from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
@@ -139,14 +140,24 @@ def train(config: Config) -> Path:
     """Runs a config from the start. Returns: its run folder."""
     parts = assemble(config)
     folder = configuration.new_folder(config)
-    return _loop(config, parts, folder, first=0, refill=0, logger=_logger(config, parts, folder))
+    with held(folder):
+        logger = _logger(config, parts, folder)
+        return _loop(config, parts, folder, first=0, refill=0, logger=logger)
 
 
 def resume(folder: Path) -> Path:
-    """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can."""
+    """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can.
+
+    Raises: ValueError if there is nothing to resume, or another process is training the run.
+    """
     config = configuration.load_file(folder / "config.yaml")
     if (folder / FINISHED).is_file():
         raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
+    with held(folder):
+        return _resume(config, folder)
+
+
+def _resume(config: Config, folder: Path) -> Path:
     parts = assemble(config)
     state = checkpoint.load(folder)  # stays in the file until it is copied in place
     logger = _logger(config, parts, folder)

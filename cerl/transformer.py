@@ -120,13 +120,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """softmax(q k' / sqrt(Dh)) v over the keys seen; a run repeated gives the same bits.
 
     Torch's own gradient of memory-efficient attention, the one for masks on a GPU, adds what blocks
-    of keys give to a query in the order in which they finish, which differs from run to run.
+    of keys give to a query in the order in which they finish, which differs from run to run. Under
+    torch.compile, which cannot trace another, it is used all the same.
 
     Args:    q [B, H, rows, Dh]; k, v [B, H, keys, Dh]; seen [B, 1, rows, keys] bool, a key at least
              for every row.
     Returns: as q.
     """
-    if q.is_cuda and q.shape[-1] % 8 == 0 and any(part.requires_grad for part in (q, k, v)):
+    own = q.is_cuda and q.shape[-1] % 8 == 0 and not torch.compiler.is_compiling()
+    if own and any(part.requires_grad for part in (q, k, v)):
         return cast(Tensor, _OneOrder.apply(q, k, v, seen))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 

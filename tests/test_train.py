@@ -3,7 +3,10 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,10 +14,11 @@ import pytest
 import torch
 
 from cerl import checkpoint, explore, preset, train
-from cerl.config import Config, load, load_file
+from cerl.config import Config, dump, load, load_file
 from cerl.envs.gym import Gym
+from cerl.held import held, under_way
 from cerl.learn import Learner
-from cerl.sweep import sweep
+from cerl.sweep import earlier, sweep
 
 TINY = {
     "seeds": (3, 1),
@@ -326,6 +330,42 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
     broken = tiny(tmp_path, "gym/cartpole", env={"name": "NoSuchEnv-v0"})
     with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*NoSuchEnv"):
         sweep([broken], tmp_path / "broken", jobs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_run_that_another_process_trains_is_left_to_it(tmp_path, jobs):
+    config = tiny(tmp_path, "catch/ddqn")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at_first_checkpoint(patch)
+        train.train(config)
+    [folder] = earlier(config, tmp_path)
+    with held(folder):
+        with pytest.raises(ValueError, match="another process is training this run.*--resume"):
+            train.resume(folder)
+        for file in checkpoint.files(folder):  # it may not have come to its first one
+            file.unlink()
+        with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*another process"):
+            sweep([config], tmp_path, jobs=jobs)
+        assert under_way(folder) and earlier(config, tmp_path) == [folder]
+    assert not under_way(folder)
+    assert sweep([config], tmp_path) != [folder]
+
+
+def test_terminated_sweep_ends_its_runs_and_goes_on(tmp_path):
+    config = tiny(tmp_path, "catch/ddqn", schedule={"steps": 10**9}, log={"checkpoint_every": 40})
+    dump(config, tmp_path / "endless.yaml")
+    command = [sys.executable, "-m", "cerl", "sweep", str(tmp_path / "endless.yaml")]
+    process = subprocess.Popen([*command, "--jobs", "2", "--out", str(tmp_path)])
+    try:
+        while not any(checkpoint.files(folder) for folder in earlier(config, tmp_path)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    [folder] = earlier(config, tmp_path)
+    assert not under_way(folder) and not (folder / train.FINISHED).exists()
 
 
 @pytest.mark.parametrize("name", ["catch/cerl", "point_mass/cerl"])

@@ -19,7 +19,7 @@ def shuffled(u: Tensor, *, kind: str) -> Tensor:
     card = torch.arange(u.shape[-1], device=u.device)
     value = card // 4 % KINDS["ranks"] if kind == "ranks" else card % KINDS[kind]
     value = value.to(torch.uint8).expand(u.shape)
-    return torch.empty_like(value).scatter(-1, places(u), value)
+    return torch.zeros_like(value).scatter(-1, places(u), value)
 
 
 def places(u: Tensor) -> Tensor:
