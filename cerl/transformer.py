@@ -121,7 +121,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 
     Torch's own gradient of memory-efficient attention, the one for masks on a GPU, adds what blocks
     of keys give to a query in the order in which they finish, which differs from run to run. Under
-    torch.compile, which cannot trace another, it is used all the same.
+    torch.compile, which does not trace ours, it is used all the same.
 
     Args:    q [B, H, rows, Dh]; k, v [B, H, keys, Dh]; seen [B, 1, rows, keys] bool, a key at least
              for every row.

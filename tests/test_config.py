@@ -340,6 +340,7 @@ def test_new_folders_never_collide(tmp_path):
 STUDIES = {
     "continuous": 3,
     "curse": 5,
+    "curse-flicker": 4,
     "curse-memory": 4,
     "demo": 4,
     "flicker": 4,
