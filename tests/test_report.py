@@ -386,6 +386,7 @@ def test_colours_of_many_presets_stay_different():
         ("flicker", ["--until", "1_000_000"]),
         ("flicker-long", []),
         ("curse-memory", ["--until", "204_000", "--last", "3"]),
+        ("curse-flicker", ["--last", "5"]),
         ("mujoco", ["--until", "280_000", "--last", "3"]),
         ("mujoco-standard", ["--until", "280_000", "--last", "3"]),
     ],
