@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# Packages are compiled on their first import, which takes less than compiling all when they are installed.
+unexport PYTHONDONTWRITEBYTECODE
+
 # pyright runs on the node that came with it, not on whatever node the machine has.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
