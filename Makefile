@@ -3,9 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Packages are compiled on their first import, which takes less than compiling all when they are installed.
-unexport PYTHONDONTWRITEBYTECODE
-
 # pyright runs on the node that came with it, not on whatever node the machine has.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -29,9 +26,9 @@ test: .venv/installed-all
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: cerl needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) cannot make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@echo "Installing into .venv (a CUDA build of torch is a download of 3 GB; see README.md)"
-	$(PIP) install --no-compile -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 .venv/installed-all: .venv/installed
-	$(PIP) install --no-compile -c constraints.txt -e '.[atari,mujoco,dmc,popgym,test]'
+	$(PIP) install -c constraints.txt -e '.[atari,mujoco,dmc,popgym,test]'
 	@touch $@
