@@ -107,9 +107,8 @@ def _side_by_side(configs: Sequence[Config], out: Path, console: Console, jobs: 
     (out / "logs").mkdir(parents=True, exist_ok=True)
     waiting, running, failures = list(enumerate(configs, 1)), [], []
     told = time.monotonic()
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while waiting or running:
+    with train.stop_flag() as stopped:
+        while (waiting or running) and not stopped():
             while waiting and len(running) < jobs:
                 job = _start(*waiting.pop(0), out, console)
                 running += [job] if job else []
@@ -124,20 +123,14 @@ def _side_by_side(configs: Sequence[Config], out: Path, console: Console, jobs: 
                 told = time.monotonic()
                 for job in running:
                     console.print(f"{job.name}: {job.last_line()}")
-    except KeyboardInterrupt:
-        console.print("interrupted: waiting for the runs to save; the same command goes on")
-        for job in running:
-            job.process.send_signal(signal.SIGINT)
-        for job in running:
-            job.process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        if stopped():
+            console.print("interrupted: waiting for the runs to save; the same command goes on")
+            for job in running:
+                job.process.send_signal(signal.SIGINT)
+            for job in running:
+                job.process.wait()
+            raise KeyboardInterrupt
     return failures
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _start(number: int, config: Config, out: Path, console: Console) -> _Job | None:

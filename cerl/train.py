@@ -204,7 +204,7 @@ def restore(parts: Parts, logger: Logger, state: dict) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
+def stop_flag() -> Iterator[Callable[[], bool]]:
     """True once Ctrl-C or SIGTERM came; the second one interrupts at once."""
     hit: list[int] = []
 
@@ -244,7 +244,7 @@ def _loop(
         state = snapshot(parts, logger, iteration, replay=config.log.save_replay)
         checkpoint.save(folder, state)
 
-    with logger, _stop_flag() as stopped:
+    with logger, stop_flag() as stopped:
         if words := _memory(parts):
             logger.note(words)
         for iteration in range(first + 1, last + 1):

@@ -173,7 +173,7 @@ def test_interrupt_between_checkpoints_is_never_taken_without_saving(tmp_path, m
     def stop_flag():
         yield lambda: next(answers)
 
-    monkeypatch.setattr(train, "_stop_flag", stop_flag)
+    monkeypatch.setattr(train, "stop_flag", stop_flag)
     with pytest.raises(KeyboardInterrupt):
         train.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
@@ -351,7 +351,7 @@ def test_run_that_another_process_trains_is_left_to_it(tmp_path, jobs):
     assert sweep([config], tmp_path) != [folder]
 
 
-def test_terminated_sweep_ends_its_runs_and_goes_on(tmp_path):
+def test_terminated_sweep_ends_its_runs(tmp_path):
     config = tiny(tmp_path, "catch/ddqn", schedule={"steps": 10**9}, log={"checkpoint_every": 40})
     dump(config, tmp_path / "endless.yaml")
     command = [sys.executable, "-m", "cerl", "sweep", str(tmp_path / "endless.yaml")]
