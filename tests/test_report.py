@@ -384,7 +384,7 @@ def test_colours_of_many_presets_stay_different():
         ("popgym-more", ["--last", "3"]),
         ("pendulum", []),
         ("flicker", ["--until", "1_000_000"]),
-        ("flicker-long", []),
+        ("flicker/seed-0", []),
         ("curse-memory", ["--until", "204_000", "--last", "3"]),
         ("curse-flicker", ["--last", "5"]),
         ("mujoco", ["--until", "280_000", "--last", "3"]),
