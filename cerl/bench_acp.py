@@ -29,9 +29,9 @@ from cerl.bench_attention import (
     threshold,
 )
 from cerl.bench_clock import Timer, compiled, stopwatch, untimed
+from cerl.files import write_atomically
 from cerl.kernels.attention import forgetting_attention
 from cerl.plot import COLOURS
-from cerl.rows import write_atomically
 
 SCHEMA = pa.schema(
     [

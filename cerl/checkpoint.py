@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from cerl import __version__
+from cerl.files import create, sync_folder, temporary
 
 FORMAT = 4  # raised where what a checkpoint holds has another shape, or leaves other names
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
-_TEMPORARY = "checkpoint.tmp"
 _SCALARS = (int, float, bool, str, bytes, type(None))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the standard library raises over an archive whose bytes are wrong.
@@ -108,15 +108,15 @@ def save(folder: str | os.PathLike[str], state: dict[str, Any], *, keep: int = 2
     needed = _bytes(state)
     before = files(folder)
     target = folder / f"checkpoint-{_number(before[-1].name) + 1 if before else 1:06d}.pt"
-    temporary = folder / _TEMPORARY
+    fresh = temporary(target)
     try:
         _check_space(folder, needed)
-        _write(temporary, {"format": FORMAT, "cerl": __version__, "state": state})
-        os.replace(temporary, target)
+        _write(fresh, {"format": FORMAT, "cerl": __version__, "state": state})
+        os.replace(fresh, target)
         sync_folder(folder)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise CheckpointError(_unsaved(folder, before, needed, error)) from error
         raise
@@ -128,7 +128,7 @@ def save(folder: str | os.PathLike[str], state: dict[str, Any], *, keep: int = 2
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """The content, on the disk when this returns. Raises: OSError."""
-    with path.open("wb") as raw:
+    with create(path) as raw:
         file = _File(raw)
         try:
             torch.save(content, file)  # pyright: ignore[reportArgumentType]
@@ -138,16 +138,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             raise
         raw.flush()
         os.fsync(raw.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut, where the file system can (POSIX)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _bytes(state: dict[str, Any]) -> int:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from cerl import rows, scores
+from cerl import scores
 from cerl.cells import Cell, Curve
+from cerl.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = ("", "o", "s", "^")  # of the second, third, ... eight presets
@@ -68,7 +69,7 @@ def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> No
         panel.set_axis_off()
     look = {"frameon": False, "fontsize": 9, "handlelength": 2.8}
     figure.legend(handles=handles, loc="outside lower center", ncols=legend, **look)
-    rows.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 
 def _look(number: int) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cerl import rows, scores
+from cerl import scores
 from cerl.cells import SCORES, Cell, Curve, cells, load_rows, run_folders
+from cerl.files import write_atomically
 from cerl.rows import RowsError
 
 FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
@@ -291,8 +292,8 @@ def main(
     _printed(summary, notes, console)
     text = {"table.md": markdown(summary, notes), "table.csv": _csv(summary)}
     for name, content in text.items():
-        rows.write_atomically(out / name, lambda file, c=content: file.write(c.encode()))
-    rows.write_atomically(out / "summary.parquet", lambda file: pq.write_table(summary, file))
+        write_atomically(out / name, lambda file, c=content: file.write(c.encode()))
+    write_atomically(out / "summary.parquet", lambda file: pq.write_table(summary, file))
     plot.curves(found, out / "curves.png")
     console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     console.print(f"plot:  {out / 'curves.png'}", soft_wrap=True, markup=False)

@@ -6,17 +6,16 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cerl.checkpoint import sync_folder
 from cerl.config import Config
+from cerl.files import write_atomically
 
 ROWS = pa.schema(
     [
@@ -75,24 +74,6 @@ def env_name(config: Config) -> str:
     with its size, so that mazes of two lengths are two environments."""
     family, name = config.env.family, getattr(config.env, "title", config.env.name)
     return name if name == family else f"{family}/{name}"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces a file by what `write` writes, once it is on the disk.
-
-    Raises: OSError; the old file is then as it was and no temporary file stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:

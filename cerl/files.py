@@ -1,0 +1,86 @@
+"""Writing files so that nothing is lost and nothing outside the folder is touched.
+
+A file is written under a fresh name that is created exclusively, brought to the disk, and renamed
+over the old one: a reader sees the old or the new file whole, and a link that somebody left in the
+folder is replaced, never written through.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".tmp"  # suffix of a file that is being written; one found later is of a dead writer
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file for writing. Raises: FileExistsError if anything has that name, a link included."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
+    return os.fdopen(os.open(path, flags, 0o644), "wb")
+
+
+def append(path: Path) -> BinaryIO:
+    """A file for writing at its end, new if there is none. Raises: OSError if the name is a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_FOLLOW | _PLAIN
+    return os.fdopen(os.open(path, flags, 0o644), "ab")
+
+
+def temporary(path: Path) -> Path:
+    """A fresh name beside `path` for a file that will replace it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file by what `write` writes, once it is on the disk.
+
+    Raises: OSError; the old file is then as it was and no temporary file stays.
+    """
+    fresh = temporary(path)
+    try:
+        with create(fresh) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        sync_folder(path.parent)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` of a text in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut, where the file system can (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Deletes what writers that were killed left in a folder; call it as the folder's only writer."""
+    for left in folder.glob(f".*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
+def own_folder(folder: Path) -> Path:
+    """A folder to write into, made if it is missing.
+
+    Raises: OSError if the name is a link: files would land outside the folder that holds it.
+    """
+    if folder.is_symlink():
+        raise OSError(
+            f"{folder}: expected a folder, got a link to {os.readlink(folder)}; nothing is written "
+            "through links, so delete it or put a folder in its place"
+        )
+    folder.mkdir(exist_ok=True)
+    return folder
