@@ -17,13 +17,13 @@ _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file for writing. Raises: FileExistsError if anything has that name, a link included."""
+    """A new file for writing. Raises: FileExistsError if anything, or a link, has that name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
     return os.fdopen(os.open(path, flags, 0o644), "wb")
 
 
 def append(path: Path) -> BinaryIO:
-    """A file for writing at its end, new if there is none. Raises: OSError if the name is a link."""
+    """A file to write on at its end, made if missing. Raises: OSError if the name is a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_FOLLOW | _PLAIN
     return os.fdopen(os.open(path, flags, 0o644), "ab")
 
@@ -67,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Deletes what writers that were killed left in a folder; call it as the folder's only writer."""
+    """Deletes what killed writers left in a folder; for the only writer of the folder."""
     for left in folder.glob(f".*{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
