@@ -225,13 +225,16 @@ class Collector:
         means = {name: sums[..., k + 1] / count for k, name in enumerate(names)}
         return {"episodes": count, **means}
 
-    def state_dict(self) -> dict:
+    def state_dict(self, *, lost: bool = False) -> dict:
+        """Args: lost, a simulator failed in the midst of a step: the state of the last whole step
+        is saved, and episodes are cut on loading. What the step began (actions, what acting
+        remembers) counts for nothing then, since every environment starts an episode."""
         return {
             "last": list(self.last),
             "running": list(self.running),
             "carry": list(self.carry),
             **{name: getattr(self, name) for name in _TENSORS},
-            "env": self.env.state_dict(),
+            "env": None if lost else self.env.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> bool:
@@ -245,7 +248,10 @@ class Collector:
         for name in ("last", "running", "carry"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 put(mine, saved, what=f"collector.{name}")
-        fresh = self.env.load_state_dict(state["env"])
+        if state["env"] is None:
+            fresh = self.env.restart(int(self.steps))
+        else:
+            fresh = self.env.load_state_dict(state["env"])
         if fresh is None:
             return True
         done = self.last.terminated | self.last.truncated

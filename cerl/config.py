@@ -570,7 +570,10 @@ class LogConfig(Model):
     every: int = Field(default=5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
     checkpoint_every: int = Field(default=250_000, ge=1)
-    """agent steps of one seed between checkpoints (one is also saved at the end and on Ctrl-C)"""
+    """agent steps of one seed between checkpoints (one is also saved at the start, at the end, and
+    when the run is told to stop)"""
+    checkpoint_minutes: float = Field(default=15.0, ge=0)
+    """minutes between checkpoints, beside those of checkpoint_every; 0: not by the clock"""
     save_replay: bool = True
     """checkpoints hold the replay buffer; without it a resumed run refills it first"""
 

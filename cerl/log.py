@@ -5,6 +5,7 @@ Rows and metrics are the record (`cerl/rows.py`), TensorBoard shows the same num
 too high: the opposite sign of what the original code logs as `Overestimation`.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,6 +27,7 @@ from cerl import __version__, board, explore, rows
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.pace import Pace, clock, count
+from cerl.screen import Screen
 
 Array = Tensor | np.ndarray
 
@@ -85,7 +87,8 @@ class Logger:
         self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS)
         self.board = board.Board(self.folder / "tensorboard", self.seeds)
         self.pace = Pace(steps_total)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.screen = Screen()
+        self.console = self.screen.console
         self.live: Live | None = None
         self.step, self.updates, self.spent = 0, 0, 0.0  # spent: seconds of earlier sessions
         self.began = self.flushed = time.monotonic()
@@ -149,7 +152,7 @@ class Logger:
                 self._line(f"  {name}: {text.strip()}")
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.screen.line(text)
 
     def note(self, text: str) -> None:
         """Prints a sentence that the user must see, quiet or not."""
@@ -170,7 +173,8 @@ class Logger:
             grid = Table.grid(padding=(0, 1))
             bar = ProgressBar(total=self.pace.total, completed=self.step, width=10)
             grid.add_row(bar, Text(where, no_wrap=True, overflow="ellipsis"))
-            self.live.update(Group(grid, Text(scores)), refresh=True)
+            with contextlib.suppress(OSError, ValueError):  # as in `Screen.line`
+                self.live.update(Group(grid, Text(scores)), refresh=True)
 
     def headline(self) -> tuple[str, str]:
         """Where the run is and its pace; its latest scores (means over seeds)."""
@@ -378,6 +382,12 @@ class Logger:
             "latest": dict(self.latest),
             "config_hash": self.fixed["config_hash"],
         }
+
+    def forget(self) -> None:
+        """Drops what a run that had no checkpoint yet has recorded in the folder."""
+        self.board.after = -1
+        for table in (self.rows, self.metrics):
+            table.keep_until(-1)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the folder's record: rows, metrics and events later than the state are dropped.

@@ -3,12 +3,13 @@
 The updates of an iteration are handed to `Collector.step`, which knows when the GPU is free.
 """
 
-import contextlib
+import math
 import os
-import signal
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,19 +20,23 @@ from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.agents.sac import SAC
+from cerl.checkpoint import CheckpointError, Checkpoints, size
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
+from cerl.files import sweep_temporaries, write_text
 from cerl.graph import captured
 from cerl.held import held
 from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
+from cerl.stop import Stopped, stop_flag
 
 FINISHED = "finished"  # file of a run folder whose run came to its end
+RETRY = 60.0  # seconds before something that could not be written is tried again
 
 
 class Parts(NamedTuple):
@@ -137,157 +142,267 @@ def updates_by(config: Config, steps: int) -> int:
 
 
 def train(config: Config) -> Path:
-    """Runs a config from the start. Returns: its run folder."""
+    """Runs a config from the start. Returns: its run folder.
+
+    Raises: Stopped if it was told to stop, and saved.
+    """
     parts = assemble(config)
     folder = configuration.new_folder(config)
     with held(folder):
-        logger = _logger(config, parts, folder)
-        return _loop(config, parts, folder, first=0, refill=0, logger=logger)
+        return Loop(config, parts, folder).run()
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether the run of a folder has come to its end, which `schedule.steps` may have put off."""
+    try:
+        words = (folder / FINISHED).read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return bool(words) and words[0].isdecimal() and int(words[0]) >= config.schedule.steps
 
 
 def resume(folder: Path) -> Path:
-    """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can.
+    """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
+    none: bit for bit where the simulator can.
 
-    Raises: ValueError if there is nothing to resume, or another process is training the run.
+    Raises: ValueError if there is nothing to resume, or another process is training the run;
+            Stopped if it was told to stop, and saved.
     """
     config = configuration.load_file(folder / "config.yaml")
-    if (folder / FINISHED).is_file():
-        raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
     with held(folder):
-        return _resume(config, folder)
+        if finished(folder, config):
+            raise ValueError(
+                f"{folder}: the run is finished; nothing to resume (cerl report {folder}). To "
+                f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
+            )
+        sweep_temporaries(folder)
+        loop = Loop(config, assemble(config), folder)
+        loop.restore()
+        return loop.run()
 
 
-def _resume(config: Config, folder: Path) -> Path:
-    parts = assemble(config)
-    state = checkpoint.load(folder)  # stays in the file until it is copied in place
-    logger = _logger(config, parts, folder)
-    exact = restore(parts, logger, state)
-    refill = config.replay.start if state["replay"] is None else 0
-    logger.note(
-        f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
-        + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
-        + (f"; replay was not saved: {refill:,} agent steps refill it" if refill else "")
-    )
-    return _loop(config, parts, folder, first=state["iteration"], refill=refill, logger=logger)
+class Loop:
+    """Training up to the last iteration; one iteration is E agent steps of every seed.
 
-
-def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
-    return Logger(
-        folder,
-        config=config,
-        spec=parts.env.spec,
-        seeds=config.seeds,
-        steps_total=config.schedule.steps,
-    )
-
-
-def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> dict:
-    """Everything that a continuation needs."""
-    return {
-        "iteration": iteration,
-        "learner": parts.learner.state_dict(),
-        "collector": parts.collector.state_dict(),
-        "evaluator": parts.evaluator.state_dict(),
-        "logger": logger.state_dict(),
-        "replay": parts.replay.state_dict() if replay else None,
-    }
-
-
-def restore(parts: Parts, logger: Logger, state: dict) -> bool:
-    """Loads a snapshot in place. Returns: True if the environments continued exactly."""
-    if state["replay"] is not None:
-        parts.replay.load_state_dict(state["replay"])
-    parts.learner.load_state_dict(state["learner"])
-    parts.evaluator.load_state_dict(state["evaluator"])
-    logger.load_state_dict(state["logger"])
-    return parts.collector.load_state_dict(state["collector"])
-
-
-@contextlib.contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """True once Ctrl-C or SIGTERM came; the second one interrupts at once."""
-    hit: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        if hit:
-            raise KeyboardInterrupt
-        hit.append(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, handler)
-        yield lambda: bool(hit)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _loop(
-    config: Config, parts: Parts, folder: Path, *, first: int, refill: int, logger: Logger
-) -> Path:
-    """Training from iteration `first` to the end; one iteration is E agent steps of every seed.
-
-    Args: refill, agent steps without updates, which fill a replay that was not saved.
+    Attributes that a checkpoint holds: iteration, those done; due, updates that were due in them;
+    evaluated, whether the evaluation that is due at this iteration was made.
     """
-    learner, collector, schedule = parts.learner, parts.collector, config.schedule
-    envs_per_seed = parts.env.spec.envs
-    last = -(-schedule.steps // envs_per_seed)
-    on_device = parts.replay.placement == "device"
-    updates = [learner.update_first, learner.update]
-    if on_device:
-        updates = [captured(update, parts.device) for update in updates]
-    sync = captured(learner.sync, parts.device)
-    done, iteration = updates_by(config, first * envs_per_seed), first
 
-    def save() -> None:
-        state = snapshot(parts, logger, iteration, replay=config.log.save_replay)
-        checkpoint.save(folder, state)
+    def __init__(self, config: Config, parts: Parts, folder: Path) -> None:
+        self.config, self.parts, self.folder = config, parts, folder
+        schedule, device = config.schedule, parts.device
+        self.iteration, self.due, self.evaluated = 0, 0, True
+        self.envs = parts.env.spec.envs
+        self.last = -(-schedule.steps // self.envs)
+        self.filled = 0  # agent steps of one seed from which on updates are made
+        self.logger = Logger(
+            folder,
+            config=config,
+            spec=parts.env.spec,
+            seeds=config.seeds,
+            steps_total=schedule.steps,
+        )
+        self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
+        updates = [parts.learner.update_first, parts.learner.update]
+        if parts.replay.placement == "device":
+            updates = [captured(update, device) for update in updates]
+        self.updates, self.sync = updates, captured(parts.learner.sync, device)
+        self.under_way: Literal["nothing", "update", "step"] = "nothing"
+        self.saved: tuple[int, bool] | None = None  # iteration and `evaluated` of the last save
+        self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
-    with logger, stop_flag() as stopped:
-        if words := _memory(parts):
-            logger.note(words)
-        for iteration in range(first + 1, last + 1):
-            before, steps = (iteration - 1) * envs_per_seed, iteration * envs_per_seed
-
-            def due(every: int, *, before: int = before, steps: int = steps) -> bool:
-                return steps // every > before // every
-
-            wanted = updates_by(config, steps)
-            filled = before - first * envs_per_seed >= refill
-            missing = range(done + 1, wanted + 1) if filled else range(0)
-
-            def learn(*, missing: range = missing) -> None:
-                for number in missing:
-                    updates[number % schedule.policy_every == 0]()
-
-            collector.step(learn)
-            if config.refresh and wanted // config.refresh > done // config.refresh:
-                collector.refresh()
-            done = wanted
-            if schedule.target_rate == 1.0 and due(schedule.target_every):
-                sync()
-            end = iteration == last
-            if due(config.log.every) or end:
-                logger.training(steps, done, _measurements(config, parts))
-                logger.episodes(
-                    steps, done, collector.real_steps.cpu().clone(), collector.take_finished()
+    def run(self) -> Path:
+        """Trains from where it stands. Returns: the run folder. Raises: Stopped."""
+        with self.logger, stop_flag() as stopped:
+            try:
+                self._introduce()
+                if self.iteration == 0:
+                    self.save()
+                self._train(stopped)
+                self.save(must=True)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._rescue(error)
+                raise
+            finally:
+                self.checkpoints.close()
+                close(self.parts)
+            if self.iteration < self.last or not self.evaluated:
+                self.logger.note(
+                    f"stopped and saved; go on with: cerl train --resume {self.folder}"
                 )
-            if due(config.eval.every) or end:
-                logger.evaluation(
-                    steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run()
-                )
-            saving = due(config.log.checkpoint_every) or end or stopped()
-            if saving:
-                save()
-            # A signal that came after the question waits for the next iteration's checkpoint.
-            if saving and stopped() and not end:
-                logger.note(f"interrupted; go on with: cerl train --resume {folder}")
-                raise KeyboardInterrupt
-            logger.progress(steps, done)
-    close(parts)
-    (folder / FINISHED).write_text(f"{schedule.steps} agent steps of one seed\n")
-    return folder
+                raise Stopped
+        write_text(self.folder / FINISHED, f"{self.steps} agent steps of one seed\n")
+        return self.folder
+
+    @property
+    def steps(self) -> int:
+        """Agent steps of one seed that are done, at most those asked for."""
+        return min(self.iteration * self.envs, self.config.schedule.steps)
+
+    def _train(self, stopped: Callable[[], bool]) -> None:
+        config, logger = self.config, self.logger
+        if not self.evaluated:
+            self._evaluate(stopped)
+        while self.iteration < self.last and not stopped():
+            self._iterate()
+            if config.schedule.target_rate == 1.0 and self._time(config.schedule.target_every):
+                self.sync()
+            end = self.iteration == self.last
+            if end or self._time(config.log.every):
+                self._measure()
+            if end or self._time(config.eval.every):
+                self._evaluate(stopped)
+            self._stream()
+            minutes = config.log.checkpoint_minutes
+            late = minutes and time.monotonic() - self.saved_at > 60 * minutes
+            if late or self._time(config.log.checkpoint_every):
+                self.save()
+            logger.progress(self.iteration * self.envs, self.due)
+
+    def _time(self, every: int) -> bool:
+        """Whether the last iteration passed a multiple of so many agent steps of one seed."""
+        steps = self.iteration * self.envs
+        return steps // every > (steps - self.envs) // every
+
+    def _iterate(self) -> None:
+        """One agent step of every environment, and the updates that are then due."""
+        config, collector = self.config, self.parts.collector
+        before = self.iteration * self.envs
+        wanted = updates_by(config, before + self.envs)
+        refresh = config.refresh and wanted // config.refresh > self.due // config.refresh
+        missing = range(self.due + 1, wanted + 1) if before >= self.filled else range(0)
+
+        def learn() -> None:
+            self.under_way = "update"
+            for number in missing:
+                self.updates[number % config.schedule.policy_every == 0]()
+            self.due, self.under_way = wanted, "step"
+
+        self.under_way = "step"
+        collector.step(learn)
+        if refresh:
+            collector.refresh()
+        self.iteration, self.evaluated, self.under_way = self.iteration + 1, True, "nothing"
+
+    def _measure(self) -> None:
+        """Training metrics and episodes go to the log."""
+        steps, collector = self.iteration * self.envs, self.parts.collector
+        self.logger.training(steps, self.due, _measurements(self.config, self.parts))
+        self.logger.episodes(
+            steps, self.due, collector.real_steps.cpu().clone(), collector.take_finished()
+        )
+
+    def _evaluate(self, stopped: Callable[[], bool]) -> None:
+        """Plays the current parameters; told to stop, the evaluation is made on resuming."""
+        self.evaluated = False
+        results = self.parts.evaluator.run(self.iteration, stopped=stopped)
+        if results is not None:
+            real_steps = self.parts.collector.real_steps.cpu().clone()
+            self.logger.evaluation(self.iteration * self.envs, self.due, real_steps, results)
+            self.evaluated = True
+
+    def _stream(self) -> None:
+        """Hands new rows of replay to the disk; what it does not take now is tried again later."""
+        if time.monotonic() - self.tried_at > RETRY:
+            self._written(self.checkpoints.stream)
+
+    def save(self, *, must: bool = False, lost: bool = False) -> None:
+        """Writes a checkpoint, unless the last one is of this very state.
+
+        Args:   must, raise CheckpointError where it cannot be written (else that is noted, and
+                tried again a minute later); lost, the simulators failed in the midst of a step.
+        """
+        if self.saved == (self.iteration, self.evaluated):
+            return
+        if not must and time.monotonic() - self.tried_at <= RETRY:
+            return
+        state = self._snapshot(lost=lost)
+        if must:
+            self.checkpoints.save(state)
+        elif not self._written(lambda: self.checkpoints.save(state)):
+            return
+        self.saved, self.saved_at = (self.iteration, self.evaluated), time.monotonic()
+
+    def _written(self, write: Callable[[], object]) -> bool:
+        """Whether a write to the disk succeeded; a failure is said once."""
+        try:
+            write()
+        except CheckpointError as error:
+            self.tried_at = time.monotonic()
+            if str(error) != self.complaint:
+                self.logger.note(f"{error}; the run goes on and tries again")
+            self.complaint = str(error)
+            return False
+        self.complaint = ""
+        return True
+
+    def _rescue(self, error: BaseException) -> None:
+        """Saves what an error leaves whole, before the error ends the run."""
+        if isinstance(error, CheckpointError):
+            return
+        if self.under_way == "update":
+            self.logger.note(
+                "nothing was saved: an update was under way, and may have changed some of the "
+                f"parameters only; go on from the last checkpoint with: cerl train --resume "
+                f"{self.folder}"
+            )
+            return
+        try:
+            self.save(must=True, lost=self.under_way == "step")
+        # Whatever goes wrong here, the first error is the one to be told.
+        except Exception as second:
+            self.logger.note(f"nothing could be saved: {second}")
+        else:
+            self.logger.note(f"saved; go on with: cerl train --resume {self.folder}")
+
+    def _snapshot(self, *, lost: bool = False) -> dict:
+        """Everything that a continuation needs, replay aside."""
+        parts = self.parts
+        return {
+            "iteration": self.iteration,
+            "due": self.due,
+            "evaluated": self.evaluated,
+            "config": configuration.fixed_hash(self.folder),
+            "learner": parts.learner.state_dict(),
+            "collector": parts.collector.state_dict(lost=lost),
+            "logger": self.logger.state_dict(),
+        }
+
+    def restore(self) -> None:
+        """Loads the newest intact checkpoint in place; without any the run starts anew."""
+        config, parts, logger = self.config, self.parts, self.logger
+        loaded = checkpoint.newest(self.folder)
+        if loaded is None:
+            logger.forget()
+            logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
+            return
+        state = loaded.state
+        checkpoint.match(self._snapshot(), state)
+        self.iteration, self.due = state["iteration"], state["due"]
+        self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
+        rows = self.checkpoints.restore(loaded)
+        parts.learner.load_state_dict(state["learner"])
+        logger.load_state_dict(state["logger"])
+        exact = parts.collector.load_state_dict(state["collector"])
+        steps = self.iteration * self.envs
+        self.filled = 0 if rows or not steps else steps + config.replay.start
+        for sentence in loaded.damaged:
+            logger.note(sentence)
+        refill = f"{config.replay.start:,} agent steps refill it"
+        logger.note(
+            f"resumed at agent step {steps:,}"
+            + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
+            + ("" if rows else f"; replay was not saved: {refill}")
+        )
+
+    def _introduce(self) -> None:
+        if words := _memory(self.parts):
+            self.logger.note(words)
+        needs, free = self.checkpoints.needs(), shutil.disk_usage(self.folder).free
+        words = f"checkpoints: up to {size(needs)} on disk, {size(free)} free"
+        self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
 
 def _memory(parts: Parts) -> str:
