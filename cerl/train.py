@@ -142,7 +142,9 @@ def train(config: Config) -> Path:
     folder = configuration.new_folder(config)
     with held(folder):
         logger = _logger(config, parts, folder)
-        return _loop(config, parts, folder, first=0, refill=0, logger=logger)
+        replay = parts.replay if config.log.save_replay else None
+        checkpoints = checkpoint.Checkpoints(folder, replay)
+        return _loop(config, parts, folder, checkpoints, first=0, refill=0, logger=logger)
 
 
 def resume(folder: Path) -> Path:
@@ -159,16 +161,24 @@ def resume(folder: Path) -> Path:
 
 def _resume(config: Config, folder: Path) -> Path:
     parts = assemble(config)
-    state = checkpoint.load(folder)  # stays in the file until it is copied in place
+    loaded = checkpoint.newest(folder, replay=config.log.save_replay)
+    state = loaded.state
     logger = _logger(config, parts, folder)
+    checkpoint.match(template(parts, logger), state)
+    checkpoints = checkpoint.Checkpoints(folder, parts.replay if config.log.save_replay else None)
+    checkpoints.restore(loaded)
     exact = restore(parts, logger, state)
-    refill = config.replay.start if state["replay"] is None else 0
+    full = config.log.save_replay and loaded.replay is not None and loaded.replay.total > 0
+    refill = 0 if full else config.replay.start
+    for sentence in loaded.damaged:
+        logger.note(sentence)
     logger.note(
         f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
         + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
         + (f"; replay was not saved: {refill:,} agent steps refill it" if refill else "")
     )
-    return _loop(config, parts, folder, first=state["iteration"], refill=refill, logger=logger)
+    run = (config, parts, folder, checkpoints)
+    return _loop(*run, first=state["iteration"], refill=refill, logger=logger)
 
 
 def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
@@ -181,22 +191,29 @@ def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
     )
 
 
-def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> dict:
-    """Everything that a continuation needs."""
+def snapshot(parts: Parts, logger: Logger, iteration: int) -> dict:
+    """Everything that a continuation needs, but rows of replay."""
     return {
         "iteration": iteration,
         "learner": parts.learner.state_dict(),
         "collector": parts.collector.state_dict(),
         "evaluator": parts.evaluator.state_dict(),
         "logger": logger.state_dict(),
-        "replay": parts.replay.state_dict() if replay else None,
     }
+
+
+def template(parts: Parts, logger: Logger) -> dict:
+    """What a snapshot of these parts looks like."""
+    expected = snapshot(parts, logger, 0)
+    expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+    if not parts.env.spec.resident:  # whose state has fixed shapes; simulators check their own
+        expected["collector"]["env"] = checkpoint.Free()
+        expected["evaluator"]["env"] = checkpoint.Free()
+    return expected
 
 
 def restore(parts: Parts, logger: Logger, state: dict) -> bool:
     """Loads a snapshot in place. Returns: True if the environments continued exactly."""
-    if state["replay"] is not None:
-        parts.replay.load_state_dict(state["replay"])
     parts.learner.load_state_dict(state["learner"])
     parts.evaluator.load_state_dict(state["evaluator"])
     logger.load_state_dict(state["logger"])
@@ -224,7 +241,14 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
 
 
 def _loop(
-    config: Config, parts: Parts, folder: Path, *, first: int, refill: int, logger: Logger
+    config: Config,
+    parts: Parts,
+    folder: Path,
+    checkpoints: checkpoint.Checkpoints,
+    *,
+    first: int,
+    refill: int,
+    logger: Logger,
 ) -> Path:
     """Training from iteration `first` to the end; one iteration is E agent steps of every seed.
 
@@ -241,10 +265,9 @@ def _loop(
     done, iteration = updates_by(config, first * envs_per_seed), first
 
     def save() -> None:
-        state = snapshot(parts, logger, iteration, replay=config.log.save_replay)
-        checkpoint.save(folder, state)
+        checkpoints.save(snapshot(parts, logger, iteration))
 
-    with logger, stop_flag() as stopped:
+    with contextlib.closing(checkpoints), logger, stop_flag() as stopped:
         if words := _memory(parts):
             logger.note(words)
         for iteration in range(first + 1, last + 1):
@@ -265,6 +288,7 @@ def _loop(
             if config.refresh and wanted // config.refresh > done // config.refresh:
                 collector.refresh()
             done = wanted
+            checkpoints.stream()
             if schedule.target_rate == 1.0 and due(schedule.target_every):
                 sync()
             end = iteration == last
@@ -339,7 +363,7 @@ def evaluate(
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder).state
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
         return Evaluator(config, env, agent, net, keys=keys).run()
