@@ -390,7 +390,15 @@ def _report(arguments: list[str]) -> None:
 def _bench(arguments: list[str]) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
-    from cerl import bench, bench_acp, bench_attention, bench_memory, bench_sac, bench_tiles
+    from cerl import (
+        bench,
+        bench_acp,
+        bench_attention,
+        bench_checkpoint,
+        bench_memory,
+        bench_sac,
+        bench_tiles,
+    )
 
     measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
     measures["sac"] = bench_sac.sac
@@ -398,6 +406,7 @@ def _bench(arguments: list[str]) -> None:
     measures["attention"] = bench_attention.attention
     measures["attention-tiles"] = bench_tiles.attention_tiles
     measures["acp"] = bench_acp.acp
+    measures["checkpoint"] = bench_checkpoint.checkpoint
     measures["memory-update"] = bench_memory.memory_update
     measures["memory-acting"] = bench_memory.memory_acting
     measures["memory-length"] = bench_memory.memory_length

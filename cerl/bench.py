@@ -84,7 +84,8 @@ def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learn
     """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
     keys = draw.seed_keys(config.seeds, device=device)
     agent = training.make_agent(config, spec, device)
-    replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device)
+    home = config.replay.placement
+    replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device, placement=home)
     fill_randomly(replay, spec, config.ensemble.members)
     return Learner(config, agent, agent.build(keys=keys), replay, keys=keys)
 

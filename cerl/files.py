@@ -5,8 +5,10 @@ over the old one: a reader sees the old or the new file whole, and a link that s
 folder is replaced, never written through.
 """
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +22,19 @@ def create(path: Path) -> BinaryIO:
     """A new file for writing. Raises: FileExistsError if anything, or a link, has that name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
     return os.fdopen(os.open(path, flags, 0o644), "wb")
+
+
+def read(path: Path) -> BinaryIO:
+    """A file for reading. Raises: OSError if the name is a link, or of no plain file."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and nothing is read through links", str(path))
+    # Opening a named pipe would otherwise wait for somebody who writes into it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_FOLLOW | _PLAIN
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def append(path: Path) -> BinaryIO:

@@ -265,7 +265,7 @@ def test_the_state_survives_a_checkpoint(tmp_path):
     run_until(logger, [100])
     checkpoint.save(tmp_path, {"logger": logger.state_dict()})
     again = make_logger(tmp_path)
-    again.load_state_dict(checkpoint.load(tmp_path)["logger"])
+    again.load_state_dict(checkpoint.load(tmp_path).state["logger"])
     assert (again.step, again.updates, again.latest) == (100, 25, logger.latest)
     logger.board.close()
 

@@ -244,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", "--out", str(tmp_path)]
-    options = "--device cpu --schedule.steps 6000 --log.every 100 --eval.episodes 1".split()
+    options = ["--device", "cpu", "--schedule.steps", "6000", "--log.every", "100"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
