@@ -82,7 +82,7 @@ def _one_by_one(configs: Sequence[Config], out: Path, console: Console, jobs: in
                 console.print(f"finished before: {folder}")
             elif folder is not None and _begun(folder):
                 console.print(f"resuming {folder}")
-                train.resume(folder)
+                train.resume(folder, trusted=True)  # the caller named the same modules
             else:
                 train.train(config)
         except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -143,7 +143,7 @@ def _start(number: int, config: Config, out: Path, console: Console) -> _Job | N
     stem = title(config).replace(" on ", "-").replace("/", "-").replace(":", "-")
     log = out / "logs" / f"{number:03d}-{stem}.txt"
     if folder is not None and _begun(folder):
-        command = ["--resume", str(folder)]
+        command = ["--resume", str(folder), "--trust"]
     else:
         command = [str(log.with_suffix(".yaml"))]
         dump(config, command[0])

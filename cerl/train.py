@@ -6,14 +6,14 @@ The updates of an iteration are handed to `Collector.step`, which knows when the
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cerl import carry, checkpoint, draw, envs
+from cerl import carry, checkpoint, draw, envs, trust
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
@@ -138,29 +138,38 @@ def updates_by(config: Config, steps: int) -> int:
 
 def train(config: Config) -> Path:
     """Runs a config from the start. Returns: its run folder."""
+    configuration.check_out(config.out)
     parts = assemble(config)
     folder = configuration.new_folder(config)
     with held(folder):
+        configuration.record_versions(folder, parts.device)
         logger = _logger(config, parts, folder)
         return _loop(config, parts, folder, first=0, refill=0, logger=logger)
 
 
-def resume(folder: Path) -> Path:
+def resume(
+    folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
+) -> Path:
     """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can.
 
+    Args:   changes of options that may change in a run, by dotted key, which are then kept in its
+            config.yaml; trusted, the run may import a module even if it is somebody else's.
     Raises: ValueError if there is nothing to resume, or another process is training the run.
     """
-    config = configuration.load_file(folder / "config.yaml")
+    config = configuration.load_file(folder / configuration.FILE, changes)
+    trust.check(config, folder, trusted=trusted)
     if (folder / FINISHED).is_file():
         raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
     with held(folder):
-        return _resume(config, folder)
+        return _resume(configuration.change(folder, changes or {}), folder)
 
 
 def _resume(config: Config, folder: Path) -> Path:
     parts = assemble(config)
     state = checkpoint.load(folder)  # stays in the file until it is copied in place
     logger = _logger(config, parts, folder)
+    for sentence in configuration.record_versions(folder, parts.device):
+        logger.note(sentence)
     exact = restore(parts, logger, state)
     refill = config.replay.start if state["replay"] is None else 0
     logger.note(
@@ -325,9 +334,14 @@ def evaluate(
     episodes: int | None = None,
     policies: tuple[str, ...] | None = None,
     epsilon: float | None = None,
+    trusted: bool = False,
 ) -> dict[str, Result]:
-    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given."""
-    config = configuration.load_file(folder / "config.yaml")
+    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given.
+
+    Args: trusted, the run may import a module even if it is somebody else's.
+    """
+    config = configuration.load_file(folder / configuration.FILE)
+    trust.check(config, folder, trusted=trusted)
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
     if episodes is not None:
