@@ -15,13 +15,33 @@ from typing import BinaryIO
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written; one found later is of a dead writer
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def create(path: Path) -> BinaryIO:
+def create(path: Path, *, mode: int = 0o644) -> BinaryIO:
     """A new file for writing. Raises: FileExistsError if anything, or a link, has that name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
-    return os.fdopen(os.open(path, flags, 0o644), "wb")
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def read(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
+    """What a small file holds, and what the system knows of it. For folders of strangers.
+
+    Args:   most, bytes; a larger file is refused before it fills the memory.
+    Raises: OSError if the file is missing, larger, a link, or no plain file.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "expected a file, got a link", str(path))
+    handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
+    with os.fdopen(handle, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "expected a plain file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes", str(path))
+    return content, facts
 
 
 def read(path: Path) -> BinaryIO:

@@ -62,9 +62,11 @@ class RowsError(RuntimeError):
 def config_hash(config: Config) -> str:
     """Twelve hex digits of everything that decides a score, seeds excepted.
 
-    Left out: preset (a name), seeds, device and threads, out, log (what is written, and when).
+    Left out: preset (a name), seeds, and options that may change in a run: device and threads, out,
+    log (what is written, and when), schedule.steps (a run that is lengthened stays what it is).
     """
-    aside = {"preset", "seeds", "device", "threads", "out", "log"}
+    aside = {"preset": True, "seeds": True, "device": True, "threads": True, "out": True}
+    aside |= {"log": True, "schedule": {"steps"}}
     tree = config.model_dump(mode="json", exclude=aside)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,6 +1,7 @@
 """What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+# Runs are sealed with a key of this process's own, not with the user's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="cerl-state-")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 
 
