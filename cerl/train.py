@@ -23,6 +23,7 @@ from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
+from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.graph import captured
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     env: VecEnv
     replay: Replay
     learner: Learner
+    watch: Watch
     collector: Collector
     evaluator: Evaluator
 
@@ -127,7 +129,8 @@ def assemble(config: Config) -> Parts:
     collector = Collector(config, env, agent, net, replay, keys=keys)
     eval_keys = evaluation_keys(config.seeds, device)
     evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
-    return Parts(device, agent, env, replay, learner, collector, evaluator)
+    watch = Watch(config, learner)
+    return Parts(device, agent, env, replay, learner, watch, collector, evaluator)
 
 
 def updates_by(config: Config, steps: int) -> int:
@@ -178,6 +181,7 @@ def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
         spec=parts.env.spec,
         seeds=config.seeds,
         steps_total=config.schedule.steps,
+        diverged=parts.watch.diverged,
     )
 
 
@@ -186,6 +190,7 @@ def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> d
     return {
         "iteration": iteration,
         "learner": parts.learner.state_dict(),
+        "watch": parts.watch.state_dict(),
         "collector": parts.collector.state_dict(),
         "evaluator": parts.evaluator.state_dict(),
         "logger": logger.state_dict(),
@@ -198,6 +203,7 @@ def restore(parts: Parts, logger: Logger, state: dict) -> bool:
     if state["replay"] is not None:
         parts.replay.load_state_dict(state["replay"])
     parts.learner.load_state_dict(state["learner"])
+    parts.watch.load_state_dict(state["watch"])
     parts.evaluator.load_state_dict(state["evaluator"])
     logger.load_state_dict(state["logger"])
     return parts.collector.load_state_dict(state["collector"])
@@ -234,9 +240,12 @@ def _loop(
     envs_per_seed = parts.env.spec.envs
     last = -(-schedule.steps // envs_per_seed)
     on_device = parts.replay.placement == "device"
-    updates = [learner.update_first, learner.update]
-    if on_device:
-        updates = [captured(update, parts.device) for update in updates]
+
+    def ready() -> list[Callable[[], None]]:
+        updates = [learner.update_first, learner.update]
+        return [captured(update, parts.device) for update in updates] if on_device else updates
+
+    updates = ready()
     sync = captured(learner.sync, parts.device)
     done, iteration = updates_by(config, first * envs_per_seed), first
 
@@ -268,8 +277,14 @@ def _loop(
             if schedule.target_rate == 1.0 and due(schedule.target_every):
                 sync()
             end = iteration == last
-            if due(config.log.every) or end:
-                logger.training(steps, done, _measurements(config, parts))
+            logging = due(config.log.every) or end
+            metrics = _measurements(config, parts) if logging else {}
+            looking = logging or due(config.eval.every)
+            if looking and (found := parts.watch.look(steps, metrics)):
+                logger.note("\n".join(found))
+                updates[:] = ready()
+            if logging:
+                logger.training(steps, done, metrics)
                 logger.episodes(
                     steps, done, collector.real_steps.cpu().clone(), collector.take_finished()
                 )
