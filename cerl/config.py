@@ -606,6 +606,9 @@ class Config(Model):
     """fuses acting and the update with torch.compile (GPU; about a minute at start)"""
     out: str = "runs"
     """folder that receives the run folder"""
+    diverged: Literal["freeze", "cut", "error"] = "freeze"
+    """a seed whose losses, parameters or optimiser's moments are not finite: freeze, it learns no
+    more and its rows go on, marked; cut, they end there too; error, the run stops"""
     env: EnvConfig = CatchEnv()
     net: NetConfig = NetConfig()
     sequence: SequenceConfig = SequenceConfig()

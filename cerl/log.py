@@ -75,14 +75,17 @@ class Logger:
         spec: EnvSpec,
         seeds: Sequence[int],
         steps_total: int,
+        diverged: Mapping[int, int] | None = None,
         quiet: bool = False,
     ) -> None:
-        """Args: folder of the run, exists; steps_total, the run's length; quiet, prints notes only.
+        """Args: folder of the run, exists; steps_total, the run's length; diverged {index of a
+              seed: step from which on it is marked}, which may change; quiet, prints notes only.
 
         Nothing is written before the first call, so `load_state_dict` may follow.
         """
         self.folder, self.config, self.spec = Path(folder), config, spec
         self.seeds, self.members, self.quiet = tuple(seeds), config.ensemble.members, quiet
+        self.diverged: Mapping[int, int] = {} if diverged is None else diverged
         self.rows = rows.Rows(self.folder / "rows.parquet", rows.ROWS)
         self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS)
         self.board = board.Board(self.folder / "tensorboard", self.seeds)
@@ -129,8 +132,9 @@ class Logger:
         finally:
             self.board.close()
         if kind is None and not self.quiet:
+            done = f"done, but {self._marked()}" if self.diverged else "done"
             self._line(
-                f"done: {self.step:,} agent steps of {len(self.seeds)} seeds in "
+                f"{done}: {self.step:,} agent steps of {len(self.seeds)} seeds in "
                 f"{clock(self.wall_seconds)}; rows in {self.rows.path}; curves: tensorboard "
                 f"--logdir {self.board.folder}"
             )
@@ -181,6 +185,7 @@ class Logger:
         steps, updates = self.pace.rates()
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self.latest.items())
+        scores = f"{scores}  {self._marked()}".strip()
         return (
             f"{self.step:,}/{self.pace.total:,} steps  ETA {clock(self.pace.left())}  "
             f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s"
@@ -194,8 +199,10 @@ class Logger:
         at = torch.tensor(step, dtype=torch.int64)
         epsilon = float(explore.epsilon(self.config.exploration, at))
         rate = self.pace.rates()[0]
-        for s in range(len(self.seeds)):
+        for s in self._kept():
             scalars = board.training_scalars(values, s) | {"charts/epsilon": epsilon}
+            if s in self.diverged:
+                scalars["charts/diverged"] = 1.0
             if math.isfinite(rate):
                 scalars |= {"charts/SPS": rate, "Train/AverageStepsPerSecond": rate}
             self.board.write(s, step, scalars)
@@ -216,6 +223,7 @@ class Logger:
             values["value_error"] = values["value"] - values["mc"]
         played = values["episodes"]
         s, member = np.nonzero(played)
+        kept = self._kept()
         self._score(
             real_steps,
             seed=s,
@@ -227,11 +235,11 @@ class Logger:
         extra = {f"train_{name}": values[name] for name in ("value", "mc") if name in values}
         extra |= {name: values[name] for name in ("value_error",) if name in values}
         self._measure(extra, skip=played == 0)
-        for index in range(len(self.seeds)):
+        for index in kept:
             self.board.write(index, step, board.episode_scalars(values, index))
-        if played.sum() > 0:
+        if played[kept].sum() > 0:
             finite = np.where(np.isfinite(values["return"]), played, 0)
-            self.latest["train"] = board.weighted(values["return"], finite)
+            self.latest["train"] = board.weighted(values["return"][kept], finite[kept])
         self._flush_if_old()
         if self.live is None and not self.quiet:
             self.pace.add(step, updates)
@@ -266,17 +274,18 @@ class Logger:
                 values = _numpy(diversity[0])
                 scores["variance" if self.spec.continuous else "entropy"] = values
                 self._measure({f"{name}_{policy}": values if each else values[:, 0]})
-            for index in range(len(self.seeds)):
+            for index in self._kept():
                 drawn = "random" in results
                 scalars = board.evaluation_scalars(
                     policy, scores, index, tandem=tandem, drawn=drawn
                 )
                 self.board.write(index, step, scalars)
-            self._remember(policy, scores["return"])
+            self._remember(policy, scores["return"][self._kept()])
         self.flush(metrics=False)
         self._flush_if_old()
         if not self.quiet:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in self.latest.items() if k != "train")
+            numbers = f"{numbers}  {self._marked()}".rstrip()
             self._line(f"  evaluation at {step:,} agent steps: {numbers}")
 
     def _remember(self, policy: str, returns: np.ndarray) -> None:
@@ -292,6 +301,22 @@ class Logger:
             return ("active", "passive")[member]
         return "member"
 
+    def _kept(self) -> list[int]:
+        """Indices of the seeds that are recorded at this step."""
+        cut = self.config.diverged == "cut"
+        ends = {s: step for s, step in self.diverged.items() if cut}
+        return [s for s in range(len(self.seeds)) if self.step <= ends.get(s, self.step)]
+
+    def _marked(self) -> str:
+        """Which seeds diverged, and when; empty if none did."""
+        own: dict[int, list[str]] = {}
+        for s, step in sorted(self.diverged.items()):
+            own.setdefault(step, []).append(str(self.seeds[s]))
+        return " and ".join(
+            f"seed{'s'[: len(seeds) - 1]} {' '.join(seeds)} diverged at {step:,} agent steps"
+            for step, seeds in sorted(own.items())
+        )
+
     def _at(self, step: int, updates: int) -> None:
         self.step, self.updates = step, updates
 
@@ -302,17 +327,20 @@ class Logger:
         seed: np.ndarray,
         member: np.ndarray,
         policy: str,
-        role: Sequence[str],
+        role: list[str],
         scores: Mapping[str, np.ndarray],
     ) -> None:
         """Appends result rows. Args: seed, indices in 0..S; member, role, scores: one a row."""
+        at = np.flatnonzero(np.isin(seed, self._kept()))
+        seed, member, role = seed[at], member[at], [role[k] for k in at.tolist()]
+        scores = {name: values[at] for name, values in scores.items()}
         size = len(seed)
         real = _numpy(real_steps).astype(np.int64)[seed]
         columns: dict[str, Any] = {k: [v] * size for k, v in self.fixed.items()}
         columns |= {
             "seed": np.asarray(self.seeds, dtype=np.int64)[seed],
             "member": member.astype(np.int64),
-            "role": list(role),
+            "role": role,
             "policy": [policy] * size,
             "step": [self.step] * size,
             "frames": real * self.spec.frames,
@@ -323,6 +351,7 @@ class Logger:
             "return_std": scores.get("return_std", [None] * size),
             "length": scores["length"],
             "wall_seconds": [self.wall_seconds] * size,
+            "diverged": np.isin(seed, list(self.diverged)),
         }
         self.rows.append({name: columns[name] for name in rows.ROWS.names})
 
@@ -332,6 +361,7 @@ class Logger:
             index = np.indices(value.shape).reshape(value.ndim, -1)
             if skip is not None:
                 index = index[:, ~skip.ravel()]
+            index = index[:, np.isin(index[0], self._kept())]
             count = index.shape[1]
             member = index[1] if value.ndim == 2 else np.full(count, -1)
             columns = {

@@ -39,6 +39,7 @@ SUMMARY = pa.schema(
         ("evaluations", pa.int64()),  # of each seed, averaged before anything else
         ("seeds", pa.int64()),  # seeds that count (of each game)
         ("seeds_lost", pa.int64()),  # seeds whose return is not a number; they do not count
+        ("seeds_diverged", pa.int64()),  # seeds whose numbers went wrong; what they scored counts
         ("episodes", pa.int64()),  # of all seeds and members
         ("value", pa.float64()),
         ("low", pa.float64()),  # interval; null with a single seed
@@ -126,6 +127,7 @@ def _facts(own: Sequence[Cell], score: str, used: int) -> dict:
         "score": score,
         "evaluations": used,
         "episodes": sum(int(cell.curves[score].episodes[-used:].sum()) for cell in own),
+        "seeds_diverged": sum(len(cell.diverged) for cell in own),
     }
 
 
@@ -179,13 +181,16 @@ def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
         line["scores"][row["score"]] = estimate(row)
         line["step"] = min(line["step"], row["step"])
         line["seeds"] = min(line["seeds"], row["seeds"])
-        line["seeds_lost"] = max(line["seeds_lost"], row["seeds_lost"])
+        for name in ("seeds_lost", "seeds_diverged"):
+            line[name] = max(line[name], row[name])
     used = [score for score in SCORES if any(score in line["scores"] for line in lines.values())]
     headings = ["env", "preset", "N", *FACTS, *(SCORES[score] for score in used)]
     text = []
     for (env, preset, _), line in lines.items():
-        lost = f" ({line['seeds_lost']} lost)" if line["seeds_lost"] else ""
-        facts = [env, preset, str(line["members"]), f"{line['seeds']}{lost}", f"{line['step']:,}"]
+        wrong = {"lost": line["seeds_lost"], "diverged": line["seeds_diverged"]}
+        said = ", ".join(f"{count} {what}" for what, count in wrong.items() if count)
+        seeds = f"{line['seeds']} ({said})" if said else str(line["seeds"])
+        facts = [env, preset, str(line["members"]), seeds, f"{line['step']:,}"]
         text.append([*facts, *(line["scores"].get(score, "") for score in used)])
     return headings, text
 
@@ -248,7 +253,7 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
 
 
 def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
-    """Evaluations up to a step, and notes of the runs that are lost by that.
+    """Rows up to a step, and notes of the runs that have no evaluation any more.
 
     Raises: RowsError if none is left.
     """
@@ -260,7 +265,8 @@ def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
             f"report --until: no evaluation up to step {until:,}; the first is at {first:,}"
         )
     lost = sorted(set(played["run"].to_pylist()) - set(kept["run"].to_pylist()))
-    return kept, [f"{run}: no evaluation up to step {until:,}; left out" for run in lost]
+    notes = [f"{run}: no evaluation up to step {until:,}; left out" for run in lost]
+    return table.filter(pc.field("step") <= until), notes
 
 
 def main(

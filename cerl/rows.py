@@ -38,6 +38,7 @@ ROWS = pa.schema(
         ("members", pa.int64()),  # N
         ("config_hash", pa.string()),  # `config_hash`: runs that differ only in seeds share it
         ("version", pa.string()),  # of cerl
+        ("diverged", pa.bool_()),  # from when the watch saw that this seed's numbers went wrong
     ]
 )
 
@@ -52,6 +53,7 @@ METRICS = pa.schema(
 )
 
 
+ABSENT = {"diverged": False}  # columns that older files lack, and what they then hold
 INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
@@ -63,10 +65,11 @@ def config_hash(config: Config) -> str:
     """Twelve hex digits of everything that decides a score, seeds excepted.
 
     Left out: preset (a name), seeds, and options that may change in a run: device and threads, out,
-    log (what is written, and when), schedule.steps (a run that is lengthened stays what it is).
+    log (what is written, and when), diverged (rows of a seed that it concerns are marked),
+    schedule.steps (a run that is lengthened stays what it is).
     """
     aside = {"preset": True, "seeds": True, "device": True, "threads": True, "out": True}
-    aside |= {"log": True, "schedule": {"steps"}}
+    aside |= {"log": True, "diverged": True, "schedule": {"steps"}}
     tree = config.model_dump(mode="json", exclude=aside)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -81,7 +84,7 @@ def env_name(config: Config) -> str:
 def read(path: Path, schema: pa.Schema) -> pa.Table:
     """A table of this schema, columns in its order; other columns are left out.
 
-    Raises: RowsError if the file is missing, damaged, or lacks a column.
+    Raises: RowsError if the file is missing, damaged, or lacks a column that is not of `ABSENT`.
     """
     if not path.is_file():
         raise RowsError(f"{path}: no such file; expected the rows of a run")
@@ -93,6 +96,9 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
             f"{path}: damaged, not a readable parquet file ({reason}); restore it from a copy, or "
             "move it away to go on without its rows"
         ) from error
+    for name, value in ABSENT.items():
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise RowsError(

@@ -279,6 +279,31 @@ def test_rows_of_another_run_are_never_overwritten(tmp_path):
     assert (tmp_path / "rows.parquet").read_bytes() == before
 
 
+@pytest.mark.parametrize("how", ["freeze", "cut"])
+def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
+    logger, text, diverged = make_logger(tmp_path, changes={"diverged": how}), io.StringIO(), {}
+    logger.quiet, logger.diverged = False, diverged
+    logger.console = Console(file=text, soft_wrap=True)
+    with logger:
+        run_until(logger, [100])
+        diverged[1] = 200
+        run_until(logger, [200, 300])
+    steps = {200} if how == "cut" else {200, 300}
+    for seed, sound, marked in ((SEEDS[0], {100, 200, 300}, set()), (SEEDS[1], {100}, steps)):
+        own = [r for r in read_rows(tmp_path) if r["seed"] == seed]
+        assert {r["step"] for r in own if r["diverged"]} == marked
+        assert {r["step"] for r in own if not r["diverged"]} == sound
+        measured = {r["step"] for r in read_metrics(tmp_path) if r["seed"] == seed}
+        assert measured == sound | marked
+        tags = scalars(tmp_path, seed)
+        assert {step for step, _ in tags.get("charts/diverged", [])} == marked
+    # Headlines are means over seeds: one that is cut does not count, one that stays is named.
+    own = scores_at(300)["vote"][0][: 1 if how == "cut" else 2].mean()
+    assert logger.latest["vote"] == pytest.approx(float(own))
+    assert text.getvalue().count("seed 8 diverged at 200 agent steps") == 5
+    assert "done, but seed 8 diverged at 200 agent steps: 300 agent steps" in text.getvalue()
+
+
 def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger = make_logger(tmp_path)
     text = io.StringIO()
@@ -290,7 +315,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(rows.os, "fsync", full)
+        monkeypatch.setattr("os.fsync", full)
         run_until(logger, [200, 300])
         assert (tmp_path / "rows.parquet").read_bytes() == before
         assert not list(tmp_path.glob(".*tmp"))
@@ -300,7 +325,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     said = text.getvalue()
     assert said.count("No space left on device") == 1 and "rows stay in memory" in said
     # At the very end there is no next time.
-    monkeypatch.setattr(rows.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     logger.training(500, 125, {"loss": torch.zeros(2, 3)})
     with pytest.raises(RowsError, match="last rows are lost. Free some space"):
         logger.flush(final=True)
