@@ -20,7 +20,6 @@ from cerl.data import Previous, Row, Step
 from cerl.envs.api import VecEnv
 from cerl.graph import captured, fused
 from cerl.kernels.branches import parallel
-from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.replay import Replay
 
@@ -65,8 +64,6 @@ class Collector:
         self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.bonus = torch.zeros(seeds, envs, device=device)
-        size = carry.size(config, net, seeds=seeds, envs=envs, evaluating=False)
-        check_fits(size, device, what=f"acting in {seeds * envs} environments", hint=LESS_CACHE)
         width = config.remembered
         self.before = torch.zeros(seeds, envs, width, device=device) if width else None
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)

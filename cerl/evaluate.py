@@ -19,7 +19,6 @@ from cerl.data import Previous
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
-from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.rows import INDIVIDUAL
 
@@ -74,19 +73,19 @@ class Evaluator:
         members, policies = config.ensemble.members, config.eval.policies
         bases = dict.fromkeys(_base(policy) for policy in policies)
         self.aggregates = tuple(base for base in bases if base in AGGREGATES)
-        fixed: list[int] = []
-        sampled: list[float] = []
+        fixed, sampled = [], []
         for policy in policies:
             base, mine = _base(policy), _slots(config, policy)
             if base == "individual":
-                own = [k for k in range(members) for _ in range(mine)]
+                own = torch.arange(members, device=device).repeat_interleave(mine)
             else:
-                own = [-1 if base == "random" else members + self.aggregates.index(base)] * mine
-            fixed += own
-            sampled += [float(base == policy)] * len(own)
-        self.fixed = torch.tensor(fixed, device=device).expand(seeds, count)
-        # A policy's mode is its sample without noise.
-        self.sampled = torch.tensor(sampled, device=device).view(1, -1, 1, 1, 1)
+                who = -1 if base == "random" else members + self.aggregates.index(base)
+                own = torch.full((mine,), who, device=device)
+            fixed.append(own)
+            # A policy's mode is its sample without noise.
+            sampled.append(torch.full(own.shape, float(base == policy), device=device))
+        self.fixed = torch.cat(fixed).expand(seeds, count)
+        self.sampled = torch.cat(sampled).view(1, -1, 1, 1, 1)
         slots = config.eval.slots or config.eval.episodes
         self.quota = max(config.eval.steps // slots, 1)  # agent steps of a lane, step-budget mode
         if config.eval.steps:
@@ -101,8 +100,6 @@ class Evaluator:
         self.done = torch.zeros((), dtype=torch.bool, device=device)
         self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
         self.member = torch.zeros_like(self.fixed)
-        size = carry.size(config, net, seeds=seeds, envs=count, evaluating=True)
-        check_fits(size, device, what=f"evaluation in {seeds * count} lanes", hint=LESS_CACHE)
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)

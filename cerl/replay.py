@@ -6,7 +6,6 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
 from cerl.kernels.pick import Picked, pick, pick_triton, windows, windows_triton
-from cerl.memory import check_fits
 from cerl.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
@@ -49,11 +47,6 @@ class Replay:
         home = torch.device("cpu") if placement == "host" else device
         lead = (seeds, self.rows, envs)
         action = spec.action(device="cpu")
-        row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + action.nbytes
-        row_bytes += 4 + 1 + 1 + 2 + 4 * remembered
-        check_fits(
-            math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds"
-        )
         pin = placement == "host" and device.type == "cuda"
 
         def ring(dtype: torch.dtype, *rest: int) -> Tensor:

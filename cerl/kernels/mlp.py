@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, autocast_dtype, runs_triton
 from cerl.kernels.branches import parallel
 
 # What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
@@ -51,8 +51,7 @@ def mlp(
     lead = _check(x, weights, biases, tail)
     rows, device = x.shape[-2], x.device
     parts = [x, x[..., :0] if tail is None else tail]
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    if (dtype := autocast_dtype(device)) is not None:
         parts, weights = [part.to(dtype) for part in parts], [w.to(dtype) for w in weights]
     x, tail = (_folded(part, lead) for part in parts)
     w1, w2, w3 = (weight.flatten(0, len(lead) - 1) for weight in weights)
@@ -104,7 +103,7 @@ def _check(
             )
         fan_in = out
     dtypes = {tensor.dtype for tensor in (*inputs.values(), *weights)}
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+    if len(dtypes) > 1 and autocast_dtype(x.device) is None:
         raise ValueError(
             f"mlp: inputs and weights must be of one dtype, got {sorted(map(str, dtypes))}; cast "
             "them, or use autocast"
