@@ -244,14 +244,16 @@ def _unsaved(folder: Path, needed: int, error: OSError) -> str:
             "Make the folder writable and resume"
         )
     free = shutil.disk_usage(folder).free
-    wanted = f"a checkpoint needs {_size(needed)} beside the ones that are kept, " if needed else ""
+    wanted = (
+        f"a checkpoint needs {in_words(needed)} beside the ones that are kept, " if needed else ""
+    )
     return (
-        f"{folder}: the disk is full: {wanted}{_size(free)} are free; {last}. Free some space, or "
+        f"{folder}: the disk is full: {wanted}{in_words(free)} are free; {last}. Free some space, or "
         "save checkpoints without the replay buffer (log.save_replay: false), and resume"
     )
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
     """Bytes in a unit that reads well."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:

@@ -25,36 +25,27 @@ def create(path: Path, *, mode: int = 0o644) -> BinaryIO:
     return os.fdopen(os.open(path, flags, mode), "wb")
 
 
-def read(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
-    """What a small file holds, and what the system knows of it. For folders of strangers.
-
-    Args:   most, bytes; a larger file is refused before it fills the memory.
-    Raises: OSError if the file is missing, larger, a link, or no plain file.
-    """
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "expected a file, got a link", str(path))
-    handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "expected a plain file", str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes", str(path))
-    return content, facts
-
-
 def read(path: Path) -> BinaryIO:
     """A file for reading. Raises: OSError if the name is a link, or of no plain file."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, and nothing is read through links", str(path))
-    # Opening a named pipe would otherwise wait for somebody who writes into it.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_FOLLOW | _PLAIN
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
     return os.fdopen(handle, "rb")
+
+
+def read_small(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
+    """What a file of at most so many bytes holds, and what the system knows of it.
+
+    Raises: OSError as `read` does, and if the file is larger, before it fills the memory.
+    """
+    with read(path) as file:
+        facts, content = os.fstat(file.fileno()), file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes", str(path))
+    return content, facts
 
 
 def append(path: Path) -> BinaryIO:

@@ -413,6 +413,11 @@ class Logger:
             "config_hash": self.fixed["config_hash"],
         }
 
+    def fell_back(self, sentence: str) -> None:
+        """Says and records that a newer checkpoint could not be used."""
+        self.note(sentence)
+        self._measure({"checkpoints_damaged": np.ones(len(self.seeds))})
+
     def forget(self) -> None:
         """Drops what a run that had no checkpoint yet has recorded in the folder."""
         self.board.after = -1

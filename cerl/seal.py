@@ -41,7 +41,7 @@ def sealed(text: str, *, own: bool = True) -> str:
 def opened(path: Path) -> Opened:
     """The text of a sealed file. Raises: ConfigError if it cannot be read, was changed or cut."""
     try:
-        content, _ = files.read(path, most=_LARGEST)
+        content, _ = files.read_small(path, most=_LARGEST)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     text, line = _split(content)
@@ -95,7 +95,7 @@ def key() -> bytes:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-    content, facts = files.read(path, most=_KEY_BYTES)
+    content, facts = files.read_small(path, most=_KEY_BYTES)
     if len(content) != _KEY_BYTES:
         raise OSError(f"{path}: expected {_KEY_BYTES} bytes, got {len(content)}; delete it")
     if os.name == "posix" and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):

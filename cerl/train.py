@@ -7,24 +7,25 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cerl import carry, checkpoint, draw, envs
+from cerl import carry, checkpoint, draw, envs, trust
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.agents.sac import SAC
-from cerl.checkpoint import CheckpointError, Checkpoints, size
+from cerl.checkpoint import CheckpointError, Checkpoints, in_words
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
+from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.files import sweep_temporaries, write_text
@@ -34,6 +35,7 @@ from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
 from cerl.stop import Stopped, stop_flag
+from cerl.versions import record_versions
 
 FINISHED = "finished"  # file of a run folder whose run came to its end
 RETRY = 60.0  # seconds before something that could not be written is tried again
@@ -47,6 +49,7 @@ class Parts(NamedTuple):
     env: VecEnv
     replay: Replay
     learner: Learner
+    watch: Watch
     collector: Collector
     evaluator: Evaluator
 
@@ -132,7 +135,8 @@ def assemble(config: Config) -> Parts:
     collector = Collector(config, env, agent, net, replay, keys=keys)
     eval_keys = evaluation_keys(config.seeds, device)
     evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
-    return Parts(device, agent, env, replay, learner, collector, evaluator)
+    watch = Watch(config, learner)
+    return Parts(device, agent, env, replay, learner, watch, collector, evaluator)
 
 
 def updates_by(config: Config, steps: int) -> int:
@@ -146,9 +150,11 @@ def train(config: Config) -> Path:
 
     Raises: Stopped if it was told to stop, and saved.
     """
+    configuration.check_out(config.out)
     parts = assemble(config)
     folder = configuration.new_folder(config)
     with held(folder):
+        record_versions(folder, parts.device)
         return Loop(config, parts, folder).run()
 
 
@@ -161,14 +167,19 @@ def finished(folder: Path, config: Config) -> bool:
     return bool(words) and words[0].isdecimal() and int(words[0]) >= config.schedule.steps
 
 
-def resume(folder: Path) -> Path:
+def resume(
+    folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
+) -> Path:
     """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
     none: bit for bit where the simulator can.
 
+    Args:   changes of options that may change in a run, by dotted key, which are then kept in its
+            config.yaml; trusted, the run may import a module even if it is somebody else's.
     Raises: ValueError if there is nothing to resume, or another process is training the run;
             Stopped if it was told to stop, and saved.
     """
-    config = configuration.load_file(folder / "config.yaml")
+    config = configuration.load_file(folder / configuration.FILE, changes)
+    trust.check(config, folder, trusted=trusted)
     with held(folder):
         if finished(folder, config):
             raise ValueError(
@@ -176,7 +187,10 @@ def resume(folder: Path) -> Path:
                 f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
             )
         sweep_temporaries(folder)
+        config = configuration.change(folder, changes or {})
         loop = Loop(config, assemble(config), folder)
+        for sentence in record_versions(folder, loop.parts.device):
+            loop.logger.note(sentence)
         loop.restore()
         return loop.run()
 
@@ -201,15 +215,22 @@ class Loop:
             spec=parts.env.spec,
             seeds=config.seeds,
             steps_total=schedule.steps,
+            diverged=parts.watch.diverged,
         )
+        self.identity = configuration.fixed_hash(folder)
         self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
-        updates = [parts.learner.update_first, parts.learner.update]
-        if parts.replay.placement == "device":
-            updates = [captured(update, device) for update in updates]
-        self.updates, self.sync = updates, captured(parts.learner.sync, device)
+        self.updates, self.sync = self._updates(), captured(parts.learner.sync, device)
         self.under_way: Literal["nothing", "update", "step"] = "nothing"
         self.saved: tuple[int, bool] | None = None  # iteration and `evaluated` of the last save
         self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
+
+    def _updates(self) -> list[Callable[[], None]]:
+        """An update of which only the first stage is due, and one of all."""
+        learner, replay = self.parts.learner, self.parts.replay
+        updates = [learner.update_first, learner.update]
+        if replay.placement == "host":  # whose rows cannot be sampled in a graph
+            return updates
+        return [captured(update, self.parts.device) for update in updates]
 
     def run(self) -> Path:
         """Trains from where it stands. Returns: the run folder. Raises: Stopped."""
@@ -250,9 +271,11 @@ class Loop:
             if config.schedule.target_rate == 1.0 and self._time(config.schedule.target_every):
                 self.sync()
             end = self.iteration == self.last
-            if end or self._time(config.log.every):
-                self._measure()
-            if end or self._time(config.eval.every):
+            measuring = end or self._time(config.log.every)
+            evaluating = end or self._time(config.eval.every)
+            if measuring or evaluating:
+                self._look(measuring)
+            if evaluating:
                 self._evaluate(stopped)
             self._stream()
             minutes = config.log.checkpoint_minutes
@@ -286,13 +309,17 @@ class Loop:
             collector.refresh()
         self.iteration, self.evaluated, self.under_way = self.iteration + 1, True, "nothing"
 
-    def _measure(self) -> None:
-        """Training metrics and episodes go to the log."""
-        steps, collector = self.iteration * self.envs, self.parts.collector
-        self.logger.training(steps, self.due, _measurements(self.config, self.parts))
-        self.logger.episodes(
-            steps, self.due, collector.real_steps.cpu().clone(), collector.take_finished()
-        )
+    def _look(self, measuring: bool) -> None:
+        """Looks for seeds that diverged; training metrics and episodes go to the log."""
+        steps, parts, logger = self.iteration * self.envs, self.parts, self.logger
+        metrics = _measurements(self.config, parts) if measuring else {}
+        if found := parts.watch.look(steps, metrics):
+            logger.note("\n".join(found))
+            self.updates = self._updates()
+        if measuring:
+            real_steps = parts.collector.real_steps.cpu().clone()
+            logger.training(steps, self.due, metrics)
+            logger.episodes(steps, self.due, real_steps, parts.collector.take_finished())
 
     def _evaluate(self, stopped: Callable[[], bool]) -> None:
         """Plays the current parameters; told to stop, the evaluation is made on resuming."""
@@ -364,44 +391,64 @@ class Loop:
             "iteration": self.iteration,
             "due": self.due,
             "evaluated": self.evaluated,
-            "config": configuration.fixed_hash(self.folder),
+            "config": self.identity,
             "learner": parts.learner.state_dict(),
+            "watch": parts.watch.state_dict(),
             "collector": parts.collector.state_dict(lost=lost),
             "logger": self.logger.state_dict(),
         }
 
+    def _template(self) -> dict:
+        """What a checkpoint of this run looks like, to compare one with that is loaded."""
+        expected = self._snapshot()
+        expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+        if not self.parts.env.spec.resident:  # such are checked by themselves
+            expected["collector"]["env"] = checkpoint.Free()
+        return expected
+
     def restore(self) -> None:
         """Loads the newest intact checkpoint in place; without any the run starts anew."""
         config, parts, logger = self.config, self.parts, self.logger
-        loaded = checkpoint.newest(self.folder)
-        if loaded is None:
+        if not checkpoint.files(self.folder):
             logger.forget()
             logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
             return
+        loaded = checkpoint.newest(self.folder, replay=config.log.save_replay)
         state = loaded.state
-        checkpoint.match(self._snapshot(), state)
+        checkpoint.match(self._template(), state)
+        configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
         self.iteration, self.due = state["iteration"], state["due"]
         self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
-        rows = self.checkpoints.restore(loaded)
+        if self.iteration > self.last:
+            raise ValueError(
+                f"schedule.steps: expected at least the {self.iteration * self.envs:,} agent steps "
+                f"that {self.folder} has trained already, got {config.schedule.steps:,}"
+            )
+        self.checkpoints.restore(loaded)
         parts.learner.load_state_dict(state["learner"])
+        parts.watch.load_state_dict(state["watch"])
         logger.load_state_dict(state["logger"])
         exact = parts.collector.load_state_dict(state["collector"])
         steps = self.iteration * self.envs
-        self.filled = 0 if rows or not steps else steps + config.replay.start
         for sentence in loaded.damaged:
-            logger.note(sentence)
-        refill = f"{config.replay.start:,} agent steps refill it"
-        logger.note(
-            f"resumed at agent step {steps:,}"
-            + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
-            + ("" if rows else f"; replay was not saved: {refill}")
-        )
+            logger.fell_back(sentence)
+        note = f"resumed at agent step {steps:,}"
+        if not exact:
+            note += "; the simulator cannot be restored: episodes under way were cut"
+        elif parts.env.note:
+            note += f"; {parts.env.note}"
+        if steps and not (config.log.save_replay and loaded.replay and loaded.replay.total):
+            self.filled = steps + config.replay.start
+            note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
+        logger.note(note)
 
     def _introduce(self) -> None:
         if words := _memory(self.parts):
             self.logger.note(words)
-        needs, free = self.checkpoints.needs(), shutil.disk_usage(self.folder).free
-        words = f"checkpoints: up to {size(needs)} on disk, {size(free)} free"
+        every = -(-self.config.log.checkpoint_every // self.envs)
+        needs = self.checkpoints.needs(self._snapshot(), every=every, iterations=self.last)
+        free = shutil.disk_usage(self.folder).free
+        words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
         self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
 
@@ -440,9 +487,14 @@ def evaluate(
     episodes: int | None = None,
     policies: tuple[str, ...] | None = None,
     epsilon: float | None = None,
+    trusted: bool = False,
 ) -> dict[str, Result]:
-    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given."""
-    config = configuration.load_file(folder / "config.yaml")
+    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given.
+
+    Args: trusted, the run may import a module even if it is somebody else's.
+    """
+    config = configuration.load_file(folder / configuration.FILE)
+    trust.check(config, folder, trusted=trusted)
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
     if episodes is not None:
@@ -454,7 +506,7 @@ def evaluate(
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder).state
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
         return Evaluator(config, env, agent, net, keys=keys).run()

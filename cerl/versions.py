@@ -91,7 +91,7 @@ def differences(before: Entry, now: Entry) -> list[str]:
 def _read(path: Path) -> list[Entry]:
     """Entries of the file; none if it is missing. Raises: OSError, ConfigError."""
     try:
-        content, _ = files.read(path, most=_LARGEST)
+        content, _ = files.read_small(path, most=_LARGEST)
     except FileNotFoundError:
         return []
     found = preset.parsed(content, where=str(path))

@@ -277,9 +277,7 @@ class AtariPool:
             self._generation = before
             raise
         steps = int(state["games"]["lengths"].sum())
-        self.note = (
-            f"replayed {steps:,} agent steps of {games} games in {time.perf_counter() - begin:.1f} s"
-        )
+        self.note = f"replayed {steps:,} agent steps of {games} games in {time.perf_counter() - begin:.1f} s"
         if not same or not np.array_equal(now, lives):
             self.note += ", which ended differently from those saved (another version of ale-py?)"
             return False

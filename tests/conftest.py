@@ -1,18 +1,39 @@
-"""What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU."""
+"""What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU.
+
+CERL_TEST_THREADS=2 runs them with two threads instead: the verdict must be the same.
+"""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("CERL_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 # Runs are sealed with a key of this process's own, not with the user's.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="cerl-state-")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
+
+
+def signals_are_heard() -> None:
+    """No signal that tests send is ignored, neither here nor in the processes they start.
+
+    A job that a script starts with `&`, or one under `nohup`, inherits that interrupts or hangups
+    are ignored, and hands that on. A handler of this process is the default one in a new program.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            interrupt = number == signal.SIGINT
+            # Not the default action: hangups that were ignored must not end the tests themselves.
+            signal.signal(number, signal.default_int_handler if interrupt else lambda *_: None)
+
+
+def pytest_sessionstart() -> None:
+    signals_are_heard()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from rounding import assert_agree
 from torch import Tensor
 
 from cerl.kernels import attention
@@ -108,8 +109,8 @@ def test_definition_is_the_sum_over_pairs(sizes, window, pruned, tiles):
     )
     o, lse, seen = loop(x, **options, scale=0.7)
     got = definition(*x[:4], start=x.start, **options, scale=0.7)
-    torch.testing.assert_close(got[0], o, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(got[1], lse, rtol=1e-12, atol=1e-12)
+    assert_agree(got[0], o)
+    assert_agree(got[1], lse)
     mask = visited(x.log_f, queries=x.q.shape[1], start=x.start, **options)
     assert torch.equal(mask, seen)
     offset = x.k.shape[1] - x.q.shape[1]
@@ -120,7 +121,7 @@ def test_definition_is_the_sum_over_pairs(sizes, window, pruned, tiles):
         if n * tiles.columns < min(offset + (m + 1) * tiles.rows, x.k.shape[1])
     ]
     dropped = sum((~seen[:, :, m, n]).double() for m, n in causal) / len(causal)
-    torch.testing.assert_close(got[2], dropped)
+    assert_agree(got[2], dropped)
 
 
 def test_visited_tiles_are_a_run_up_to_the_diagonal():
@@ -168,7 +169,7 @@ def test_episodes_are_those_of_separate_calls_however_much_the_one_before_forgot
     whole = forgetting_attention(*x[:4], start=x.start, return_lse=True)
     alone = forgetting_attention(*(t[:, 16:] for t in x[:4]), return_lse=True)
     for got, want in zip(whole, alone, strict=True):
-        torch.testing.assert_close(got[:, 16:], want, rtol=1e-12, atol=1e-12)
+        assert_agree(got[:, 16:], want)
     by_gate = x.log_f.clone()
     by_gate[:, 16] = -math.inf
     assert torch.equal(forgetting_attention(x.q, x.k, x.v, by_gate), whole[0])
@@ -302,7 +303,7 @@ def test_definition_can_be_compiled():
     tensors = leaves(x)
     eager, compiled = (torch.autograd.grad(f(*tensors), tensors) for f in (loss, traced))
     for got, want in zip(compiled, eager, strict=True):
-        torch.testing.assert_close(got, want)
+        assert_agree(got, want)
 
 
 def test_gradient_is_not_differentiated_again():

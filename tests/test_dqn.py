@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, explore
@@ -346,13 +347,13 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     copies = {k: v.detach().clone().requires_grad_() for k, v in learner.net.named_parameters()}
     wanted, total = slow_loss(cfg, copies, dict(learner.target.named_parameters()), window, mask)
     want = torch.tensor([[x.item() for x in row] for row in wanted])
-    torch.testing.assert_close(loss.detach(), want, atol=1e-5, rtol=1e-4)
+    assert_agree(loss.detach(), want)
     slow = torch.autograd.grad(total, list(copies.values()))
     for name, ours, theirs in zip(copies, grads, slow, strict=True):
         theirs = theirs * slow_factor(cfg, name)
         size = float(theirs.abs().max())
         assert size > 0, name
-        torch.testing.assert_close(ours, theirs, atol=1e-4 * size + 1e-7, rtol=1e-3, msg=name)
+        assert_agree(ours, theirs, where=name)
 
 
 def test_a_masked_out_batch_gives_zero_loss_and_finite_gradients():
@@ -375,7 +376,7 @@ def test_slots_without_a_valid_row_do_not_count():
     whole, _ = loss_of(learner, window._replace(weight=weight))
     rest = type(window)(*(x[:, :, 2:] for x in window))
     part, _ = loss_of(learner, rest)
-    torch.testing.assert_close(whole, part, atol=1e-6, rtol=1e-5)
+    assert_agree(whole, part)
 
 
 def test_bootstrap_masks_belong_to_row_and_member_and_have_their_share():
@@ -468,10 +469,10 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
     optimiser = Optimiser(cfg.optim, leaves)
     for k in range(2):
         loss, _ = agent.loss(online, target, window)
-        torch.testing.assert_close(outcome.losses[k], loss[0].detach(), atol=1e-6, rtol=1e-5)
+        assert_agree(outcome.losses[k], loss[0].detach())
         optimiser.step(torch.autograd.grad(loss.sum(), leaves))
         for name, leaf in online.named_parameters():
-            torch.testing.assert_close(outcome.parameters[k][name], leaf.detach(), msg=name)
+            assert_agree(outcome.parameters[k][name], leaf.detach(), where=name)
 
 
 def test_given_transitions_must_be_those_that_the_config_asks_for():
@@ -553,9 +554,7 @@ def test_seeds_learn_the_same_alone_and_among_others(variant):
     for seeds in ((0, 1), (2,)):
         for at, seed in enumerate(seeds):
             for name, value in runs[seeds].items():
-                torch.testing.assert_close(
-                    value[at], runs[0, 1, 2][name][seed], atol=1e-6, rtol=1e-5, msg=name
-                )
+                assert_agree(value[at], runs[0, 1, 2][name][seed], where=name)
 
 
 @pytest.mark.parametrize("variant", STANDING)
@@ -727,7 +726,7 @@ def test_gathering_the_weights_of_the_member_on_duty_gives_the_same_decision(opt
         full = agent.act(net, obs, start, carry, member, noise=noise, evaluating=())
         assert len(calls) == 1
     assert torch.equal(gathered.action, full.action)
-    torch.testing.assert_close(gathered.value, full.value, atol=1e-6, rtol=1e-5)
+    assert_agree(gathered.value, full.value)
     leaves = dict(net.named_parameters())
     for s, e in itertools.product(range(2), range(2)):
         stack = torch.cat([torch.zeros_like(obs[s, e]), obs[s, e]])

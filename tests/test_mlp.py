@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from rounding import assert_agree
 from tf32 import RoundedProduct, worse
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def test_definition_is_a_loop_over_networks(shape):
     y, _ = by_loops(t, shape)
     grads = torch.autograd.grad(y, list(t.values()), upstream(shape, gap=1e-4, calm=False).double())
     for name, want in zip(("y", *t), (y, *grads), strict=True):
-        torch.testing.assert_close(ours[name], want, rtol=1e-12, atol=1e-12)
+        assert_agree(ours[name], want)
 
 
 @pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
@@ -211,7 +212,7 @@ def test_any_subset_of_gradients_is_the_same(wanted):
     every, some = run(shape, impl="triton"), run(shape, impl="triton", wanted=wanted)
     assert some.keys() == {"y", *wanted}
     for name in some:
-        torch.testing.assert_close(some[name], every[name], rtol=1e-5, atol=1e-5)
+        assert_agree(some[name], every[name])
 
 
 def test_forward_keeps_what_the_gradients_wanted_need():
@@ -238,13 +239,13 @@ def test_first_heads_of_a_wider_layer_need_no_copy(impl):
     head = {name: cut[name][..., :1] if name in ("w3", "b3") else cut[name] for name in cut}
     assert not head["w3"].is_contiguous()
     first = call(head, impl=impl)
-    torch.testing.assert_close(first, whole)
+    assert_agree(first, whole)
     grad = upstream(shape, gap=1e-4, calm=False)[..., :1]
     pairs = (
         torch.autograd.grad(y, list(ts.values()), grad) for y, ts in ((first, cut), (whole, t))
     )
     for ours, theirs in zip(*pairs, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert_agree(ours, theirs)
 
 
 def test_kernel_takes_strided_inputs():
@@ -283,7 +284,7 @@ def test_any_launch_gives_the_same(sizes):
         forward = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, blocks=tile)
         other = (*forward, *backward(tile))
         for ours, theirs in zip(other, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+            assert_agree(ours, theirs)
 
 
 def test_half_precision_accumulates_in_float32():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, nn
@@ -27,12 +28,12 @@ def filled(module, seed=0):
 
 
 def assert_same_with_gradients(ours, theirs, leaves):
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_agree(ours, theirs)
     weight = random(*ours.shape, seed=99).detach()
     mine = torch.autograd.grad((ours * weight).sum(), leaves)
     reference = torch.autograd.grad((theirs * weight).sum(), leaves)
     for a, b in zip(mine, reference, strict=True):
-        torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-5)
+        assert_agree(a, b)
 
 
 @pytest.mark.parametrize("inputs, members", [(1, 1), (1, 3), (3, 1), (3, 3)])
@@ -56,7 +57,7 @@ def test_linear_equals_one_linear_for_each_member(inputs, members):
         for m in range(max(inputs, members)):
             i, k = m % inputs, m % members
             want = F.linear(x[s, i], layer.weight[s, k].T, layer.bias[s, k])
-            torch.testing.assert_close(y[s, m], want, atol=1e-5, rtol=1e-5)
+            assert_agree(y[s, m], want)
 
 
 def torch_same(x, kernel, stride):
@@ -116,7 +117,7 @@ def test_heads_equal_a_linear_for_each_member_and_head(shared_bias, inputs, coun
         for i in range(3):
             for j in range(count):
                 want = x[s, i % inputs] @ layer.weight[s, i, :, j] + layer.bias[s, i, j]
-                torch.testing.assert_close(y[s, i, :, j], want, atol=1e-5, rtol=1e-5)
+                assert_agree(y[s, i, :, j], want)
 
 
 @pytest.mark.parametrize("inputs", [1, 3])
@@ -131,7 +132,7 @@ def test_forked_heads_equal_two_layers_for_each_member_and_head(inputs, count):
             for j in range(count):
                 hidden = x[s, i % inputs] @ layer.hidden[s, i, j] + layer.hidden_bias[s, i, j]
                 want = hidden.relu() @ layer.weight[s, i, j] + layer.bias[s, i, j]
-                torch.testing.assert_close(y[s, i, :, j], want, atol=1e-4, rtol=1e-5)
+                assert_agree(y[s, i, :, j], want)
 
 
 def test_scale_gradient_is_the_identity_with_a_scaled_gradient():
@@ -241,7 +242,7 @@ def test_critics_equal_one_product_each(inputs, members, own):
                 for c in range(critics):
                     given = x[s, i if inputs > 1 else 0, c if own else 0]
                     want = given @ layer.weight[s, i, c] + layer.bias[s, i, c]
-                    torch.testing.assert_close(y[s, i, c], want[:, :outputs])
+                    assert_agree(y[s, i, c], want[:, :outputs])
 
 
 def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
@@ -343,7 +344,7 @@ def test_gradients_are_scaled_as_the_originals_table_says(heads, shared, fork):
         layer = name.rsplit(".", 1)[0]
         factor = SCALING[heads, shared, fork][LAYERS.index(layer)]
         assert float(grads[1][name].abs().max()) > 0, name
-        torch.testing.assert_close(grads[0][name], grads[1][name] * factor, atol=1e-6, rtol=1e-4)
+        assert_agree(grads[0][name], grads[1][name] * factor)
 
 
 def test_feature_norm_divides_the_penultimate_features_in_both_forks():
@@ -363,4 +364,4 @@ def test_feature_norm_divides_the_penultimate_features_in_both_forks():
                     penult, weight = features[0, i], net.final.weight[0, i, :, j]
                 unit = penult / (penult.norm(dim=-1, keepdim=True) + 1e-6)
                 want = unit @ weight + net.final.bias[0, i, j]
-                torch.testing.assert_close(net(x, 3)[0, i, :, j], want, atol=1e-5, rtol=1e-5)
+                assert_agree(net(x, 3)[0, i, :, j], want)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_agree
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional as F
@@ -309,22 +310,21 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
     (critic, metrics), (policy, others) = (
         stage.loss(learner.net, learner.target, window, mask, dice) for stage in learner.stages
     )
-    slow = {name: value.float() for name, value in slow.items()}
     names = {"loss": "own", "actor_loss": "actor", "temperature_loss": "temperature"}
     assert set(metrics | others) == set(SAC.metrics)
     for name, value in (metrics | others).items():
         assert not value.requires_grad
         wanted = slow[names.get(name, name)].detach()
-        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6, msg=name)
-    torch.testing.assert_close(critic, slow["critic"], rtol=1e-5, atol=1e-6)
+        assert_agree(value, wanted, where=name)
+    assert_agree(critic, slow["critic"])
     wanted = slow["actor"] + slow["temperature"]
-    torch.testing.assert_close(policy, wanted, rtol=1e-5, atol=1e-6)
+    assert_agree(policy, wanted)
     for stage, loss, other in ((0, critic, slow["critic"]), (1, policy, wanted)):
         leaves = [leaf for group in learner.stages[stage].groups for leaf in group.leaves]
         ours = torch.autograd.grad(loss.sum(), leaves)
         theirs = torch.autograd.grad(other.sum(), leaves)
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            assert_agree(a, b)
 
 
 def test_log_probability_is_that_of_the_sample():
@@ -332,7 +332,7 @@ def test_log_probability_is_that_of_the_sample():
     mean, log_std, normal = torch.randn(3, 50, A, generator=generator)
     action, log_p = sampled(mean * 0.3, log_std * 0.3 - 1, normal)
     again = log_probability(mean * 0.3, log_std * 0.3 - 1, action)
-    torch.testing.assert_close(log_p, again, rtol=1e-3, atol=1e-3)
+    assert_agree(log_p, again)
     assert log_probability(mean, log_std, torch.ones_like(mean)).isfinite().all()
     far, dense = sampled(torch.full((1, 1), 30.0), torch.zeros(1, 1), torch.zeros(1, 1))
     # 1 - tanh(30)^2 is 4 exp(-60): its logarithm is finite though it rounds to 0.
@@ -380,19 +380,18 @@ def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
     ours.update()
     for name, leaf in theirs.net.state_dict().items():
         moved = ours.net.state_dict()[name]
-        # Adam's first step is the sign of the gradient, except where that is next to nothing.
-        torch.testing.assert_close(moved, leaf, rtol=1e-4, atol=1e-4, msg=name)
+        assert_agree(moved, leaf, where=name)
     for name, leaf in theirs.target.state_dict().items():
-        torch.testing.assert_close(ours.target.state_dict()[name], leaf, rtol=1e-4, atol=1e-5)
+        assert_agree(ours.target.state_dict()[name], leaf)
     for name, value in theirs.metrics.items():
-        torch.testing.assert_close(ours.metrics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert_agree(ours.metrics[name], value, where=name)
     window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
     theirs.load_state_dict(ours.state_dict())
     by_kernels = [ours.grads(window, stage, dice)[0] for stage in (0, 1)]
     monkeypatch.undo()
     for stage, grads in enumerate(by_kernels):
         for mine, other in zip(grads, theirs.grads(window, stage, dice)[0], strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+            assert_agree(mine, other)
 
 
 def test_update_is_two_stages_and_the_target_follows():
@@ -497,7 +496,7 @@ def test_a_seed_alone_learns_what_it_learns_among_others(variant):
         assert torch.equal(among[1:2], own)
     many, one = after_updates(together, data), after_updates(alone, data[1:2])
     for name, leaf in one.items():  # products of other batch sizes round differently
-        torch.testing.assert_close(many[name][1:2], leaf, rtol=1e-3, atol=1e-4)
+        assert_agree(many[name][1:2], leaf)
 
 
 def acting(cfg, *, samples, policies, envs=40, eps=0.0):
@@ -521,6 +520,7 @@ def test_training_action_is_a_sample_of_the_member_on_duty(variant):
     net = dict(learner.net.named_parameters())
     critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
     assert 0 < int(noise.explore.sum()) < noise.explore.numel()
+    actions, bonuses, values = [], [], []
     for s in range(2):
         for e in range(40):
             i = int(member[s, e])
@@ -530,10 +530,12 @@ def test_training_action_is_a_sample_of_the_member_on_duty(variant):
             bonus = -net["log_alpha"][s, i, 0].exp() * log_p
             if noise.explore[s, e]:
                 action, bonus = noise.action[s, e], torch.zeros(())
-            torch.testing.assert_close(decision.action[s, e], action, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(decision.bonus[s, e], bonus, rtol=1e-3, atol=1e-4)
-            q = [slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(2)]
-            torch.testing.assert_close(decision.value[s, e], min(q), rtol=1e-3, atol=1e-4)
+            actions.append(action)
+            bonuses.append(bonus)
+            values.append(min(slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(2)))
+    assert_agree(decision.action.flatten(0, 1), torch.stack(actions))
+    assert_agree(decision.bonus.flatten(), torch.stack(bonuses))
+    assert_agree(decision.value.flatten(), torch.stack(values))
 
 
 @pytest.mark.parametrize("variant", ["ensemble", "convolutions, own target"])
@@ -551,10 +553,10 @@ def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes(variant):
         for e in range(40):
             i = int(member[0, e])
             want = samples[:, e, 0].mean(1) if i == N else samples[:, e, 0, i]
-            torch.testing.assert_close(decision.action[:, e], want)
+            assert_agree(decision.action[:, e], want)
         x = samples.mean(2)  # [S, E, N, A]
         pairs = (x.unsqueeze(2) - x.unsqueeze(3)).square().sum((-1, -2, -3))
-        torch.testing.assert_close(decision.diversity, pairs / (2 * N * (N - 1)) / A)
+        assert_agree(decision.diversity, pairs / (2 * N * (N - 1)) / A)
     alone = acting(config(members=1), samples=10, policies=1)
     learner, obs, start, carry, noise = alone
     decision = learner.agent.act(
@@ -569,11 +571,11 @@ def test_diagnostics_of_replayed_actions():
     window = learner.sample()
     mean, log_std = learner.net.actor(window.obs[..., 0, :])
     wanted = log_probability(mean, log_std, window.action[..., 0, :])
-    torch.testing.assert_close(measures["log_prob"], wanted.mean(2))
+    assert_agree(measures["log_prob"], wanted.mean(2))
     own = window.member[..., 0] == torch.arange(N).view(1, -1, 1)
     split = [torch.where(m, wanted, 0).sum(2) / m.sum(2) for m in (own, ~own)]
-    torch.testing.assert_close(measures["log_prob_own"], split[0], equal_nan=True)
-    torch.testing.assert_close(measures["log_prob_others"], split[1], equal_nan=True)
+    assert_agree(measures["log_prob_own"], split[0])
+    assert_agree(measures["log_prob_others"], split[1])
     assert measures["action_variance"].shape == (2, N) and (measures["action_variance"] > 0).all()
     assert {"own_data_share", "feature_rank", "dormant_share"} <= set(measures)
     single = make_learner(config(members=1))

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rounding import assert_agree
 from torch import nn
 from torch.nn import functional as F
 
@@ -121,10 +122,10 @@ def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
         for t, (own, all_) in enumerate(
             zip(single, acted(agent, net, rows, evaluating=True), strict=True)
         ):
-            torch.testing.assert_close(all_, every[:, :, :, t], atol=2e-5, rtol=1e-4)
+            assert_agree(all_, every[:, :, :, t])
             for s, e in itertools.product(range(S), range(E)):
                 want = every[s, rows[t].member[s, e], e, t]
-                torch.testing.assert_close(own[s, 0, e], want, atol=2e-5, rtol=1e-4)
+                assert_agree(own[s, 0, e], want)
 
 
 @pytest.mark.parametrize("spec", [FLAT, IMAGE, FORCES], ids=["flat", "image", "forces"])
@@ -262,7 +263,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
             want[s, i] = total / max(weight, 1)
             learnt_rows += weight
     assert learnt_rows > 20
-    torch.testing.assert_close(loss.detach(), want, atol=1e-4, rtol=1e-4)
+    assert_agree(loss.detach(), want)
 
 
 class Identity(nn.Module):
@@ -320,7 +321,7 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
     for ours, theirs in zip(with_trunk.stages(net), without.stages(other), strict=True):
         loss, _ = ours.loss(net, with_trunk.followed(net), window, None, dice)
         want, _ = theirs.loss(other, without.followed(other), single, None, dice)
-        torch.testing.assert_close(loss, want)
+        assert_agree(loss, want)
 
 
 def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
@@ -339,7 +340,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
     assert all(leaf.shape[1] == 1 for leaf in net.trunk.parameters())
     for k, (scaled, plain) in enumerate(zip(*grads, strict=True)):
         factor = 1 / N**2 if k < below else 1 / N
-        torch.testing.assert_close(scaled, plain * factor, atol=1e-7, rtol=1e-4)
+        assert_agree(scaled, plain * factor)
 
 
 @pytest.mark.parametrize("kind", ["gru", "fox"])
@@ -395,7 +396,7 @@ def test_a_seed_learns_the_same_alone_and_among_others(kind):
             learner.update()
         after.append([leaf.detach() for leaf in learner.leaves])
     for among, alone in zip(*after, strict=True):
-        torch.testing.assert_close(among[1], alone[0], atol=1e-5, rtol=1e-4)
+        assert_agree(among[1], alone[0])
 
 
 def test_the_last_rows_are_those_written_last():
@@ -482,7 +483,7 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
         if int(window.member[s, m, b, 2 + t]) != m:
             continue
         compared += 1
-        torch.testing.assert_close(got[s, m, b, t], want[s, m, env, row + t], atol=1e-5, rtol=1e-4)
+        assert_agree(got[s, m, b, t], want[s, m, env, row + t])
     assert compared > 100
     assert not torch.allclose(got, without)
 
@@ -732,11 +733,11 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
         steps = acted(agent, net, rows[-20:], evaluating=True)
         duty = acted(agent, net, rows[-20:], evaluating=False)
         critics = net.critic.trunk(tokens_of(net.critic.trunk, whole.obs, whole.extra), start)
-    torch.testing.assert_close(steps[-1], every[:, :, :, -1], atol=2e-5, rtol=1e-4)
+    assert_agree(steps[-1], every[:, :, :, -1])
     for s, e in itertools.product(range(S), range(E)):
         member = rows[-1].member[s, e]
         for got, want in zip(duty[-2:], (every, critics), strict=True):
-            torch.testing.assert_close(got[s, 0, e], want[s, member, e, -1], atol=2e-5, rtol=1e-4)
+            assert_agree(got[s, 0, e], want[s, member, e, -1])
 
 
 def test_without_memory_a_t_maze_is_a_coin(tmp_path):

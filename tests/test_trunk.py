@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_agree
 from torch import Tensor
 
 from cerl import draw
@@ -70,7 +71,7 @@ def one_by_one(trunk: Trunk, x: Tensor, start: Tensor, member: Tensor | None) ->
 
 
 def same(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
+    assert_agree(ours, theirs)
 
 
 @every_kind
@@ -189,7 +190,7 @@ def test_context_gives_no_gradient_to_weights_either():
         ours = torch.autograd.grad(y.square().sum(), list(trunk.parameters()))
         theirs = torch.autograd.grad(alone.square().sum(), list(trunk.parameters()))
         for mine, want in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine, want, rtol=1e-3, atol=1e-3)
+            assert_agree(mine, want)
 
 
 @memory_kinds
@@ -353,7 +354,7 @@ def test_kernels_in_the_interpreter_give_the_same(options):
         last = trunk.refill(x, start, carry, member=member)
         results.append([y.detach(), acting, last, *carry, *grads])
     for want, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-3, atol=1e-4)
+        assert_agree(ours, want)
 
 
 @every_kind
