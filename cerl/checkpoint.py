@@ -248,8 +248,8 @@ def _unsaved(folder: Path, needed: int, error: OSError) -> str:
         f"a checkpoint needs {in_words(needed)} beside the ones that are kept, " if needed else ""
     )
     return (
-        f"{folder}: the disk is full: {wanted}{in_words(free)} are free; {last}. Free some space, or "
-        "save checkpoints without the replay buffer (log.save_replay: false), and resume"
+        f"{folder}: the disk is full: {wanted}{in_words(free)} are free; {last}. Free some space, "
+        "or save checkpoints without the replay buffer (log.save_replay: false), and resume"
     )
 
 

@@ -27,8 +27,8 @@ from cerl.versions import record_versions as record_versions
 
 FILE = "config.yaml"  # of a run folder
 # Options of a run that may change when it goes on, or groups of them: no part of what it is.
-CHANGEABLE = ("schedule.steps", "log", "device", "threads", "out")
-CHANGEABLE_WORDS = "schedule.steps, log.*, device, threads or out"
+CHANGEABLE = ("schedule.steps", "log", "diverged", "device", "threads", "out")
+CHANGEABLE_WORDS = "schedule.steps, log.*, diverged, device, threads or out"
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]

@@ -76,18 +76,20 @@ class Logger:
         seeds: Sequence[int],
         steps_total: int,
         diverged: Mapping[int, int] | None = None,
+        run: str = "",
         quiet: bool = False,
     ) -> None:
         """Args: folder of the run, exists; steps_total, the run's length; diverged {index of a
-              seed: step from which on it is marked}, which may change; quiet, prints notes only.
+              seed: step from which on it is marked}, which may change; run, the hash of its options
+              that stands in its tables; quiet, prints notes only.
 
         Nothing is written before the first call, so `load_state_dict` may follow.
         """
         self.folder, self.config, self.spec = Path(folder), config, spec
         self.seeds, self.members, self.quiet = tuple(seeds), config.ensemble.members, quiet
         self.diverged: Mapping[int, int] = {} if diverged is None else diverged
-        self.rows = rows.Rows(self.folder / "rows.parquet", rows.ROWS)
-        self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS)
+        self.rows = rows.Rows(self.folder / "rows.parquet", rows.ROWS, run=run)
+        self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS, run=run)
         self.board = board.Board(self.folder / "tensorboard", self.seeds)
         self.pace = Pace(steps_total)
         self.screen = Screen()

@@ -209,6 +209,7 @@ class Loop:
         self.envs = parts.env.spec.envs
         self.last = -(-schedule.steps // self.envs)
         self.filled = 0  # agent steps of one seed from which on updates are made
+        self.identity = configuration.fixed_hash(folder)
         self.logger = Logger(
             folder,
             config=config,
@@ -216,8 +217,8 @@ class Loop:
             seeds=config.seeds,
             steps_total=schedule.steps,
             diverged=parts.watch.diverged,
+            run=self.identity,
         )
-        self.identity = configuration.fixed_hash(folder)
         self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
         self.updates, self.sync = self._updates(), captured(parts.learner.sync, device)
         self.under_way: Literal["nothing", "update", "step"] = "nothing"
