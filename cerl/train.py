@@ -100,11 +100,12 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     changes: dict = {"envs": lanes(config)}
     if config.env.family == "atari":
         changes["life_loss"] = False  # scores are of whole games
-    own, limit = getattr(config.env, "time_limit", None), config.eval.time_limit
-    if own is not None and (own or config.env.family == "minatar"):  # 0: else the task's own limit
-        changes["time_limit"] = min(own or limit, limit)
     return envs.make(
-        config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
+        config.env.model_copy(update=changes),
+        seeds=config.seeds,
+        salt=EVAL_SALT,
+        device=device,
+        longest=config.eval.time_limit,
     )
 
 
@@ -187,7 +188,6 @@ def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> d
         "iteration": iteration,
         "learner": parts.learner.state_dict(),
         "collector": parts.collector.state_dict(),
-        "evaluator": parts.evaluator.state_dict(),
         "logger": logger.state_dict(),
         "replay": parts.replay.state_dict() if replay else None,
     }
@@ -198,7 +198,6 @@ def restore(parts: Parts, logger: Logger, state: dict) -> bool:
     if state["replay"] is not None:
         parts.replay.load_state_dict(state["replay"])
     parts.learner.load_state_dict(state["learner"])
-    parts.evaluator.load_state_dict(state["evaluator"])
     logger.load_state_dict(state["logger"])
     return parts.collector.load_state_dict(state["collector"])
 
@@ -274,9 +273,9 @@ def _loop(
                     steps, done, collector.real_steps.cpu().clone(), collector.take_finished()
                 )
             if due(config.eval.every) or end:
-                logger.evaluation(
-                    steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run()
-                )
+                results = parts.evaluator.run(iteration)
+                assert results is not None, "nothing told the evaluation to stop"
+                logger.evaluation(steps, done, collector.real_steps.cpu().clone(), results)
             saving = due(config.log.checkpoint_every) or end or stopped()
             if saving:
                 save()
@@ -342,6 +341,8 @@ def evaluate(
     state = checkpoint.load(folder)
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
-        return Evaluator(config, env, agent, net, keys=keys).run()
+        results = Evaluator(config, env, agent, net, keys=keys).run(0)
+        assert results is not None, "nothing told the evaluation to stop"
+        return results
     finally:
         env.close()
