@@ -1,9 +1,9 @@
 """Gymnasium environments with discrete or Box actions: S x E simulators of one id, in turn.
 
 The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its
-own for every simulator. Classic control and toy text are saved and restored exactly, by what their
-Python objects hold; other simulators may hide state in a library, so they start new episodes
-instead.
+own for every simulator. Classic control, toy text and the MuJoCo robots are saved and restored
+exactly (`simulator_state.py`); other simulators may hide state in a library, so they start new
+episodes instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cerl.config import GymEnv
 from cerl.data import EnvSpec, Step
+from cerl.envs import simulator_state
 from cerl.envs.host import (
     Bounds,
     Outbox,
@@ -47,17 +48,8 @@ class JointAction(gymnasium.ActionWrapper):
         return (values.reshape(parts.nvec.shape) + parts.start).astype(parts.dtype)
 
 
-# Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
-_EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
-# Wrappers of which the same is true.
-_EXACT_WRAPPERS = (
-    gymnasium.wrappers.TimeLimit,
-    gymnasium.wrappers.OrderEnforcing,
-    gymnasium.wrappers.FlattenObservation,
-    JointAction,
-)
-# The table of transitions, a large constant of an id.
-_CONSTANT = frozenset(["P"])
+# Where the simulators are that need no further package.
+_PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 
 
 def _make(config: GymEnv) -> gymnasium.Env:
@@ -118,7 +110,7 @@ def builtin_ids() -> list[str]:
     newest: dict[str, Any] = {}
     for spec in gymnasium.registry.values():
         old = newest.get(spec.name)
-        if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_EXACT):
+        if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_PLAIN):
             newest[spec.name] = max(spec, old, key=lambda s: s.version or 0) if old else spec
     return sorted(spec.id for spec in newest.values())
 
@@ -131,66 +123,6 @@ def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.d
     else:
         dtype = torch.uint8 if flags or space.dtype == np.uint8 else torch.float32
     return space.shape or (1,), dtype
-
-
-def _layers(env: gymnasium.Env) -> Iterator[Any]:
-    """The environment under its wrappers, outermost first."""
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env
-    yield env
-
-
-def _encode(value: Any) -> Any:
-    """Plain data, tensors in place of arrays, for one attribute; None where it is neither."""
-    if isinstance(value, np.random.Generator):
-        return {"generator": value.bit_generator.state}
-    if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.kind not in "biuf":
-            return None
-        return {"array": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"plain": value}
-    if isinstance(value, list | tuple):
-        parts = [_encode(part) for part in value]
-        return None if None in parts else {type(value).__name__: parts}
-    return None
-
-
-def _decode(code: dict[str, Any]) -> Any:
-    if "generator" in code:
-        bits = getattr(np.random, code["generator"]["bit_generator"])()
-        bits.state = code["generator"]
-        return np.random.Generator(bits)
-    if "array" in code:
-        array = code["array"].cpu().numpy().copy()
-        return array[()] if code["scalar"] else array
-    if "plain" in code:
-        return code["plain"]
-    kind = list if "list" in code else tuple
-    return kind(_decode(part) for part in code[kind.__name__])
-
-
-def _exact(env: gymnasium.Env) -> bool:
-    """Whether the data that its Python objects hold is all the state there is."""
-    *wrappers, inner = _layers(env)
-    return type(inner).__module__.startswith(_EXACT) and all(
-        type(wrapper) in _EXACT_WRAPPERS for wrapper in wrappers
-    )
-
-
-def _save(env: gymnasium.Env) -> list[dict[str, Any]]:
-    """Every attribute that is data, of the environment and of each wrapper."""
-    saved = []
-    for layer in _layers(env):
-        codes = {k: _encode(v) for k, v in vars(layer).items() if k not in _CONSTANT}
-        saved.append({k: code for k, code in codes.items() if code is not None})
-    return saved
-
-
-def _restore(env: gymnasium.Env, saved: list[dict[str, Any]]) -> None:
-    for layer, codes in zip(_layers(env), saved, strict=True):
-        vars(layer).update({k: _decode(code) for k, code in codes.items()})
 
 
 class Gym:
@@ -242,7 +174,7 @@ class Gym:
             envs=config.envs,
             frames=1,
             resident=False,
-            exact_state=_exact(env),
+            exact_state=simulator_state.exact(env),
             continuous=self._bounds is not None,
         )
         self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
@@ -337,29 +269,36 @@ class Gym:
             state["seeded"] = self._seeded
             state["ended"] = torch.from_numpy(np.stack([self._terminated, self._truncated]))
             state["obs"] = torch.from_numpy(self._obs.copy())
-            state["simulators"] = [_save(env) for env in self._envs]
+            envs = self._envs if self._seeded else []
+            state["simulators"] = [simulator_state.save(env) for env in envs]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
         """Restores in place, or starts new episodes with new seeds where the state was lost.
 
         Returns: None, or the first Step of the new episodes.
-        Raises:  ValueError if the state is of another number of simulators.
+        Raises:  CheckpointError if the state does not fit; then nothing is changed.
         """
-        if not self.spec.exact_state or "simulators" not in state:
-            self._generation = int(state.get("generation", 0)) + 1
-            self._seeded = False
+        name = self._config.name
+        keys = ("seeded", "ended", "obs", "simulators") if self.spec.exact_state else ()
+        simulator_state.entries(state, ["generation", *keys], where=name)
+        generation = simulator_state.whole(state["generation"], where=f"{name}.generation")
+        if not keys:
+            self._generation, self._seeded = generation + 1, False
             return self.reset()
-        if len(state["simulators"]) != len(self._envs):
-            raise ValueError(
-                f"{self._config.name}: expected the state of {len(self._envs)} simulators, got "
-                f"{len(state['simulators'])}; resume with the run's own seeds and env.envs"
-            )
-        self._generation, self._seeded = state["generation"], state["seeded"]
-        for env, saved in zip(self._envs, state["simulators"], strict=True):
-            _restore(env, saved)
-        self._terminated[:], self._truncated[:] = state["ended"].cpu().numpy()
-        self._obs[:] = state["obs"].cpu().numpy()
+        seeded = state["seeded"]
+        if type(seeded) is not bool:
+            raise simulator_state.refuse(f"{name}.seeded", "True or False", seeded)
+        shape = (2, len(self._envs))
+        ended = simulator_state.array(state["ended"], shape, bool, where=f"{name}.ended")
+        obs = simulator_state.array(
+            state["obs"], self._obs.shape, self._obs.dtype, where=f"{name}.obs"
+        )
+        envs = self._envs if seeded else []
+        simulator_state.restore(envs, state["simulators"], where=name)
+        self._generation, self._seeded = generation, seeded
+        self._terminated[:], self._truncated[:] = ended
+        self._obs[:] = obs
         return None
 
     def close(self) -> None:
