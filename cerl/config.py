@@ -568,8 +568,8 @@ class EvalConfig(Model):
     """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
     until this many agent steps"""
     time_limit: int = Field(default=27_000, ge=1)
-    """agent steps after which an evaluation episode is cut and counted; gym, mujoco and dmc: only
-    with an env.time_limit of their own, else the task's limit stands"""
+    """agent steps after which an evaluation episode is cut and counted, in every family; a shorter
+    limit of the task or of env.time_limit stands"""
 
 
 class LogConfig(Model):

@@ -3,9 +3,12 @@
 Every lane (one environment of one policy) plays a fixed number of episodes, never the first to
 finish, so short episodes are not favoured. The original's budget of agent steps stays for the paper
 presets: a lane then plays whole episodes until its share of the budget is spent.
+
+What a lane plays is counted from the number of the evaluation, never from what was played before,
+so a seed scores the same whichever seeds play beside it, and however long those take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +16,8 @@ from torch import Tensor
 
 from cerl import carry, draw, explore
 from cerl.agent import Agent
-from cerl.checkpoint import put
 from cerl.config import Config
-from cerl.data import Previous
+from cerl.data import Previous, Step
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
@@ -56,8 +58,13 @@ def _base(policy: str) -> str:
     return policy.removesuffix("_mode")
 
 
+def _never() -> bool:
+    return False
+
+
 class Evaluator:
-    """Plays the current parameters without learning; owns its envs and noise.
+    """Plays the current parameters without learning; owns its envs, and remembers nothing between
+    two evaluations.
 
     Actions are greedy but for `eval.epsilon`; continuous ones are sampled, or modes where the
     policy says so.
@@ -104,8 +111,16 @@ class Evaluator:
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)
         self.diversity = torch.zeros(seeds, count, device=device)
-        self.last = env.reset().clone()
-        self.next = self.last.clone()
+        self.last, self.next = (
+            Step(
+                torch.zeros(
+                    seeds, count, *env.spec.observation, dtype=env.spec.dtype, device=device
+                ),
+                torch.zeros(seeds, count, device=device),
+                *(torch.zeros(seeds, count, dtype=torch.bool, device=device) for _ in range(2)),
+            )
+            for _ in range(2)
+        )
         self.decide, self.record = self._decide, self._record
         if env.spec.resident:
             self.advance = captured(self._step, device)
@@ -115,16 +130,24 @@ class Evaluator:
             self.advance = self._step
 
     @torch.no_grad()
-    def run(self) -> dict[str, Result]:
-        """Plays until every lane has its episodes. Returns: {policy: Result}."""
-        for tensor in (*self.lane.values(), self.scores, *self.carry, self.done):
+    def run(self, number: int, *, stopped: Callable[[], bool] = _never) -> dict[str, Result] | None:
+        """Plays until every lane has its episodes.
+
+        Args:    number of the evaluation, 0 to 2**31 - 1: the same one plays the same episodes with
+                 the same noise; stopped, asked at every step whether to give up.
+        Returns: {policy: Result}; None where `stopped` said so.
+        """
+        for tensor in (*self.lane.values(), *self.carry, self.done, self.action, self.member):
             tensor.zero_()
         self.scores.fill_(float("nan"))
         self.start.fill_(True)
-        self.last.copy_(self.env.reset())
+        self.noise_step.fill_(draw.first_step(number))
+        self.last.copy_(self.env.restart(number))
         every = SYNC_EVERY if self.env.spec.resident else 1
         while not bool(self.done):
             for _ in range(every):
+                if stopped():
+                    return None
                 self.advance()
         return self._results()
 
@@ -207,18 +230,12 @@ class Evaluator:
             groups, slots = _groups(self.config, policy), _slots(self.config, policy)
             part = slice(at, at + groups * slots)
             mine = scores[:, :, part].unflatten(2, (groups, slots)).flatten(3)
-            used = ~mine[0].isnan().flatten(0, 1).all(0)
+            # Of an episode that was played the length is a number; the return may be NaN.
+            used = ~mine[1].isnan().flatten(0, 1).all(0)
             share = diversity[:, part].unflatten(1, (groups, slots)).mean(-1)
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
             at += groups * slots
         return results
-
-    def state_dict(self) -> dict:
-        return {"noise_step": self.noise_step, "env": self.env.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        put(self.noise_step, state["noise_step"], what="evaluator.noise_step")
-        self.env.load_state_dict(state["env"])
 
 
 def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:

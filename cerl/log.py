@@ -54,9 +54,14 @@ def over_episodes(returns: Array, lengths: Array) -> dict[str, np.ndarray]:
     played = ~np.isnan(steps)
     count = played.sum(-1)
     share = np.where(count > 0, count, np.nan)
-    mean = np.where(played, values, 0.0).sum(-1) / share
-    square = np.where(played, (values - mean[..., None]) ** 2, 0.0).sum(-1) / share
-    length = np.where(played, steps, 0.0).sum(-1) / share
+
+    def total(amounts: np.ndarray) -> np.ndarray:
+        # One after the other: columns that only other seeds have played then change no bit.
+        return np.where(played, amounts, 0.0).cumsum(-1)[..., -1]
+
+    mean = total(values) / share
+    square = total((values - mean[..., None]) ** 2) / share
+    length = total(steps) / share
     return {"episodes": count, "return": mean, "return_std": np.sqrt(square), "length": length}
 
 

@@ -108,11 +108,12 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     changes: dict = {"envs": lanes(config)}
     if config.env.family == "atari":
         changes["life_loss"] = False  # scores are of whole games
-    own, limit = getattr(config.env, "time_limit", None), config.eval.time_limit
-    if own is not None and (own or config.env.family == "minatar"):  # 0: else the task's own limit
-        changes["time_limit"] = min(own or limit, limit)
     return envs.make(
-        config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
+        config.env.model_copy(update=changes),
+        seeds=config.seeds,
+        salt=EVAL_SALT,
+        device=device,
+        longest=config.eval.time_limit,
     )
 
 
@@ -510,6 +511,8 @@ def evaluate(
     state = checkpoint.load(folder).state
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
-        return Evaluator(config, env, agent, net, keys=keys).run()
+        results = Evaluator(config, env, agent, net, keys=keys).run(0)
+        assert results is not None, "nothing told the evaluation to stop"
+        return results
     finally:
         env.close()

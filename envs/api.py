@@ -25,6 +25,14 @@ class VecEnv(Protocol):
         """Starts a new episode everywhere; rewards 0, flags False."""
         ...
 
+    def restart(self, number: int) -> Step:
+        """Starts a new episode everywhere, whatever came before.
+
+        All that follows depends on the seed's key, salt, environment index and `number` (0 to
+        2**31 - 1) alone: the same number plays the same episodes again, another one others.
+        """
+        ...
+
     def step(self, action: Tensor) -> Step:
         """Advances every environment by one agent step.
 

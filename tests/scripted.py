@@ -14,7 +14,7 @@ class Scripted:
 
     `reward(seed, e, k, t, action)`, the action an int or, where continuous, a list of floats;
     `terminal(seed, e, k)`, else the episode is truncated. An observation is (seed, e, k, t) in
-    float32. Keeps the actions of every step in `taken`.
+    float32. Keeps the actions of every step in `taken`. `restart(n)` goes on with episode 1000 n.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class Scripted:
     def reset(self) -> Step:
         self.over = [[True] * self.spec.envs for _ in self.seeds]
         return self._advance(torch.zeros(len(self.seeds), self.spec.envs, dtype=torch.int64))
+
+    def restart(self, number: int) -> Step:
+        self.episode = [[1000 * number - 1] * self.spec.envs for _ in self.seeds]
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         self.taken.append(action.clone())
@@ -106,6 +110,9 @@ class Chain:
     def reset(self) -> Step:
         self.over = torch.ones_like(self.over)
         return self.step(self.cell)
+
+    def restart(self, number: int) -> Step:
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         right = (action == 1) & ~self.over

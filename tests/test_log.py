@@ -132,6 +132,15 @@ def test_episodes_that_were_not_played_do_not_count():
     np.testing.assert_array_equal(found["length"], [[15.0, NAN, 5.0]])
 
 
+def test_columns_that_only_other_seeds_have_played_change_no_bit():
+    rng = np.random.default_rng(0)
+    returns, lengths = rng.normal(size=(9, 1, 11)), rng.integers(1, 99, (9, 1, 11)).astype(float)
+    beside = np.full((9, 1, 300), NAN)
+    alone = log.over_episodes(returns, lengths)
+    among = log.over_episodes(*(np.concatenate([x, beside], -1) for x in (returns, lengths)))
+    assert all(np.array_equal(alone[name], among[name]) for name in alone)
+
+
 def test_training_rows_only_where_a_member_acted(tmp_path):
     with make_logger(tmp_path) as logger:
         logger.episodes(40, 10, torch.tensor([30, 35]), finished([[1, 2, 0], [0, 0, 4]]))
