@@ -16,8 +16,8 @@ from torch import Tensor, nn
 SCALARS = (int, float, bool, str, bytes, type(None))
 SHOWN = 5  # differences that an error lists
 _DICTS = (dict, OrderedDict)
-# Gone, a link, no plain file, unreadable on the medium.
-_LOST = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
+# A link, no plain file, unreadable on the medium.
+_LOST = (None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
 
 
 class CheckpointError(RuntimeError):
@@ -130,6 +130,8 @@ def plain(text: str, limit: int = 100) -> str:
 def lost(path: Path, error: OSError) -> str:
     """Why nothing of a file can be had. Raises: CheckpointError if that may be so only here or now
     (rights, memory, open files): such a file is not damaged."""
+    if error.errno == errno.ENOENT:
+        return "the file is gone"
     if error.errno in _LOST:
         return error.strerror or str(error)
     raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
