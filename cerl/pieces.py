@@ -8,6 +8,7 @@ rows since then, less than a piece, are written anew by every checkpoint (the ta
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
@@ -218,6 +219,20 @@ def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
             for ring, part in _spans(begin, piece.last, of.rows):
                 for seed in range(len(block)):
                     rings[name][seed, ring].copy_(block[seed, skipped:][part])
+
+
+def whole(folder: Path, of: Manifest) -> dict[str, Tensor]:
+    """The ring of a manifest as `Replay.state_dict` has it, in memory of its own.
+
+    Raises: CheckpointError if a piece is damaged.
+    """
+    rings = {}
+    for name, text in of.layout.items():
+        dtype, _, shape = text.partition(" ")
+        seeds, *rest = json.loads(shape)
+        rings[name] = torch.zeros(seeds, of.rows, *rest, dtype=getattr(torch, dtype))
+    read(folder, of, rings)
+    return rings | {"total": torch.tensor(of.total), "misses": torch.tensor(of.misses)}
 
 
 def _unpack(folder: Path, piece: Piece, flat: Tensor) -> None:

@@ -164,7 +164,7 @@ def _resume(config: Config, folder: Path) -> Path:
     loaded = checkpoint.newest(folder, replay=config.log.save_replay)
     state = loaded.state
     logger = _logger(config, parts, folder)
-    checkpoint.match(template(parts, logger), state)
+    checkpoint.match(template(parts), state)
     checkpoints = checkpoint.Checkpoints(folder, parts.replay if config.log.save_replay else None)
     checkpoints.restore(loaded)
     exact = restore(parts, logger, state)
@@ -202,10 +202,16 @@ def snapshot(parts: Parts, logger: Logger, iteration: int) -> dict:
     }
 
 
-def template(parts: Parts, logger: Logger) -> dict:
+def template(parts: Parts) -> dict:
     """What a snapshot of these parts looks like."""
-    expected = snapshot(parts, logger, 0)
-    expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+    record = {"step": 0, "updates": 0, "wall_seconds": 0.0, "config_hash": ""}
+    expected = {
+        "iteration": 0,
+        "learner": parts.learner.state_dict(),
+        "collector": parts.collector.state_dict(),
+        "evaluator": parts.evaluator.state_dict(),
+        "logger": {**record, "latest": checkpoint.Free(checkpoint.numbers)},
+    }
     if not parts.env.spec.resident:  # whose state has fixed shapes; simulators check their own
         expected["collector"]["env"] = checkpoint.Free()
         expected["evaluator"]["env"] = checkpoint.Free()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 SCALARS = (int, float, bool, str, bytes, type(None))
 SHOWN = 5  # differences that an error lists
 _DICTS = (dict, OrderedDict)
-# A link, no plain file, unreadable on the medium.
+# A link, no plain file, unreadable on the medium, or an archive's offsets that lead nowhere (None).
 _LOST = (None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
 
 
@@ -72,7 +72,8 @@ def _differences(expected: Any, got: Any, path: str) -> Iterator[str]:
             return
         for key in got:
             if key not in expected:
-                yield f"expected nothing else in {name}, got {plain(repr(key))}"
+                shown = plain(repr(key)) if isinstance(key, str) else kind(key)
+                yield f"expected nothing else in {name}, got {shown}"
         for key, value in expected.items():
             if key in got:
                 yield from _differences(value, got[key], f"{path}.{key}")
