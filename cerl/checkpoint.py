@@ -394,10 +394,12 @@ def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest
     if not isinstance(content, dict) or type(found) is not int:
         raise Damaged(foreign)
     if found != FORMAT:
+        version = content.get("cerl")
         raise CheckpointError(
             f"{file}: checkpoint format {found if abs(found) < 10**9 else 'unknown'}, written by "
-            f"cerl {plain(str(content.get('cerl')), 20)}; this is cerl {__version__}, which reads "
-            f"format {FORMAT}. Use the version that wrote it (the run folder's versions.yaml)"
+            f"cerl {plain(version, 20) if isinstance(version, str) else 'unknown'}; this is cerl "
+            f"{__version__}, which reads format {FORMAT}. Use the version that wrote it (the run "
+            "folder's versions.yaml)"
         )
     if not isinstance(content.get("state"), dict) or "replay" not in content:
         raise Damaged(foreign)

@@ -8,6 +8,7 @@ rows since then, less than a piece, are written anew by every checkpoint (the ta
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
@@ -204,11 +205,14 @@ def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
     Raises: CheckpointError if a piece is damaged; the rings are then partly written.
     """
     fields = layout(rings)
+    longest = max((piece.last - piece.first for piece in of.pieces), default=0)
+    buffer = torch.zeros(longest * width(fields), dtype=torch.uint8)
     for piece in of.pieces:
         if (reason := _damage(folder, piece)) is not None:
             raise CheckpointError(f"{folder / FOLDER / piece.name}: damaged ({reason})")
         count = piece.last - piece.first
-        flat = _unpacked(folder, piece, count * width(fields))
+        flat = buffer[: count * width(fields)]
+        _unpack(folder, piece, flat)
         begin = max(piece.first, of.total - of.rows)
         skipped = begin - piece.first
         for name, block in _split(flat, fields, count):
@@ -217,9 +221,23 @@ def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
                     rings[name][seed, ring].copy_(block[seed, skipped:][part])
 
 
-def _unpacked(folder: Path, piece: Piece, size: int) -> Tensor:
-    """The rows of a piece, as bytes."""
-    codec, flat = pa.Codec("zstd"), torch.zeros(size, dtype=torch.uint8)
+def whole(folder: Path, of: Manifest) -> dict[str, Tensor]:
+    """The ring of a manifest as `Replay.state_dict` has it, in memory of its own.
+
+    Raises: CheckpointError if a piece is damaged.
+    """
+    rings = {}
+    for name, text in of.layout.items():
+        dtype, _, shape = text.partition(" ")
+        seeds, *rest = json.loads(shape)
+        rings[name] = torch.zeros(seeds, of.rows, *rest, dtype=getattr(torch, dtype))
+    read(folder, of, rings)
+    return rings | {"total": torch.tensor(of.total), "misses": torch.tensor(of.misses)}
+
+
+def _unpack(folder: Path, piece: Piece, flat: Tensor) -> None:
+    """Fills bytes with the rows of a piece. Raises: CheckpointError if there are more, or less."""
+    codec = pa.Codec("zstd")
     try:
         with _open(folder, piece) as file:
             for chunk in flat.split(CHUNK):
@@ -230,10 +248,9 @@ def _unpacked(folder: Path, piece: Piece, size: int) -> Tensor:
                 raise ValueError("more rows than expected")
     except (OSError, ValueError, struct.error, pa.ArrowException) as error:
         raise CheckpointError(
-            f"{folder / FOLDER / piece.name}: expected {size:,} bytes of rows, got others; it "
-            "belongs to a run with other options"
+            f"{folder / FOLDER / piece.name}: expected {len(flat):,} bytes of rows, got others; "
+            "it belongs to a run with other options"
         ) from error
-    return flat
 
 
 def sweep(folder: Path, keep: Collection[str]) -> None:
@@ -305,7 +322,8 @@ class Pieces:
         self.total = 0  # of the ring when it was last asked
         self.calls = 0  # of `stream` since
         self.jobs: deque[_Job] = deque()
-        self.buffers: list[Tensor] = []
+        # Made before training, of which making them would be the longest pause.
+        self.buffers = [] if self.whole else [self._buffer() for _ in range(STAGED)]
         self.thread: _Thread | None = None
 
     @property

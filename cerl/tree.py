@@ -16,8 +16,8 @@ from torch import Tensor, nn
 SCALARS = (int, float, bool, str, bytes, type(None))
 SHOWN = 5  # differences that an error lists
 _DICTS = (dict, OrderedDict)
-# Gone, a link, no plain file, unreadable on the medium.
-_LOST = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
+# A link, no plain file, unreadable on the medium, or an archive's offsets that lead nowhere (None).
+_LOST = (None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
 
 
 class CheckpointError(RuntimeError):
@@ -72,7 +72,8 @@ def _differences(expected: Any, got: Any, path: str) -> Iterator[str]:
             return
         for key in got:
             if key not in expected:
-                yield f"expected nothing else in {name}, got {plain(repr(key))}"
+                shown = plain(repr(key)) if isinstance(key, str) else kind(key)
+                yield f"expected nothing else in {name}, got {shown}"
         for key, value in expected.items():
             if key in got:
                 yield from _differences(value, got[key], f"{path}.{key}")
@@ -130,6 +131,8 @@ def plain(text: str, limit: int = 100) -> str:
 def lost(path: Path, error: OSError) -> str:
     """Why nothing of a file can be had. Raises: CheckpointError if that may be so only here or now
     (rights, memory, open files): such a file is not damaged."""
+    if error.errno == errno.ENOENT:
+        return "the file is gone"
     if error.errno in _LOST:
         return error.strerror or str(error)
     raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
