@@ -4,15 +4,43 @@ Every option of a run comes from `cerl/config.py`, help text included. Whatever 
 is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
 """
 
+import contextlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
-try:
-    import contextlib
+
+def _leave(number: int, frame: object) -> None:
+    """Handles Ctrl-C: ends the process."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+        os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def _prompt_to_leave() -> Iterator[None]:
+    """Has Ctrl-C end the process at once, rather than raise an exception in the midst of an import:
+    torch and numpy catch it there and go on half imported. A run that saves first sees to that
+    itself (`train.stop_flag`)."""
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not plain or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _prompt_to_leave():
     import dataclasses
     import errno
-    import os
     import re
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,8 +50,6 @@ try:
     from cerl.config import Config
     from cerl.mistakes import ConfigError
     from cerl.text import visible
-except KeyboardInterrupt:  # imports take their time
-    sys.exit(130)
 
 USAGE = """\
 usage: cerl COMMAND ...
@@ -96,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     works = arguments[:1] in (["train"], ["sweep"]) and not _asks_help(arguments)
     try:
-        with contextlib.nullcontext() if works else _reader_may_leave():
+        with _prompt_to_leave(), contextlib.nullcontext() if works else _reader_may_leave():
             _run(arguments)
         return 0
     except KeyboardInterrupt:
@@ -176,8 +202,8 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
     for key in given:
         if given.count(key) > 1:
             raise ConfigError(
-                f"--{key}: given {given.count(key)} times; give it once, several values one after "
-                "the other (--seeds 0 1 2)"
+                f"--{key}: given {given.count(key)} times, and only the last would count; expected "
+                "once, several values one after the other (--seeds 0 1 2)"
             )
 
 

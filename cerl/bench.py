@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from cerl import draw
@@ -56,12 +57,12 @@ def microseconds(
 
 def show(title: str, rows: Rows, out: Path | None) -> None:
     """Prints rows as a table; writes them as JSON lines if asked."""
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for name in rows[0]:
         table.add_column(name, justify="right" if name not in ("what", "variant") else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=140).print(table)
+    Console(width=140).print(table, markup=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:

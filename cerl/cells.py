@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from cerl import rows
 from cerl.rows import RowsError
+from cerl.text import visible
 
 # Scores of a cell, in the order of a table's columns, and how the columns are headed.
 SCORES = {
@@ -147,6 +148,9 @@ def _points(table: pa.Table) -> list[dict]:
     score = pc.if_else(tandem, role, policy)  # pyright: ignore
     grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
     points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()
+    for point in points:
+        # Names come from files, and are shown in tables, notes and plots.
+        point |= {name: visible(point[name] or "") for name in ("env", "preset", "run")}
     return [point for point in points if point["score"] in SCORES]
 
 

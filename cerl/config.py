@@ -848,11 +848,11 @@ def new_folder(config: Config) -> Path:
         dump(config, folder / FILE)
         files.sync_folder(out)
     except (OSError, ValueError) as error:
-        raise unwritable("out", config.out, error) from error
+        raise unwritable("--out", config.out, error) from error
     return folder
 
 
-def check_out(out: str | os.PathLike[str], *, option: str = "out") -> None:
+def check_out(out: str | os.PathLike[str], *, option: str = "--out") -> None:
     """Finds out early whether a folder can be made and written to. Raises: ConfigError."""
     try:
         path = Path(out).absolute()

@@ -410,8 +410,7 @@ class Logger:
         self.complaint = complaint
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the record stands; writes what is pending, so that a checkpoint never leads it."""
-        self.flush()
+        """Where the record stands. Flush it first, so that a checkpoint never leads the record."""
         return {
             "step": self.step,
             "updates": self.updates,

@@ -508,9 +508,10 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel], family: str) -> list
 def _meant(key: str, root: type[BaseModel], family: str) -> str:
     """A hint at the key that was meant, of those that the family at hand has."""
     known = list(dict.fromkeys(keys(root, family=family)))
-    word = key.rpartition(".")[2]
+    group, _, word = key.rpartition(".")
     beside = [name for name in known if name.rpartition(".")[2] == word]
-    if hint := f"; did you mean {_or(beside)}?" if beside else nearest(key, known):
+    near = [name for name in known if name.startswith(f"{group}.")] or known
+    if hint := f"; did you mean {_or(beside)}?" if beside else nearest(key, near):
         return hint
     env = root.model_fields.get("env")
     others = [

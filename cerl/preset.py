@@ -44,15 +44,17 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str | bytes) -> None:
         super().__init__(text)
-        self.depth, self.values = 0, 0
+        self.path: list[str] = []  # of the node that is being read
+        self.values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """PyYAML calls itself once a level; this ends before Python's own limit does."""
-        if self.depth > DEEPEST:
-            raise ConfigError(f"expected at most {DEEPEST} levels, got more")
-        self.depth += 1
+        self.path.append(str(getattr(index, "value", index)))
+        if len(self.path) > DEEPEST:
+            key = ".".join(self.path[1:4])
+            raise ConfigError(f"{key}...: expected at most {DEEPEST} levels, got more")
         node = super().compose_node(parent, index)
-        self.depth -= 1
+        self.path.pop()
         return node
 
     def plain(self, node: Any, key: str, depth: int = 0) -> Any:

@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cerl import scores
 from cerl.cells import SCORES, Cell, Curve, cells, load_rows, run_folders
 from cerl.files import write_atomically
 from cerl.rows import RowsError
+from cerl.text import visible
 
 FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
 
@@ -214,6 +216,7 @@ def markdown(summary: pa.Table, notes: Sequence[str]) -> str:
     """The table, its caption and the notes, as Markdown."""
     headings, lines = table(summary)
     right = ["---", "---", *(["---:"] * (len(headings) - 2))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in [headings, right, *lines])
     listed = "".join(f"\n- {note}" for note in notes)
     return f"{text}\n\n{caption(summary)}\n" + (f"{listed}\n" if notes else "")
@@ -238,7 +241,7 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
         # Facts that all lines share go into the title.
         same = [k for k in used if headings[k] in FACTS and len({line[k] for line in own}) == 1]
         title = ", ".join([env, *(f"{own[0][k]} {headings[k]}" for k in same)])
-        shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        shown = Table(title=Text(title, "bold"), title_justify="left", box=SIMPLE_HEAD)
         shown.padding, shown.pad_edge = (0, 1, 0, 0), False
         used = [k for k in used if k not in same]
         for k in used:
@@ -265,7 +268,7 @@ def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
             f"report --until: no evaluation up to step {until:,}; the first is at {first:,}"
         )
     lost = sorted(set(played["run"].to_pylist()) - set(kept["run"].to_pylist()))
-    notes = [f"{run}: no evaluation up to step {until:,}; left out" for run in lost]
+    notes = [f"{visible(run)}: no evaluation up to step {until:,}; left out" for run in lost]
     return table.filter(pc.field("step") <= until), notes
 
 
@@ -295,12 +298,13 @@ def main(
     notes = lost + notes
     summary = summarise(found, last=last)
     out.mkdir(parents=True, exist_ok=True)
-    _printed(summary, notes, console)
     text = {"table.md": markdown(summary, notes), "table.csv": _csv(summary)}
     for name, content in text.items():
         write_atomically(out / name, lambda file, c=content: file.write(c.encode()))
     write_atomically(out / "summary.parquet", lambda file: pq.write_table(summary, file))
     plot.curves(found, out / "curves.png")
+    # Printed last: whoever reads it may stop, and the files are there all the same.
+    _printed(summary, notes, console)
     console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     console.print(f"plot:  {out / 'curves.png'}", soft_wrap=True, markup=False)
     runs = [file.parent for file in run_folders(folders)]

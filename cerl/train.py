@@ -347,6 +347,7 @@ class Loop:
             return
         if not must and time.monotonic() - self.tried_at <= RETRY:
             return
+        self.logger.flush()  # a checkpoint never leads the record
         state = self._snapshot(lost=lost)
         if must:
             self.checkpoints.save(state)

@@ -15,7 +15,8 @@ torch.set_num_threads(int(os.environ.get("CERL_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 # Runs are sealed with a key of this process's own, not with the user's.
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="cerl-state-")
+_STATE = tempfile.TemporaryDirectory(prefix="cerl-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 
 

@@ -404,6 +404,18 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     assert table[0] == ",".join(report.SUMMARY.names) and len(table) == 1 + summary.num_rows
 
 
+def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathematics(tmp_path):
+    names = {"preset": "_[bold] $\\frac$ a|b\x1b[31m\n", "env": "gym/[/x]$x:$_\u202e"}
+    run = write(tmp_path / "run", [row(**names)])
+    text = io.StringIO()
+    report.main([run], tmp_path / "out", console=Console(file=text, width=200))
+    shown = r"_[bold] $\frac$ a|b\x1b[31m\n"
+    assert shown in text.getvalue() and r"gym/[/x]$x:$_\u202e" in text.getvalue()
+    assert "\x1b[31m" not in text.getvalue()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert shown.replace("|", r"\|") in table
+
+
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     runs, out = study(tmp_path), tmp_path / "report"
     quiet = Console(file=io.StringIO())

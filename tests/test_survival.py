@@ -73,7 +73,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, cap
     assert signal.getsignal(number) == before
     (half,) = (tmp_path / "halves").iterdir()
     assert f"cerl train --resume {half}" in capsys.readouterr().out
-    assert checkpoint.load(half)["iteration"] * 1 >= 60
+    assert checkpoint.load(half).state["iteration"] >= 60
     train.resume(half)
     assert rows(whole) == rows(half)
 
@@ -128,7 +128,7 @@ def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_pa
             patch.setattr(Evaluator, "run", stopping)
             train.train(tiny(out))
         (half,) = out.iterdir()
-        assert checkpoint.load(half)["iteration"] == 80 * evaluation
+        assert checkpoint.load(half).state["iteration"] == 80 * evaluation
         train.resume(half)
         assert rows(whole) == rows(half)
 
@@ -188,12 +188,12 @@ def test_a_simulator_that_raises_ends_the_run_saved(tmp_path, monkeypatch, capsy
         patch.setattr(Gym, "step", failing)
         train.train(config)
     (folder,) = tmp_path.iterdir()
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder).state
     assert state["iteration"] == 89 and int(state["learner"]["updates"]) == (90 - 40) // 4
     assert f"saved; go on with: cerl train --resume {folder}" in capsys.readouterr().out
     train.resume(folder)
     assert "episodes under way were cut" in capsys.readouterr().out
-    assert int(checkpoint.load(folder)["learner"]["updates"]) == (160 - 40) // 4
+    assert int(checkpoint.load(folder).state["learner"]["updates"]) == (160 - 40) // 4
 
 
 def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys):
@@ -214,7 +214,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
         train.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
     assert "an update was under way" in capsys.readouterr().out
-    assert checkpoint.load(folder)["iteration"] == 0
+    assert checkpoint.load(folder).state["iteration"] == 0
 
 
 def test_checkpoints_are_saved_by_the_clock(tmp_path):
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
     folder = train.train(tiny(tmp_path, log=log))
     assert tries[:4] == [0, 20, 40, 60]
     assert capsys.readouterr().out.count("the disk is full; the run goes on and tries again") == 1
-    assert checkpoint.load(folder)["iteration"] == 160
+    assert checkpoint.load(folder).state["iteration"] == 160
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
