@@ -145,7 +145,7 @@ def test_a_frozen_seed_stays_and_the_others_keep_their_bits(name, changes):
 @pytest.mark.parametrize(("name", "changes"), FROZEN)
 def test_captured_updates_freeze_as_eager_ones_do(name, changes):
     device = torch.device("cuda")
-    clean, eager, graph = (learner(name, device=device, **changes) for _ in range(3))
+    clean, eager, graph = (learner(name, device="cuda", **changes) for _ in range(3))
     replayed = captured(graph.update, device)
     for k in range(12):
         if k == 6:
@@ -191,7 +191,8 @@ def test_a_run_that_stopped_over_a_seed_goes_on_only_where_told_how():
         watch_of(first).load_state_dict(watch.state_dict())
     restored = watch_of(second)
     restored.load_state_dict(watch.state_dict())
-    assert restored.diverged == {0: 50} and second.learning.tolist() == [False, True, True]
+    assert restored.diverged == {0: 50} and second.learning is not None
+    assert second.learning.tolist() == [False, True, True]
 
 
 # Whole runs.
@@ -262,8 +263,8 @@ def test_a_seed_that_diverges_is_marked_and_leaves_the_other_alone(
     marked = {row["step"] for row in rows if row["diverged"]}
     assert marked == ({SEEN} if how == "cut" else {120, 160, 180, 200})
     assert max(row["step"] for row in metrics) == (SEEN if how == "cut" else 200)
-    before = [row for row in recorded(clean, "rows", 1) if row["step"] < SEEN]
-    assert [row for row in rows if not row["diverged"]] == before
+    sound = [row for row in rows if not row["diverged"]]
+    assert sound == recorded(clean, "rows", 1)[: len(sound)]
 
     assert f"seed 1, member 0 diverged at {SEEN} agent steps: not finite are " in said
     assert f"done, but seed 1 diverged at {SEEN} agent steps: 200 agent steps of 2 seeds" in said
