@@ -49,6 +49,8 @@ with _prompt_to_leave():
     from cerl import __version__, config, mistakes, preset
     from cerl.config import Config
     from cerl.mistakes import ConfigError
+    from cerl.stop import SAVED, Stopped
+    from cerl.stop import SAVED, Stopped
     from cerl.text import visible
 
 USAGE = """\
@@ -118,13 +120,19 @@ LIST = "usage: cerl list [presets|envs]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns: exit code 0, 2 after an expected error, 130 after Ctrl-C."""
+    """Runs one command.
+
+    Returns: exit code 0; 2 after an expected error; 75 where a run was told to stop and has saved
+             all that it needs to go on; 130 where it was interrupted before it could.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     works = arguments[:1] in (["train"], ["sweep"]) and not _asks_help(arguments)
     try:
         with _prompt_to_leave(), contextlib.nullcontext() if works else _reader_may_leave():
             _run(arguments)
         return 0
+    except Stopped:
+        return SAVED
     except KeyboardInterrupt:
         _say("interrupted", "")
         return 130

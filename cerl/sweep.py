@@ -190,6 +190,7 @@ def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
 
 def _start(cell: Cell, folder: Path | None, say: Say) -> _Job:
     """Starts or resumes a run as a process."""
+    cell.out.mkdir(parents=True, exist_ok=True)
     logs = files.own_folder(cell.out / "logs")
     config = cell.config
     stem = f"{config.preset or 'run'}-{config.env.family}/{config.env.name}"

@@ -188,11 +188,11 @@ def resume(
                 f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
             )
         sweep_temporaries(folder)
-        config = configuration.change(folder, changes or {})
         loop = Loop(config, assemble(config), folder)
+        loop.restore()
+        configuration.change(folder, changes or {})
         for sentence in record_versions(folder, loop.parts.device):
             loop.logger.note(sentence)
-        loop.restore()
         return loop.run()
 
 

@@ -14,8 +14,8 @@ import pytest
 from cerl import checkpoint, preset, stop, train
 from cerl.__main__ import main
 from cerl.config import Config, load
-from cerl.envs.catch import Catch
 from cerl.envs.gym import Gym
+from cerl.envs.resident import Resident
 from cerl.evaluate import Evaluator
 from cerl.held import held, under_way
 from cerl.sweep import Cell, sweep
@@ -23,6 +23,7 @@ from cerl.sweep import Cell, sweep
 TINY = {
     "seeds": (3, 1),
     "device": "cpu",
+    "env": {"envs": 1},
     "net": {"hidden": (16,)},
     "replay": {"capacity": 400, "batch": 8, "start": 40},
     "schedule": {"steps": 160, "update_every": 4, "target_every": 20},
@@ -134,7 +135,7 @@ def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_pa
 
 
 def test_an_evaluation_that_never_ends_can_be_stopped(tmp_path, monkeypatch):
-    step = Catch.step
+    step = Resident.step
     endless = [False]
 
     def never_over(self, action):
@@ -151,7 +152,7 @@ def test_an_evaluation_that_never_ends_can_be_stopped(tmp_path, monkeypatch):
         return run(self, number, stopped=stopped)
 
     monkeypatch.setattr(stop, "TOGETHER", 1e9)
-    monkeypatch.setattr(Catch, "step", never_over)
+    monkeypatch.setattr(Resident, "step", never_over)
     monkeypatch.setattr(Evaluator, "run", spy)
     with pytest.raises(stop.Stopped):
         train.train(tiny(tmp_path))
