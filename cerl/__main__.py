@@ -210,6 +210,9 @@ def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
+        if isinstance(model, config.GymEnv) and name == "kwargs":
+            kind, choices = tuple[str, ...], ()
+            value = tuple(f"{key}={preset.written(part)}" for key, part in value)
         text = " ".join((info.description or "").split())
         argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
         fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))

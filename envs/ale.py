@@ -11,6 +11,7 @@ that again. Seeding loads the cartridge anew, which takes as long as 250 agent s
 every few thousand steps and not at every game's start.
 """
 
+import re
 import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -60,8 +61,10 @@ def fire_action(config: AtariEnv) -> int | None:
 def check_known(name: str, games: Collection[str]) -> None:
     """Raises ValueError with the nearest names if a back end has no such game."""
     if name not in games:
+        # Of gymnasium's and gym's ids, such as ALE/Pong-v5 and PongNoFrameskip-v4, the game.
+        game = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", name)
         raise ValueError(
-            f"env.name: no Atari game is called {name!r}{nearest(name, games)}; "
+            f"env.name: no Atari game is called {name!r}{nearest(game, games)}; "
             f"`cerl list` prints all {len(games)}"
         )
 

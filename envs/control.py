@@ -100,7 +100,7 @@ class Control:
         for array in (self._elapsed, self._over, self._cut):
             array[:] = 0
         reward = np.zeros(len(self._over))
-        self._watch.results(self._obs, reward, self._obs, fresh=~self._over)
+        self._watch.results(self._obs, reward, self._obs, fresh=~self._over, elapsed=self._elapsed)
         return self._outbox.send(self._obs, reward, self._over, self._cut)
 
     def step(self, action: Tensor) -> Step:
@@ -124,7 +124,7 @@ class Control:
         self._elapsed += 1
         if ignored.any():
             reward[starts] = self._elapsed[starts] = 0
-        cut = bad | self._watch.results(obs, reward, self._obs, fresh=starts)
+        cut = bad | self._watch.results(obs, reward, self._obs, fresh=starts, elapsed=self._elapsed)
         self._obs, self._over = obs, over & ~cut
         self._cut = cut | ((self._elapsed >= self._limit) & ~over)
         return self._outbox.send(obs, reward, self._over, self._cut)
