@@ -4,9 +4,15 @@ Every option of a run comes from `cerl/config.py`, help text included. Whatever 
 is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
 """
 
+import sys
+
+# `python -m cerl` searches the current folder before everything else, `cerl` does not. A module of
+# the user's that registers a task is found there all the same (`cerl.envs.gym_task`).
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
+
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin

@@ -143,7 +143,8 @@ def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
 
 
 def _listed(known: Mapping[str, inspect.Parameter]) -> str:
-    return ", ".join(str(parameter) for parameter in known.values()) or "no arguments"
+    bare = (parameter.replace(annotation=parameter.empty) for parameter in known.values())
+    return ", ".join(map(str, bare)) or "no arguments"
 
 
 def _unknown(name: str, error: Exception) -> str:
