@@ -150,6 +150,7 @@ class Gym:
     ) -> None:
         self._config, self._seeds, self._salt = config, tuple(seeds), salt
         self._generation = 0
+        self.note = ""  # how restoring went
         self._seeded = False
         self._envs = [_make(config) for _ in range(len(seeds) * config.envs)]
         env = self._envs[0]
@@ -284,6 +285,7 @@ class Gym:
         simulator_state.entries(state, ["generation", *keys], where=name)
         generation = simulator_state.whole(state["generation"], where=f"{name}.generation")
         if not keys:
+            self.note = "simulators of this id may hide state that cannot be saved"
             self._generation, self._seeded = generation + 1, False
             return self.reset()
         seeded = state["seeded"]
