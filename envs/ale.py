@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cerl import draw
 from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv
 from cerl.envs.host import nearest
@@ -122,7 +121,7 @@ class AleGames:
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
         """From the next reset on, which has to be of all games, only these seeds matter."""
-        self._key = draw.seed_keys([int(seed) for seed in seeds])
+        self._seeds = np.asarray(seeds, dtype=np.int64)  # [G] in [1, 2**31)
         self._seedings = np.zeros(self._count, dtype=np.int64)
         self._length = np.zeros(self._count, dtype=np.int64)  # steps in the record
         self._over = np.zeros(self._count, dtype=bool)
@@ -131,13 +130,9 @@ class AleGames:
         """New games of the mask `which` [G] bool. Returns: frames and lives of all games."""
         seeds = None
         if seeded:
-            draws = draw.bits(
-                self._key,
-                draw.ENV,
-                torch.from_numpy(self._seedings).view(-1, 1),
-                torch.zeros(self._count, 1, dtype=torch.int64),
-            )
-            seeds = (1 + draws % (2**31 - 1)).numpy()[which, 0]
+            # The first one is the emulator's own, the others lie far from it and from each other.
+            later = (self._seeds - 1 + (self._seedings - 1) * 0x9E3779B1) % (2**31 - 1)
+            seeds = 1 + later[which]
         options = None if which.all() else {"reset_mask": which}
         frame, info = self._env.reset(seed=seeds, options=options)
         return frame[:, 0], info["lives"]
@@ -212,7 +207,7 @@ class AleGames:
         lengths = array(saved["lengths"], count, np.int64, where=f"{where}.lengths")
         frames = array(saved["frames"], count, np.int64, where=f"{where}.frames")
         given = array(saved["given"], (-1,), np.uint8, where=f"{where}.given")
-        bounded = (lengths >= 0) & (lengths <= len(given)) & (seedings >= 1)
+        bounded = (lengths >= 0) & (lengths <= len(given)) & (seedings >= 1) & (seedings < 2**31)
         if not bounded.all() or lengths.sum() != len(given):
             raise CheckpointError(
                 f"{where}: expected lengths whose sum is the {len(given)} actions given, got "

@@ -21,6 +21,11 @@ class VecEnv(Protocol):
         """Static facts: shapes, action count, whether it is resident and exactly restorable."""
         ...
 
+    @property
+    def note(self) -> str:
+        """How `load_state_dict` went, in a few words; "" if there is nothing to say."""
+        ...
+
     def reset(self) -> Step:
         """Starts a new episode everywhere; rewards 0, flags False."""
         ...

@@ -192,6 +192,7 @@ class Gym:
     ) -> None:
         self._config, self._seeds, self._salt = config, tuple(seeds), salt
         self._generation = 0
+        self.note = ""  # how restoring went
         self._seeded = False
         self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
         module, _, name = config.name.rpartition(":")
@@ -375,6 +376,7 @@ class Gym:
         simulator_state.entries(state, ["generation", *keys], where=name)
         generation = simulator_state.whole(state["generation"], where=f"{name}.generation")
         if not keys:
+            self.note = "simulators of this id may hide state that cannot be saved"
             self._generation, self._seeded = generation + 1, False
             return self.reset()
         seeded = state["seeded"]
