@@ -11,6 +11,11 @@ import sys
 import threading
 from collections.abc import Iterator
 
+# `python -m cerl` searches the current folder before everything else, `cerl` does not. A module of
+# the user's that registers a task is found there all the same (`cerl.envs.gym_task`).
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
+
 
 def _leave(number: int, frame: object) -> None:
     """Handles Ctrl-C: ends the process."""
@@ -49,7 +54,6 @@ with _prompt_to_leave():
     from cerl import __version__, config, mistakes, preset
     from cerl.config import Config
     from cerl.mistakes import ConfigError
-    from cerl.stop import SAVED, Stopped
     from cerl.stop import SAVED, Stopped
     from cerl.text import visible
 
@@ -339,6 +343,9 @@ def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
+        if isinstance(model, config.GymEnv) and name == "kwargs":
+            kind, choices = tuple[str, ...], ()
+            value = tuple(f"{key}={preset.written(part)}" for key, part in value)
         text = " ".join((info.description or "").split())
         argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
         fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))

@@ -18,7 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from cerl import files, mistakes, preset, seal, tasks
 from cerl.mistakes import ConfigError
@@ -136,13 +145,58 @@ class AtariEnv(Model):
 Diverged = Literal["error", "cut"]
 
 
+def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
+    """Arguments of a task, sorted by name, from a mapping or from words name=value of YAML scalars.
+
+    Raises:  ValueError on anything else.
+    """
+    if isinstance(given, list | tuple) and all(isinstance(word, str) for word in given):
+        pairs = [word.partition("=")[::2] for word in given]
+        for word in given:
+            if "=" not in word:
+                raise ValueError(f"env.kwargs: expected name=value, got {word!r}")
+        given = [(name, preset.scalar(text, where=f"env.kwargs.{name}")) for name, text in pairs]
+        if len(dict(given)) < len(given):
+            raise ValueError(f"env.kwargs: expected different names, got {' '.join(dict(pairs))}")
+    if isinstance(given, Mapping):
+        given = list(given.items())
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in given
+    ):
+        raise ValueError(f"env.kwargs: expected `name: value` lines of its own, got {given!r}")
+    for name, value in given:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"env.kwargs: expected names of arguments, got {name!r}")
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if part is not None and not isinstance(part, bool | int | float | str):
+                raise ValueError(
+                    f"env.kwargs.{name}: expected a number, a text, true, false, null or a list "
+                    f"of these, got {part!r}"
+                )
+    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
+    return tuple(sorted(frozen.items()))
+
+
+def _named(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
+
+
+Arguments = Annotated[
+    tuple[tuple[str, Any], ...], BeforeValidator(_arguments), PlainSerializer(_named)
+]
+
+
 class GymEnv(Model):
     """Any registered gymnasium id with discrete or bounded continuous actions."""
 
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
     name: str = "CartPole-v1"
-    """registered id, e.g. CartPole-v1; module:Id imports the module first"""
+    """registered id, e.g. CartPole-v1; module:Id imports the module first, from the current folder
+    or, where it has none of that name, from the installed packages"""
+    kwargs: Arguments = ()
+    """arguments of the task's constructor, e.g. is_slippery=false (in a file name: value); replace
+    those of the preset"""
     envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
     time_limit: int = Field(default=0, ge=0)
@@ -151,6 +205,11 @@ class GymEnv(Model):
     """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
     observe: ObserveConfig = ObserveConfig()
     """what the agent gets to see of an observation"""
+
+    @property
+    def title(self) -> str:
+        """The name with the arguments of its own, e.g. FrozenLake-v1-is_slippery=False."""
+        return "-".join([self.name, *(f"{name}={value}" for name, value in self.kwargs)])
 
 
 class PointMassEnv(Model):

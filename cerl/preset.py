@@ -158,6 +158,21 @@ def read(path: Path) -> Tree:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def scalar(text: str, *, where: str) -> Any:
+    """A word of the command line, read as a value in a YAML file is. Raises: ConfigError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: expected a YAML value, got {text!r}") from error
+
+
+def written(value: Any) -> str:
+    """A value as one word that `scalar` reads."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
 def presets() -> list[str]:
     """Names of the shipped presets, e.g. minatar/cerl."""
     files = (path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))

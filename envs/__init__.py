@@ -40,7 +40,7 @@ def make(
 
     Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
              evaluation) of one seed; device is where steps arrive; longest, agent steps after
-             which every episode is truncated, where the config's own limit is not shorter (0: never).
+             which every episode is truncated too, whatever limit the config has (0: never).
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """

@@ -11,6 +11,7 @@ that again. Seeding loads the cartridge anew, which takes as long as 250 agent s
 every few thousand steps and not at every game's start.
 """
 
+import re
 import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cerl import draw
 from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv
 from cerl.envs.host import nearest
@@ -60,8 +60,10 @@ def fire_action(config: AtariEnv) -> int | None:
 def check_known(name: str, games: Collection[str]) -> None:
     """Raises ValueError with the nearest names if a back end has no such game."""
     if name not in games:
+        # Of gymnasium's and gym's ids, such as ALE/Pong-v5 and PongNoFrameskip-v4, the game.
+        game = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", name)
         raise ValueError(
-            f"env.name: no Atari game is called {name!r}{nearest(name, games)}; "
+            f"env.name: no Atari game is called {name!r}{nearest(game, games)}; "
             f"`cerl list` prints all {len(games)}"
         )
 
@@ -119,7 +121,7 @@ class AleGames:
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
         """From the next reset on, which has to be of all games, only these seeds matter."""
-        self._key = draw.seed_keys([int(seed) for seed in seeds])
+        self._seeds = np.asarray(seeds, dtype=np.int64)  # [G] in [1, 2**31)
         self._seedings = np.zeros(self._count, dtype=np.int64)
         self._length = np.zeros(self._count, dtype=np.int64)  # steps in the record
         self._over = np.zeros(self._count, dtype=bool)
@@ -128,13 +130,9 @@ class AleGames:
         """New games of the mask `which` [G] bool. Returns: frames and lives of all games."""
         seeds = None
         if seeded:
-            draws = draw.bits(
-                self._key,
-                draw.ENV,
-                torch.from_numpy(self._seedings).view(-1, 1),
-                torch.zeros(self._count, 1, dtype=torch.int64),
-            )
-            seeds = (1 + draws % (2**31 - 1)).numpy()[which, 0]
+            # The first one is the emulator's own, the others lie far from it and from each other.
+            later = (self._seeds - 1 + (self._seedings - 1) * 0x9E3779B1) % (2**31 - 1)
+            seeds = 1 + later[which]
         options = None if which.all() else {"reset_mask": which}
         frame, info = self._env.reset(seed=seeds, options=options)
         return frame[:, 0], info["lives"]
@@ -209,7 +207,7 @@ class AleGames:
         lengths = array(saved["lengths"], count, np.int64, where=f"{where}.lengths")
         frames = array(saved["frames"], count, np.int64, where=f"{where}.frames")
         given = array(saved["given"], (-1,), np.uint8, where=f"{where}.given")
-        bounded = (lengths >= 0) & (lengths <= len(given)) & (seedings >= 1)
+        bounded = (lengths >= 0) & (lengths <= len(given)) & (seedings >= 1) & (seedings < 2**31)
         if not bounded.all() or lengths.sum() != len(given):
             raise CheckpointError(
                 f"{where}: expected lengths whose sum is the {len(given)} actions given, got "

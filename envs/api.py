@@ -16,12 +16,14 @@ from cerl.data import EnvSpec, Step
 class VecEnv(Protocol):
     """S x E environments of one kind."""
 
-    note: str
-    """what the user is to know of a restored state, e.g. how long it took; else empty"""
-
     @property
     def spec(self) -> EnvSpec:
         """Static facts: shapes, action count, whether it is resident and exactly restorable."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """How `load_state_dict` went, in a few words; "" if there is nothing to say."""
         ...
 
     def reset(self) -> Step:

@@ -131,6 +131,10 @@ class Observed:
     def spec(self) -> EnvSpec:
         return self._spec
 
+    @property
+    def note(self) -> str:
+        return self._env.note
+
     def reset(self) -> Step:
         """Starts a new episode everywhere."""
         return self._seen(self._env.reset())

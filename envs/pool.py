@@ -188,7 +188,7 @@ class AtariPool:
         )
 
     def restart(self, number: int) -> Step:
-        """Starts a new game everywhere; all that follows depends on the seeds and `number` alone."""
+        """A new game everywhere; all that follows depends on the seeds and `number` alone."""
         self._generation = number
         self._games.reseed(self._simulator_seeds())
         return self.reset()
@@ -197,8 +197,8 @@ class AtariPool:
         """Starts a new game everywhere."""
         frame, lives = self._games.reset(None)
         self._lives[:] = lives
-        for array in (self._elapsed, self._over, self._lost, self._cut):
-            array[:] = 0
+        for each in (self._elapsed, self._over, self._lost, self._cut):
+            each[:] = 0
         return self._outbox.send(frame, np.zeros(len(lives)), self._over, self._cut)
 
     def step(self, action: Tensor) -> Step:
@@ -234,7 +234,10 @@ class AtariPool:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the emulators were seeded, and under ale-py all that continues the games."""
+        """How often the emulators were seeded, and under ale-py what continues the games.
+
+        The games were reset at least once.
+        """
         state: dict[str, Any] = {"generation": self._generation}
         if isinstance(self._games, AleGames):
             ended = np.stack([self._over, self._lost, self._cut])
@@ -276,8 +279,8 @@ class AtariPool:
         except CheckpointError:
             self._generation = before
             raise
-        steps = int(state["games"]["lengths"].sum())
-        self.note = f"replayed {steps:,} agent steps of {games} games in {time.perf_counter() - begin:.1f} s"
+        steps, seconds = len(state["games"]["given"]), time.perf_counter() - begin
+        self.note = f"replayed {steps:,} agent steps of {games} games in {seconds:.1f} s"
         if not same or not np.array_equal(now, lives):
             self.note += ", which ended differently from those saved (another version of ale-py?)"
             return False

@@ -86,6 +86,7 @@ class Resident:
                 f"{name} needs at least one seed and one game per seed, got seeds "
                 f"{tuple(seeds)} and envs {envs}; give --seeds and --env.envs"
             )
+        self.note = ""  # restoring is always exact
         device = torch.device(device)
         games = len(seeds) * envs
         self._game, self._sticky = game, sticky

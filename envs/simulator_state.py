@@ -79,7 +79,7 @@ def whole(value: Any, *, where: str, largest: int = 2**62) -> int:
     return value
 
 
-def array(value: Any, shape: Sequence[int], dtype: np.dtype | type, *, where: str) -> np.ndarray:
+def array(value: Any, shape: Sequence[int], dtype: Any, *, where: str) -> np.ndarray:
     """A saved tensor as an array of its own memory.
 
     Args:    shape, -1 for a length that may be any.
@@ -101,7 +101,7 @@ def array(value: Any, shape: Sequence[int], dtype: np.dtype | type, *, where: st
 
 
 def save_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A numpy generator's state as plain data; unsigned arrays become signed tensors, bit by bit."""
+    """A numpy generator's state as plain data; unsigned arrays as signed tensors of their bits."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -145,12 +145,24 @@ def _load_generator(saved: Any, *, where: str) -> np.random.Generator:
     kind = _GENERATORS.get(name) if type(name) is str else None
     if kind is None:
         raise refuse(f"{where}.bit_generator", f"one of {', '.join(_GENERATORS)}", name)
-    bits = kind(0)
+    bits: Any = kind(0)
     bits.state = load_numbers(saved, bits.state, where=where)
     return np.random.Generator(bits)
 
 
 # MuJoCo.
+
+
+def _mujoco() -> Any:
+    """MuJoCo, imported where it is needed: only a part of the simulators uses it."""
+    import mujoco
+
+    return mujoco
+
+
+def _kept() -> int:
+    """MuJoCo's bits for what its steps depend on."""
+    return int(_mujoco().mjtState.mjSTATE_INTEGRATION)
 
 
 def physics_is_exact(model: Any) -> bool:
@@ -159,41 +171,29 @@ def physics_is_exact(model: Any) -> bool:
     Plugins keep a state of their own; a history of controls or sensors holds positions in buffers,
     which MuJoCo does not check.
     """
-    import mujoco
-
-    kept = mujoco.mjtState.mjSTATE_INTEGRATION
-    hidden = mujoco.mjtState.mjSTATE_HISTORY | mujoco.mjtState.mjSTATE_PLUGIN
-    plain = mujoco.mj_stateSize(model, kept & ~hidden)
-    return model.nplugin == 0 and plain == mujoco.mj_stateSize(model, kept)
+    state, size = _mujoco().mjtState, _mujoco().mj_stateSize
+    hidden = int(state.mjSTATE_HISTORY) | int(state.mjSTATE_PLUGIN)
+    return model.nplugin == 0 and size(model, _kept() & ~hidden) == size(model, _kept())
 
 
 def save_physics(model: Any, data: Any) -> Tensor:
     """All that a further step of MuJoCo depends on, a float64 vector."""
-    import mujoco
-
-    kept = mujoco.mjtState.mjSTATE_INTEGRATION
-    state = np.empty(mujoco.mj_stateSize(model, kept))
-    mujoco.mj_getState(model, data, state, kept)
+    state = np.empty(_mujoco().mj_stateSize(model, _kept()))
+    _mujoco().mj_getState(model, data, state, _kept())
     return torch.from_numpy(state)
 
 
 def load_physics(saved: Any, model: Any, *, where: str) -> np.ndarray:
     """What `save_physics` gave. Raises: CheckpointError if it is of another model."""
-    import mujoco
-
-    size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return array(saved, (size,), np.float64, where=where)
+    return array(saved, (_mujoco().mj_stateSize(model, _kept()),), np.float64, where=where)
 
 
 def set_physics(model: Any, data: Any, state: np.ndarray) -> None:
     """Puts a model into a state, with all that follows from it (positions, contacts, sensors)."""
-    import mujoco
-
-    kept = mujoco.mjtState.mjSTATE_INTEGRATION
-    mujoco.mj_setState(model, data, state, kept)
-    mujoco.mj_forward(model, data)
+    _mujoco().mj_setState(model, data, state, _kept())
+    _mujoco().mj_forward(model, data)
     # The solver has just left its own solution as the start of the next one.
-    mujoco.mj_setState(model, data, state, kept)
+    _mujoco().mj_setState(model, data, state, _kept())
 
 
 # Gymnasium: what a saved attribute may be. Checks take (saved value, simulator, where).

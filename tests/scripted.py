@@ -30,6 +30,7 @@ class Scripted:
         exact: bool = True,
         continuous: bool = False,
     ) -> None:
+        self.note = ""
         self.seeds, self.length, self.reward, self.terminal = list(seeds), length, reward, terminal
         self.spec = EnvSpec(
             "scripted",
@@ -104,6 +105,7 @@ class Chain:
 
     def __init__(self, *, seeds: int, envs: int) -> None:
         self.spec = EnvSpec("chain", (5,), torch.float32, 2, envs, 1, True, True)
+        self.note = ""
         self.cell = torch.zeros(seeds, envs, dtype=torch.int64)
         self.time, self.over = torch.zeros_like(self.cell), self.cell == 0
 
