@@ -572,7 +572,8 @@ class LogConfig(Model):
     checkpoint_every: int = Field(default=250_000, ge=1)
     """agent steps of one seed between checkpoints (one is also saved at the end and on Ctrl-C)"""
     save_replay: bool = True
-    """checkpoints hold the replay buffer; without it a resumed run refills it first"""
+    """checkpoints hold the replay buffer (RUN/replay, written beside training, new rows only);
+    without it a resumed run refills it first"""
 
 
 class Config(Model):
