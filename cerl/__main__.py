@@ -345,7 +345,7 @@ def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
         kind, choices = _plain(info.annotation)
         if isinstance(model, config.GymEnv) and name == "kwargs":
             kind, choices = tuple[str, ...], ()
-            value = tuple(f"{key}={preset.written(part)}" for key, part in value)
+            value = tuple(f"{key}={preset.as_word(part)}" for key, part in value)
         text = " ".join((info.description or "").split())
         argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
         fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))

@@ -642,7 +642,8 @@ class LogConfig(Model):
     checkpoint_minutes: float = Field(default=15.0, ge=0)
     """minutes between checkpoints, beside those of checkpoint_every; 0: not by the clock"""
     save_replay: bool = True
-    """checkpoints hold the replay buffer; without it a resumed run refills it first"""
+    """checkpoints hold the replay buffer (RUN/replay, written beside training, new rows only);
+    without it a resumed run refills it first"""
 
 
 class Config(Model):

@@ -285,9 +285,10 @@ class _Thread:
             except BaseException as error:
                 future.set_exception(error)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool) -> None:
         self.calls.put(None)
-        self.thread.join()
+        if wait:
+            self.thread.join()
 
 
 class _Job(NamedTuple):
@@ -393,9 +394,9 @@ class Pieces:
         )
 
     def close(self) -> None:
-        """Ends the thread, once it is done with what it has."""
+        """Ends the thread. Rows on their way, which no checkpoint names, are not waited for."""
         if self.thread is not None:
-            self.thread.close()
+            self.thread.close(wait=not self.jobs)
             self.thread = None
 
     def _begin(self) -> int:

@@ -166,7 +166,7 @@ def scalar(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: expected a YAML value, got {text!r}") from error
 
 
-def written(value: Any) -> str:
+def as_word(value: Any) -> str:
     """A value as one word that `scalar` reads."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
