@@ -24,6 +24,7 @@ from cerl import scores
 from cerl.cells import SCORES, Cell, Curve, cells, load_rows, run_folders
 from cerl.files import write_atomically
 from cerl.rows import RowsError
+from cerl.screen import PipeConsole
 from cerl.text import visible
 
 FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
@@ -290,7 +291,7 @@ def main(
     from cerl import plot  # matplotlib takes a second to import
 
     folders, out = [Path(folder) for folder in folders], Path(out)
-    console = console or Console(highlight=False)
+    console = console or PipeConsole(highlight=False)
     table, lost = load_rows(folders), []
     if until:
         table, lost = _earlier(table, until)

@@ -11,8 +11,10 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from cerl.text import visible
 
-class _Console(Console):
+
+class PipeConsole(Console):
     """A console whose reader may go away: then it says nothing more."""
 
     def on_broken_pipe(self) -> None:
@@ -26,10 +28,10 @@ class Screen:
     """Prints lines of text; brackets in them are no markup."""
 
     def __init__(self) -> None:
-        self.console = _Console(highlight=False, soft_wrap=True)
+        self.console = PipeConsole(highlight=False, soft_wrap=True)
 
     def line(self, text: str, *, style: str = "") -> None:
         """Prints a line, if it can be printed."""
         # ValueError: a closed stream, or a text that the output's encoding does not have.
         with contextlib.suppress(OSError, ValueError):
-            self.console.print(Text(text, style=style))
+            self.console.print(Text(visible(text, lines=True), style=style))

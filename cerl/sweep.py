@@ -74,7 +74,7 @@ class Cell(NamedTuple):
         wanted, found = fixed_hash(self.config), []
         for path in self.out.glob("*/config.yaml"):
             try:
-                same = fixed_hash(path.parent) == wanted
+                same = fixed_hash(load_file(path)) == wanted
             except ConfigError:  # changed by hand, or no longer whole
                 same = False
             if same:

@@ -354,6 +354,7 @@ class Loop:
         elif not self._written(lambda: self.checkpoints.save(state)):
             return
         self.saved, self.saved_at = (self.iteration, self.evaluated), time.monotonic()
+        self.complaint = ""
 
     def _written(self, write: Callable[[], object]) -> bool:
         """Whether a write to the disk succeeded; a failure is said once."""
@@ -365,7 +366,6 @@ class Loop:
                 self.logger.note(f"{error}; the run goes on and tries again")
             self.complaint = str(error)
             return False
-        self.complaint = ""
         return True
 
     def _rescue(self, error: BaseException) -> None:

@@ -127,6 +127,43 @@ def test_a_saved_simulator_goes_on_bit_for_bit(name):
     assert same(env.reset(), restored.reset())
 
 
+ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Reacher", "Swimmer")
+ROBOTS += ("InvertedDoublePendulum", "InvertedPendulum", "Pusher", "Walker2d")
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Ant-v5",
+        "HalfCheetah-v5",
+        "Humanoid-v4",
+        *(
+            pytest.param(f"{robot}-{version}", marks=pytest.mark.slow)
+            for robot in ROBOTS
+            for version in ("v4", "v5")
+            if f"{robot}-{version}" != "Pusher-v4"  # needs MuJoCo 2
+        ),
+    ],
+)
+def test_a_robot_goes_on_bit_for_bit(name):
+    pytest.importorskip("mujoco")
+    env, restored = build(name, time_limit=40), build(name, time_limit=40)
+    assert env.spec.exact_state
+    actions = random_actions(env, 120, seeds=1)
+    env.reset()
+    for start in (0, 17, 40, 70):
+        file = io.BytesIO()
+        torch.save(env.state_dict(), file)
+        assert file.tell() < 20_000
+        file.seek(0)
+        assert restored.load_state_dict(torch.load(file, weights_only=True)) is None
+        for action in actions[start : start + 30]:
+            assert same(env.step(action), restored.step(action))
+        for action in actions[start + 30 : start + 33]:
+            env.step(action)
+
+
 def test_a_saved_state_does_not_change_with_its_simulator():
     env = build("CartPole-v1")
     env.reset()
@@ -139,7 +176,8 @@ def test_a_saved_state_does_not_change_with_its_simulator():
 
 def test_a_state_of_another_number_of_simulators_is_refused():
     env, other = build("CartPole-v1", envs=2), build("CartPole-v1", envs=3)
-    with pytest.raises(CheckpointError, match=r"ended: expected a tensor \[2, 3\]"):
+    env.reset()
+    with pytest.raises(CheckpointError, match="expected a tensor .2, 3. of bool"):
         other.load_state_dict(env.state_dict())
 
 

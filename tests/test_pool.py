@@ -311,9 +311,9 @@ def test_ale_s_games_go_on_bit_for_bit(monkeypatch, options):
         assert same(step, restored.step(action))
         ends += int((step.terminated | step.truncated).sum())
     assert ends > 0 or options["name"] == "Pong"
-    # Several games lie behind, and the record is of the last ones only.
-    if options["name"] == "Breakout":
-        assert steps < 220 and state["games"]["seedings"].min() > 1
+    # Games lie behind: their emulators were seeded again, or the record holds a game's reset.
+    games = state["games"]
+    assert options["name"] == "Pong" or games["seedings"].max() > 1 or games["given"].max() >= 128
     pool.close()
     restored.close()
 
