@@ -34,11 +34,14 @@ def read(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "expected a file, got a link", str(path))
     handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(file.fileno())
+    try:
+        facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "expected a plain file", str(path))
-        content = file.read(most + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(handle)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"expected at most {most:,} bytes", str(path))
     return content, facts
