@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from cerl import config, files, seal, trust, versions
+from cerl import config, files, rows, seal, trust, versions
 from cerl.config import load, load_file
 from cerl.mistakes import ConfigError
 
@@ -241,6 +241,13 @@ def test_options_that_may_change_are_no_part_of_what_a_run_is(folder):
     for key, value in (("seeds", [0, 7]), ("optim.lr", 1.0), ("preset", "mine")):
         other = load("catch/cerl", {"seeds": [0, 1], key: value})
         assert config.fixed_hash(other) != mark
+
+
+def test_a_lengthened_run_is_one_configuration_in_rows(folder):
+    code = rows.config_hash(RUN)
+    run = config.change(folder, {"schedule.steps": 50_000, "log.every": 3, "threads": 2})
+    assert rows.config_hash(run) == code
+    assert rows.config_hash(load("catch/cerl", {"schedule.update_every": 8})) != code
 
 
 def test_a_file_of_a_newer_cerl_with_more_options_has_the_same_mark(folder):
