@@ -862,7 +862,7 @@ def check_fixed(folder: Path, made: str | Mapping[str, str], *, where: str) -> N
         return
     what = "another config.yaml"
     if not isinstance(made, str):
-        different = [key for key in sorted(own | made) if own.get(key) != made.get(key)]
+        different = [key for key in sorted({*own, *made}) if own.get(key) != made.get(key)]
         what = ", ".join(f"{key} {visible(str(made.get(key, 'none')))}" for key in different[:5])
         what += f" and {len(different) - 5} more" if len(different) > 5 else ""
         what += " (config.yaml: " + ", ".join(own.get(key, "none") for key in different[:5]) + ")"
@@ -900,16 +900,22 @@ def new_folder(config: Config) -> Path:
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for count in itertools.count(1):
-            folder = out / (name if count == 1 else f"{name}-{count}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                break
+        folder = _made(out, name)
         dump(config, folder / FILE)
         files.sync_folder(out)
     except (OSError, ValueError) as error:
         raise unwritable("--out", config.out, error) from error
     return folder
+
+
+def _made(out: Path, name: str) -> Path:
+    """A new folder in `out`, numbered where the name is taken. Raises: OSError."""
+    for count in itertools.count(1):
+        folder = out / (name if count == 1 else f"{name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("there is always another number")
 
 
 def check_out(out: str | os.PathLike[str], *, option: str = "--out") -> None:

@@ -49,8 +49,8 @@ def contradictions(c: "Config") -> Iterator[str]:
 
 def _name_contradictions(c: "Config") -> Iterator[str]:
     for key, text in (("preset", c.preset), ("env.name", c.env.name), ("out", c.out)):
-        if any(unicodedata.category(char) == "Cc" for char in text):
-            yield f"{key}: expected no control characters, got {text!r}"
+        if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+            yield f"{key}: expected no control characters and no broken ones, got {text!r}"
     if c.preset.startswith((".", "-")):
         yield f"preset: expected a name that begins with a letter or digit, got {c.preset!r}"
     if not c.out:
@@ -510,16 +510,13 @@ def _meant(key: str, root: type[BaseModel], family: str) -> str:
     known = list(dict.fromkeys(keys(root, family=family)))
     group, _, word = key.rpartition(".")
     beside = [name for name in known if name.rpartition(".")[2] == word]
-    near = [name for name in known if name.startswith(f"{group}.")] or known
-    if hint := f"; did you mean {_or(beside)}?" if beside else nearest(key, near):
-        return hint
+    if beside:
+        return f"; did you mean {_or(beside)}?"
     env = root.model_fields.get("env")
-    others = [
-        name
-        for model in (_models(env.annotation) if env else ())
-        if (name := _family(model)) and word in model.model_fields
-    ]
-    return f"; family {family} has none, {_or(others)} does" if family and others else ""
+    models = _models(env.annotation) if env and family else []
+    if others := [_family(model) for model in models if word in model.model_fields]:
+        return f"; family {family} has none, {_or(others)} does"
+    return nearest(key, [name for name in known if name.startswith(f"{group}.")] or known)
 
 
 def _got(value: Any) -> str:

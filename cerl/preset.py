@@ -66,8 +66,11 @@ class _Loader(yaml.SafeLoader):
             return [self.plain(n, f"{key}.{i}", depth + 1) for i, n in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
             return self._mapping(node, key, depth)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
         try:
-            return _scalar(node.tag.rpartition(":")[2], node.value)
+            if not isinstance(node, yaml.ScalarNode):
+                raise ValueError(f"expected a plain list or mapping, got !!{kind}")
+            return _scalar(kind, node.value)
         except ValueError as error:
             raise ConfigError(f"{key or 'the file'}: {error}") from None
 
@@ -116,9 +119,7 @@ def _scalar(kind: str, text: str) -> Any:
             return int(digits)
         case "float":
             return float(digits.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    raise ValueError(
-        f"expected a text, number, true, false, list or mapping, got !!{kind} {text!r}"
-    )
+    raise ValueError(f"expected a text, a number, true or false, got !!{kind} {text[:40]!r}")
 
 
 def parsed(text: str | bytes, *, where: str) -> Any:

@@ -44,6 +44,11 @@ def opened(path: Path) -> Opened:
         content, _ = files.read_small(path, most=_LARGEST)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return unsealed(content, path)
+
+
+def unsealed(content: bytes, path: Path) -> Opened:
+    """The text in the content of a sealed file. Raises: ConfigError if it was changed or cut."""
     text, line = _split(content)
     words = line.decode("ascii", "replace").removeprefix(_MARK).removesuffix("\n").split(" ")
     if not line.startswith(_MARK.encode()) or len(words) != 2:
