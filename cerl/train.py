@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import carry, checkpoint, draw, envs
+from cerl import checkpoint, draw, envs, reservation
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
@@ -24,6 +24,7 @@ from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
 from cerl.envs.api import VecEnv
+from cerl.estimate import estimate
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.graph import captured
 from cerl.held import held
@@ -31,6 +32,7 @@ from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
 
+THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
 FINISHED = "finished"  # file of a run folder whose run came to its end
 
 
@@ -44,6 +46,7 @@ class Parts(NamedTuple):
     learner: Learner
     collector: Collector
     evaluator: Evaluator
+    fits: str  # what the run needs of memory and what was free, in words
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,9 +73,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device."""
+    """Sets this process up for a config. Returns: its device.
+
+    Raises: ValueError for a device or a number of threads that this machine does not have.
+    """
     device = pick_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    most = max(THREADS_A_CORE * cores, FEW_THREADS)
+    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
+        if threads > most:
+            raise ValueError(
+                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
+                f"{threads}; 0 is one for each core"
+            )
+    torch.set_num_threads(config.threads or cores)
     return device
 
 
@@ -109,8 +123,9 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
 
 
 def assemble(config: Config) -> Parts:
-    """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
+    """Builds every part of a run. Raises: RuntimeError, at once, if they do not fit in memory."""
     device = prepare(config)
+    fits = reservation.check(estimate(config, device=device, agent=make_agent))
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
     agent = make_agent(config, env.spec, device)
@@ -127,7 +142,7 @@ def assemble(config: Config) -> Parts:
     collector = Collector(config, env, agent, net, replay, keys=keys)
     eval_keys = evaluation_keys(config.seeds, device)
     evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
-    return Parts(device, agent, env, replay, learner, collector, evaluator)
+    return Parts(device, agent, env, replay, learner, collector, evaluator, fits)
 
 
 def updates_by(config: Config, steps: int) -> int:
@@ -245,8 +260,9 @@ def _loop(
         checkpoint.save(folder, state)
 
     with logger, stop_flag() as stopped:
-        if words := _memory(parts):
-            logger.note(words)
+        logger.note(parts.fits)
+        if config.compile and parts.device.type == "cpu":
+            logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
         for iteration in range(first + 1, last + 1):
             before, steps = (iteration - 1) * envs_per_seed, iteration * envs_per_seed
 
@@ -290,18 +306,6 @@ def _loop(
     return folder
 
 
-def _memory(parts: Parts) -> str:
-    """What sequence networks remember while acting, in words; empty without."""
-    config, net, seeds = parts.learner.config, parts.learner.net, len(parts.learner.keys)
-    sizes = []
-    for env, evaluating in ((parts.env, False), (parts.evaluator.env, True)):
-        size = carry.size(config, net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
-        sizes.append(size / 2**20)
-    if not any(sizes):
-        return ""
-    return f"caches: {sizes[0]:,.1f} MiB of acting, {sizes[1]:,.1f} MiB of evaluation"
-
-
 def close(parts: Parts) -> None:
     """Frees the simulators."""
     parts.env.close()
@@ -335,6 +339,7 @@ def evaluate(
     data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
     config = Config.model_validate(data)
     device = prepare(config)
+    reservation.check(estimate(config, device=device, agent=make_agent, evaluating=True))
     keys = evaluation_keys(config.seeds, device)
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
