@@ -26,8 +26,10 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from cerl import files, mistakes, preset, seal, tasks
 from cerl.mistakes import ConfigError
@@ -44,13 +46,27 @@ Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
 Scales = Annotated[tuple[float, ...], Field(strict=False)]
 
+COUNTABLE = 2**63
+
 
 class Model(BaseModel):
-    """Frozen and strict: no unknown keys, no silent conversions."""
+    """Frozen and strict: no unknown keys, no silent conversions, finite numbers only."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """Whole numbers end up in tensors and files, whose integers have 64 bits."""
+        if type(value) is int and abs(value) >= COUNTABLE:
+            raise PydanticCustomError("too_large", "a whole number below 2**63")
+        return value
 
 
 class ObserveConfig(Model):
@@ -61,7 +77,7 @@ class ObserveConfig(Model):
     """components kept of a robot of Gym-MuJoCo, CartPole, Pendulum or the point mass"""
     indices: Ints = ()
     """components kept, in this order, of a vector; empty: all"""
-    noise: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0, le=1e6)
     """standard deviation of Gaussian noise on every component"""
     dropout: float = Field(default=0.0, ge=0, le=1)
     """probability that a component is 0, each on its own"""
@@ -124,9 +140,9 @@ class AtariEnv(Model):
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
     """all 18 actions instead of the game's minimal set"""
-    frame_skip: int = Field(default=4, ge=1)
+    frame_skip: int = Field(default=4, ge=1, le=1000)
     """emulator frames of one agent step; the last two are max-pooled"""
-    noop_max: int = Field(default=0, ge=0)
+    noop_max: int = Field(default=0, ge=0, le=10_000)
     """at most this many no-op frames at the start of an episode, a random number; 0: none (envpool:
     at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
     fire_reset: bool = False
@@ -261,7 +277,7 @@ class DmcEnv(Model):
     """E, environments per seed"""
     backend: Literal["envpool", "dm_control"] = "envpool"
     """simulator: EnvPool, or the dm-control package, one simulator after the other"""
-    repeat: int = Field(default=1, ge=1)
+    repeat: int = Field(default=1, ge=1, le=1000)
     """control steps that one action lasts; their rewards are summed"""
     time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: the suite's 1000 control steps"""
@@ -298,7 +314,7 @@ class MemoryEnv(Model):
     """card games: decks of 52 cards; none: the level's"""
     k: int | None = Field(default=None, ge=1)
     """RepeatPrevious: which of the last cards to name, 1 is the one now shown; none: the level's"""
-    noise: float | None = Field(default=None, ge=0)
+    noise: float | None = Field(default=None, ge=0, le=1e6)
     """noisy cart-poles and pendulums: standard deviation; none: the level's"""
     time_limit: TimeLimit = None
     """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
@@ -393,7 +409,7 @@ class NetConfig(Model):
     """width of each hidden layer; the last one is the paper's penultimate layer"""
     stack: int = Field(default=1, ge=1)
     """frames per observation, built from replay; frames before an episode's start are zero"""
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, ge=1e-9, le=1e9)
     """observations are divided by this inside the network"""
     init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
@@ -409,16 +425,16 @@ class NetConfig(Model):
     """sac: layer norm before every ReLU of the critics, with learnt scale and offset or without"""
     log_std: Literal["tanh", "clip"] = "tanh"
     """sac: how the policy's log standard deviation is kept between its bounds"""
-    log_std_min: float = -10.0
+    log_std_min: float = Field(default=-10.0, ge=-50, le=50)
     """sac: lower bound of the log standard deviation"""
-    log_std_max: float = 2.0
+    log_std_max: float = Field(default=2.0, ge=-50, le=50)
     """sac: upper bound of the log standard deviation"""
 
 
 class SequenceConfig(Model):
     """Sequence network and its windows (net.encoder other than frames)."""
 
-    layers: int = Field(default=1, ge=1)
+    layers: int = Field(default=1, ge=1, le=1000)
     """blocks"""
     width: int = Field(default=64, ge=1)
     """D, features of a row"""
@@ -426,7 +442,7 @@ class SequenceConfig(Model):
     """H, attention heads (fox, transformer)"""
     variant: Literal["llama", "pro"] = "pro"
     """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
-    ratio: float = Field(default=3.5, gt=0, allow_inf_nan=False)
+    ratio: float = Field(default=3.5, gt=0)
     """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
     of fox are resized to its number of parameters"""
     gate_scales: Scales = ()
@@ -493,7 +509,7 @@ class LossConfig(Model):
 
     gamma: float = Field(default=0.99, ge=0, le=1)
     """discount of one agent step"""
-    n_step: int = Field(default=1, ge=1)
+    n_step: int = Field(default=1, ge=1, le=1000)
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
     """the online network chooses the next action, the target network values it (agents dqn,
@@ -501,13 +517,13 @@ class LossConfig(Model):
     kind: Literal["huber", "mse", "mse_huber"] = "huber"
     """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
     member's own head, twice Huber for the others (agent: sac)"""
-    huber_delta: float = Field(default=1.0, gt=0)
+    huber_delta: float = Field(default=1.0, gt=0, le=1e9)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(default=200, ge=2)
     """quantiles of a value distribution (agent: quantile), at least 2"""
     mico_weight: float = Field(default=0.0, ge=0, le=1)
     """loss = (1 - w) TD + w MICo metric loss"""
-    mico_beta: float = Field(default=0.1, ge=0)
+    mico_beta: float = Field(default=0.1, ge=0, le=1e6)
     """weight of the angle in the MICo distance"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
     """shared: one batch for all members; independent: one each, of all data; own: one each, of the
@@ -523,11 +539,11 @@ class LossConfig(Model):
     """sac: what the policy climbs, the smallest or the mean of its member's critics"""
     backup_entropy: bool = True
     """sac: the target counts the next action's entropy"""
-    target_entropy: float = -1.0
+    target_entropy: float = Field(default=-1.0, ge=-1000, le=1000)
     """sac: entropy that the temperature aims at, nats for each action component"""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=1e6)
     """sac: of every policy at the start"""
-    spread_temperature: float = Field(default=0.0, ge=0)
+    spread_temperature: float = Field(default=0.0, ge=0, le=1e6)
     """sac: T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target
     values of the next action (SUNRISE); 0: all rows weigh the same"""
 
@@ -537,9 +553,9 @@ class OptimConfig(Model):
 
     name: Literal["rmsprop", "adam"] = "adam"
     """adam, or centred rmsprop with epsilon inside the root"""
-    lr: float = Field(default=2.5e-4, gt=0)
+    lr: float = Field(default=2.5e-4, gt=0, le=1000)
     """learning rate, constant over the run"""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, ge=1e-30, le=1000)
     """added to the denominator of the step: inside the root (rmsprop), outside it (adam)"""
     decay: float = Field(default=0.95, ge=0, lt=1)
     """rmsprop: decay of both moments"""
@@ -549,11 +565,11 @@ class OptimConfig(Model):
     """adam: decay of the first moment"""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """adam: decay of the second moment"""
-    clip_norm: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=0.0, ge=0, le=1e9)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
-    actor_lr: float = Field(default=0.0, ge=0)
+    actor_lr: float = Field(default=0.0, ge=0, le=1000)
     """sac: learning rate of the policies; 0: lr"""
-    temperature_lr: float = Field(default=0.0, ge=0)
+    temperature_lr: float = Field(default=0.0, ge=0, le=1000)
     """sac: learning rate of the log temperatures; 0: lr"""
 
 
@@ -568,7 +584,7 @@ class ReplayConfig(Model):
     """agent steps of one seed before the first update"""
     placement: Literal["device", "host"] = "device"
     """where rows live; host: pinned memory, slower"""
-    reward_clip: float = Field(default=0.0, ge=0)
+    reward_clip: float = Field(default=0.0, ge=0, le=1e9)
     """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
     candidates: int = Field(default=8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
@@ -615,8 +631,8 @@ class EvalConfig(Model):
     share: bool = False
     """the episodes are shared out over the members: each plays 1/N of them, rounded up"""
     slots: int = Field(default=0, ge=0)
-    """environments per member or aggregate, each playing its share of the episodes; 0: as many as
-    episodes"""
+    """environments per member or aggregate, each playing its share of the episodes, at most one an
+    episode; 0: as many as episodes"""
     epsilon: float = Field(default=0.01, ge=0, le=1)
     """share of random actions"""
     policies: Policies = ("individual", "vote")
@@ -659,11 +675,13 @@ class Config(Model):
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
     threads: int = Field(default=1, ge=0)
-    """CPU threads of tensor arithmetic (small networks are fastest with 1); 0: one for each core"""
+    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 4 for each core or
+    64; 0: one for each core"""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
     """of matrix products on a GPU; everything else is float32"""
     compile: bool = False
-    """fuses acting and the update with torch.compile (GPU; about a minute at start)"""
+    """fuses acting and the update with torch.compile (about a minute at start; without effect on a
+    CPU)"""
     out: str = "runs"
     """folder that receives the run folder"""
     diverged: Literal["freeze", "cut", "error"] = "freeze"

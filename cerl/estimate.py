@@ -28,6 +28,8 @@ from cerl.replay import Replay
 
 BEYOND = 1 << 62  # bytes: what no 64-bit integer can count
 HOST = "cpu"
+HEAP = 1.75  # what the C library holds for blocks that come and go, of what they are
+FEW = 16, 32  # learnt rows of the windows by which long ones of recurrent units are judged
 MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent]
 
 # Options that the size of a part hangs on, beside the shapes of the environment's options.
@@ -60,7 +62,8 @@ _KNOWN_TO: dict[str, Callable[[Config], bool]] = {
 }
 
 # Bytes of a simulator on the host, measured, by family.
-SIMULATOR = {"gym": 100_000, "atari": 8_000_000, "mujoco": 2_000_000, "dmc": 8_000_000}
+SIMULATOR = {"atari": 2_000_000, "mujoco": 1_000_000, "dmc": 12_500_000}
+OTHER_SIMULATOR = 50_000
 
 
 class Part(NamedTuple):
@@ -100,8 +103,8 @@ class Needs(NamedTuple):
         return f"{total / unit:,.1f} {name}: {named}"
 
     def culprits(self, place: str) -> str:
-        """The options that the largest part in a place hangs on, those of large values first."""
-        part, found = self.largest(place), []
+        """The options that the largest part in a place hangs on, large values first, then seeds."""
+        part, found, seeds = self.largest(place), [], ""
         shapes = [f"env.{name}" for name in _OBSERVED if hasattr(self.config.env, name)]
         for key in (*OPTIONS[part.name], *shapes):
             if key in _KNOWN_TO and not _KNOWN_TO[key](self.config):
@@ -110,13 +113,16 @@ class Needs(NamedTuple):
             for name in key.split("."):
                 value = getattr(value, name)
             if key == "seeds":
-                found.append((len(value), f"the number of seeds ({len(value)})"))
+                seeds = f"the number of seeds ({len(value)})" if len(value) > 1 else ""
             elif isinstance(value, tuple):
                 found.append((max(value, default=0), f"{key} ({' '.join(map(str, value))})"))
             else:
                 found.append((value or 0, f"{key} ({value})"))
-        found = sorted((one for one in found if one[0] > 1), key=lambda one: -one[0])
-        return ", ".join(words for _, words in found[:3])
+        found.sort(key=lambda one: -one[0])
+        # Numbers far below the largest are not what made it large.
+        least = max(2, found[0][0] ** (1 / 3))
+        named = [words for value, words in found[:3] if value >= least]
+        return ", ".join([*named, *filter(None, [seeds])])
 
 
 def gigabytes(size: int) -> str:
@@ -137,31 +143,57 @@ def estimate(
     Args:   agent makes the agent of a config; evaluating: only networks and one evaluation.
     Raises: ValueError where the run itself would, for options that do not fit together.
     """
-    ledger = Ledger()
-    try:
-        with ledger, standing_for(device.type):
-            # Parts are held up to the end, as the run holds them.
-            held = _wired(config, ledger, agent, fused=device.type == "cuda", playing=evaluating)
-            kept = dict(ledger.live)
-            del held
-    except (RuntimeError, OverflowError, TypeError) as error:
-        if not _countless(error):
-            raise
-        return Needs((Part(ledger.account, place_of(device), BEYOND),), config)
-    sizes = dict(kept)
-    if device.type == "cuda":
-        # Each captured graph keeps the memory of its own intermediate results.
-        sizes |= {name: ledger.peak[name] for name in ("acting", "batches", "evaluation")}
-    rest = ledger.highest - sum(sizes.values())
-    sizes[ledger.highest_in] = sizes.get(ledger.highest_in, 0) + max(rest, 0)
+    one = None if _resident(config) else _simulator(config)
+
+    def measured(config: Config) -> dict[str, int]:
+        return _sizes(config, one, kind=device.type, agent=agent, evaluating=evaluating)
+
+    slow = config.net.encoder == "gru" and device.type == "cpu" and config.learnt > FEW[1]
+    if slow:
+        # Recurrent units go row by row on a CPU; each row of a window takes the same.
+        few, more = (measured(_windows(config, rows)) for rows in FEW)
+        rest = (config.learnt - FEW[0]) / (FEW[1] - FEW[0])
+        sizes = {name: round(few[name] + rest * (more[name] - few[name])) for name in few}
+    else:
+        sizes = measured(config)
     parts = []
     for name in OPTIONS:
         on_host = name == "replay" and config.replay.placement == "host"
         parts.append(Part(name, HOST if on_host else place_of(device), sizes.get(name, 0)))
     count = lanes(config) + (0 if evaluating else config.env.envs)
-    simulators = 0 if _resident(config) else SIMULATOR.get(config.env.family, 100_000)
-    parts.append(Part("environments", HOST, simulators * count * len(config.seeds)))
+    each = 0 if one is None else SIMULATOR.get(config.env.family, OTHER_SIMULATOR)
+    parts.append(Part("environments", HOST, each * count * len(config.seeds)))
     return Needs(tuple(part for part in parts if part.size), config)
+
+
+def _windows(config: Config, rows: int) -> Config:
+    """The config with so many learnt rows in a window."""
+    sequence = config.sequence.model_copy(update={"learnt": rows})
+    return config.model_copy(update={"sequence": sequence})
+
+
+def _sizes(
+    config: Config, one: EnvSpec | None, *, kind: str, agent: MAKE_AGENT, evaluating: bool
+) -> dict[str, int]:
+    """Bytes of every part on a device of a kind; that of a part that is countless is BEYOND."""
+    ledger = Ledger()
+    try:
+        with ledger, standing_for(kind):
+            held = _wired(config, one, ledger, agent, fused=kind == "cuda", playing=evaluating)
+            sizes = dict(ledger.live)
+            del held  # parts were there up to here, as in a run
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if not _countless(error):
+            raise
+        return {ledger.account: BEYOND}
+    if kind == "cuda":
+        # Each captured graph keeps the memory of its own intermediate results.
+        sizes |= {name: ledger.peak[name] for name in ("acting", "batches", "evaluation")}
+    rest, at = max(ledger.highest - sum(sizes.values()), 0), ledger.highest_in
+    if kind == "cpu" and at != "networks":  # those are filled once, the others' come and go
+        rest = int(HEAP * rest)
+    sizes[at] = sizes.get(at, 0) + rest
+    return {name: sizes.get(name, 0) for name in OPTIONS}
 
 
 def place_of(device: torch.device) -> str:
@@ -172,12 +204,22 @@ def place_of(device: torch.device) -> str:
 
 
 def _wired(
-    config: Config, ledger: Ledger, agent: MAKE_AGENT, *, fused: bool, playing: bool
+    config: Config,
+    one: EnvSpec | None,
+    ledger: Ledger,
+    agent: MAKE_AGENT,
+    *,
+    fused: bool,
+    playing: bool,
 ) -> list[Any]:
-    """The parts of a run, after a step of each. Args: fused: optimisers need no memory to step."""
+    """The parts of a run, after a step of each.
+
+    Args: one, what a simulator is, of environments on the host; fused: optimisers need no memory
+          to step; playing: only networks and an evaluation.
+    """
     keys = draw.seed_keys(config.seeds, device=META)
     ledger.account = "environments"
-    env = _envs(config, config.env.envs, salt=0)
+    env = _envs(config, one, config.env.envs, salt=0)
     ledger.account = "networks"
     mind = agent(config, env.spec, META)
     with META:
@@ -199,7 +241,7 @@ def _wired(
         learner.update()
         held += [replay, learner, collector]
     ledger.account = "evaluation"
-    env = _envs(config, lanes(config), salt=EVAL_SALT)
+    env = _envs(config, one, lanes(config), salt=EVAL_SALT)
     own = evaluation_keys(config.seeds, META)
     evaluator = Evaluator(config, env, mind, net, keys=own)
     evaluator.advance()
@@ -210,17 +252,22 @@ def _nothing(grads: object) -> None:
     """A step that allocates nothing."""
 
 
-def _envs(config: Config, count: int, *, salt: int) -> VecEnv:
+def _envs(config: Config, one: EnvSpec | None, count: int, *, salt: int) -> VecEnv:
     """`count` environments of every seed, without memory."""
-    if _resident(config):
-        env = config.env.model_copy(update={"envs": count})
-        return envs.make(env, seeds=config.seeds, salt=salt, device=META)
-    one = config.env.model_copy(update={"envs": 1})
-    env = envs.make(one, seeds=config.seeds[:1], salt=salt, device="cpu")
+    if one is not None:
+        return _Blank(one._replace(envs=count), len(config.seeds))
+    env = config.env.model_copy(update={"envs": count})
+    return envs.make(env, seeds=config.seeds, salt=salt, device=META)
+
+
+def _simulator(config: Config) -> EnvSpec:
+    """What the simulators of a config are, from one of them."""
+    env = config.env.model_copy(update={"envs": 1})
+    one = envs.make(env, seeds=config.seeds[:1], salt=0, device="cpu")
     try:
-        return _Blank(env.spec._replace(envs=count), len(config.seeds))
+        return one.spec
     finally:
-        env.close()
+        one.close()
 
 
 def _resident(config: Config) -> bool:
@@ -270,7 +317,7 @@ def refusal(needs: Needs, place: str, *, free: int, reserved: int = 0) -> str:
     """
     others = f" ({gigabytes(reserved)} more are kept for other runs)" if reserved else ""
     return (
-        f"memory: the run needs {needs.listed(place)}; free are {gigabytes(free)} on {place}"
+        f"memory: the run needs {needs.listed(place)}; {gigabytes(free)} are free on {place}"
         f"{others}. {_advice(needs, place)}"
     )
 

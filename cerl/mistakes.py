@@ -77,6 +77,12 @@ def _run_contradictions(c: "Config") -> Iterator[str]:
             "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
             f"agent steps; expected false or eval.steps 0, got true and {c.eval.steps}"
         )
+    most = ("eval.steps", c.eval.steps) if c.eval.steps else ("eval.episodes", c.eval.episodes)
+    if c.eval.slots > most[1]:
+        yield (
+            "eval.slots: every environment plays at least one of the episodes; expected at most "
+            f"{most[0]} ({most[1]}), got {c.eval.slots}"
+        )
     if len(set(c.eval.policies)) < len(c.eval.policies):
         yield f"eval.policies: expected different policies, got {' '.join(c.eval.policies)}"
 

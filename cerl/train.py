@@ -3,18 +3,19 @@
 The updates of an iteration are handed to `Collector.step`, which knows when the GPU is free.
 """
 
+import contextlib
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cerl import carry, checkpoint, draw, envs, trust
+from cerl import checkpoint, draw, envs, trust
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
@@ -27,6 +28,7 @@ from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
+from cerl.estimate import estimate
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.files import sweep_temporaries, write_text
 from cerl.graph import captured
@@ -34,9 +36,11 @@ from cerl.held import held
 from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
+from cerl.reservation import Reservation, check, reserved
 from cerl.stop import Stopped, stop_flag
 from cerl.versions import record_versions
 
+THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
 FINISHED = "finished"  # file of a run folder whose run came to its end
 RETRY = 60.0  # seconds before something that could not be written is tried again
 
@@ -78,9 +82,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device."""
+    """Sets this process up for a config. Returns: its device.
+
+    Raises: ValueError for a device or a number of threads that this machine does not have.
+    """
     device = pick_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    most = max(THREADS_A_CORE * cores, FEW_THREADS)
+    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
+        if threads > most:
+            raise ValueError(
+                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
+                f"{threads}; 0 is one for each core"
+            )
+    torch.set_num_threads(config.threads or cores)
     return device
 
 
@@ -118,7 +133,7 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
 
 
 def assemble(config: Config) -> Parts:
-    """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
+    """Builds every part of a run."""
     device = prepare(config)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
@@ -152,11 +167,20 @@ def train(config: Config) -> Path:
     Raises: Stopped if it was told to stop, and saved.
     """
     configuration.check_out(config.out)
-    parts = assemble(config)
-    folder = configuration.new_folder(config)
-    with held(folder):
-        record_versions(folder, parts.device)
-        return Loop(config, parts, folder).run()
+    with _reserved(config) as reservation:
+        parts = assemble(config)
+        reservation.write()
+        folder = configuration.new_folder(config)
+        with held(folder):
+            record_versions(folder, parts.device)
+            return Loop(config, parts, folder).run(reservation.words)
+
+
+@contextlib.contextmanager
+def _reserved(config: Config) -> Iterator[Reservation]:
+    """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
+    with reserved(estimate(config, device=prepare(config), agent=make_agent)) as reservation:
+        yield reservation
 
 
 def finished(folder: Path, config: Config) -> bool:
@@ -181,7 +205,7 @@ def resume(
     """
     config = configuration.load_file(folder / configuration.FILE, changes)
     trust.check(config, folder, trusted=trusted)
-    with held(folder):
+    with held(folder), _reserved(config) as reservation:
         if finished(folder, config):
             raise ValueError(
                 f"{folder}: the run is finished; nothing to resume (cerl report {folder}). To "
@@ -189,11 +213,12 @@ def resume(
             )
         sweep_temporaries(folder)
         loop = Loop(config, assemble(config), folder)
+        reservation.write()
         loop.restore()
         configuration.change(folder, changes or {})
         for sentence in record_versions(folder, loop.parts.device):
             loop.logger.note(sentence)
-        return loop.run()
+        return loop.run(reservation.words)
 
 
 class Loop:
@@ -234,11 +259,16 @@ class Loop:
             return updates
         return [captured(update, self.parts.device) for update in updates]
 
-    def run(self) -> Path:
-        """Trains from where it stands. Returns: the run folder. Raises: Stopped."""
+    def run(self, memory: str = "") -> Path:
+        """Trains from where it stands.
+
+        Args:    memory, what the run needs of it, in words.
+        Returns: the run folder.
+        Raises:  Stopped if it was told to stop, and saved.
+        """
         with self.logger, stop_flag() as stopped:
             try:
-                self._introduce()
+                self._introduce(memory)
                 if self.iteration == 0:
                     self.save()
                 self._train(stopped)
@@ -445,26 +475,17 @@ class Loop:
             note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
         logger.note(note)
 
-    def _introduce(self) -> None:
-        if words := _memory(self.parts):
-            self.logger.note(words)
+    def _introduce(self, memory: str) -> None:
+        """Says what the run needs of memory and disk."""
+        if memory:
+            self.logger.note(memory)
+        if self.config.compile and self.parts.device.type == "cpu":
+            self.logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
         every = -(-self.config.log.checkpoint_every // self.envs)
         needs = self.checkpoints.needs(self._snapshot(), every=every, iterations=self.last)
         free = shutil.disk_usage(self.folder).free
         words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
         self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
-
-
-def _memory(parts: Parts) -> str:
-    """What sequence networks remember while acting, in words; empty without."""
-    config, net, seeds = parts.learner.config, parts.learner.net, len(parts.learner.keys)
-    sizes = []
-    for env, evaluating in ((parts.env, False), (parts.evaluator.env, True)):
-        size = carry.size(config, net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
-        sizes.append(size / 2**20)
-    if not any(sizes):
-        return ""
-    return f"caches: {sizes[0]:,.1f} MiB of acting, {sizes[1]:,.1f} MiB of evaluation"
 
 
 def close(parts: Parts) -> None:
@@ -505,6 +526,7 @@ def evaluate(
     data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
     config = Config.model_validate(data)
     device = prepare(config)
+    check(estimate(config, device=device, agent=make_agent, evaluating=True))
     keys = evaluation_keys(config.seeds, device)
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
