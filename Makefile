@@ -7,19 +7,31 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test
+.PHONY: help demo check test lint types pytest
 
 help:
 	@echo "make demo   install into .venv and run a small curse-of-diversity study (table and plot)"
-	@echo "make test   install all extras into .venv and run ruff, pyright and pytest"
+	@echo "make check  install all extras into .venv and run ruff, pyright and the quick tests"
+	@echo "make test   the same with every test"
 
 demo: .venv/installed
 	$(BIN)/cerl sweep demo --out runs/demo
 
+# pyright works on one core, so it runs beside the tests.
+check: .venv/installed-all
+	@$(MAKE) --no-print-directory --jobs 3 lint types pytest PYTEST='-m "not slow and not gpu"'
+
 test: .venv/installed-all
+	@$(MAKE) --no-print-directory --jobs 3 lint types pytest
+
+lint:
 	$(BIN)/ruff check .
+
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q -n auto
+
+pytest:
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST)
 
 .venv/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) here; install Python 3.11 to 3.13, or make PYTHON=/path/to/python3.12 ..." >&2; exit 2; }

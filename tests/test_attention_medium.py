@@ -3,6 +3,7 @@
 An error may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -97,13 +98,21 @@ def limit_of(case: Case) -> Tensor | None:
 
 
 def run(case: Case, tensors: list[Tensor], start: Any, do: Tensor, dlse: Any) -> list[Tensor]:
-    """o, lse and the gradients of the kernels."""
+    """o, lse, the gradients of the kernels and the skipped tiles."""
     q, k, v, log_f = tensors
     limit, scale, (one, two) = limit_of(case), case.shape[5] ** -0.5, case.launches
     options: dict[str, Any] = dict(window=case.window, scale=scale, launch=one)
-    o, lse, _, sums, sees = medium.forward(q, k, v, log_f, start, limit, **options)
+    o, lse, skipped, sums, sees = medium.forward(q, k, v, log_f, start, limit, **options)
     given = do, dlse, q, k, v, log_f, start, o, lse, sums, sees
-    return [o, lse, *medium.backward(*given, scale=scale, launch=two)]
+    return [o, lse, *medium.backward(*given, scale=scale, launch=two), skipped]
+
+
+@functools.cache
+def of_kernels(name: str, dtype: torch.dtype) -> tuple[Any, list[Tensor], Tensor]:
+    """The inputs of a case, o, lse and gradients, and the skipped tiles."""
+    given = inputs(CASES[name], dtype)
+    *outputs, skipped = run(CASES[name], *given)
+    return given, outputs, skipped
 
 
 def expected(case: Case, dtype: torch.dtype, tensors: Any, start: Any, do: Any, dlse: Any) -> Any:
@@ -134,8 +143,7 @@ def tile_of(case: Case) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_match_the_definition(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
-    given = inputs(case, dtype)
-    outputs = run(case, *given)
+    given, outputs, _ = of_kernels(name, dtype)
     exact, same = (expected(case, kind, *given) for kind in (torch.float64, dtype))
     names = ("o", "lse", "dq", "dk", "dv", "dlog_f")
     for what, ours, ref, plain in zip(names, outputs, exact, same, strict=True):
@@ -148,10 +156,8 @@ def test_kernels_match_the_definition(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_skipped_tiles_are_those_of_the_definition(name: str) -> None:
     case = CASES[name]
-    (q, k, v, log_f), start, _, _ = inputs(case, torch.float16)
-    options: dict[str, Any] = dict(window=case.window, scale=1.0, launch=case.launches[0])
-    skipped = medium.forward(q, k, v, log_f, start, limit_of(case), **options)[2]
-    options = dict(queries=case.shape[1], tiles=tile_of(case))
+    ((*_, log_f), start, _, _), _, skipped = of_kernels(name, torch.float16)
+    options: dict[str, Any] = dict(queries=case.shape[1], tiles=tile_of(case))
     causal = visited(torch.zeros_like(log_f), **options)
     options |= dict(start=start, window=case.window or None)
     unpruned = visited(log_f, **options)

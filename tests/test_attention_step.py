@@ -25,10 +25,15 @@ class Shape(NamedTuple):
     steps: int
 
 
+# Rings are filled more than twice; the interpreter takes its time for every step.
+if DEVICE == "cuda":
+    GROUPED, UNEVEN = Shape(1, 6, 2, 37, 24, 80), Shape(1, 2, 1, 100, 8, 205)
+else:
+    GROUPED, UNEVEN = Shape(1, 4, 2, 20, 24, 45), Shape(1, 2, 1, 70, 8, 145)
 SHAPES = {
     "odd width, short ring": Shape(2, 2, 2, 5, 13, 23),
-    "grouped heads, ring shorter than a block": Shape(1, 6, 2, 37, 24, 80),
-    "ring of no whole blocks": Shape(1, 2, 1, 100, 8, 205),
+    "grouped heads, ring shorter than a block": GROUPED,
+    "ring of no whole blocks": UNEVEN,
     "ring of one key": Shape(1, 1, 1, 1, 4, 4),
 }
 
@@ -257,7 +262,7 @@ def test_prunable_keys_equal_a_loop():
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_row_forgets_even_nan_when_an_episode_starts_and_never_harms_another(impl):
-    shape = Shape(2, 4, 2, 12, 8, 30)
+    shape = Shape(2, 4, 2, 12, 8, 30) if DEVICE == "cuda" else Shape(2, 2, 1, 6, 8, 25)
     clean = draw(shape)
     clean.start[1, 20] = True
     dirty = Inputs._make(x.clone() for x in clean)

@@ -4,6 +4,7 @@ Without a CUDA device a part of it runs in Triton's interpreter (conftest.py ask
 may be twice that of the definition in the same precision, plus 1e-5 of the largest value.
 """
 
+import functools
 import itertools
 import math
 import random
@@ -150,7 +151,7 @@ class Inputs(NamedTuple):
 def draw(case: Case, *, batch: int | None = None) -> Inputs:
     """Random inputs in the type of the case, the same numbers on every device."""
     g = torch.Generator().manual_seed(11)
-    batch = batch or (1 if case.keys > 1000 else 2)
+    batch = batch or (1 if case.keys > (1000 if DEVICE == "cuda" else 128) else 2)
     heads, key_heads = case.heads
     queries = {"all": case.keys, "half": -(-case.keys // 2), "one": 1}[case.queries]
     at_q, at_k = (batch, queries, heads, case.width), (batch, case.keys, key_heads, case.width)
@@ -280,6 +281,18 @@ MEDIUM = Case(150, "half", (2, 1), 24, "slow", "both", None, True, HALF, True)
 LONG = Case(70, "half", (2, 1), 72, "slow", "both", None, True, SINGLE, True)
 
 
+def draw_one_head(case: Case) -> Inputs:
+    """Inputs where numbers do not matter: in the interpreter a program or two are enough."""
+    return draw(case) if DEVICE == "cuda" else draw(case._replace(heads=(1, 1)), batch=1)
+
+
+@functools.cache
+def by_kernel_on_two(case: Case) -> tuple[Inputs, dict[str, Tensor]]:
+    """Two sequences and what the kernel makes of them."""
+    x = draw(case, batch=2)
+    return x, by_kernel(case, x)
+
+
 @pytest.mark.parametrize(
     "dtype", [SINGLE, HALF, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 )
@@ -287,7 +300,8 @@ LONG = Case(70, "half", (2, 1), 72, "slow", "both", None, True, SINGLE, True)
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_query_alone_with_itself_copies_its_value(case, alone, dtype):
     case = case._replace(dtype=dtype, queries="all", pruned=False, resets="none")
-    x = draw(case._replace(window=1 if alone == "window" else None))
+    batch = None if DEVICE == "cuda" else 1
+    x = draw(case._replace(window=1 if alone == "window" else None), batch=batch)
     if alone == "gates":
         x = x._replace(log_f=torch.full_like(x.log_f, -1e4))
     got = by_kernel(case._replace(window=1 if alone == "window" else None), x)
@@ -310,8 +324,7 @@ def test_query_alone_with_itself_copies_its_value(case, alone, dtype):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_inputs_may_have_any_strides(case):
-    x = draw(case)
-    want = by_kernel(case, x)
+    x, want = by_kernel_on_two(case)
 
     def head_first(t: Tensor) -> Tensor:
         return t.transpose(1, 2).contiguous().transpose(1, 2)
@@ -340,11 +353,11 @@ def test_inputs_may_have_any_strides(case):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_sequence_with_nan_leaves_the_other_bitwise_alone(case):
-    clean = draw(case)
+    clean, one = by_kernel_on_two(case)
     dirty = clean._replace(**{name: getattr(clean, name).clone() for name in ("q", "k", "v", "do")})
     for t in (dirty.q, dirty.k, dirty.v, dirty.do):
         t[1] = math.nan
-    one, two = (by_kernel(case, x) for x in (clean, dirty))
+    two = by_kernel(case, dirty)
     for name in NAMES:
         assert torch.equal(one[name][0], two[name][0])
         assert bool(two[name][1].isnan().any())
@@ -366,7 +379,7 @@ def test_gradient_asks_for_no_more_than_what_is_used(case, monkeypatch):
             return call(do, dlse, *rest, **options)
 
         monkeypatch.setattr(module, "backward", spy)
-    x = draw(case)
+    x = draw_one_head(case)
     q, k, v, log_f = (t.requires_grad_() for t in x[:4])
     o, lse = forgetting_attention(q, k, v, log_f, start=x.start, return_lse=True, impl="triton")
     (only_o,) = torch.autograd.grad(o, q, x.do, retain_graph=True)
@@ -406,7 +419,7 @@ def test_call_without_gradient_gives_the_same(graph):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_gradient_is_not_differentiated_again(case):
-    tensors = [t.requires_grad_() for t in draw(case)[:4]]
+    tensors = [t.requires_grad_() for t in draw_one_head(case)[:4]]
     o = forgetting_attention(*tensors, impl="triton")
     grads = torch.autograd.grad(o.square().sum(), tensors, create_graph=True)
     for grad in grads:
@@ -416,7 +429,7 @@ def test_gradient_is_not_differentiated_again(case):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_torch_compile_traces_over_the_kernel(case):
-    x = draw(case)
+    x = draw_one_head(case)
 
     def loss(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
         options: dict[str, Any] = dict(start=x.start, bound="measured", window=90)
@@ -433,7 +446,7 @@ def test_torch_compile_traces_over_the_kernel(case):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_operators_keep_the_rules_of_torch(case):
-    x = draw(case)
+    x = draw_one_head(case)
     tensors = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in x[:3]]
     options = x.start, x.threshold, 0, 0.2
     inputs = [t.detach().requires_grad_() for t in (*tensors, x.log_f)]

@@ -572,20 +572,18 @@ def test_pixels_are_what_the_renderer_draws():
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_renderer_pixels_say_what_to_install():
-    pytest.importorskip("dm_control")
-    done = run(PIXELS, MUJOCO_GL="disabled")
-    assert "ImportError: env.pixels" in done.stderr and "apt install libegl1" in done.stderr
-
-
-def test_a_task_that_cannot_start_without_a_renderer_says_what_to_do():
+@pytest.mark.slow  # starts Python anew
+def test_without_a_renderer_pixels_and_tasks_that_need_one_say_what_to_do():
     pytest.importorskip("dm_control")
     code = PIXELS.replace("cartpole-swingup", "quadruped-escape").replace("pixels=True, ", "")
-    done = run(code, MUJOCO_GL="disabled")
+    both = f"import traceback\ntry: exec({PIXELS!r})\nexcept ImportError: traceback.print_exc()\n"
+    done = run(both + code, MUJOCO_GL="disabled")
+    assert "ImportError: env.pixels" in done.stderr and "apt install libegl1" in done.stderr
     assert "ImportError: env.name: quadruped-escape needs a renderer" in done.stderr
     assert "env.backend 'envpool' needs none" in done.stderr
 
 
+@pytest.mark.slow  # starts Python anew
 def test_a_renderer_that_does_not_exist_says_what_to_set():
     pytest.importorskip("dm_control")
     done = run(PIXELS, MUJOCO_GL="vulkan")

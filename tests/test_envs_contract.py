@@ -1,5 +1,6 @@
 """The contract of `cerl.envs.api`, asked of every environment. Append a builder to join."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -144,12 +145,18 @@ BUILDERS: dict[str, Build] = {
 }
 
 
-@pytest.fixture(params=sorted(BUILDERS))
-def build(request):
+# Of the module, so that the tests of one environment come together.
+@pytest.fixture(scope="module", params=sorted(BUILDERS))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def build(name):
     opened = []
 
     def open_one(seeds: Sequence[int] = (4, 9), salt: int = 0) -> VecEnv:
-        opened.append(BUILDERS[request.param](seeds, salt))
+        opened.append(BUILDERS[name](seeds, salt))
         return opened[-1]
 
     yield open_one
@@ -178,20 +185,27 @@ def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_shapes_and_types_are_those_of_the_spec(build):
-    env = build()
-    spec = env.spec
+@functools.cache
+def played(name: str):
+    """The spec of an environment, and what it shows from its reset through all steps of a plan."""
+    env = BUILDERS[name]((4, 9), 0)
+    steps = play(env, plan(env, 2))
+    env.close()
+    return env.spec, steps
+
+
+def test_shapes_and_types_are_those_of_the_spec(name):
+    spec, steps = played(name)
     assert spec.envs >= 2 and spec.actions >= 2 - spec.continuous and spec.frames >= 1 and spec.name
-    for step in play(env, plan(env, 2, 5)):
+    for step in steps:
         assert step.obs.shape == (2, spec.envs, *spec.observation) and step.obs.dtype == spec.dtype
         assert step.reward.shape == (2, spec.envs) and step.reward.dtype == torch.float32
         for flag in (step.terminated, step.truncated):
             assert flag.shape == (2, spec.envs) and flag.dtype == torch.bool
 
 
-def test_the_step_after_an_end_is_the_first_of_the_next_episode(build):
-    env = build()
-    steps = play(env, plan(env, 2))
+def test_the_step_after_an_end_is_the_first_of_the_next_episode(name):
+    _, steps = played(name)
     assert not steps[0].reward.any() and not (steps[0].terminated | steps[0].truncated).any()
     ends = 0
     for last, first in zip(steps[:-1], steps[1:], strict=True):
@@ -220,9 +234,8 @@ def test_the_action_after_an_end_is_ignored(build):
     assert ignored > 0
 
 
-def test_terminated_and_truncated_exclude_each_other(build):
-    env = build()
-    for step in play(env, plan(env, 2)):
+def test_terminated_and_truncated_exclude_each_other(name):
+    for step in played(name)[1]:
         assert not (step.terminated & step.truncated).any()
 
 

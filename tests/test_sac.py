@@ -327,6 +327,36 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
             assert_agree(a, b)
 
 
+def test_a_mistake_of_a_thousandth_in_one_gradient_or_weight_is_seen():
+    cfg = config(**VARIANTS["convolutions"])
+    learner = make_learner(cfg)
+    window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
+    slow = slow_losses(cfg, learner, window, None, dice)["critic"].sum()
+    leaves = [leaf for group in learner.stages[0].groups for leaf in group.leaves]
+    theirs = torch.autograd.grad(slow, leaves)
+
+    def ours() -> tuple[torch.Tensor, ...]:
+        loss, _ = learner.stages[0].loss(learner.net, learner.target, window, None, dice)
+        return torch.autograd.grad(loss.sum(), leaves)
+
+    for a, b in zip(ours(), theirs, strict=True):
+        median = a[a != 0].abs().median()
+        wrong = torch.where(a.abs() == median, 1.001 * a, a)
+        assert_agree(a, b)
+        with pytest.raises(AssertionError):
+            assert_agree(wrong, b)
+    for leaf in leaves:
+        with torch.no_grad():
+            place = leaf.flatten().abs().argmax()
+            right = leaf.flatten()[place].clone()
+            leaf.view(-1)[place] *= 1.001
+        with pytest.raises(AssertionError):
+            for a, b in zip(ours(), theirs, strict=True):
+                assert_agree(a, b)
+        with torch.no_grad():
+            leaf.view(-1)[place] = right
+
+
 def test_log_probability_is_that_of_the_sample():
     generator = torch.Generator().manual_seed(0)
     mean, log_std, normal = torch.randn(3, 50, A, generator=generator)
@@ -517,8 +547,9 @@ def test_training_action_is_a_sample_of_the_member_on_duty(variant):
     learner, obs, start, carry, noise = acting(cfg, samples=1, policies=1, eps=0.4)
     member = draw.randint(learner.keys, draw.MEMBER, 1, (40,), high=N)
     decision = learner.agent.act(learner.net, obs, start, carry, member, noise=noise)
-    net = dict(learner.net.named_parameters())
+    net = {k: v.double() for k, v in learner.net.named_parameters()}
     critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
+    obs, noise = obs.double(), noise._replace(normal=noise.normal.double())
     assert 0 < int(noise.explore.sum()) < noise.explore.numel()
     actions, bonuses, values = [], [], []
     for s in range(2):
@@ -529,7 +560,7 @@ def test_training_action_is_a_sample_of_the_member_on_duty(variant):
             action, log_p = slow_sample(*policy, noise.normal[s, e, 0, 0])
             bonus = -net["log_alpha"][s, i, 0].exp() * log_p
             if noise.explore[s, e]:
-                action, bonus = noise.action[s, e], torch.zeros(())
+                action, bonus = noise.action[s, e].double(), torch.zeros(()).double()
             actions.append(action)
             bonuses.append(bonus)
             values.append(min(slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(2)))
