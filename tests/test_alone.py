@@ -32,7 +32,7 @@ GRU = {
     "net": {"encoder": "gru", "hidden": (12,)},
     "sequence": {"width": 8, "context": 2, "learnt": 4, "cache_refresh": 5},
 }
-FOX = preset.merged(GRU, {"net": {"encoder": "fox"}, "sequence": {"heads": 2, "cache": 6}})
+FOX = preset.merged(GRU, {"net": {"encoder": "fox"}, "sequence": {"width": 16, "heads": 2, "cache": 6}})
 TANDEM = {"members": 2, "duty": "tandem", "active_probability": 0.7}
 CUT = {"diverged": "cut", "envs": 2}
 OBSERVE = {"noise": 0.1, "dropout": 0.2, "flicker": 0.2}
@@ -82,7 +82,7 @@ SLOW: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "env": {"name": "Pong", "envs": 1},
             "net": {"channels": (2,), "kernels": (8,), "strides": (8,), "hidden": (8,)},
-            "eval": {"steps": 0, "slots": 0, "time_limit": 20},
+            "eval": {"steps": 0, "slots": 0, "time_limit": 20, "policies": ("individual", "vote")},
         },
     ),
 }
