@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -224,14 +224,14 @@ def resume(
 class Loop:
     """Training up to the last iteration; one iteration is E agent steps of every seed.
 
-    Attributes that a checkpoint holds: iteration, those done; due, updates that were due in them;
+    Attributes that a checkpoint holds: iteration, those done; made, updates that were due in them;
     evaluated, whether the evaluation that is due at this iteration was made.
     """
 
     def __init__(self, config: Config, parts: Parts, folder: Path) -> None:
         self.config, self.parts, self.folder = config, parts, folder
         schedule, device = config.schedule, parts.device
-        self.iteration, self.due, self.evaluated = 0, 0, True
+        self.iteration, self.made, self.evaluated = 0, 0, True
         self.envs = parts.env.spec.envs
         self.last = -(-schedule.steps // self.envs)
         self.filled = 0  # agent steps of one seed from which on updates are made
@@ -247,7 +247,7 @@ class Loop:
         )
         self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
         self.updates, self.sync = self._updates(), captured(parts.learner.sync, device)
-        self.under_way: Literal["nothing", "update", "step"] = "nothing"
+        self.updating = False
         self.saved: tuple[int, bool] | None = None  # iteration and `evaluated` of the last save
         self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
@@ -300,66 +300,72 @@ class Loop:
             self._evaluate(stopped)
         while self.iteration < self.last and not stopped():
             self._iterate()
-            if config.schedule.target_rate == 1.0 and self._time(config.schedule.target_every):
-                self.sync()
-            end = self.iteration == self.last
-            measuring = end or self._time(config.log.every)
-            evaluating = end or self._time(config.eval.every)
-            if measuring or evaluating:
-                self._look(measuring)
-            if evaluating:
+            if self._due(config.log.every) or not self.evaluated:
+                self._look()
+            if not self.evaluated:
                 self._evaluate(stopped)
             self._stream()
             minutes = config.log.checkpoint_minutes
             late = minutes and time.monotonic() - self.saved_at > 60 * minutes
-            if late or self._time(config.log.checkpoint_every):
+            if late or self._due(config.log.checkpoint_every):
                 self.save()
-            logger.progress(self.iteration * self.envs, self.due)
-
-    def _time(self, every: int) -> bool:
-        """Whether the last iteration passed a multiple of so many agent steps of one seed."""
-        steps = self.iteration * self.envs
-        return steps // every > (steps - self.envs) // every
+            logger.progress(self.iteration * self.envs, self.made)
 
     def _iterate(self) -> None:
         """One agent step of every environment, and the updates that are then due."""
         config, collector = self.config, self.parts.collector
         before = self.iteration * self.envs
         wanted = updates_by(config, before + self.envs)
-        refresh = config.refresh and wanted // config.refresh > self.due // config.refresh
-        missing = range(self.due + 1, wanted + 1) if before >= self.filled else range(0)
+        refresh = config.refresh and wanted // config.refresh > self.made // config.refresh
+        missing = range(self.made + 1, wanted + 1) if before >= self.filled else range(0)
 
         def learn() -> None:
-            self.under_way = "update"
+            self.updating = True
             for number in missing:
                 self.updates[number % config.schedule.policy_every == 0]()
-            self.due, self.under_way = wanted, "step"
+            self.made, self.updating = wanted, False
 
-        self.under_way = "step"
         collector.step(learn)
         if refresh:
             collector.refresh()
-        self.iteration, self.evaluated, self.under_way = self.iteration + 1, True, "nothing"
+        self._counted()
 
-    def _look(self, measuring: bool) -> None:
-        """Looks for seeds that diverged; training metrics and episodes go to the log."""
+    def _counted(self) -> None:
+        """An iteration is over; what is due in it comes next."""
+        self.iteration += 1
+        self.evaluated = not self._due(self.config.eval.every)
+        schedule = self.config.schedule
+        if schedule.target_rate == 1.0 and self._passed(schedule.target_every):
+            self.sync()
+
+    def _passed(self, every: int) -> bool:
+        """Whether the last iteration passed a multiple of so many agent steps of one seed."""
+        steps = self.iteration * self.envs
+        return steps // every > (steps - self.envs) // every
+
+    def _due(self, every: int) -> bool:
+        """`_passed`, or whether the last iteration is the run's last."""
+        return self.iteration == self.last or self._passed(every)
+
+    def _look(self) -> None:
+        """Looks for seeds that diverged; training metrics and episodes go to the log if due."""
         steps, parts, logger = self.iteration * self.envs, self.parts, self.logger
+        measuring = self._due(self.config.log.every)
         metrics = _measurements(self.config, parts) if measuring else {}
         if found := parts.watch.look(steps, metrics):
             logger.note("\n".join(found))
             self.updates = self._updates()
         if measuring:
             real_steps = parts.collector.real_steps.cpu().clone()
-            logger.training(steps, self.due, metrics)
-            logger.episodes(steps, self.due, real_steps, parts.collector.take_finished())
+            logger.training(steps, self.made, metrics)
+            logger.episodes(steps, self.made, real_steps, parts.collector.take_finished())
 
     def _evaluate(self, stopped: Callable[[], bool]) -> None:
         """Plays the current parameters; told to stop, the evaluation is made on resuming."""
-        self.evaluated = False
         results = self.parts.evaluator.run(self.iteration, stopped=stopped)
         if results is not None:
             real_steps = self.parts.collector.real_steps.cpu().clone()
-            self.logger.evaluation(self.iteration * self.envs, self.due, real_steps, results)
+            self.logger.evaluation(self.iteration * self.envs, self.made, real_steps, results)
             self.evaluated = True
 
     def _stream(self) -> None:
@@ -367,18 +373,18 @@ class Loop:
         if time.monotonic() - self.tried_at > RETRY:
             self._written(self.checkpoints.stream)
 
-    def save(self, *, must: bool = False, lost: bool = False) -> None:
+    def save(self, *, must: bool = False) -> None:
         """Writes a checkpoint, unless the last one is of this very state.
 
         Args:   must, raise CheckpointError where it cannot be written (else that is noted, and
-                tried again a minute later); lost, the simulators failed in the midst of a step.
+                tried again a minute later).
         """
         if self.saved == (self.iteration, self.evaluated):
             return
         if not must and time.monotonic() - self.tried_at <= RETRY:
             return
         self.logger.flush()  # a checkpoint never leads the record
-        state = self._snapshot(lost=lost)
+        state = self._snapshot()
         if must:
             self.checkpoints.save(state)
         elif not self._written(lambda: self.checkpoints.save(state)):
@@ -402,32 +408,34 @@ class Loop:
         """Saves what an error leaves whole, before the error ends the run."""
         if isinstance(error, CheckpointError):
             return
-        if self.under_way == "update":
+        if self.updating:
             self.logger.note(
                 "nothing was saved: an update was under way, and may have changed some of the "
                 f"parameters only; go on from the last checkpoint with: cerl train --resume "
                 f"{self.folder}"
             )
             return
+        if self.parts.collector.lost:  # the step counts, as one that lost its simulators
+            self._counted()
         try:
-            self.save(must=True, lost=self.under_way == "step")
+            self.save(must=True)
         # Whatever goes wrong here, the first error is the one to be told.
         except Exception as second:
             self.logger.note(f"nothing could be saved: {second}")
         else:
             self.logger.note(f"saved; go on with: cerl train --resume {self.folder}")
 
-    def _snapshot(self, *, lost: bool = False) -> dict:
+    def _snapshot(self) -> dict:
         """Everything that a continuation needs, replay aside."""
         parts = self.parts
         return {
             "iteration": self.iteration,
-            "due": self.due,
+            "made": self.made,
             "evaluated": self.evaluated,
             "config": self.identity,
             "learner": parts.learner.state_dict(),
             "watch": parts.watch.state_dict(),
-            "collector": parts.collector.state_dict(lost=lost),
+            "collector": parts.collector.state_dict(),
             "logger": self.logger.state_dict(),
         }
 
@@ -450,7 +458,7 @@ class Loop:
         state = loaded.state
         checkpoint.match(self._template(), state)
         configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
-        self.iteration, self.due = state["iteration"], state["due"]
+        self.iteration, self.made = state["iteration"], state["made"]
         self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
         if self.iteration > self.last:
             raise ValueError(

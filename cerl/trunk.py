@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cerl.duty import Duty, pick, project
 from cerl.fox import Fox
 from cerl.gru import Gru
 from cerl.kernels import Impl, without_autocast
+from cerl.kernels.pointwise import silu
 from cerl.nn import Linear, Projection, rms_norm
 from cerl.transformer import Transformer
 
@@ -236,7 +236,7 @@ class Block(nn.Module):
         """h + mlp(norm(h)), units gated by silu (Shazeer 2020, arXiv:2002.05202)."""
         x = rms_norm(h, pick(self.mlp_scale, duty), eps=EPS, dtype=self.dtype)
         gate, up = project(x, self.up.weight, duty).chunk(2, -1)
-        return h + project(F.silu(gate) * up, self.down.weight, duty)
+        return h + project(silu(gate) * up, self.down.weight, duty)
 
 
 def hidden(options: TrunkOptions) -> int:
