@@ -190,7 +190,7 @@ def test_a_simulator_that_raises_ends_the_run_saved(tmp_path, monkeypatch, capsy
         train.train(config)
     (folder,) = tmp_path.iterdir()
     state = checkpoint.load(folder).state
-    assert state["iteration"] == 89 and int(state["learner"]["updates"]) == (90 - 40) // 4
+    assert state["iteration"] == 90 and int(state["learner"]["updates"]) == (90 - 40) // 4
     assert f"saved; go on with: cerl train --resume {folder}" in capsys.readouterr().out
     train.resume(folder)
     assert "episodes under way were cut" in capsys.readouterr().out
