@@ -21,7 +21,7 @@ from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.agents.sac import SAC
-from cerl.checkpoint import CheckpointError, Checkpoints, in_words
+from cerl.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
@@ -455,21 +455,7 @@ class Loop:
             logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
             return
         loaded = checkpoint.newest(self.folder, replay=config.log.save_replay)
-        state = loaded.state
-        checkpoint.match(self._template(), state)
-        configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
-        self.iteration, self.made = state["iteration"], state["made"]
-        self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
-        if self.iteration > self.last:
-            raise ValueError(
-                f"schedule.steps: expected at least the {self.iteration * self.envs:,} agent steps "
-                f"that {self.folder} has trained already, got {config.schedule.steps:,}"
-            )
-        self.checkpoints.restore(loaded)
-        parts.learner.load_state_dict(state["learner"])
-        parts.watch.load_state_dict(state["watch"])
-        logger.load_state_dict(state["logger"])
-        exact = parts.collector.load_state_dict(state["collector"])
+        exact = self.load(loaded)
         steps = self.iteration * self.envs
         for sentence in loaded.damaged:
             logger.fell_back(sentence)
@@ -482,6 +468,30 @@ class Loop:
             self.filled = steps + config.replay.start
             note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
         logger.note(note)
+
+    def load(self, loaded: Loaded) -> bool:
+        """Takes over a checkpoint in place; one that is of something else changes nothing.
+
+        Returns: whether the environments continue exactly.
+        Raises:  CheckpointError, ConfigError or ValueError if it does not belong to this run.
+        """
+        parts, state = self.parts, loaded.state
+        checkpoint.match(self._template(), state)
+        configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
+        if not 0 <= state["iteration"] <= self.last:
+            raise ValueError(
+                f"schedule.steps: expected at least the {state['iteration'] * self.envs:,} agent "
+                f"steps that {self.folder} has trained already, got "
+                f"{self.config.schedule.steps:,}"
+            )
+        self.checkpoints.restore(loaded)
+        parts.learner.load_state_dict(state["learner"])
+        parts.watch.load_state_dict(state["watch"])
+        self.logger.load_state_dict(state["logger"])
+        exact = parts.collector.load_state_dict(state["collector"])
+        self.iteration, self.made = state["iteration"], state["made"]
+        self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
+        return exact
 
     def _introduce(self, memory: str) -> None:
         """Says what the run needs of memory and disk."""

@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from mutate import mutations
 
-from cerl import checkpoint, config, rows
+from cerl import checkpoint, config, pieces, rows
 from cerl.__main__ import main
 
 
@@ -88,15 +89,23 @@ def read_all(folder: Path) -> Bits:
 def leaves(folder: Path) -> dict[str, Any]:
     """Every leaf of the newest checkpoint and every row of replay, tensors as bytes."""
     loaded = checkpoint.newest(folder)
-    assert loaded is not None, f"{folder}: no checkpoint"
-    return dict(flat({"state": loaded.state, "replay": loaded.rows()}))
+    replay: dict[str, Any] = {"rows": {}}
+    if loaded.replay is not None:
+        for name, said in loaded.replay.layout.items():
+            kind, _, shape = said.partition(" ")
+            seeds, *rest = map(int, shape.strip("[]").split(","))
+            ring = torch.zeros(seeds, loaded.replay.rows, *rest, dtype=getattr(torch, kind))
+            replay["rows"][name] = ring
+        pieces.read(folder, loaded.replay, replay["rows"])
+        replay |= {"total": loaded.replay.total, "misses": loaded.replay.misses}
+    return dict(flat({"state": loaded.state, "replay": replay}))
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree with their paths; times of the clock and piece names left out."""
+    """The leaves of a tree with their paths; times of the clock left out."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if key not in ("wall_seconds", "pieces"):
+            if key != "wall_seconds":
                 yield from flat(value, f"{path}.{key}")
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
@@ -335,7 +344,6 @@ class Flips:
                 warnings.simplefilter("ignore")
                 options = config.load_file(folder / "config.yaml").model_dump()
                 loaded = checkpoint.newest(folder)
-                assert loaded is not None
                 return options, read_all(folder), loaded.damaged
         except (ValueError, RuntimeError, OSError) as error:
             return str(error)
@@ -368,6 +376,62 @@ class Flips:
             return "in one of the two only" in part and got.scalars.keys() <= whole.scalars.keys()
         mine = got.scalars[key]
         return mine == whole.scalars[key][: len(mine)]
+
+
+class Mutations:
+    """Resumes from checkpoints whose bytes are intact and whose structure is not."""
+
+    def __init__(self, work: Path, *, seed: int) -> None:
+        self.work, self.seed = work, seed
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def run(self, mutated: int) -> None:
+        """Every node of the checkpoint has its turn, of each setting in turn."""
+        names = [name for name in SETTINGS if name != "minatar/ddqn"]
+        for index, name in enumerate(names):
+            out = self.work / f"mutations-{index}"
+            options = [*SETTINGS[name], *line(schedule_steps=120, log_checkpoint_every=60)]
+            with silent():
+                assert main(["train", name, *without_repeats(options), "--out", str(out)]) == 0
+            (folder,) = out.iterdir()
+            (folder / "finished").unlink()
+            *_, newest = checkpoint.files(folder)
+            content = torch.load(newest, weights_only=True)
+            share = mutated // len(names) + (index < mutated % len(names))
+            for what, spoilt in mutations(content, share, seed=self.seed):
+                with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+                    torch.save(spoilt, newest)  # what torch cannot write is no file
+                    self.resume(folder, f"{name}: {what}")
+                torch.save(content, newest)
+
+    def resume(self, folder: Path, what: str) -> None:
+        log = self.work / "mutated.txt"
+        log.unlink(missing_ok=True)
+        copy = self.work / "mutated"
+        shutil.copytree(folder, copy)
+        pid = spawn(["train", "--resume", str(copy)], log)
+        code, text = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), log.read_text()
+        shutil.rmtree(copy)
+        self.counts["mutated checkpoints"] += 1
+        if code not in (0, 2) or "Traceback" in text:
+            self.problems.append(f"{what}: exit code {code}:\n{text[-1500:]}")
+        elif code:
+            self.counts["refused"] += 1
+        else:
+            older = "set aside" in text
+            self.counts["an older one taken, and said" if older else "without effect"] += 1
+
+
+def without_repeats(options: list[str]) -> list[str]:
+    """Options of which the later ones count, each given once."""
+    groups: dict[str, list[str]] = {}
+    for word in options:
+        if word.startswith("--"):
+            groups[word] = key = [word]
+        else:
+            key.append(word)
+    return [word for group in groups.values() for word in group]
 
 
 class Disks:
@@ -450,8 +514,6 @@ def report(title: str, counts: Counter[str], problems: list[str]) -> bool:
 
 def campaign(*, kills: int, flips: int, mutations: int, disks: int, seed: int, work: Path) -> bool:
     """Runs all four. Returns: whether nothing was lost, different or read wrongly."""
-    from mutate import Mutations
-
     well = True
     for kind, count in ((Kills, kills), (Flips, flips), (Mutations, mutations), (Disks, disks)):
         if count:
@@ -465,7 +527,7 @@ def campaign(*, kills: int, flips: int, mutations: int, disks: int, seed: int, w
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Fault campaigns.")
     for flag, default in (("kills", 30), ("flips", 50), ("mutations", 50), ("disks", 5)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=int(time.time()))

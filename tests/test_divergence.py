@@ -243,7 +243,7 @@ def recorded(folder, name, seed):
 
 
 def parameters(folder, seed):
-    state = checkpoint.load(folder, map_location="cpu")["learner"]
+    state = checkpoint.load(folder, map_location="cpu").state["learner"]
     return {f"{net}.{k}": v[seed] for net in ("net", "target") for k, v in state[net].items()}
 
 

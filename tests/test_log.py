@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cerl import board, config, log, pace, rows
 from cerl.data import EnvSpec
 from cerl.log import Logger
 from cerl.rows import RowsError
+from cerl.screen import PipeConsole
 
 SEEDS = (3, 8)
 NAN = math.nan
@@ -292,7 +292,7 @@ def test_rows_of_another_run_are_never_overwritten(tmp_path):
 def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
     logger, text, diverged = make_logger(tmp_path, changes={"diverged": how}), io.StringIO(), {}
     logger.quiet, logger.diverged = False, diverged
-    logger.console = Console(file=text, soft_wrap=True)
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         diverged[1] = 200
@@ -316,7 +316,7 @@ def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
 def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger = make_logger(tmp_path)
     text = io.StringIO()
-    logger.console = Console(file=text, soft_wrap=True)
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         before = (tmp_path / "rows.parquet").read_bytes()
@@ -411,7 +411,7 @@ def test_a_terminal_shows_a_bar_that_is_redrawn(tmp_path):
 def test_quiet_prints_notes_and_nothing_else(tmp_path):
     text = io.StringIO()
     logger = make_logger(tmp_path)
-    logger.console = Console(file=text, soft_wrap=True)
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         logger.note("resumed at agent step [100]")
