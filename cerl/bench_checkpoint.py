@@ -51,12 +51,13 @@ def checkpoint(
         device: cpu, cuda or auto
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
     changes = {
+        "device": device,
         "seeds": tuple(range(seeds)),
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
+    place = training.prepare(config)
     learner = bench.filled_learner(config, _spec(config, place), place)
     rows: bench.Rows = []
     for what in content:

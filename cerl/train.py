@@ -168,7 +168,7 @@ def _resume(config: Config, folder: Path) -> Path:
     checkpoints = checkpoint.Checkpoints(folder, parts.replay if config.log.save_replay else None)
     checkpoints.restore(loaded)
     exact = restore(parts, logger, state)
-    full = config.log.save_replay and loaded.replay is not None and loaded.replay.total > 0
+    full = config.log.save_replay and loaded.replay is not None
     refill = 0 if full else config.replay.start
     for sentence in loaded.damaged:
         logger.note(sentence)
