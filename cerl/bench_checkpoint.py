@@ -51,12 +51,13 @@ def checkpoint(
         device: cpu, cuda or auto
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
     changes = {
+        "device": device,
         "seeds": tuple(range(seeds)),
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
+    place = training.prepare(config)
     learner = bench.filled_learner(config, _spec(config, place), place)
     rows: bench.Rows = []
     for what in content:
@@ -102,10 +103,10 @@ def _draw_frames(obs: Tensor) -> None:
 def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> dict[str, object]:
     replay, state = learner.replay, {"learner": learner.state_dict()}
     store = checkpoints.Checkpoints(folder, replay)
-    assert store.pieces is not None
+    assert store.spool is not None
     replay.total.fill_(replay.rows)
     store.save(state)  # the ring as it is: what follows are new rows
-    width = store.pieces.width
+    width = store.spool.width
     steps = int(megabytes * 1e6 / width)
     begin, slept, spent = time.perf_counter(), 0.0, []
     for step in range(steps):
@@ -120,7 +121,7 @@ def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> 
             slept += ahead
     seconds = time.perf_counter() - begin
     file, saving = _timed(lambda: store.save(state), replay.total.device)
-    names = store.pieces.names
+    names = store.spool.names
     packed = sum((folder / pieces.FOLDER / name).stat().st_size for name in names)
     checking = time.perf_counter()
     loaded = checkpoints.newest(folder)

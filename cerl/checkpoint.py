@@ -22,8 +22,9 @@ import torch
 
 from cerl import __version__, pieces
 from cerl import files as safe
-from cerl.pieces import Manifest, Pieces
+from cerl.pieces import Manifest
 from cerl.replay import Replay
+from cerl.spool import Spool
 from cerl.tree import CheckpointError as CheckpointError
 from cerl.tree import Free as Free
 from cerl.tree import lost, plain, size
@@ -81,7 +82,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, replay: Replay | None) -> None:
         self.folder = folder
-        self.pieces = None if replay is None else Pieces(folder, replay)
+        self.spool = None if replay is None else Spool(folder, replay)
         # Files of pieces that each checkpoint needs; None where that cannot be read.
         self.needed = {file.name: _needed(file) for file in files(folder)}
 
@@ -90,8 +91,8 @@ class Checkpoints:
 
         Raises: CheckpointError if they are damaged, or belong to a run with other options.
         """
-        if self.pieces is not None and loaded.replay is not None:
-            self.pieces.load(loaded.replay)
+        if self.spool is not None and loaded.replay is not None:
+            self.spool.load(loaded.replay)
         self._sweep()
 
     def stream(self) -> None:
@@ -100,10 +101,10 @@ class Checkpoints:
         To be called once an iteration; nearly always it only counts.
         Raises: CheckpointError if rows could not be written; they are tried again later.
         """
-        if self.pieces is None:
+        if self.spool is None:
             return
         with self._errors(0):
-            written = self.pieces.stream()
+            written = self.spool.stream()
         if written:
             self._sweep()
 
@@ -115,9 +116,9 @@ class Checkpoints:
         """
         needed = size(state)
         rows = None
-        if self.pieces is not None:
+        if self.spool is not None:
             with self._errors(needed):
-                rows = self.pieces.save()
+                rows = self.spool.save()
         file = save(self.folder, state, replay=rows)
         self.needed[file.name] = rows.names if rows is not None else set()
         self._sweep()
@@ -125,8 +126,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the thread; rows that are not in a checkpoint yet are given up."""
-        if self.pieces is not None:
-            self.pieces.close()
+        if self.spool is not None:
+            self.spool.close()
 
     def needs(self, state: dict[str, Any], *, every: int, iterations: int) -> int:
         """Bytes on the disk that a run needs at most, if rows do not shrink when compressed.
@@ -135,18 +136,18 @@ class Checkpoints:
               of the whole run.
         """
         needed = (KEEP + 1) * size(state)
-        if self.pieces is not None:
-            rows = self.pieces.replay.rows
+        if self.spool is not None:
+            rows = self.spool.replay.rows
             # The older checkpoint's rows and all that came since; no checkpoint needs more than
             # its own ring, and what lies behind the ring goes at once.
             kept = rows + KEEP * min(every, rows)
-            needed += self.pieces.width * (min(kept, iterations) + 2 * self.pieces.count)
+            needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
         return needed
 
     def _sweep(self) -> None:
         """Deletes pieces that neither a checkpoint nor the ring needs."""
         self.needed = {file.name: self.needed.get(file.name) for file in files(self.folder)}
-        keep = set() if self.pieces is None else self.pieces.names
+        keep = set() if self.spool is None else self.spool.names
         for names in self.needed.values():
             if names is None:
                 return

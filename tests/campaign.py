@@ -91,12 +91,7 @@ def leaves(folder: Path) -> dict[str, Any]:
     loaded = checkpoint.newest(folder)
     replay: dict[str, Any] = {"rows": {}}
     if loaded.replay is not None:
-        for name, said in loaded.replay.layout.items():
-            kind, _, shape = said.partition(" ")
-            seeds, *rest = map(int, shape.strip("[]").split(","))
-            ring = torch.zeros(seeds, loaded.replay.rows, *rest, dtype=getattr(torch, kind))
-            replay["rows"][name] = ring
-        pieces.read(folder, loaded.replay, replay["rows"])
+        replay["rows"] = pieces.whole(folder, loaded.replay)
         replay |= {"total": loaded.replay.total, "misses": loaded.replay.misses}
     return dict(flat({"state": loaded.state, "replay": replay}))
 

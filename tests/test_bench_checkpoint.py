@@ -5,12 +5,12 @@ import json
 import pytest
 
 from cerl import __main__ as command
-from cerl import pieces
+from cerl import spool
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_writing_beside_training_saving_and_loading_are_timed(tmp_path, monkeypatch, placement):
-    monkeypatch.setattr(pieces, "PIECE", 2**16)
+    monkeypatch.setattr(spool, "PIECE", 2**16)
     out = tmp_path / "rows.json"
     words = [
         "--preset",

@@ -379,7 +379,7 @@ def printed(tmp_path, *, terminal: bool) -> str:
     text = io.StringIO()
     logger = make_logger(tmp_path, quiet=False)
     look = {"highlight": False, "soft_wrap": True, "width": 100}
-    logger.console = Console(file=text, force_terminal=terminal, **look)
+    logger.screen.console = logger.console = PipeConsole(file=text, force_terminal=terminal, **look)
     with logger:
         logger.refreshed = -1.0
         logger.progress(50, 12)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cerl import checkpoint, draw, files, pieces
+from cerl import checkpoint, draw, files, pieces, spool
 from cerl.checkpoint import CheckpointError, Checkpoints
 from cerl.data import EnvSpec, Row
 from cerl.replay import Replay
@@ -43,7 +43,7 @@ def add(replay: Replay, count: int, *stores: Checkpoints) -> None:
 
 
 def pieces_of(rows: int, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pieces, "PIECE", rows * WIDTH)
+    patch.setattr(spool, "PIECE", rows * WIDTH)
 
 
 def assert_same(one: Replay, two: Replay) -> None:
@@ -108,21 +108,21 @@ def test_only_new_rows_are_written_and_few_files_stay(tmp_path, monkeypatch):
     pieces_of(4, monkeypatch)
     replay = ring()
     store = Checkpoints(tmp_path, replay)
-    assert store.pieces is not None
+    assert store.spool is not None
     sizes = []
-    write = pieces._write
+    write = pieces.write
 
     def counted(path, rows):
         sizes.append(len(rows) // WIDTH)
         return write(path, rows)
 
-    monkeypatch.setattr(pieces, "_write", counted)
+    monkeypatch.setattr(pieces, "write", counted)
     for _ in range(20):
         add(replay, 3, store)
         store.save({})
         # What two checkpoints and the ring need: whole pieces, and a tail each.
         assert len(names(tmp_path)) <= ROWS // 4 + 1 + 3
-        assert set(names(tmp_path)) >= store.pieces.names
+        assert set(names(tmp_path)) >= store.spool.names
     assert sizes.count(4) == 60 // 4 and max(sizes) == 4
     store.close()
 
@@ -142,14 +142,14 @@ def test_training_waits_for_a_slow_disk_and_its_rows_arrive(tmp_path, monkeypatc
     pieces_of(2, monkeypatch)
     replay, go = ring(), threading.Semaphore(0)
     store = Checkpoints(tmp_path, replay)
-    write = pieces._write
+    write = pieces.write
 
     def slow(path, rows):
         go.acquire()
         return write(path, rows)
 
-    monkeypatch.setattr(pieces, "_write", slow)
-    add(replay, 2 * pieces.STAGED, store)  # as many as may be under way
+    monkeypatch.setattr(pieces, "write", slow)
+    add(replay, 2 * spool.STAGED, store)  # as many as may be under way
     waits = threading.Thread(target=add, args=(replay, 2, store))
     waits.start()
     waits.join(0.05)
@@ -427,7 +427,7 @@ def test_a_step_that_the_thread_could_not_take_is_no_silent_loss(tmp_path, monke
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "_write", broken)
+        patch.setattr(pieces, "write", broken)
         add(replay, 4, store)
         with pytest.raises(MemoryError):
             store.save({})
