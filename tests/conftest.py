@@ -6,13 +6,17 @@ CERL_TEST_THREADS=2 runs them with two threads instead: the verdict must be the 
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
+from interpreter import spare_repeated_work
 
 torch.set_num_threads(int(os.environ.get("CERL_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    if find_spec("triton") is not None:
+        spare_repeated_work()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 
 
