@@ -78,21 +78,24 @@ class Bits(NamedTuple):
 
 def read_all(folder: Path) -> Bits:
     """Everything in a run folder that is a number, times of the clock left out."""
-    tables = []
-    for name, schema in (("rows", rows.ROWS), ("metrics", rows.METRICS)):
-        table = rows.read(folder / f"{name}.parquet", schema)
-        kept = [column for column in table.column_names if column != "wall_seconds"]
-        tables.append({k: list(map(repr, v)) for k, v in table.select(kept).to_pydict().items()})
-    return Bits(*tables, leaves(folder), scalars(folder / "tensorboard"))
+
+    def table(name: str, schema: Any) -> dict[str, list[str]]:
+        columns = rows.read(folder / f"{name}.parquet", schema).to_pydict()
+        columns.pop("wall_seconds", None)
+        return {key: list(map(repr, values)) for key, values in columns.items()}
+
+    return Bits(
+        table("rows", rows.ROWS),
+        table("metrics", rows.METRICS),
+        leaves(folder),
+        scalars(folder / "tensorboard"),
+    )
 
 
 def leaves(folder: Path) -> dict[str, Any]:
     """Every leaf of the newest checkpoint and every row of replay, tensors as bytes."""
     loaded = checkpoint.newest(folder)
-    replay: dict[str, Any] = {"rows": {}}
-    if loaded.replay is not None:
-        replay["rows"] = pieces.whole(folder, loaded.replay)
-        replay |= {"total": loaded.replay.total, "misses": loaded.replay.misses}
+    replay = None if loaded.replay is None else pieces.whole(folder, loaded.replay)
     return dict(flat({"state": loaded.state, "replay": replay}))
 
 
