@@ -4,7 +4,6 @@ Every kind of agent and family is trained tiny: seed 2 by itself, among three se
 order, and beside a seed whose parameters are NaN. All of its rows must be equal, but for the time.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
