@@ -36,8 +36,8 @@ def import_task_module(name: str) -> ModuleType:
     only during the import. Where the module came from there, the folder stays at the path's end,
     so that what the task imports later is found, and no installed package is ever replaced.
 
-    Raises:  ImportError saying where was looked, or what the module lacks; RuntimeError where the
-             module fails, or another one of its name is in use.
+    Raises:  ImportError saying where it was looked for, or what the module lacks; RuntimeError
+             where the module fails, or another one of its name is in use.
     """
     folder = os.getcwd()
     top = name.partition(".")[0]

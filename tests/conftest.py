@@ -16,11 +16,11 @@ from interpreter import spare_repeated_work
 torch.set_num_threads(int(os.environ.get("CERL_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    if find_spec("triton") is not None:
+        spare_repeated_work()
 # Runs are sealed with a key of this process's own, not with the user's.
 _STATE = tempfile.TemporaryDirectory(prefix="cerl-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
-    if find_spec("triton") is not None:
-        spare_repeated_work()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 
 

@@ -9,8 +9,10 @@ from typing import get_args
 import pytest
 
 from cerl import config, files, preset
-from cerl.config import Config, EnsembleConfig, NetConfig, load, load_file
+from cerl.__main__ import overridden
+from cerl.config import Config, EnsembleConfig, GymEnv, NetConfig, dump, load, load_file
 from cerl.mistakes import MISS, ConfigError, contradictions, keys, nearest, smallest_share
+from cerl.rows import config_hash, env_name
 
 
 def written(folder, name, text):
@@ -31,6 +33,41 @@ def test_every_preset_loads_and_has_a_description():
     for name in names:
         assert load(name).preset == name
         assert len(preset.description(name)) > 20
+
+
+def test_arguments_of_a_task_are_read_hashed_and_saved_like_any_option(tmp_path):
+    words = ["b=false", "a=-5.0", "c=1e-3", "d=[1, two]", "e='1'"]
+    want = (("a", -5.0), ("b", False), ("c", 1e-3), ("d", (1, "two")), ("e", "1"))
+    named = {"e": "1", "d": [1, "two"], "c": 1e-3, "b": False, "a": -5.0}
+    told = overridden("gym/cartpole", ["--env.kwargs", *words], prog="cerl train")
+    file = load("gym/cartpole", {"env.kwargs": named})
+    assert isinstance(told.env, GymEnv) and told.env.kwargs == want
+    assert file == told and hash(file) == hash(told) and config_hash(file) == config_hash(told)
+    assert config_hash(file) != config_hash(load("gym/cartpole"))
+    dump(told, tmp_path / "config.yaml")
+    assert load_file(tmp_path / "config.yaml") == told
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["env"]["kwargs"] == named
+    # Given again, and given without any, they replace those of the file.
+    path = str(tmp_path / "config.yaml")
+    assert overridden(path, [], prog="cerl train").env == told.env
+    assert overridden(path, ["--env.kwargs"], prog="cerl train").env == load("gym/cartpole").env
+    assert env_name(load("gym/cartpole", {"env.kwargs": {"a": 1}})) == "gym/CartPole-v1-a=1"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (5, "env.kwargs: expected `name: value` lines of its own, got 5"),
+        ({"a b": 1}, "env.kwargs: expected names of arguments, got 'a b'"),
+        ({"a": {"b": 1}}, "env.kwargs.a: expected a number, a text, true, false, null or a list"),
+        (["slippery"], "env.kwargs: expected name=value, got 'slippery'"),
+        (["x=1", "x=2"], "env.kwargs: expected different names, got x"),
+        (["x=[1"], r"env.kwargs.x: expected a YAML value, got '\[1'"),
+    ],
+)
+def test_arguments_of_a_task_that_cannot_be_read_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        load("gym/cartpole", {"env.kwargs": given})
 
 
 def test_every_preset_survives_dump_and_load(tmp_path):

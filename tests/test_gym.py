@@ -471,7 +471,7 @@ def test_a_constructor_that_fails_is_one_sentence_with_its_cause(error, words):
     def entry(wind=1.0):
         raise error
 
-    gymnasium.register("Fails-v0", entry_point=entry)
+    gymnasium.register("Fails-v0", entry_point=entry)  # pyright: ignore[reportArgumentType]
     try:
         with pytest.raises(
             RuntimeError,

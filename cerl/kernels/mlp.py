@@ -150,6 +150,9 @@ def _definition(
     # The networks of one input as columns of one product, which reads the input once.
     wide = w1.reshape(count, nets // count, fan_in, hidden).transpose(1, 2).flatten(2)
     y = (x @ wide).unflatten(2, (nets // count, hidden)).transpose(1, 2).flatten(0, 1)
+    # Of one input this is a view, of several a copy; sums over rows add up in another order in
+    # another layout, and the bits of a network's gradient would depend on the number of inputs.
+    y = y.contiguous()
     y = F.relu(y + b1.unsqueeze(1)).to(x.dtype)
     y = F.relu(y @ w2 + b2.unsqueeze(1)).to(x.dtype)
     return y @ w3 + b3.unsqueeze(1)
