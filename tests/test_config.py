@@ -46,7 +46,7 @@ def test_arguments_of_a_task_are_read_hashed_and_saved_like_any_option(tmp_path)
     assert config_hash(file) != config_hash(load("gym/cartpole"))
     dump(told, tmp_path / "config.yaml")
     assert load_file(tmp_path / "config.yaml") == told
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["env"]["kwargs"] == named
+    assert preset.read(tmp_path / "config.yaml")["env"]["kwargs"] == named
     # Given again, and given without any, they replace those of the file.
     path = str(tmp_path / "config.yaml")
     assert overridden(path, [], prog="cerl train").env == told.env

@@ -222,7 +222,7 @@ def run(out, *, poison=None, how="freeze"):
 
     def poisoned(self, *args):
         step(self, *args)
-        if int(self.updates) == POISONED:
+        if not self.updates.is_meta and int(self.updates) == POISONED:
             self.leaves[0].data[1].flatten()[0] = NAN
 
     with poison.context() as patch:
