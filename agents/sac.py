@@ -26,6 +26,7 @@ from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.kernels import soft
 from cerl.kernels.branches import parallel
 from cerl.kernels.mlp import fits, mlp
+from cerl.kernels.pointwise import atanh, sigmoid
 from cerl.kernels.soft import density, sampled
 from cerl.nn import Critics, LayerNorm, Linear, initialise
 from cerl.sequence import Tokens, Whole, make_trunk, read
@@ -205,7 +206,7 @@ class PolicyLosses(NamedTuple):
 
 def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
     """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
-    u = torch.atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+    u = atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
     return density(u, log_std, (u - mean) * (-log_std).exp())
 
 
@@ -362,7 +363,7 @@ class SAC:
             return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
-        weight = torch.sigmoid(-loss.spread_temperature * spread) + 0.5
+        weight = sigmoid(-loss.spread_temperature * spread) + 0.5
         return value, of_actors(self.table, weight)
 
     def critic_losses(

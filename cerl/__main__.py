@@ -4,18 +4,58 @@ Every option of a run comes from `cerl/config.py`, help text included. Whatever 
 is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
 """
 
-import dataclasses
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+import threading
+from collections.abc import Iterator
 
-from pydantic import BaseModel, ValidationError
+# `python -m cerl` searches the current folder before everything else, `cerl` does not. A module of
+# the user's that registers a task is found there all the same (`cerl.envs.gym_task`).
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
 
-from cerl import __version__, config, mistakes, preset
-from cerl.config import Config
-from cerl.mistakes import ConfigError
+
+def _leave(number: int, frame: object) -> None:
+    """Handles Ctrl-C: ends the process."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+        os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def _prompt_to_leave() -> Iterator[None]:
+    """Has Ctrl-C end the process at once, rather than raise an exception in the midst of an import:
+    torch and numpy catch it there and go on half imported. A run that saves first sees to that
+    itself (`train.stop_flag`)."""
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not plain or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _prompt_to_leave():
+    import dataclasses
+    import errno
+    import re
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Annotated, Any, Literal, get_args, get_origin
+
+    from pydantic import BaseModel, ValidationError
+
+    from cerl import __version__, config, mistakes, preset
+    from cerl.config import Config
+    from cerl.mistakes import ConfigError
+    from cerl.stop import SAVED, Stopped
+    from cerl.text import visible
 
 USAGE = """\
 usage: cerl COMMAND ...
@@ -24,7 +64,7 @@ Ensemble exploration in reinforcement learning: populations of seeds x members o
 
 commands:
   train PRESET [OPTIONS]          train one population; every option can be overridden
-  train --resume RUN              go on from the newest checkpoint of a run folder
+  train --resume RUN [OPTIONS]    go on from the newest checkpoint of a run folder
   eval RUN [OPTIONS]              play the newest checkpoint: every member, and the aggregate
   sweep PRESET... [OPTIONS]       train presets x environments one after the other, then report
   report RUN... [OPTIONS]          tables and learning curves of finished or running runs
@@ -40,13 +80,18 @@ usage: cerl train PRESET [OPTIONS]      e.g. cerl train minatar/cerl --env.name 
        cerl train FILE.yaml [OPTIONS]   a file of your own (with `base: PRESET` if you like)
        cerl train --resume RUN          go on from the newest checkpoint of the run folder RUN
 
+Of a run only schedule.steps (longer), log.*, device, threads and out can change when it goes on:
+`cerl train --resume RUN --schedule.steps 2_000_000`. A run that somebody else made goes on if its
+config.yaml names no module to import, or with --trust: then that module's code runs.
+
 `cerl train PRESET --help` explains every option, with its unit and the preset's value. Presets:
 """
 
 EVAL = """\
-usage: cerl eval RUN [--episodes N] [--policies NAME...] [--epsilon SHARE]
+usage: cerl eval RUN [--episodes N] [--policies NAME...] [--epsilon SHARE] [--trust]
 
 Plays the newest checkpoint of the run folder RUN: every member, and the aggregate policies.
+--trust: a module that the config of somebody else's run names may be imported, and its code run.
 `cerl eval RUN --help` explains the options, with the run's values."""
 
 SWEEP = """\
@@ -79,22 +124,52 @@ LIST = "usage: cerl list [presets|envs]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns: exit code 0, 2 after an expected error, 130 after Ctrl-C."""
+    """Runs one command.
+
+    Returns: exit code 0; 2 after an expected error; 75 where a run was told to stop and has saved
+             all that it needs to go on; 130 where it was interrupted before it could.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    works = arguments[:1] in (["train"], ["sweep"]) and not _asks_help(arguments)
     try:
-        return _run(arguments)
+        with _prompt_to_leave(), contextlib.nullcontext() if works else _reader_may_leave():
+            _run(arguments)
+        return 0
+    except Stopped:
+        return SAVED
     except KeyboardInterrupt:
         _say("interrupted", "")
         return 130
-    except BrokenPipeError:
-        # The reader of the pipe has gone; nothing is left to be said, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("CERL_DEBUG") == "1":
             raise
         _say("error: ", _message(error))
         return 2
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Around what only prints: once the reader of a pipe has gone, nothing is left to be said."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # rich turns a broken pipe into SystemExit.
+        if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):
+            raise
+        # Python flushes the output once more when it ends, and would fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_REMEDIES = {
+    errno.EACCES: "it has to be readable and writable for you",
+    errno.EPERM: "it has to be readable and writable for you",
+    errno.EROFS: "the file system is read-only; copy the folder to another one",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+}
 
 
 def _message(error: Exception) -> str:
@@ -103,6 +178,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "\n".join(mistakes.explained(error, Config))
     text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        remedy = _REMEDIES.get(error.errno or 0)
+        text = f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
     return f"{text}\n(CERL_DEBUG=1 shows where)"
 
 
@@ -110,22 +188,35 @@ def _say(head: str, text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble((head, "bold red"), text))
+    shown = visible(text, lines=True)
+    with contextlib.suppress(OSError):
+        Console(stderr=True, soft_wrap=True).print(Text.assemble((head, "bold red"), shown))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
-        return 0
+        return
     name, rest = arguments[0], arguments[1:]
     if name in ("--version", "-V", "version"):
         print(f"cerl {__version__}")
-        return 0
+        return
     if name not in COMMANDS:
         hint = mistakes.nearest(name, list(COMMANDS))
         raise ConfigError(f"no command {name!r}{hint} (`cerl --help` lists them)")
+    _refuse_repeated(rest)
     COMMANDS[name](rest)
-    return 0
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raises: ConfigError if an option is given twice, of which only the last would count."""
+    given = [key for word in arguments if (key := _key(word))]
+    for key in given:
+        if given.count(key) > 1:
+            raise ConfigError(
+                f"--{key}: given {given.count(key)} times, and only the last would count; expected "
+                "once, several values one after the other (--seeds 0 1 2)"
+            )
 
 
 def _asks_help(arguments: Sequence[str]) -> bool:
@@ -136,35 +227,76 @@ def _train(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(TRAIN + "\n".join(_preset_lines()))
         return
-    if arguments[0] == "--resume":
-        _resume(arguments[1:])
+    trusted, arguments = _flag(arguments, "--trust")
+    if arguments[:1] == ["--resume"]:
+        _resume(arguments[1:], trusted=trusted)
         return
-    if arguments[0].startswith("-"):
-        raise ConfigError(f"train: expected a preset first, got {arguments[0]!r}; see `cerl list`")
+    if trusted or not arguments or arguments[0].startswith("-"):
+        got = "--trust, which --resume takes" if trusted else repr(arguments[0])
+        raise ConfigError(f"train: expected a preset first, got {got}; see `cerl list`")
     run = overridden(arguments[0], arguments[1:], prog=f"cerl train {arguments[0]}")
     from cerl import train
 
-    print(train.train(run))
+    folder = train.train(run)
+    with _reader_may_leave():
+        print(folder)
 
 
-def _resume(arguments: list[str]) -> None:
-    if len(arguments) != 1 or _asks_help(arguments):
+def _resume(arguments: list[str], *, trusted: bool) -> None:
+    words, options = _split(arguments)
+    if len(words) != 1:
         raise ConfigError(
-            "train --resume: expected one run folder and nothing else (a resumed run keeps the "
-            f"options in its config.yaml), got {' '.join(arguments) or 'nothing'}"
+            f"train --resume: expected one run folder, got {' '.join(words) or 'nothing'}"
         )
-    folder = _run_folder(arguments[0])
+    folder = _run_folder(words[0])
+    run = config.load_file(folder / config.FILE)
+    changes = _changes(run, options, folder=folder)
+    config.load_file(folder / config.FILE, changes)  # refused before seconds of imports
     from cerl import train
 
-    print(train.resume(folder))
+    train.resume(folder, changes=changes, trusted=trusted)
+    with _reader_may_leave():
+        print(folder)
+
+
+def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]:
+    """Options of a run that are given, by dotted key.
+
+    Raises: ConfigError if one may not change; SystemExit after --help, or where one cannot be read.
+    """
+    import tyro
+
+    known = set(mistakes.keys(Config, family=run.env.family))
+    given = dict.fromkeys(key for word in options if (key := _key(word)) in known)
+    if fixed := [key for key in given if not config.changeable(key)]:
+        raise ConfigError(config.unchangeable(fixed, folder / config.FILE))
+    form, default = _form(run, only=config.CHANGEABLE)
+    filled = tyro.cli(
+        form,
+        default=default,
+        args=options,
+        prog=f"cerl train --resume {folder}",
+        description="Options of a run that may change when it goes on.",
+    )
+    values = dict(preset.leaves(dataclasses.asdict(filled)))
+    return {key: values[key] for key in given}
+
+
+def _key(word: str) -> str:
+    """The dotted key of an option as it is written, e.g. log.save_replay of --log.no-save-replay;
+    empty for other words."""
+    if not word.startswith("--"):
+        return ""
+    group, dot, name = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
+    return f"{group}{dot}{name.removeprefix('no_')}"
 
 
 def _run_folder(name: str | Path) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: expected a run folder, got {_nature(folder)}")
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: expected a run folder, but it has no config.yaml")
+    if not (folder / config.FILE).is_file():
+        raise ConfigError(f"{folder}: expected a run folder, but it has no {config.FILE}")
     return folder
 
 
@@ -203,13 +335,17 @@ def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
     fields: list[tuple[str, Any, Any]] = []
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        if name == "family" or (only and name not in only):
+        below = [key.partition(".")[2] for key in only if key.startswith(f"{name}.")]
+        if name == "family" or (only and name not in only and not below):
             continue
         if isinstance(value, BaseModel):
-            form, value = _form(value)
+            form, value = _form(value, only=below)
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
+        if isinstance(model, config.GymEnv) and name == "kwargs":
+            kind, choices = tuple[str, ...], ()
+            value = tuple(f"{key}={preset.as_word(part)}" for key, part in value)
         text = " ".join((info.description or "").split())
         argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
         fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))
@@ -233,11 +369,12 @@ def _eval(arguments: list[str]) -> None:
         print(EVAL)
         return
     folder = _run_folder(arguments[0])
-    run = config.load_file(folder / "config.yaml")
-    asked = _eval_options(run, arguments[1:], prog=f"cerl eval {folder}")
+    trusted, options = _flag(arguments[1:], "--trust")
+    run = config.load_file(folder / config.FILE)
+    asked = _eval_options(run, options, prog=f"cerl eval {folder}")
     from cerl import train
 
-    _print_results(train.evaluate(folder, **asked))
+    _print_results(train.evaluate(folder, trusted=trusted, **asked))
 
 
 def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[str, Any]:
@@ -247,7 +384,7 @@ def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[s
     keys = ("episodes", "policies", "epsilon")
     form, default = _form(run.eval, only=keys)
     filled = tyro.cli(form, default=default, args=list(arguments), prog=prog)
-    flags = {word.partition("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
+    flags = set(map(_key, arguments))
     asked = {key: getattr(filled, key) for key in keys if key in flags}
     config.validated(
         preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")
@@ -277,7 +414,7 @@ def _print_results(results: dict[str, Any]) -> None:
                 str(played.numel()),
                 f"{lengths.mean():.1f}",
             )
-    Console().print(table)
+    Console().print(table, markup=False)
 
 
 def _sweep(arguments: list[str]) -> None:
@@ -300,7 +437,10 @@ def _sweep(arguments: list[str]) -> None:
         raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
     from cerl import report, sweep
 
-    report.main(sweep.sweep(runs, folder, jobs=_count("--jobs", jobs)), folder)
+    report.main(
+        sweep.sweep(runs, folder, jobs=_count("--jobs", jobs, default=1, what="a number of runs")),
+        folder,
+    )
 
 
 def _cells(word: str, options: list[str]) -> list[tuple[str, list[str]]]:
@@ -330,9 +470,9 @@ def _device_kind(device: str) -> Literal["cpu", "cuda"]:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Leading words, and everything from the first option on."""
+    """Leading words (negative numbers too), and everything from the first option on."""
     for index, word in enumerate(arguments):
-        if word.startswith("-"):
+        if word.startswith("-") and not re.match(r"-\.?\d", word):
             return list(arguments[:index]), list(arguments[index:])
     return list(arguments), []
 
@@ -348,19 +488,25 @@ def _taken(arguments: list[str], flag: str) -> tuple[list[str] | None, list[str]
     return words, arguments[:at] + rest
 
 
-def _count(flag: str, words: list[str] | None) -> int:
-    """A whole number of at least 1 (1 if the flag is absent)."""
-    if words is None:
-        return 1
-    if len(words) != 1 or not words[0].isdecimal() or int(words[0]) < 1:
-        raise ConfigError(f"{flag}: expected a whole number of at least 1, got {' '.join(words)}")
-    return int(words[0])
+def _flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Whether an option without a value is given, and the other arguments."""
+    return flag in arguments, [word for word in arguments if word != flag]
+
+
+def _count(flag: str, words: list[str] | None, *, default: int, what: str) -> int:
+    """A whole number of at least 1, underscores allowed; the default if the flag is absent."""
+    text = " ".join(words or [str(default)]).replace("_", "")
+    if words and not (re.fullmatch("[0-9]{1,18}", text) and int(text)):
+        raise ConfigError(f"{flag}: expected {what}, at least 1, got {' '.join(words)!r}")
+    return int(text)
 
 
 def _one_folder(command: str, out: list[str] | None, *, default: str) -> Path:
     if out and len(out) > 1:
         raise ConfigError(f"{command} --out: expected one folder, got {' '.join(out)}")
-    return Path(out[0] if out else default)
+    folder = Path(out[0] if out else default)
+    config.check_out(folder, option=f"{command} --out")
+    return folder
 
 
 def _report(arguments: list[str]) -> None:
@@ -375,22 +521,27 @@ def _report(arguments: list[str]) -> None:
         raise ConfigError(f"report: no such option {options[0]!r}; see `cerl report --help`")
     if not names:
         raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
-    count, step = " ".join(last or ["1"]), " ".join(until or ["0"]).replace("_", "")
-    if not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"report --last: expected a number of evaluations, got {count!r}")
-    if not step.isdecimal() or (until and int(step) < 1):
-        raise ConfigError(f"report --until: expected a number of agent steps, got {step!r}")
+    count = _count("report --last", last, default=1, what="a number of evaluations")
+    step = _count("report --until", until, default=0, what="a number of agent steps")
     alone = len(names) == 1 and not Path(names[0]).is_file()
     folder = _one_folder("report", out, default=names[0] if alone else "report")
     from cerl import report
 
-    report.main([Path(name) for name in names], folder, last=int(count), until=int(step))
+    report.main([Path(name) for name in names], folder, last=count, until=step)
 
 
 def _bench(arguments: list[str]) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
-    from cerl import bench, bench_acp, bench_attention, bench_memory, bench_sac, bench_tiles
+    from cerl import (
+        bench,
+        bench_acp,
+        bench_attention,
+        bench_checkpoint,
+        bench_memory,
+        bench_sac,
+        bench_tiles,
+    )
 
     measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
     measures["sac"] = bench_sac.sac
@@ -398,6 +549,7 @@ def _bench(arguments: list[str]) -> None:
     measures["attention"] = bench_attention.attention
     measures["attention-tiles"] = bench_tiles.attention_tiles
     measures["acp"] = bench_acp.acp
+    measures["checkpoint"] = bench_checkpoint.checkpoint
     measures["memory-update"] = bench_memory.memory_update
     measures["memory-acting"] = bench_memory.memory_acting
     measures["memory-length"] = bench_memory.memory_length

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from cerl import draw
@@ -56,12 +57,12 @@ def microseconds(
 
 def show(title: str, rows: Rows, out: Path | None) -> None:
     """Prints rows as a table; writes them as JSON lines if asked."""
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for name in rows[0]:
         table.add_column(name, justify="right" if name not in ("what", "variant") else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=140).print(table)
+    Console(width=140).print(table, markup=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
@@ -84,7 +85,8 @@ def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learn
     """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
     keys = draw.seed_keys(config.seeds, device=device)
     agent = training.make_agent(config, spec, device)
-    replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device)
+    home = config.replay.placement
+    replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device, placement=home)
     fill_randomly(replay, spec, config.ensemble.members)
     return Learner(config, agent, agent.build(keys=keys), replay, keys=keys)
 

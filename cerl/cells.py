@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from cerl import rows
 from cerl.rows import RowsError
+from cerl.text import visible
 
 # Scores of a cell, in the order of a table's columns, and how the columns are headed.
 SCORES = {
@@ -48,6 +49,7 @@ class Cell(NamedTuple):
     config_hash: str
     members: int
     seeds: tuple[int, ...]
+    diverged: dict[int, int]  # seeds whose numbers went wrong, and agent steps at which it was seen
     curves: dict[str, Curve]  # by key of SCORES
 
 
@@ -88,9 +90,11 @@ def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
 def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
     """Curves of every preset on every environment, and what a reader has to know about them.
 
-    Environments in alphabetical order, presets in that of the rows.
+    Environments in alphabetical order, presets in that of the rows. A seed that diverged stays in:
+    its scores count, and where it has none any more (`diverged` cut) it has NaN.
     Raises: RowsError if no evaluation is among the rows.
     """
+    marks = _marks(table)
     table = table.filter(pc.field("policy") != "train")
     if table.num_rows == 0:
         raise RowsError(
@@ -98,7 +102,9 @@ def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
             "after eval.every agent steps; train longer, or evaluate more often"
         )
     notes: list[str] = []
-    points = _newest(_points(table), notes)
+    points = _points(table)
+    chosen = _newest(points, notes)
+    points = [point for point in points if chosen[_configured(point)] == point["run"]]
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for point in points:
         groups.setdefault((point["env"], point["preset"], point["config_hash"]), []).append(point)
@@ -114,7 +120,13 @@ def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
     out = []
     for (env, preset, code), own in groups.items():
         name = f"{preset} [{code[:6]}]" if hashes[env, preset] > 1 else preset
-        out.append(_cell(env, name, code, own, notes))
+        diverged = {
+            seed: step
+            for (*group, seed, run), step in marks.items()
+            if tuple(group) == (env, preset, code)
+            and run == chosen.get((env, preset, code, seed), run)
+        }
+        out.append(_cell(env, name, code, own, diverged, notes))
     for env in sorted({cell.env for cell in out}):
         own = [cell for cell in out if cell.env == env and cell.curves]
         ends = {c.preset: max(int(x.steps[-1]) for x in c.curves.values()) for c in own}
@@ -136,14 +148,29 @@ def _points(table: pa.Table) -> list[dict]:
     score = pc.if_else(tandem, role, policy)  # pyright: ignore
     grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
     points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()
+    for point in points:
+        # Names come from files, and are shown in tables, notes and plots.
+        point |= {name: visible(point[name] or "") for name in ("env", "preset", "run")}
     return [point for point in points if point["score"] in SCORES]
 
 
-def _newest(points: list[dict], notes: list[str]) -> list[dict]:
-    """Leaves one run for each seed of a configuration: the one that got furthest."""
+def _configured(point: dict) -> tuple[str, str, str, int]:
+    return point["env"], point["preset"], point["config_hash"], point["seed"]
+
+
+def _marks(table: pa.Table) -> dict[tuple[str, str, str, int, str], int]:
+    """First step that is marked `diverged`, of every seed of every run that has one."""
+    keys = ["env", "preset", "config_hash", "seed", "run"]
+    marked = table.filter(pc.field("diverged"))
+    first = marked.group_by(keys, use_threads=False).aggregate([("step", "min")])
+    return {(*_configured(row), row["run"]): row["step_min"] for row in first.to_pylist()}
+
+
+def _newest(points: list[dict], notes: list[str]) -> dict[tuple[str, str, str, int], str]:
+    """The run that counts for each seed of a configuration: the one that got furthest."""
     last: dict[tuple, dict[str, int]] = {}
     for p in points:
-        runs = last.setdefault((p["env"], p["preset"], p["config_hash"], p["seed"]), {})
+        runs = last.setdefault(_configured(p), {})
         runs[p["run"]] = max(runs.get(p["run"], 0), p["step"])
     chosen = {key: max(runs, key=lambda run: (runs[run], run)) for key, runs in last.items()}
     for key, runs in last.items():
@@ -154,14 +181,22 @@ def _newest(points: list[dict], notes: list[str]) -> list[dict]:
                 f"seed {seed} of {preset} on {env} was run {len(runs)} times with one "
                 f"configuration; the run that got furthest counts, not {left}"
             )
-    return [
-        p for p in points if chosen[p["env"], p["preset"], p["config_hash"], p["seed"]] == p["run"]
-    ]
+    return chosen
 
 
-def _cell(env: str, name: str, code: str, points: list[dict], notes: list[str]) -> Cell:
-    seeds = tuple(sorted({p["seed"] for p in points}))
-    ends = {seed: max(p["step"] for p in points if p["seed"] == seed) for seed in seeds}
+def _cell(
+    env: str,
+    name: str,
+    code: str,
+    points: list[dict],
+    diverged: dict[int, int],
+    notes: list[str],
+) -> Cell:
+    played = {p["seed"] for p in points}
+    seeds = tuple(sorted(played | set(diverged)))
+    # Steps are those of the sound seeds: a seed that was cut does not take theirs with it.
+    sound = sorted(played - set(diverged)) or sorted(played)
+    ends = {seed: max(p["step"] for p in points if p["seed"] == seed) for seed in sound}
     if len(set(ends.values())) > 1:
         text = ", ".join(f"seed {seed} at {step:,}" for seed, step in ends.items())
         notes.append(
@@ -172,9 +207,10 @@ def _cell(env: str, name: str, code: str, points: list[dict], notes: list[str]) 
     for score in SCORES:
         own = {(p["step"], p["seed"]): p for p in points if p["score"] == score}
         steps = sorted({step for step, _ in own})
-        steps = [step for step in steps if all((step, seed) in own for seed in seeds)]
+        steps = [step for step in steps if all((step, seed) in own for seed in sound)]
         if steps:
-            grid = [[own[step, seed] for seed in seeds] for step in steps]
+            none = {"return_mean": None, "episodes_sum": 0}
+            grid = [[own.get((step, seed), none) for seed in seeds] for step in steps]
             curves[score] = Curve(
                 np.array(steps, dtype=np.int64),
                 np.array([[_number(p["return_mean"]) for p in line] for line in grid]),
@@ -182,17 +218,28 @@ def _cell(env: str, name: str, code: str, points: list[dict], notes: list[str]) 
             )
         elif own:
             notes.append(f"{name} on {env}: {score} has no step that all seeds share; left out")
-    lost = [
-        seed
-        for k, seed in enumerate(seeds)
-        if any(not np.isfinite(c.returns[:, k]).all() for c in curves.values())
-    ]
+    lost, ended = [], []
+    for k, seed in enumerate(seeds):
+        own = curves.values()
+        if any((c.episodes[:, k] == 0).any() for c in own) and seed in diverged:
+            ended.append(seed)
+        elif any(not np.isfinite(c.returns[:, k]).all() for c in own):
+            lost.append(seed)
     if lost:
         notes.append(
             f"{name} on {env}: a return of seed {' '.join(map(str, lost))} is not a finite number; "
             "such scores do not count, and the table says how many seeds do"
         )
-    return Cell(env, name, code, points[0]["members"], seeds, curves)
+    if diverged:
+        text = ", ".join(f"seed {seed} at {step:,}" for seed, step in sorted(diverged.items()))
+        note = (
+            f"{name} on {env}: {len(diverged)} of {len(seeds)} seeds diverged ({text} agent "
+            "steps); what they scored counts as it is"
+        )
+        if ended:
+            note += f", and there are no scores to the end of seed {' '.join(map(str, ended))}"
+        notes.append(note)
+    return Cell(env, name, code, points[0]["members"], seeds, diverged, curves)
 
 
 def _number(value: float | None) -> float:

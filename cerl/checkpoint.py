@@ -1,41 +1,60 @@
 """Checkpoints of a run: numbered files in its folder, written whole or not at all, checked on load.
 
 A checkpoint is written beside the others and renamed only once it is on the disk, so a crash or a
-full disk leaves the ones before it as they are. torch does not verify its own archive; `load` does.
+full disk leaves the ones before it as they are. torch does not verify its own archive; loading
+does. Rows of replay lie beside it, in pieces that it names (`cerl/pieces.py`).
 """
 
 import contextlib
 import errno
 import os
+import pickle
 import re
 import shutil
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from cerl import __version__
-from cerl.files import create, sync_folder, temporary
+from cerl import __version__, pieces
+from cerl import files as safe
+from cerl.pieces import Manifest
+from cerl.replay import Replay
+from cerl.spool import Spool
+from cerl.tree import CheckpointError as CheckpointError
+from cerl.tree import Free as Free
+from cerl.tree import lost, plain, size
+from cerl.tree import match as match
+from cerl.tree import numbers as numbers
+from cerl.tree import put as put
+from cerl.tree import put_net as put_net
 
-FORMAT = 4  # raised where what a checkpoint holds has another shape, or leaves other names
-_NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
-_SCALARS = (int, float, bool, str, bytes, type(None))
+FORMAT = 5  # raised where what a checkpoint holds has another shape, or leaves other names
+KEEP = 2  # checkpoints of a run folder
+_NAME = re.compile(r"checkpoint-(\d{6,18})\.pt")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the standard library raises over an archive whose bytes are wrong.
-_DAMAGE = (
+_BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error),
-    *(EOFError, ValueError, RuntimeError, KeyError),
+    *(EOFError, ValueError, RuntimeError, KeyError, OverflowError),
 )
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; nothing that was on the disk is changed."""
+class Damaged(CheckpointError):
+    """A checkpoint that cannot be used; says only what is wrong with it ("damaged (...)")."""
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that was read."""
+
+    state: dict[str, Any]  # on the CPU mapped to the file, until it is copied
+    file: Path
+    damaged: list[str]  # a sentence on each newer one
+    replay: Manifest | None  # its rows of replay, still on the disk
 
 
 class _File:
@@ -55,29 +74,101 @@ class _File:
         self.file.flush()
 
 
-def put(mine: Tensor, saved: Tensor, *, what: str) -> None:
-    """Copies a saved tensor in place. Raises: CheckpointError if it has another shape or type."""
-    if mine.shape != saved.shape or mine.dtype != saved.dtype:
-        raise CheckpointError(
-            f"checkpoint: expected {what} of shape {list(mine.shape)} and {mine.dtype}, got "
-            f"{list(saved.shape)} and {saved.dtype}; it belongs to a run with other options"
-        )
-    with torch.no_grad():
-        mine.copy_(saved)
+class Checkpoints:
+    """Saves a run into its folder: what `save` is given, and the rows of its replay.
+
+    Args of the constructor: replay, None where checkpoints leave it out.
+    """
+
+    def __init__(self, folder: Path, replay: Replay | None) -> None:
+        self.folder = folder
+        self.spool = None if replay is None else Spool(folder, replay)
+        # Files of pieces that each checkpoint needs; None where that cannot be read.
+        self.needed = {file.name: _needed(file) for file in files(folder)}
+
+    def restore(self, loaded: Loaded) -> None:
+        """Reads the rows of replay of a checkpoint in place.
+
+        Raises: CheckpointError if they are damaged, or belong to a run with other options.
+        """
+        if self.spool is not None and loaded.replay is not None:
+            self.spool.load(loaded.replay)
+        self._sweep()
+
+    def stream(self) -> None:
+        """Hands new rows of replay to a thread that writes them, once they fill a piece.
+
+        To be called once an iteration; nearly always it only counts.
+        Raises: CheckpointError if rows could not be written; they are tried again later.
+        """
+        if self.spool is None:
+            return
+        with self._errors(0):
+            written = self.spool.stream()
+        if written:
+            self._sweep()
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Writes a checkpoint of a state (see `save`) and of replay. Returns: its file.
+
+        Raises: CheckpointError if it could not be written; the older ones are then as they were,
+                and the next call tries again.
+        """
+        needed = size(state)
+        rows = None
+        if self.spool is not None:
+            with self._errors(needed):
+                rows = self.spool.save()
+        file = save(self.folder, state, replay=rows)
+        self.needed[file.name] = rows.names if rows is not None else set()
+        self._sweep()
+        return file
+
+    def close(self) -> None:
+        """Ends the thread; rows that are not in a checkpoint yet are given up."""
+        if self.spool is not None:
+            self.spool.close()
+
+    def needs(self, state: dict[str, Any], *, every: int, iterations: int) -> int:
+        """Bytes on the disk that a run needs at most, if rows do not shrink when compressed.
+
+        Args: state, what is going to be saved; every, iterations between checkpoints; iterations
+              of the whole run.
+        """
+        needed = (KEEP + 1) * size(state)
+        if self.spool is not None:
+            rows = self.spool.replay.rows
+            # The older checkpoint's rows and all that came since; no checkpoint needs more than
+            # its own ring, and what lies behind the ring goes at once.
+            kept = rows + KEEP * min(every, rows)
+            needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
+        return needed
+
+    def _sweep(self) -> None:
+        """Deletes pieces that neither a checkpoint nor the ring needs."""
+        self.needed = {file.name: self.needed.get(file.name) for file in files(self.folder)}
+        keep = set() if self.spool is None else self.spool.names
+        for names in self.needed.values():
+            if names is None:
+                return
+            keep |= names
+        pieces.sweep(self.folder, keep)
+
+    @contextlib.contextmanager
+    def _errors(self, needed: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(_unsaved(self.folder, needed, error)) from error
 
 
-def put_net(net: nn.Module, saved: Mapping[str, Tensor], *, what: str) -> None:
-    """`put` for the state of a network. Raises: CheckpointError if tensors are missing or left."""
-    mine = net.state_dict()
-    missing, left = sorted(mine.keys() - saved.keys()), sorted(saved.keys() - mine.keys())
-    if missing or left:
-        raise CheckpointError(
-            f"checkpoint: expected {', '.join(missing) or 'nothing else'} in {what}, got "
-            f"{', '.join(left) or 'nothing'} instead; it belongs to a run with other options, or "
-            "to another version of cerl: use the one in the run folder's versions.yaml"
-        )
-    for name, tensor in mine.items():
-        put(tensor, saved[name], what=f"{what}.{name}")
+def _needed(file: Path) -> set[str] | None:
+    """Names of the pieces of a checkpoint, without reading its tensors."""
+    try:
+        _, replay = _content(file, torch.device("cpu"))
+    except CheckpointError:
+        return None
+    return set() if replay is None else replay.names
 
 
 def files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -88,15 +179,22 @@ def files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _number(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    return int(match.group(1)) if match else 0
+    found = _NAME.fullmatch(name)
+    return int(found.group(1)) if found else 0
 
 
-def save(folder: str | os.PathLike[str], state: dict[str, Any], *, keep: int = 2) -> Path:
+def save(
+    folder: str | os.PathLike[str],
+    state: dict[str, Any],
+    *,
+    replay: Manifest | None = None,
+    keep: int = KEEP,
+) -> Path:
     """Writes `checkpoint-<number>.pt`, one number above the newest, then deletes all but `keep`.
 
     Args:    state, nested dicts, lists and tuples of tensors, numbers, strings, bytes and None.
-             Tensors may be on any device; each travels to the host on its own.
+             Tensors may be on any device; each travels to the host on its own. replay: its rows,
+             which are on the disk.
     Returns: the file.
     Raises:  ValueError if the state holds anything else (it could not be loaded), or keep < 1;
              CheckpointError if the disk is full or the folder not writable: the temporary file is
@@ -105,66 +203,31 @@ def save(folder: str | os.PathLike[str], state: dict[str, Any], *, keep: int = 2
     folder = Path(folder)
     if keep < 1:
         raise ValueError(f"keep: expected at least 1 checkpoint to stay, got {keep}")
-    needed = _bytes(state)
+    needed = size(state)
     before = files(folder)
     target = folder / f"checkpoint-{_number(before[-1].name) + 1 if before else 1:06d}.pt"
-    fresh = temporary(target)
+    content = {"format": FORMAT, "cerl": __version__, "state": state}
+    content["replay"] = None if replay is None else replay.state()
     try:
         _check_space(folder, needed)
-        _write(fresh, {"format": FORMAT, "cerl": __version__, "state": state})
-        os.replace(fresh, target)
-        sync_folder(folder)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(_unsaved(folder, before, needed, error)) from error
-        raise
+        safe.write_atomically(target, lambda file: _write(file, content))
+    except OSError as error:
+        raise CheckpointError(_unsaved(folder, needed, error)) from error
     for old in files(folder)[:-keep]:
         with contextlib.suppress(OSError):
             old.unlink()
     return target
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """The content, on the disk when this returns. Raises: OSError."""
-    with create(path) as raw:
-        file = _File(raw)
-        try:
-            torch.save(content, file)  # pyright: ignore[reportArgumentType]
-        except Exception:
-            if file.error is not None:
-                raise file.error from None
-            raise
-        raw.flush()
-        os.fsync(raw.fileno())
-
-
-def _bytes(state: dict[str, Any]) -> int:
-    """Size of a state's storages, each once. Raises: ValueError over what could not be loaded."""
-    storages = {}
-    for path, leaf in _leaves(state, ""):
-        if isinstance(leaf, Tensor):
-            storage = leaf.untyped_storage()
-            storages[leaf.device, storage.data_ptr()] = storage.nbytes()
-        elif type(leaf) not in _SCALARS:
-            raise ValueError(
-                f"checkpoint state at {path[1:] or 'its root'}: expected tensors, numbers, "
-                "strings, bytes or None in dicts, lists and tuples, got "
-                f"{type(leaf).__name__}, which could not be loaded again (arrays: torch.from_numpy)"
-            )
-    return sum(storages.values())
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if type(node) in (dict, OrderedDict):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}")
-    elif type(node) in (list, tuple):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{path}.{index}")
-    else:
-        yield path, node
+def _write(raw: BinaryIO, content: dict[str, Any]) -> None:
+    """Raises: OSError."""
+    file = _File(raw)
+    try:
+        torch.save(content, file)  # pyright: ignore[reportArgumentType]
+    except Exception:
+        if file.error is not None:
+            raise file.error from None
+        raise
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -173,7 +236,8 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def _unsaved(folder: Path, before: list[Path], needed: int, error: OSError) -> str:
+def _unsaved(folder: Path, needed: int, error: OSError) -> str:
+    before = files(folder)
     last = f"the newest is still {before[-1].name}" if before else "there is none yet"
     if error.errno not in _FULL:
         return (
@@ -181,14 +245,16 @@ def _unsaved(folder: Path, before: list[Path], needed: int, error: OSError) -> s
             "Make the folder writable and resume"
         )
     free = shutil.disk_usage(folder).free
+    wanted = (
+        f"a checkpoint needs {in_words(needed)} beside the ones that are kept, " if needed else ""
+    )
     return (
-        f"{folder}: the disk is full: a checkpoint needs {_size(needed)} beside the ones that are "
-        f"kept, {_size(free)} are free; {last}. Free some space, or save checkpoints without the "
-        "replay buffer (log.save_replay: false), and resume"
+        f"{folder}: the disk is full: {wanted}{in_words(free)} are free; {last}. Free some space, "
+        "or save checkpoints without the replay buffer (log.save_replay: false), and resume"
     )
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
     """Bytes in a unit that reads well."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
@@ -197,75 +263,159 @@ def _size(count: float) -> str:
     return f"{count:,.1f} GB"
 
 
-def load(
-    path: str | os.PathLike[str], *, map_location: torch.device | str = "cpu"
-) -> dict[str, Any]:
-    """The state that `save` was given, after checking every byte of the file.
+def newest(
+    folder: str | os.PathLike[str],
+    *,
+    replay: bool = True,
+    map_location: torch.device | str = "cpu",
+) -> Loaded:
+    """The newest intact checkpoint of a run folder, to go on from it; newer ones are set aside.
 
-    On the CPU tensors stay mapped to the file until they are copied, so a large replay buffer is
-    never in memory twice.
-
-    Args:   path of a checkpoint, or of a run folder: its newest one.
-    Raises: CheckpointError if there is none, or if it is damaged (names the newest intact one
-            before it), from a newer cerl, or no checkpoint at all. Never falls back on its own.
+    Every byte is checked, of rows of replay too unless `replay` is false. A damaged file is renamed
+    to `damaged-<name>`, and why is written beside it.
+    Raises: CheckpointError if there is no checkpoint, or none is intact, or the newest intact one
+            is of another format; nothing is renamed then.
     """
-    path = Path(path)
-    file = path
+    loaded, damaged = _search(Path(folder), torch.device(map_location), rows=replay)
+    return loaded._replace(damaged=[_set_aside(file, reason) for file, reason in damaged])
+
+
+def load(path: str | os.PathLike[str], *, map_location: torch.device | str = "cpu") -> Loaded:
+    """A checkpoint for looking at it: changes nothing in its folder, and needs no rows of replay.
+
+    Args:   path of a checkpoint, or of a run folder: its newest intact one.
+    Raises: CheckpointError if there is none, or it is of another format.
+    """
+    path, device = Path(path), torch.device(map_location)
     if path.is_dir():
-        found = files(path)
-        if not found:
-            raise CheckpointError(
-                f"{path}: no checkpoint in this folder (expected checkpoint-<number>.pt); the run "
-                "ended before its first one, start it again with `cerl train`"
-            )
-        file = found[-1]
-    damage = _damage(file)
-    if damage is not None:
-        raise CheckpointError(f"{file}: damaged checkpoint ({damage}); {_alternative(file)}")
-    return _content(file, map_location)
-
-
-def _damage(file: Path) -> str | None:
-    """What is wrong with a file's bytes; None if every checksum of the archive agrees."""
-    if not file.is_file():
-        raise CheckpointError(f"{file}: expected a checkpoint or a run folder, found no such file")
+        loaded, damaged = _search(path, device, rows=False)
+        return loaded._replace(damaged=[f"{file.name} is {reason}" for file, reason in damaged])
     try:
-        with zipfile.ZipFile(file) as archive:
-            bad = archive.testzip()
-    except _DAMAGE as error:
-        return f"{file.stat().st_size:,} bytes, not a whole archive: {error}"
+        return _intact(path, device)
+    except Damaged as error:
+        raise CheckpointError(f"{path}: {error}; {_alternative(path, device)}") from error
+
+
+def _search(
+    folder: Path, device: torch.device, *, rows: bool
+) -> tuple[Loaded, list[tuple[Path, str]]]:
+    """The newest intact checkpoint, and newer ones with what is wrong with them."""
+    found = files(folder)
+    if not found:
+        raise CheckpointError(
+            f"{folder}: no checkpoint in this folder (expected checkpoint-<number>.pt); the run "
+            "ended before its first one, start it again with `cerl train`"
+        )
+    damaged: list[tuple[Path, str]] = []
+    usable: Path | None = None
+    for file in reversed(found):
+        try:
+            loaded = _intact(file, device)
+            if rows and loaded.replay is not None:
+                reason = pieces.damage(folder, loaded.replay)
+                if reason is not None:
+                    usable = usable or file
+                    raise Damaged(f"damaged ({reason})")
+            return loaded, damaged
+        except Damaged as error:
+            damaged.append((file, str(error)))
+    advice = "start the run again with `cerl train`"
+    if usable is not None:
+        advice = (
+            f"of {usable.name} only rows of replay are damaged: `cerl train --resume {folder} "
+            "--log.no-save-replay` goes on from it and fills a new replay first"
+        )
+    said = "; ".join(f"{file.name} is {reason}" for file, reason in damaged)
+    raise CheckpointError(f"{folder}: no intact checkpoint: {said}. Nothing was changed; {advice}")
+
+
+def _set_aside(file: Path, reason: str) -> str:
+    """Renames a damaged checkpoint. Returns: a sentence on it."""
+    target, count = file.with_name(f"damaged-{file.name}"), 1
+    while os.path.lexists(target):
+        count += 1
+        target = file.with_name(f"damaged-{file.name}.{count}")
+    try:
+        os.rename(file, target)
+        safe.write_text(target.with_name(f"{target.name}.txt"), f"{reason}\n")
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
-    return None if bad is None else f"checksum of {bad} does not agree"
+        return f"{file.name} is {reason}; it could not be set aside ({error.strerror or error})"
+    return f"{file.name} is {reason}; it was set aside as {target.name}"
 
 
-def _alternative(file: Path) -> str:
+def _alternative(file: Path, device: torch.device) -> str:
     """What to do about a damaged checkpoint: the newest intact one before it, if any."""
     for older in reversed([f for f in files(file.parent) if _number(f.name) < _number(file.name)]):
-        if _damage(older) is None:
-            return f"{older} is intact: move {file.name} out of the folder to go on from there"
+        with contextlib.suppress(CheckpointError):
+            return f"{_intact(older, device).file} is intact"
     return "no intact checkpoint came before it; start the run again with `cerl train`"
 
 
-def _content(file: Path, map_location: torch.device | str) -> dict[str, Any]:
-    device = torch.device(map_location)
+def _intact(file: Path, device: torch.device) -> Loaded:
+    """A checkpoint whose bytes are as they were written; its rows of replay are not looked at.
+
+    Raises: Damaged; CheckpointError if it is of another format or may not be read.
+    """
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{file}: expected a checkpoint or a run folder, found no such file")
+    try:
+        with safe.read(file) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            with zipfile.ZipFile(raw) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
+                bad = archive.testzip()
+    except OSError as error:
+        raise Damaged(f"damaged ({lost(file, error)})") from error
+    except _BROKEN as error:
+        if isinstance(error, Damaged):
+            raise
+        reason = plain(str(error))
+        raise Damaged(f"damaged ({size:,} bytes, not a whole archive: {reason})") from error
+    if bad is not None:
+        raise Damaged(f"damaged (checksum of {plain(bad)} does not agree)")
+    state, replay = _content(file, device)
+    return Loaded(state, file, [], replay)
+
+
+def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest | None]:
+    """State and rows of replay of a checkpoint whose bytes are taken for granted."""
+    foreign = "intact, but no checkpoint of cerl"
+    if file.is_symlink():
+        raise Damaged("a link, and nothing is read through links")
     try:
         content = torch.load(
             file, map_location=device, weights_only=True, mmap=device.type == "cpu"
         )
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"{file}: intact, but no checkpoint of cerl: {reason}; {_alternative(file)}"
-        ) from error
+        raise Damaged(f"{foreign}: {_refusal(error)}") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(found, int) or "state" not in content:
-        raise CheckpointError(f"{file}: intact, but no checkpoint of cerl; {_alternative(file)}")
+    if not isinstance(content, dict) or type(found) is not int:
+        raise Damaged(foreign)
     if found != FORMAT:
+        version = content.get("cerl")
         raise CheckpointError(
-            f"{file}: checkpoint format {found}, written by cerl {content.get('cerl')}; this is "
-            f"cerl {__version__}, which reads format {FORMAT}. Use the version that wrote it"
+            f"{file}: checkpoint format {found if abs(found) < 10**9 else 'unknown'}, written by "
+            f"cerl {plain(version, 20) if isinstance(version, str) else 'unknown'}; this is cerl "
+            f"{__version__}, which reads format {FORMAT}. Use the version that wrote it (the run "
+            "folder's versions.yaml)"
         )
-    return content["state"]
+    if not isinstance(content.get("state"), dict) or "replay" not in content:
+        raise Damaged(foreign)
+    replay = content["replay"]
+    try:
+        return content["state"], None if replay is None else pieces.manifest(replay)
+    except CheckpointError as error:
+        raise Damaged(f"{foreign}: {error}") from error
+
+
+def _refusal(error: Exception) -> str:
+    """Why torch did not load an archive, in words of our own."""
+    asked = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+    if asked is not None:
+        return f"it asks for code ({asked.group(1)}), which a checkpoint never does; refused"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it asks for more than plain data and tensors; refused"
+    return plain(str(error).strip().partition("\n")[0])

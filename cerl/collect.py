@@ -20,7 +20,6 @@ from cerl.data import Previous, Row, Step
 from cerl.envs.api import VecEnv
 from cerl.graph import captured, fused
 from cerl.kernels.branches import parallel
-from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.replay import Replay
 
@@ -65,8 +64,6 @@ class Collector:
         self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.bonus = torch.zeros(seeds, envs, device=device)
-        size = carry.size(config, net, seeds=seeds, envs=envs, evaluating=False)
-        check_fits(size, device, what=f"acting in {seeds * envs} environments", hint=LESS_CACHE)
         width = config.remembered
         self.before = torch.zeros(seeds, envs, width, device=device) if width else None
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
@@ -86,6 +83,8 @@ class Collector:
         self._recording = fused(self._record) if fuse else self._record
         self.sent = None if env.spec.resident else torch.empty_like(self.action, device="cpu")
         self.arrived: torch.cuda.Event | None = None
+        # True from the moment when simulators failed in a step, see `step`.
+        self.lost = False
         if self.sent is not None and device.type == "cuda":
             self.sent, self.arrived = self.sent.pin_memory(), torch.cuda.Event()
         if env.spec.resident and on_device:
@@ -95,7 +94,13 @@ class Collector:
             self.record = captured(self.record, device) if on_device else self.record
 
     def step(self, learn: Callable[[], None] = _nothing) -> None:
-        """One agent step of every environment, and `learn`, which makes the updates then due."""
+        """One agent step of every environment, and `learn`, which makes the updates then due.
+
+        Whatever simulators on the host raise is passed on. Some of them may have taken the step
+        and others not, and its updates are made; so the step counts, as one that lost its
+        simulators: `lost` is then True, and a state that is saved now goes on with new episodes
+        everywhere (`load_state_dict`). Going on without loading it is not possible.
+        """
         if self.sent is None:
             self._whole()
             learn()
@@ -106,7 +111,13 @@ class Collector:
         learn()
         if self.arrived is not None:
             self.arrived.synchronize()
-        self.next.copy_(self.env.step(self.sent))
+        try:
+            step = self.env.step(self.sent)
+        except BaseException:
+            self.lost = True
+            self.steps += 1
+            raise
+        self.next.copy_(step)
         self.record()
 
     def _whole(self) -> None:
@@ -226,26 +237,35 @@ class Collector:
         return {"episodes": count, **means}
 
     def state_dict(self) -> dict:
+        """What a continuation needs; without the simulators where they failed in a step."""
         return {
             "last": list(self.last),
             "running": list(self.running),
             "carry": list(self.carry),
+            "lost": self.lost,
             **{name: getattr(self, name) for name in _TENSORS},
-            "env": self.env.state_dict(),
+            "env": {} if self.lost else self.env.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> bool:
         """Restores in place. Returns: True if the environments continued exactly.
 
-        Where a simulator cannot be restored, the episodes under way are cut: one row that is not
-        real follows, so their last rows bootstrap as truncated ones do.
+        Where a simulator cannot be restored, or failed, the episodes under way are cut: one row
+        that is not real follows, so their last rows bootstrap as truncated ones do. After a failure
+        it is the row of the step that failed.
         """
         for name in _TENSORS:
             put(getattr(self, name), state[name], what=f"collector.{name}")
         for name in ("last", "running", "carry"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 put(mine, saved, what=f"collector.{name}")
-        fresh = self.env.load_state_dict(state["env"])
+        self.lost = False
+        if state["lost"]:
+            # Simulators that stopped in the middle of a step are no state to go on from. Steps
+            # only grow, so these seeds of the simulators are new.
+            fresh = self.env.restart(int(self.steps))
+        else:
+            fresh = self.env.load_state_dict(state["env"])
         if fresh is None:
             return True
         done = self.last.terminated | self.last.truncated

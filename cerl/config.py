@@ -1,39 +1,72 @@
 """Every option of cerl, with its unit: one frozen, strict tree of models, and how presets fill it.
 
 A run is one `Config`. Presets (`configs/**.yaml`) state only differences from their `base:`; the
-command line overrides single keys. "Agent steps" are action selections of one seed (loop iterations
-x E), whatever the number of environments and seeds; a frame is one emulator frame.
+command line overrides single keys. A run folder holds its own as config.yaml, which is sealed: of a
+run only the options of `CHANGEABLE` may change. "Agent steps" are action selections of one seed
+(loop iterations x E), whatever the number of environments and seeds; a frame is one emulator frame.
 """
 
 import contextlib
+import errno
+import hashlib
 import itertools
+import json
 import os
-import platform
-import tempfile
+import re
 import time
-from collections.abc import Mapping
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from cerl import __version__, mistakes, preset, tasks
+from cerl import files, mistakes, preset, seal, tasks
 from cerl.mistakes import ConfigError
+from cerl.text import visible
+from cerl.versions import record_versions as record_versions
+
+FILE = "config.yaml"  # of a run folder
+# Options of a run that may change when it goes on, or groups of them: no part of what it is.
+CHANGEABLE = ("schedule.steps", "log", "diverged", "device", "threads", "out")
+CHANGEABLE_WORDS = "schedule.steps, log.*, diverged, device, threads or out"
 
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
 Scales = Annotated[tuple[float, ...], Field(strict=False)]
 
+COUNTABLE = 2**63
+
 
 class Model(BaseModel):
-    """Frozen and strict: no unknown keys, no silent conversions."""
+    """Frozen and strict: no unknown keys, no silent conversions, finite numbers only."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """Whole numbers end up in tensors and files, whose integers have 64 bits."""
+        if type(value) is int and abs(value) >= COUNTABLE:
+            raise PydanticCustomError("too_large", "a whole number below 2**63")
+        return value
 
 
 class ObserveConfig(Model):
@@ -44,7 +77,7 @@ class ObserveConfig(Model):
     """components kept of a robot of Gym-MuJoCo, CartPole, Pendulum or the point mass"""
     indices: Ints = ()
     """components kept, in this order, of a vector; empty: all"""
-    noise: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0, le=1e6)
     """standard deviation of Gaussian noise on every component"""
     dropout: float = Field(default=0.0, ge=0, le=1)
     """probability that a component is 0, each on its own"""
@@ -107,9 +140,9 @@ class AtariEnv(Model):
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
     """all 18 actions instead of the game's minimal set"""
-    frame_skip: int = Field(default=4, ge=1)
+    frame_skip: int = Field(default=4, ge=1, le=1000)
     """emulator frames of one agent step; the last two are max-pooled"""
-    noop_max: int = Field(default=0, ge=0)
+    noop_max: int = Field(default=0, ge=0, le=10_000)
     """at most this many no-op frames at the start of an episode, a random number; 0: none (envpool:
     at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
     fire_reset: bool = False
@@ -128,13 +161,58 @@ class AtariEnv(Model):
 Diverged = Literal["error", "cut"]
 
 
+def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
+    """Arguments of a task, sorted by name, from a mapping or from words name=value of YAML scalars.
+
+    Raises:  ValueError on anything else.
+    """
+    if isinstance(given, list | tuple) and all(isinstance(word, str) for word in given):
+        pairs = [word.partition("=")[::2] for word in given]
+        for word in given:
+            if "=" not in word:
+                raise ValueError(f"env.kwargs: expected name=value, got {word!r}")
+        given = [(name, preset.scalar(text, where=f"env.kwargs.{name}")) for name, text in pairs]
+        if len(dict(given)) < len(given):
+            raise ValueError(f"env.kwargs: expected different names, got {' '.join(dict(pairs))}")
+    if isinstance(given, Mapping):
+        given = list(given.items())
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in given
+    ):
+        raise ValueError(f"env.kwargs: expected `name: value` lines of its own, got {given!r}")
+    for name, value in given:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"env.kwargs: expected names of arguments, got {name!r}")
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if part is not None and not isinstance(part, bool | int | float | str):
+                raise ValueError(
+                    f"env.kwargs.{name}: expected a number, a text, true, false, null or a list "
+                    f"of these, got {part!r}"
+                )
+    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
+    return tuple(sorted(frozen.items()))
+
+
+def _named(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
+
+
+Arguments = Annotated[
+    tuple[tuple[str, Any], ...], BeforeValidator(_arguments), PlainSerializer(_named)
+]
+
+
 class GymEnv(Model):
     """Any registered gymnasium id with discrete or bounded continuous actions."""
 
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
     name: str = "CartPole-v1"
-    """registered id, e.g. CartPole-v1; module:Id imports the module first"""
+    """registered id, e.g. CartPole-v1; module:Id imports the module first, from the current folder
+    or, where it has none of that name, from the installed packages"""
+    kwargs: Arguments = ()
+    """arguments of the task's constructor, e.g. is_slippery=false (in a file name: value); replace
+    those of the preset"""
     envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
     time_limit: int = Field(default=0, ge=0)
@@ -143,6 +221,11 @@ class GymEnv(Model):
     """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
     observe: ObserveConfig = ObserveConfig()
     """what the agent gets to see of an observation"""
+
+    @property
+    def title(self) -> str:
+        """The name with the arguments of its own, e.g. FrozenLake-v1-is_slippery=False."""
+        return "-".join([self.name, *(f"{name}={value}" for name, value in self.kwargs)])
 
 
 class PointMassEnv(Model):
@@ -194,7 +277,7 @@ class DmcEnv(Model):
     """E, environments per seed"""
     backend: Literal["envpool", "dm_control"] = "envpool"
     """simulator: EnvPool, or the dm-control package, one simulator after the other"""
-    repeat: int = Field(default=1, ge=1)
+    repeat: int = Field(default=1, ge=1, le=1000)
     """control steps that one action lasts; their rewards are summed"""
     time_limit: int = Field(default=0, ge=0)
     """agent steps after which an episode is truncated; 0: the suite's 1000 control steps"""
@@ -231,7 +314,7 @@ class MemoryEnv(Model):
     """card games: decks of 52 cards; none: the level's"""
     k: int | None = Field(default=None, ge=1)
     """RepeatPrevious: which of the last cards to name, 1 is the one now shown; none: the level's"""
-    noise: float | None = Field(default=None, ge=0)
+    noise: float | None = Field(default=None, ge=0, le=1e6)
     """noisy cart-poles and pendulums: standard deviation; none: the level's"""
     time_limit: TimeLimit = None
     """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
@@ -326,7 +409,7 @@ class NetConfig(Model):
     """width of each hidden layer; the last one is the paper's penultimate layer"""
     stack: int = Field(default=1, ge=1)
     """frames per observation, built from replay; frames before an episode's start are zero"""
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, ge=1e-9, le=1e9)
     """observations are divided by this inside the network"""
     init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
@@ -342,16 +425,16 @@ class NetConfig(Model):
     """sac: layer norm before every ReLU of the critics, with learnt scale and offset or without"""
     log_std: Literal["tanh", "clip"] = "tanh"
     """sac: how the policy's log standard deviation is kept between its bounds"""
-    log_std_min: float = -10.0
+    log_std_min: float = Field(default=-10.0, ge=-50, le=50)
     """sac: lower bound of the log standard deviation"""
-    log_std_max: float = 2.0
+    log_std_max: float = Field(default=2.0, ge=-50, le=50)
     """sac: upper bound of the log standard deviation"""
 
 
 class SequenceConfig(Model):
     """Sequence network and its windows (net.encoder other than frames)."""
 
-    layers: int = Field(default=1, ge=1)
+    layers: int = Field(default=1, ge=1, le=1000)
     """blocks"""
     width: int = Field(default=64, ge=1)
     """D, features of a row"""
@@ -359,7 +442,7 @@ class SequenceConfig(Model):
     """H, attention heads (fox, transformer)"""
     variant: Literal["llama", "pro"] = "pro"
     """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
-    ratio: float = Field(default=3.5, gt=0, allow_inf_nan=False)
+    ratio: float = Field(default=3.5, gt=0)
     """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
     of fox are resized to its number of parameters"""
     gate_scales: Scales = ()
@@ -426,7 +509,7 @@ class LossConfig(Model):
 
     gamma: float = Field(default=0.99, ge=0, le=1)
     """discount of one agent step"""
-    n_step: int = Field(default=1, ge=1)
+    n_step: int = Field(default=1, ge=1, le=1000)
     """rewards summed before bootstrapping, agent steps"""
     double: bool = True
     """the online network chooses the next action, the target network values it (agents dqn,
@@ -434,13 +517,13 @@ class LossConfig(Model):
     kind: Literal["huber", "mse", "mse_huber"] = "huber"
     """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
     member's own head, twice Huber for the others (agent: sac)"""
-    huber_delta: float = Field(default=1.0, gt=0)
+    huber_delta: float = Field(default=1.0, gt=0, le=1e9)
     """where Huber turns from square to linear; for quantiles the paper's kappa"""
     quantiles: int = Field(default=200, ge=2)
     """quantiles of a value distribution (agent: quantile), at least 2"""
     mico_weight: float = Field(default=0.0, ge=0, le=1)
     """loss = (1 - w) TD + w MICo metric loss"""
-    mico_beta: float = Field(default=0.1, ge=0)
+    mico_beta: float = Field(default=0.1, ge=0, le=1e6)
     """weight of the angle in the MICo distance"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
     """shared: one batch for all members; independent: one each, of all data; own: one each, of the
@@ -456,11 +539,11 @@ class LossConfig(Model):
     """sac: what the policy climbs, the smallest or the mean of its member's critics"""
     backup_entropy: bool = True
     """sac: the target counts the next action's entropy"""
-    target_entropy: float = -1.0
+    target_entropy: float = Field(default=-1.0, ge=-1000, le=1000)
     """sac: entropy that the temperature aims at, nats for each action component"""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=1e6)
     """sac: of every policy at the start"""
-    spread_temperature: float = Field(default=0.0, ge=0)
+    spread_temperature: float = Field(default=0.0, ge=0, le=1e6)
     """sac: T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target
     values of the next action (SUNRISE); 0: all rows weigh the same"""
 
@@ -470,9 +553,9 @@ class OptimConfig(Model):
 
     name: Literal["rmsprop", "adam"] = "adam"
     """adam, or centred rmsprop with epsilon inside the root"""
-    lr: float = Field(default=2.5e-4, gt=0)
+    lr: float = Field(default=2.5e-4, gt=0, le=1000)
     """learning rate, constant over the run"""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, ge=1e-30, le=1000)
     """added to the denominator of the step: inside the root (rmsprop), outside it (adam)"""
     decay: float = Field(default=0.95, ge=0, lt=1)
     """rmsprop: decay of both moments"""
@@ -482,11 +565,11 @@ class OptimConfig(Model):
     """adam: decay of the first moment"""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """adam: decay of the second moment"""
-    clip_norm: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=0.0, ge=0, le=1e9)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
-    actor_lr: float = Field(default=0.0, ge=0)
+    actor_lr: float = Field(default=0.0, ge=0, le=1000)
     """sac: learning rate of the policies; 0: lr"""
-    temperature_lr: float = Field(default=0.0, ge=0)
+    temperature_lr: float = Field(default=0.0, ge=0, le=1000)
     """sac: learning rate of the log temperatures; 0: lr"""
 
 
@@ -501,7 +584,7 @@ class ReplayConfig(Model):
     """agent steps of one seed before the first update"""
     placement: Literal["device", "host"] = "device"
     """where rows live; host: pinned memory, slower"""
-    reward_clip: float = Field(default=0.0, ge=0)
+    reward_clip: float = Field(default=0.0, ge=0, le=1e9)
     """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
     candidates: int = Field(default=8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
@@ -548,8 +631,8 @@ class EvalConfig(Model):
     share: bool = False
     """the episodes are shared out over the members: each plays 1/N of them, rounded up"""
     slots: int = Field(default=0, ge=0)
-    """environments per member or aggregate, each playing its share of the episodes; 0: as many as
-    episodes"""
+    """environments per member or aggregate, each playing its share of the episodes, at most one an
+    episode; 0: as many as episodes"""
     epsilon: float = Field(default=0.01, ge=0, le=1)
     """share of random actions"""
     policies: Policies = ("individual", "vote")
@@ -560,8 +643,8 @@ class EvalConfig(Model):
     """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
     until this many agent steps"""
     time_limit: int = Field(default=27_000, ge=1)
-    """agent steps after which an evaluation episode is cut and counted; gym, mujoco and dmc: only
-    with an env.time_limit of their own, else the task's limit stands"""
+    """agent steps after which an evaluation episode is cut and counted, in every family; a shorter
+    limit of the task or of env.time_limit stands"""
 
 
 class LogConfig(Model):
@@ -570,9 +653,13 @@ class LogConfig(Model):
     every: int = Field(default=5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
     checkpoint_every: int = Field(default=250_000, ge=1)
-    """agent steps of one seed between checkpoints (one is also saved at the end and on Ctrl-C)"""
+    """agent steps of one seed between checkpoints (one is also saved at the start, at the end, and
+    when the run is told to stop)"""
+    checkpoint_minutes: float = Field(default=15.0, ge=0)
+    """minutes between checkpoints, beside those of checkpoint_every; 0: not by the clock"""
     save_replay: bool = True
-    """checkpoints hold the replay buffer; without it a resumed run refills it first"""
+    """checkpoints hold the replay buffer (RUN/replay, written beside training, new rows only);
+    without it a resumed run refills it first"""
 
 
 class Config(Model):
@@ -588,13 +675,18 @@ class Config(Model):
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
     threads: int = Field(default=1, ge=0)
-    """CPU threads of tensor arithmetic (small networks are fastest with 1); 0: one for each core"""
+    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 4 for each core
+    or 64; 0: one for each core"""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
     """of matrix products on a GPU; everything else is float32"""
     compile: bool = False
-    """fuses acting and the update with torch.compile (GPU; about a minute at start)"""
+    """fuses acting and the update with torch.compile (about a minute at start; without effect on a
+    CPU)"""
     out: str = "runs"
     """folder that receives the run folder"""
+    diverged: Literal["freeze", "cut", "error"] = "freeze"
+    """a seed whose losses, parameters or optimiser's moments are not finite: freeze, it learns no
+    more and its rows go on, marked; cut, they end there too; error, the run stops"""
     env: EnvConfig = CatchEnv()
     net: NetConfig = NetConfig()
     sequence: SequenceConfig = SequenceConfig()
@@ -687,7 +779,9 @@ def validated(tree: Mapping[str, Any], *, where: str) -> Config:
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
-        raise mistakes.refused(error, Config, where=where) from None
+        env = tree.get("env", {"family": "catch"})
+        family = str(env.get("family", "")) if isinstance(env, Mapping) else ""
+        raise mistakes.refused(error, Config, where=where, family=family) from None
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -713,61 +807,154 @@ def load_study(name: str, device: Literal["cpu", "cuda"]) -> Study:
         raise mistakes.refused(error, Study, where=f"{path}: {device}") from None
 
 
-def load_file(path: str | os.PathLike[str]) -> Config:
-    """The Config that `dump` saved. Raises: ConfigError."""
-    return validated(preset.read(Path(path)), where=str(path))
+def load_file(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Config:
+    """The Config that `dump` saved.
+
+    Args:   changes of options of `CHANGEABLE`, by dotted key; they are not written.
+    Raises: ConfigError, also if the file was changed or cut since.
+    """
+    path = Path(path)
+    return validated(_changed(_sealed(path), changes or {}, path), where=str(path))
+
+
+def change(folder: Path, changes: Mapping[str, Any]) -> Config:
+    """Changes options of a run in its config.yaml; for the only writer of the folder.
+
+    Args:   changes of options of `CHANGEABLE`, by dotted key.
+    Raises: ConfigError, with nothing changed.
+    """
+    path = folder / FILE
+    tree = _changed(_sealed(path), changes, path)
+    config = validated(tree, where=str(path))
+    if changes:
+        # Options that this version of cerl has and the file has not stay out of it.
+        files.write_text(path, _text(tree, path, own=seal.opened(path).own))
+    return config
+
+
+def _changed(tree: preset.Tree, changes: Mapping[str, Any], path: Path) -> preset.Tree:
+    if other := [key for key in changes if not changeable(key)]:
+        raise ConfigError(unchangeable(other, path))
+    return preset.merged(tree, preset.nested(changes))
+
+
+def unchangeable(keys: Sequence[str], path: Path) -> str:
+    """That options of the run of a config.yaml cannot change, and what to do instead."""
+    return (
+        f"{path}: {', '.join(keys)} cannot change in a run; expected one of {CHANGEABLE_WORDS}. "
+        f"To train with other options start another run: cerl train {path} --{keys[0]} ..."
+    )
+
+
+def changeable(key: str) -> bool:
+    """Whether an option, given by its dotted key, may change in a run."""
+    return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+
+
+def fixed(run: Config | Path) -> dict[str, str]:
+    """The options of a run that may not change in it, as JSON by dotted key.
+
+    Args:   run, or its folder: then those that its file states, so that a newer cerl with more
+            options finds the same.
+    Raises: ConfigError if the file was changed or cut.
+    """
+    tree = _sealed(run / FILE) if isinstance(run, Path) else run.model_dump(mode="json")
+    found = {key: json.dumps(value, sort_keys=True) for key, value in preset.leaves(tree)}
+    return {key: found[key] for key in sorted(found) if not changeable(key)}
+
+
+def fixed_hash(run: Config | Path) -> str:
+    """SHA-256 in hex digits of `fixed`, seeds included."""
+    return hashlib.sha256(json.dumps(fixed(run), sort_keys=True).encode()).hexdigest()
+
+
+def check_fixed(folder: Path, made: str | Mapping[str, str], *, where: str) -> None:
+    """Whether what a file of a run folder holds was made by the run of its config.yaml.
+
+    Args:   made, what the file says that it was made by: `fixed_hash`, or `fixed` itself; where,
+            the file, for the message.
+    Raises: ConfigError naming options that differ, as far as `made` tells.
+    """
+    own = fixed(folder)
+    if made == own or made == fixed_hash(folder):
+        return
+    what = "another config.yaml"
+    if not isinstance(made, str):
+        different = [key for key in sorted({*own, *made}) if own.get(key) != made.get(key)]
+        what = ", ".join(f"{key} {visible(str(made.get(key, 'none')))}" for key in different[:5])
+        what += f" and {len(different) - 5} more" if len(different) > 5 else ""
+        what += " (config.yaml: " + ", ".join(own.get(key, "none") for key in different[:5]) + ")"
+    raise ConfigError(
+        f"{where}: expected what the run of {folder / FILE} made, got that of {what}; put back the "
+        "config.yaml that the run had"
+    )
 
 
 def dump(config: Config, path: str | os.PathLike[str]) -> None:
-    """Saves every resolved option as YAML, atomically; `load_file` gives the same Config back."""
-    target = Path(path)
-    text = f"# Every option of a run; `cerl train {target.name}` repeats it.\n"
-    text += yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Saves every resolved option as YAML, sealed; `load_file` gives the same Config back."""
+    path = Path(path)
+    files.write_text(path, _text(config.model_dump(mode="json"), path))
+
+
+def _text(tree: preset.Tree, path: Path, *, own: bool = True) -> str:
+    head = f"# Every option of a run; `cerl train {path.name}` repeats it.\n"
+    return seal.sealed(head + preset.written(tree), own=own)
+
+
+def _sealed(path: Path) -> preset.Tree:
+    """What a sealed file states. Raises: ConfigError."""
+    return preset.options(seal.opened(path).text, where=str(path))
 
 
 def new_folder(config: Config) -> Path:
-    """A new run folder below `config.out`, with config.yaml and versions.yaml in it."""
-    plain = f"{config.preset or 'run'}-{config.env.name}".replace("/", "-").replace(":", "-")
+    """A new run folder below `config.out`, with config.yaml in it.
+
+    Raises: ConfigError if none can be made there.
+    """
+    words = re.sub(r"[^\w.+-]+", "-", f"{config.preset or 'run'}-{config.env.name}")
+    # A file system takes names of 255 bytes.
+    plain = words.encode()[:150].decode(errors="ignore").lstrip(".-")
     name = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(config.out) / name
-    for count in itertools.count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-        folder = Path(config.out) / f"{name}-{count}"
-    dump(config, folder / "config.yaml")
-    text = yaml.safe_dump(versions(), sort_keys=False)
-    (folder / "versions.yaml").write_text(text, encoding="utf-8")
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = _made(out, name)
+        dump(config, folder / FILE)
+        files.sync_folder(out)
+    except (OSError, ValueError) as error:
+        raise unwritable("--out", config.out, error) from error
     return folder
 
 
-def versions() -> dict[str, str]:
-    """What a result may depend on: cerl, Python, the machine, the packages that compute."""
-    found = {"cerl": __version__, "python": platform.python_version()}
-    found["machine"] = platform.platform()
-    for package in (
-        "torch",
-        "triton",
-        "numpy",
-        "gymnasium",
-        "envpool",
-        "ale-py",
-        "mujoco",
-        "dm-control",
-        "popgym",
-    ):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+def _made(out: Path, name: str) -> Path:
+    """A new folder in `out`, numbered where the name is taken. Raises: OSError."""
+    for count in itertools.count(1):
+        folder = out / (name if count == 1 else f"{name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("there is always another number")
+
+
+def check_out(out: str | os.PathLike[str], *, option: str = "--out") -> None:
+    """Finds out early whether a folder can be made and written to. Raises: ConfigError."""
+    try:
+        path = Path(out).absolute()
+        while not os.path.lexists(path):
+            path = path.parent
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{path} cannot be written to")
+    except (OSError, ValueError) as error:
+        raise unwritable(option, out, error) from error
+
+
+def unwritable(
+    option: str, out: str | os.PathLike[str], error: OSError | ValueError
+) -> ConfigError:
+    """That a folder of an option cannot be made or written to."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return ConfigError(
+        f"{option}: expected a folder that can be made and written to, got {str(out)!r} ({reason})"
+    )

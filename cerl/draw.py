@@ -53,6 +53,16 @@ def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str
     return torch.tensor(keys, dtype=torch.int64, device=device)
 
 
+def first_step(number: int) -> int:
+    """Where the steps of something numbered begin (an evaluation, say): 2**32 for each.
+
+    Raises:  ValueError unless the number is in [0, 2**31).
+    """
+    if not 0 <= number < 2**31:
+        raise ValueError(f"number: expected 0 to 2**31 - 1, got {number}")
+    return number << 32
+
+
 def bits(key: Tensor, purpose: int, step: Tensor | int, index: Tensor) -> Tensor:
     """32 random bits at each coordinate.
 

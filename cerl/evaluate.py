@@ -3,9 +3,12 @@
 Every lane (one environment of one policy) plays a fixed number of episodes, never the first to
 finish, so short episodes are not favoured. The original's budget of agent steps stays for the paper
 presets: a lane then plays whole episodes until its share of the budget is spent.
+
+What a lane plays is counted from the number of the evaluation, never from what was played before,
+so a seed scores the same whichever seeds play beside it, and however long those take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +16,11 @@ from torch import Tensor
 
 from cerl import carry, draw, explore
 from cerl.agent import Agent
-from cerl.checkpoint import put
 from cerl.config import Config
-from cerl.data import Previous
+from cerl.data import Previous, Step
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
-from cerl.memory import LESS_CACHE, check_fits
 from cerl.precision import precision
 from cerl.rows import INDIVIDUAL
 
@@ -57,8 +58,13 @@ def _base(policy: str) -> str:
     return policy.removesuffix("_mode")
 
 
+def _never() -> bool:
+    return False
+
+
 class Evaluator:
-    """Plays the current parameters without learning; owns its envs and noise.
+    """Plays the current parameters without learning; owns its envs, and remembers nothing between
+    two evaluations.
 
     Actions are greedy but for `eval.epsilon`; continuous ones are sampled, or modes where the
     policy says so.
@@ -74,19 +80,19 @@ class Evaluator:
         members, policies = config.ensemble.members, config.eval.policies
         bases = dict.fromkeys(_base(policy) for policy in policies)
         self.aggregates = tuple(base for base in bases if base in AGGREGATES)
-        fixed: list[int] = []
-        sampled: list[float] = []
+        fixed, sampled = [], []
         for policy in policies:
             base, mine = _base(policy), _slots(config, policy)
             if base == "individual":
-                own = [k for k in range(members) for _ in range(mine)]
+                own = torch.arange(members, device=device).repeat_interleave(mine)
             else:
-                own = [-1 if base == "random" else members + self.aggregates.index(base)] * mine
-            fixed += own
-            sampled += [float(base == policy)] * len(own)
-        self.fixed = torch.tensor(fixed, device=device).expand(seeds, count)
-        # A policy's mode is its sample without noise.
-        self.sampled = torch.tensor(sampled, device=device).view(1, -1, 1, 1, 1)
+                who = -1 if base == "random" else members + self.aggregates.index(base)
+                own = torch.full((mine,), who, device=device)
+            fixed.append(own)
+            # A policy's mode is its sample without noise.
+            sampled.append(torch.full(own.shape, float(base == policy), device=device))
+        self.fixed = torch.cat(fixed).expand(seeds, count)
+        self.sampled = torch.cat(sampled).view(1, -1, 1, 1, 1)
         slots = config.eval.slots or config.eval.episodes
         self.quota = max(config.eval.steps // slots, 1)  # agent steps of a lane, step-budget mode
         if config.eval.steps:
@@ -101,14 +107,20 @@ class Evaluator:
         self.done = torch.zeros((), dtype=torch.bool, device=device)
         self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
         self.member = torch.zeros_like(self.fixed)
-        size = carry.size(config, net, seeds=seeds, envs=count, evaluating=True)
-        check_fits(size, device, what=f"evaluation in {seeds * count} lanes", hint=LESS_CACHE)
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)
         self.diversity = torch.zeros(seeds, count, device=device)
-        self.last = env.reset().clone()
-        self.next = self.last.clone()
+        self.last, self.next = (
+            Step(
+                torch.zeros(
+                    seeds, count, *env.spec.observation, dtype=env.spec.dtype, device=device
+                ),
+                torch.zeros(seeds, count, device=device),
+                *(torch.zeros(seeds, count, dtype=torch.bool, device=device) for _ in range(2)),
+            )
+            for _ in range(2)
+        )
         self.decide, self.record = self._decide, self._record
         if env.spec.resident:
             self.advance = captured(self._step, device)
@@ -118,16 +130,24 @@ class Evaluator:
             self.advance = self._step
 
     @torch.no_grad()
-    def run(self) -> dict[str, Result]:
-        """Plays until every lane has its episodes. Returns: {policy: Result}."""
-        for tensor in (*self.lane.values(), self.scores, *self.carry, self.done):
+    def run(self, number: int, *, stopped: Callable[[], bool] = _never) -> dict[str, Result] | None:
+        """Plays until every lane has its episodes.
+
+        Args:    number of the evaluation, 0 to 2**31 - 1: the same one plays the same episodes with
+                 the same noise; stopped, asked at every step whether to give up.
+        Returns: {policy: Result}; None where `stopped` said so.
+        """
+        for tensor in (*self.lane.values(), *self.carry, self.done, self.action, self.member):
             tensor.zero_()
         self.scores.fill_(float("nan"))
         self.start.fill_(True)
-        self.last.copy_(self.env.reset())
+        self.noise_step.fill_(draw.first_step(number))
+        self.last.copy_(self.env.restart(number))
         every = SYNC_EVERY if self.env.spec.resident else 1
         while not bool(self.done):
             for _ in range(every):
+                if stopped():
+                    return None
                 self.advance()
         return self._results()
 
@@ -210,18 +230,12 @@ class Evaluator:
             groups, slots = _groups(self.config, policy), _slots(self.config, policy)
             part = slice(at, at + groups * slots)
             mine = scores[:, :, part].unflatten(2, (groups, slots)).flatten(3)
-            used = ~mine[0].isnan().flatten(0, 1).all(0)
+            # Of an episode that was played the length is a number; the return may be NaN.
+            used = ~mine[1].isnan().flatten(0, 1).all(0)
             share = diversity[:, part].unflatten(1, (groups, slots)).mean(-1)
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
             at += groups * slots
         return results
-
-    def state_dict(self) -> dict:
-        return {"noise_step": self.noise_step, "env": self.env.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        put(self.noise_step, state["noise_step"], what="evaluator.noise_step")
-        self.env.load_state_dict(state["env"])
 
 
 def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:

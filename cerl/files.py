@@ -5,21 +5,47 @@ over the old one: a reader sees the old or the new file whole, and a link that s
 folder is replaced, never written through.
 """
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written; one found later is of a dead writer
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def create(path: Path) -> BinaryIO:
+def create(path: Path, *, mode: int = 0o644) -> BinaryIO:
     """A new file for writing. Raises: FileExistsError if anything, or a link, has that name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
-    return os.fdopen(os.open(path, flags, 0o644), "wb")
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def read(path: Path) -> BinaryIO:
+    """A file for reading. Raises: OSError if the name is a link, or of no plain file."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and nothing is read through links", str(path))
+    handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_small(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
+    """What a file of at most so many bytes holds, and what the system knows of it.
+
+    Raises: OSError as `read` does, and if the file is larger, before it fills the memory.
+    """
+    with read(path) as file:
+        facts, content = os.fstat(file.fileno()), file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes", str(path))
+    return content, facts
 
 
 def append(path: Path) -> BinaryIO:

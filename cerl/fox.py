@@ -18,6 +18,7 @@ from cerl.kernels.attention import forgetting_attention, norm_bound
 from cerl.kernels.attention_step import Cache, forgetting_attention_step
 from cerl.kernels.attention_tiles import decayed_sums
 from cerl.kernels.fox import Inputs, fox_inputs
+from cerl.kernels.pointwise import sigmoid
 from cerl.nn import Projection, rms_norm
 
 OUTPUT_EPS = 1e-6
@@ -200,7 +201,7 @@ class Fox(nn.Module):
         dtype = o.dtype
         if gate is not None:
             o = rms_norm(o, pick(self.o_scale, duty), eps=OUTPUT_EPS, dtype=torch.float32)
-            o = (o * torch.sigmoid(gate.view(o.shape).float())).to(dtype)
+            o = (o * sigmoid(gate.view(o.shape).float())).to(dtype)
         return project(o.flatten(4), self.output.weight, duty)
 
     def _bound(self, q: Tensor, duty: Duty | None) -> Tensor | Literal["measured"] | None:

@@ -31,10 +31,10 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
     """
     members, kind = ensemble.members, ensemble.heads
     heads = {"own": 1, "multi_horizon": ensemble.horizons}.get(kind, members)
-    i = torch.arange(members)[:, None].expand(members, heads)
-    j = torch.arange(heads)[None, :].expand(members, heads)
+    i = torch.arange(members, device=device)[:, None].expand(members, heads)
+    j = torch.arange(heads, device=device)[None, :].expand(members, heads)
     m = (i + j) % members
-    discount = torch.full((heads,), gamma, dtype=torch.float64)
+    discount = torch.full((heads,), gamma, dtype=torch.float64, device=device)
     if kind in ("own", "cerl"):
         action, value = m, m
     elif kind == "own_target":
@@ -44,7 +44,7 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
     elif kind == "multi_horizon":
         action, value = i, i * heads + j
         longest = 1.0 / (1.0 - gamma)
-        share = torch.arange(heads, 0, -1, dtype=torch.float64) / heads
+        share = torch.arange(heads, 0, -1, dtype=torch.float64, device=device) / heads
         discount = 1.0 - 1.0 / (longest * share)
     else:
         raise ValueError(f"ensemble.heads: unknown kind {kind!r}")
@@ -53,10 +53,10 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
         heads=heads,
         action_heads=1,
         value_heads=heads if full else 1,
-        action=action.contiguous().to(device),
-        value=value.contiguous().to(device),
-        crossed=bool((action != value // (heads if full else 1)).any()),
-        gamma=discount.to(torch.float32).to(device),
+        action=action.contiguous(),
+        value=value.contiguous(),
+        crossed=members > 1 and kind in ("own_target", "single_actor"),
+        gamma=discount.to(torch.float32),
     )
 
 

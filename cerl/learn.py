@@ -1,6 +1,7 @@
 """The Learner: parameters, targets, optimisers and one nullary update, captured as a CUDA graph."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,20 @@ class Learner:
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
         fuse = config.compile and keys.device.type == "cuda"
         self.loss = fused(self._loss) if fuse else self._loss
+        self.learning: Tensor | None = None  # [S] bool, seeds that still learn; None: all do
         self.sync()
+
+    def freeze(self, seeds: Sequence[int]) -> None:
+        """From now on parameters and moments of these seeds (indices) stay as they are.
+
+        Moments are set to zero first. The bits of other seeds stay what they would be. Targets go
+        on following. An update that was captured has to be captured anew.
+        """
+        if self.learning is None:
+            self.learning = torch.ones(len(self.keys), dtype=torch.bool, device=self.keys.device)
+        self.learning[list(seeds)] = False
+        for optimiser in (one for stage in self.optimisers for one in stage):
+            optimiser.forget(seeds)
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -160,6 +174,12 @@ class Learner:
 
     def _step(self, stage: int, grads: tuple[Tensor, ...], metrics: Metrics) -> None:
         """The optimisers of a stage; keeps its metrics."""
+        if self.learning is not None:
+            ones = [(1,) * (grad.dim() - 1) for grad in grads]
+            keep = [self.learning.view(-1, *one) for one in ones]
+            grads = tuple(
+                torch.where(own, grad, 0.0) for own, grad in zip(keep, grads, strict=True)
+            )
         for optimiser in self.optimisers[stage]:
             count = len(optimiser.leaves)
             optimiser.step(grads[:count])

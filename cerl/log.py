@@ -5,6 +5,7 @@ Rows and metrics are the record (`cerl/rows.py`), TensorBoard shows the same num
 too high: the opposite sign of what the original code logs as `Overestimation`.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,6 +27,7 @@ from cerl import __version__, board, explore, rows
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.pace import Pace, clock, count
+from cerl.screen import Screen
 
 Array = Tensor | np.ndarray
 
@@ -52,9 +54,14 @@ def over_episodes(returns: Array, lengths: Array) -> dict[str, np.ndarray]:
     played = ~np.isnan(steps)
     count = played.sum(-1)
     share = np.where(count > 0, count, np.nan)
-    mean = np.where(played, values, 0.0).sum(-1) / share
-    square = np.where(played, (values - mean[..., None]) ** 2, 0.0).sum(-1) / share
-    length = np.where(played, steps, 0.0).sum(-1) / share
+
+    def total(amounts: np.ndarray) -> np.ndarray:
+        # One after the other: columns that only other seeds have played then change no bit.
+        return np.where(played, amounts, 0.0).cumsum(-1)[..., -1]
+
+    mean = total(values) / share
+    square = total((values - mean[..., None]) ** 2) / share
+    length = total(steps) / share
     return {"episodes": count, "return": mean, "return_std": np.sqrt(square), "length": length}
 
 
@@ -73,19 +80,25 @@ class Logger:
         spec: EnvSpec,
         seeds: Sequence[int],
         steps_total: int,
+        diverged: Mapping[int, int] | None = None,
+        run: str = "",
         quiet: bool = False,
     ) -> None:
-        """Args: folder of the run, exists; steps_total, the run's length; quiet, prints notes only.
+        """Args: folder of the run, exists; steps_total, the run's length; diverged {index of a
+              seed: step from which on it is marked}, which may change; run, the hash of its options
+              that stands in its tables; quiet, prints notes only.
 
         Nothing is written before the first call, so `load_state_dict` may follow.
         """
         self.folder, self.config, self.spec = Path(folder), config, spec
         self.seeds, self.members, self.quiet = tuple(seeds), config.ensemble.members, quiet
-        self.rows = rows.Rows(self.folder / "rows.parquet", rows.ROWS)
-        self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS)
+        self.diverged: Mapping[int, int] = {} if diverged is None else diverged
+        self.rows = rows.Rows(self.folder / "rows.parquet", rows.ROWS, run=run)
+        self.metrics = rows.Rows(self.folder / "metrics.parquet", rows.METRICS, run=run)
         self.board = board.Board(self.folder / "tensorboard", self.seeds)
         self.pace = Pace(steps_total)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.screen = Screen()
+        self.console = self.screen.console
         self.live: Live | None = None
         self.step, self.updates, self.spent = 0, 0, 0.0  # spent: seconds of earlier sessions
         self.began = self.flushed = time.monotonic()
@@ -126,8 +139,9 @@ class Logger:
         finally:
             self.board.close()
         if kind is None and not self.quiet:
+            done = f"done, but {self._marked()}" if self.diverged else "done"
             self._line(
-                f"done: {self.step:,} agent steps of {len(self.seeds)} seeds in "
+                f"{done}: {self.step:,} agent steps of {len(self.seeds)} seeds in "
                 f"{clock(self.wall_seconds)}; rows in {self.rows.path}; curves: tensorboard "
                 f"--logdir {self.board.folder}"
             )
@@ -149,7 +163,7 @@ class Logger:
                 self._line(f"  {name}: {text.strip()}")
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.screen.line(text)
 
     def note(self, text: str) -> None:
         """Prints a sentence that the user must see, quiet or not."""
@@ -170,13 +184,15 @@ class Logger:
             grid = Table.grid(padding=(0, 1))
             bar = ProgressBar(total=self.pace.total, completed=self.step, width=10)
             grid.add_row(bar, Text(where, no_wrap=True, overflow="ellipsis"))
-            self.live.update(Group(grid, Text(scores)), refresh=True)
+            with contextlib.suppress(OSError, ValueError):  # as in `Screen.line`
+                self.live.update(Group(grid, Text(scores)), refresh=True)
 
     def headline(self) -> tuple[str, str]:
         """Where the run is and its pace; its latest scores (means over seeds)."""
         steps, updates = self.pace.rates()
         seeds = f" x {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self.latest.items())
+        scores = f"{scores}  {self._marked()}".strip()
         return (
             f"{self.step:,}/{self.pace.total:,} steps  ETA {clock(self.pace.left())}  "
             f"{count(steps)} steps/s{seeds}  {count(updates)} updates/s"
@@ -190,8 +206,10 @@ class Logger:
         at = torch.tensor(step, dtype=torch.int64)
         epsilon = float(explore.epsilon(self.config.exploration, at))
         rate = self.pace.rates()[0]
-        for s in range(len(self.seeds)):
+        for s in self._kept():
             scalars = board.training_scalars(values, s) | {"charts/epsilon": epsilon}
+            if s in self.diverged:
+                scalars["charts/diverged"] = 1.0
             if math.isfinite(rate):
                 scalars |= {"charts/SPS": rate, "Train/AverageStepsPerSecond": rate}
             self.board.write(s, step, scalars)
@@ -212,6 +230,7 @@ class Logger:
             values["value_error"] = values["value"] - values["mc"]
         played = values["episodes"]
         s, member = np.nonzero(played)
+        kept = self._kept()
         self._score(
             real_steps,
             seed=s,
@@ -223,11 +242,11 @@ class Logger:
         extra = {f"train_{name}": values[name] for name in ("value", "mc") if name in values}
         extra |= {name: values[name] for name in ("value_error",) if name in values}
         self._measure(extra, skip=played == 0)
-        for index in range(len(self.seeds)):
+        for index in kept:
             self.board.write(index, step, board.episode_scalars(values, index))
-        if played.sum() > 0:
+        if played[kept].sum() > 0:
             finite = np.where(np.isfinite(values["return"]), played, 0)
-            self.latest["train"] = board.weighted(values["return"], finite)
+            self.latest["train"] = board.weighted(values["return"][kept], finite[kept])
         self._flush_if_old()
         if self.live is None and not self.quiet:
             self.pace.add(step, updates)
@@ -262,17 +281,18 @@ class Logger:
                 values = _numpy(diversity[0])
                 scores["variance" if self.spec.continuous else "entropy"] = values
                 self._measure({f"{name}_{policy}": values if each else values[:, 0]})
-            for index in range(len(self.seeds)):
+            for index in self._kept():
                 drawn = "random" in results
                 scalars = board.evaluation_scalars(
                     policy, scores, index, tandem=tandem, drawn=drawn
                 )
                 self.board.write(index, step, scalars)
-            self._remember(policy, scores["return"])
+            self._remember(policy, scores["return"][self._kept()])
         self.flush(metrics=False)
         self._flush_if_old()
         if not self.quiet:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in self.latest.items() if k != "train")
+            numbers = f"{numbers}  {self._marked()}".rstrip()
             self._line(f"  evaluation at {step:,} agent steps: {numbers}")
 
     def _remember(self, policy: str, returns: np.ndarray) -> None:
@@ -288,6 +308,22 @@ class Logger:
             return ("active", "passive")[member]
         return "member"
 
+    def _kept(self) -> list[int]:
+        """Indices of the seeds that are recorded at this step."""
+        cut = self.config.diverged == "cut"
+        ends = {s: step for s, step in self.diverged.items() if cut}
+        return [s for s in range(len(self.seeds)) if self.step <= ends.get(s, self.step)]
+
+    def _marked(self) -> str:
+        """Which seeds diverged, and when; empty if none did."""
+        own: dict[int, list[str]] = {}
+        for s, step in sorted(self.diverged.items()):
+            own.setdefault(step, []).append(str(self.seeds[s]))
+        return " and ".join(
+            f"seed{'s'[: len(seeds) - 1]} {' '.join(seeds)} diverged at {step:,} agent steps"
+            for step, seeds in sorted(own.items())
+        )
+
     def _at(self, step: int, updates: int) -> None:
         self.step, self.updates = step, updates
 
@@ -298,17 +334,20 @@ class Logger:
         seed: np.ndarray,
         member: np.ndarray,
         policy: str,
-        role: Sequence[str],
+        role: list[str],
         scores: Mapping[str, np.ndarray],
     ) -> None:
         """Appends result rows. Args: seed, indices in 0..S; member, role, scores: one a row."""
+        at = np.flatnonzero(np.isin(seed, self._kept()))
+        seed, member, role = seed[at], member[at], [role[k] for k in at.tolist()]
+        scores = {name: values[at] for name, values in scores.items()}
         size = len(seed)
         real = _numpy(real_steps).astype(np.int64)[seed]
         columns: dict[str, Any] = {k: [v] * size for k, v in self.fixed.items()}
         columns |= {
             "seed": np.asarray(self.seeds, dtype=np.int64)[seed],
             "member": member.astype(np.int64),
-            "role": list(role),
+            "role": role,
             "policy": [policy] * size,
             "step": [self.step] * size,
             "frames": real * self.spec.frames,
@@ -319,6 +358,7 @@ class Logger:
             "return_std": scores.get("return_std", [None] * size),
             "length": scores["length"],
             "wall_seconds": [self.wall_seconds] * size,
+            "diverged": np.isin(seed, list(self.diverged)),
         }
         self.rows.append({name: columns[name] for name in rows.ROWS.names})
 
@@ -328,6 +368,7 @@ class Logger:
             index = np.indices(value.shape).reshape(value.ndim, -1)
             if skip is not None:
                 index = index[:, ~skip.ravel()]
+            index = index[:, np.isin(index[0], self._kept())]
             count = index.shape[1]
             member = index[1] if value.ndim == 2 else np.full(count, -1)
             columns = {
@@ -369,8 +410,7 @@ class Logger:
         self.complaint = complaint
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the record stands; writes what is pending, so that a checkpoint never leads it."""
-        self.flush()
+        """Where the record stands. Flush it first, so that a checkpoint never leads the record."""
         return {
             "step": self.step,
             "updates": self.updates,
@@ -378,6 +418,17 @@ class Logger:
             "latest": dict(self.latest),
             "config_hash": self.fixed["config_hash"],
         }
+
+    def fell_back(self, sentence: str) -> None:
+        """Says and records that a newer checkpoint could not be used."""
+        self.note(sentence)
+        self._measure({"checkpoints_damaged": np.ones(len(self.seeds))})
+
+    def forget(self) -> None:
+        """Drops what a run that had no checkpoint yet has recorded in the folder."""
+        self.board.after = -1
+        for table in (self.rows, self.metrics):
+            table.keep_until(-1)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the folder's record: rows, metrics and events later than the state are dropped.

@@ -1,40 +1,130 @@
-"""Whether an allocation fits, asked before it is made."""
+"""How much memory is free: of the machine, of the control groups of this process, of a GPU."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-LESS_CACHE = "use fewer seeds, environments or evaluation episodes, or a smaller sequence.cache"
+ROOT = Path("/")
+MACHINE, PROCESS = "machine", "process"
+UNLIMITED = 1 << 60  # bytes: larger limits are none
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+class Limit(NamedTuple):
+    """What may still be allocated, and for whom."""
+
+    free: int  # bytes
+    scope: str  # MACHINE, PROCESS, the folder of a control group, or the name of a GPU
+
+
+def limits(device: torch.device, *, root: Path = ROOT) -> list[Limit]:
+    """Everything that limits what this process can still allocate on a device; [] if unknown.
+
+    Args: root, below which the files of the kernel are looked for.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + held
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable line")
+        return [Limit(free + held, gpu_name(device))]
+    return [*_machine(root), *_groups(root), *_address_space(root)]
 
 
-def check_fits(wanted: int, device: torch.device, *, what: str, hint: str = "") -> None:
-    """Raises RuntimeError with the numbers, before any allocation, if `wanted` bytes do not fit.
+def gpu_name(device: torch.device) -> str:
+    """The same for a GPU in all processes, whatever number it has there."""
+    return f"gpu {torch.cuda.get_device_properties(device).uuid}"
 
-    Args: hint, what to do about it; by default that of a replay buffer.
-    """
-    if not wanted:
-        return
+
+def _machine(root: Path) -> Iterator[Limit]:
     try:
-        free = free_bytes(device)
-    except OSError:  # no /proc: the allocation itself will tell
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                yield Limit(int(line.split()[1]) * 1024, MACHINE)
+                return
+    except OSError:
+        pass
+    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
+        if name in os.sysconf_names:
+            yield Limit(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"), MACHINE)
+            return
+
+
+def group_folders(root: Path = ROOT) -> list[Path]:
+    """Folders of the control groups that limit the memory of this process, innermost first."""
+    folders = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            tops = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif "memory" in controllers.split(","):
+            tops = [root / "sys/fs/cgroup/memory"]
+        else:
+            continue
+        # In a container the path may be that of the host, of which only the top is to be seen.
+        inner = Path(path.lstrip("/"))
+        folders += [top / part for top in tops for part in (inner, *inner.parents)]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def _groups(root: Path) -> Iterator[Limit]:
+    for folder in group_folders(root):
+        two = [_number(folder / name) for name in ("memory.max", "memory.high")]
+        one = _number(folder / "memory.limit_in_bytes")
+        most = min(value for value in (*two, one, UNLIMITED) if value is not None)
+        used = _number(folder / "memory.current")
+        if used is None:
+            used = _number(folder / "memory.usage_in_bytes")
+        if most < UNLIMITED and used is not None:
+            yield Limit(max(0, most - used + _reclaimable(folder)), str(folder))
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None if there is no such file, or it holds `max`."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files in a group's cache that the kernel drops when memory is wanted."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    values = dict(line.split(" ", 1) for line in lines if " " in line)
+    return int(values.get("total_inactive_file", values.get("inactive_file", "0")))
+
+
+def _address_space(root: Path) -> Iterator[Limit]:
+    try:
+        import resource
+    except ImportError:  # not POSIX
         return
-    if wanted > 0.95 * free:
-        if not hint:
-            hint = "use fewer seeds or a smaller replay.capacity"
-            if device.type == "cuda":
-                hint += ", or set replay.placement to host (pinned memory)"
-        raise RuntimeError(
-            f"{what} needs {wanted / 2**30:.2f} GiB on {device}, "
-            f"where {free / 2**30:.2f} GiB are free; {hint}"
-        )
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        yield Limit(max(0, most - pages("self", 0, root=root)), PROCESS)
+
+
+def pages(process: int | str, column: int, *, root: Path = ROOT) -> int:
+    """Bytes of a process: column 0 its address space, 1 what is resident; 0 if unknown."""
+    try:
+        numbers = (root / f"proc/{process}/statm").read_text().split()
+    except OSError:
+        return 0
+    return int(numbers[column]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation did not succeed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    signs = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)

@@ -7,11 +7,14 @@ pydantic's list of errors into sentences with the nearest key or value.
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from cerl.text import visible
 
 if TYPE_CHECKING:
     from cerl.config import Config
@@ -32,6 +35,7 @@ GRU_WIDEST = 256  # units of the CUDA scan (`kernels/gru_triton.py`)
 
 def contradictions(c: "Config") -> Iterator[str]:
     """What single keys cannot say: one sentence for each conflict, led by the key to change."""
+    yield from _name_contradictions(c)
     yield from _run_contradictions(c)
     yield from _net_contradictions(c)
     yield from _ensemble_contradictions(c)
@@ -41,6 +45,16 @@ def contradictions(c: "Config") -> Iterator[str]:
     yield from _time_contradictions(c)
     if c.net.encoder != "frames":
         yield from _sequence_contradictions(c)
+
+
+def _name_contradictions(c: "Config") -> Iterator[str]:
+    for key, text in (("preset", c.preset), ("env.name", c.env.name), ("out", c.out)):
+        if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+            yield f"{key}: expected no control characters and no broken ones, got {text!r}"
+    if c.preset.startswith((".", "-")):
+        yield f"preset: expected a name that begins with a letter or digit, got {c.preset!r}"
+    if not c.out:
+        yield "out: expected the name of a folder, got an empty one; `.` is the current one"
 
 
 def _run_contradictions(c: "Config") -> Iterator[str]:
@@ -62,6 +76,12 @@ def _run_contradictions(c: "Config") -> Iterator[str]:
         yield (
             "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
             f"agent steps; expected false or eval.steps 0, got true and {c.eval.steps}"
+        )
+    most = ("eval.steps", c.eval.steps) if c.eval.steps else ("eval.episodes", c.eval.episodes)
+    if c.eval.slots > most[1]:
+        yield (
+            "eval.slots: every environment plays at least one of the episodes; expected at most "
+            f"{most[0]} ({most[1]}), got {c.eval.slots}"
         )
     if len(set(c.eval.policies)) < len(c.eval.policies):
         yield f"eval.policies: expected different policies, got {' '.join(c.eval.policies)}"
@@ -423,12 +443,23 @@ def _or(words: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key path below a model, e.g. loss.gamma; for a union, those of every choice."""
+def keys(model: type[BaseModel], prefix: str = "", *, family: str = "") -> Iterator[str]:
+    """Every key path below a model, e.g. loss.gamma.
+
+    Args: family, that of the environment; without one, keys of all families.
+    """
     for name, field in model.model_fields.items():
-        for choice in _models(field.annotation):
-            yield from keys(choice, f"{prefix}{name}.")
+        choices = _models(field.annotation)
+        own = [choice for choice in choices if _family(choice) == family]
+        for choice in own or choices:
+            yield from keys(choice, f"{prefix}{name}.", family=family)
         yield f"{prefix}{name}"
+
+
+def _family(model: type[BaseModel]) -> str | None:
+    """Which of the families of environments a model describes, if any."""
+    field = model.model_fields.get("family")
+    return field.default if field else None
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -437,22 +468,25 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def refused(error: ValidationError, root: type[BaseModel], *, where: str) -> ConfigError:
+def refused(
+    error: ValidationError, root: type[BaseModel], *, where: str, family: str = ""
+) -> ConfigError:
     """All errors of a model in sentences, each led by where it was given."""
-    return ConfigError("\n".join(f"{where}: {line}" for line in explained(error, root)))
+    lines = explained(error, root, family=family)
+    return ConfigError("\n".join(f"{where}: {line}" for line in lines))
 
 
-def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One sentence for each error: key path, expected, got, nearest."""
+def explained(error: ValidationError, root: type[BaseModel], *, family: str = "") -> list[str]:
+    """One sentence for each error: key path, expected, got, nearest of the family's keys."""
     lines = []
     for detail in error.errors(include_url=False):
-        lines.extend(_sentences(detail, root))
+        lines.extend(_sentences(detail, root, family))
     return lines
 
 
-def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
+def _sentences(detail: ErrorDetails, root: type[BaseModel], family: str) -> list[str]:
     # The family of an environment is in pydantic's path, though it is no key.
-    path = [str(part) for part in detail["loc"]]
+    path = [visible(str(part)) for part in detail["loc"]]
     if path[:1] == ["env"] and len(path) > 2:
         del path[1]
     key, got, context = ".".join(path), detail["input"], detail.get("ctx", {})
@@ -460,22 +494,43 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel]) -> list[str]:
     if kind == "value_error":
         return str(context["error"]).split("\n")
     if kind == "extra_forbidden":
-        known = list(dict.fromkeys(keys(root)))
-        beside = [name for name in known if name.rpartition(".")[2] == path[-1]]
-        hint = f"; did you mean {_or(beside)}?" if beside else nearest(key, known)
-        return [f"{key}: no such key{hint}"]
+        return [f"{key}: no such key{_meant(key, root, family)}"]
     if kind in ("literal_error", "union_tag_invalid"):
         listed = context.get("expected", context.get("expected_tags", ""))
         choices = re.findall(r"'([^']*)'", listed)
         if kind == "union_tag_invalid":
             key, got = f"{key}.family", context["tag"]
-        return [f"{key}: expected {_or(choices)}, got {got!r}{nearest(str(got), choices)}"]
+        return [f"{key}: expected {_or(choices)}, got {_got(got)}{nearest(str(got), choices)}"]
     if kind == "union_tag_not_found":
         fields = [
             choice.model_fields["family"] for choice in _models(root.model_fields[key].annotation)
         ]
         return [f"{key}.family: missing; expected {_or([field.default for field in fields])}"]
-    return [f"{key}: expected {_expected(detail)}, got {got!r}"]
+    if kind == "missing":
+        return [f"{key}: missing"]
+    return [f"{key}: expected {_expected(detail)}, got {_got(got)}"]
+
+
+def _meant(key: str, root: type[BaseModel], family: str) -> str:
+    """A hint at the key that was meant, of those that the family at hand has."""
+    known = list(dict.fromkeys(keys(root, family=family)))
+    group, _, word = key.rpartition(".")
+    beside = [name for name in known if name.rpartition(".")[2] == word]
+    if beside:
+        return f"; did you mean {_or(beside)}?"
+    env = root.model_fields.get("env")
+    models = _models(env.annotation) if env and family else []
+    if others := [_family(model) for model in models if word in model.model_fields]:
+        return f"; family {family} has none, {_or(others)} does"
+    return nearest(key, [name for name in known if name.startswith(f"{group}.")] or known)
+
+
+def _got(value: Any) -> str:
+    """What was given, in the words of a YAML file and on one line that can be read."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 _EXPECTED = {
@@ -483,9 +538,12 @@ _EXPECTED = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
+    "string_unicode": "a text in Unicode",
     "tuple_type": "a list, e.g. [0, 1, 2]",
     "model_type": "`key: value` lines of its own",
-    "missing": "a value",
+    "model_attributes_type": "`key: value` lines of its own",
+    "dict_type": "`key: value` lines of its own",
+    "invalid_key": "names as keys",
 }
 
 
@@ -494,6 +552,6 @@ def _expected(detail: ErrorDetails) -> str:
     if plain is None:
         return detail["msg"].removeprefix("Input should be ")
     got = detail["input"]
-    if detail["type"] == "int_type" and isinstance(got, float) and got == int(got):
+    if detail["type"] == "int_type" and isinstance(got, float) and got.is_integer():
         return f"{plain} without point or exponent ({int(got):_})"
     return plain

@@ -299,7 +299,8 @@ def _orthogonal(net: nn.Module, keys: Tensor) -> None:
             size = tuple(block.shape)
             tall, flat = max(size[-2:]), min(size[-2:])
             # On the CPU: a GPU's batched QR may round differently for another number of seeds.
-            normal = draw.normal(keys.cpu(), draw.INIT, number, (*size[1:-2], tall, flat))
+            host = keys if keys.is_meta else keys.cpu()
+            normal = draw.normal(host, draw.INIT, number, (*size[1:-2], tall, flat))
             q, r = torch.linalg.qr(normal)
             q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
             block.copy_(gain * (q if size[-2] == tall else q.mT))

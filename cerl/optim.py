@@ -42,6 +42,17 @@ class Optimiser:
         self.velocity = [torch.zeros_like(leaf) for leaf in self.leaves if config.momentum]
         self.count = torch.zeros((), dtype=torch.int64, device=self.leaves[0].device)
 
+    @property
+    def moments(self) -> list[Tensor]:
+        """All that it remembers of gradients, shaped as the leaves."""
+        return [*self.first, *self.second, *self.velocity]
+
+    @torch.no_grad()
+    def forget(self, seeds: Sequence[int]) -> None:
+        """Sets the moments of seeds (indices) to zero: a gradient of zero then changes nothing."""
+        for moment in self.moments:
+            moment[list(seeds)] = 0.0
+
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor]) -> None:
         """One update in place. Args: grads, one for each leaf, same shapes."""

@@ -68,7 +68,9 @@ def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> No
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
     look = {"frameon": False, "fontsize": 9, "handlelength": 2.8}
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend, **look)
+    box = figure.legend(handles=handles, loc="outside lower center", ncols=legend, **look)
+    for text in box.get_texts():
+        text.set_parse_math(False)  # a dollar in a preset's name is a dollar
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 
@@ -106,7 +108,7 @@ def band(
 def _label(panel: Any, env: str, own: Sequence[Cell]) -> None:
     counts = sorted({len(cell.seeds) for cell in own})
     seeds = "1 seed" if counts == [1] else f"{'-'.join(map(str, counts))} seeds"
-    panel.set_title(f"{env} ({seeds})", fontsize=11)
+    panel.set_title(f"{env} ({seeds})", fontsize=11, parse_math=False)
     panel.set_xlabel("agent steps of one seed")
     panel.set_ylabel("return")
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -6,17 +6,15 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cerl import draw
-from cerl.checkpoint import put
 from cerl.data import EnvSpec, Row, Window
 from cerl.kernels.pick import Picked, pick, pick_triton, windows, windows_triton
-from cerl.memory import check_fits
+from cerl.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
 
@@ -49,11 +47,6 @@ class Replay:
         home = torch.device("cpu") if placement == "host" else device
         lead = (seeds, self.rows, envs)
         action = spec.action(device="cpu")
-        row_bytes = math.prod(spec.observation) * spec.dtype.itemsize + action.nbytes
-        row_bytes += 4 + 1 + 1 + 2 + 4 * remembered
-        check_fits(
-            math.prod(lead) * row_bytes, home, what=f"replay of {capacity} rows x {seeds} seeds"
-        )
         pin = placement == "host" and device.type == "cuda"
 
         def ring(dtype: torch.dtype, *rest: int) -> Tensor:
@@ -71,10 +64,9 @@ class Replay:
     def _fields(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in Row._fields}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds."""
-        state = {} if self.state is None else {"state": self.state}
-        return {**self._fields(), **state, "total": self.total, "misses": self.misses}
+    def rings(self) -> dict[str, Tensor]:
+        """Everything that is stored by row, [S, R, E, ...] each; row t lies at t % R."""
+        return {**self._fields(), **({} if self.state is None else {"state": self.state})}
 
     def add(self, row: Row, state: Tensor | None = None) -> None:
         """Writes one time index of all environments, over the oldest one once the ring is full.
@@ -202,8 +194,9 @@ class Replay:
         return (counts / real.sum((1, 2)).clamp(min=1).unsqueeze(1)).to(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._tensors()
+        """The whole ring, in memory; checkpoints hold it in pieces (`cerl/pieces.py`)."""
+        return {**self.rings(), "total": self.total, "misses": self.misses}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, mine in self._tensors().items():
+        for name, mine in self.state_dict().items():
             put(mine, state[name], what=f"replay.{name}")

@@ -18,11 +18,14 @@ import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cerl import scores
 from cerl.cells import SCORES, Cell, Curve, cells, load_rows, run_folders
 from cerl.files import write_atomically
 from cerl.rows import RowsError
+from cerl.screen import PipeConsole
+from cerl.text import visible
 
 FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
 
@@ -39,6 +42,7 @@ SUMMARY = pa.schema(
         ("evaluations", pa.int64()),  # of each seed, averaged before anything else
         ("seeds", pa.int64()),  # seeds that count (of each game)
         ("seeds_lost", pa.int64()),  # seeds whose return is not a number; they do not count
+        ("seeds_diverged", pa.int64()),  # seeds whose numbers went wrong; what they scored counts
         ("episodes", pa.int64()),  # of all seeds and members
         ("value", pa.float64()),
         ("low", pa.float64()),  # interval; null with a single seed
@@ -126,6 +130,7 @@ def _facts(own: Sequence[Cell], score: str, used: int) -> dict:
         "score": score,
         "evaluations": used,
         "episodes": sum(int(cell.curves[score].episodes[-used:].sum()) for cell in own),
+        "seeds_diverged": sum(len(cell.diverged) for cell in own),
     }
 
 
@@ -179,13 +184,16 @@ def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
         line["scores"][row["score"]] = estimate(row)
         line["step"] = min(line["step"], row["step"])
         line["seeds"] = min(line["seeds"], row["seeds"])
-        line["seeds_lost"] = max(line["seeds_lost"], row["seeds_lost"])
+        for name in ("seeds_lost", "seeds_diverged"):
+            line[name] = max(line[name], row[name])
     used = [score for score in SCORES if any(score in line["scores"] for line in lines.values())]
     headings = ["env", "preset", "N", *FACTS, *(SCORES[score] for score in used)]
     text = []
     for (env, preset, _), line in lines.items():
-        lost = f" ({line['seeds_lost']} lost)" if line["seeds_lost"] else ""
-        facts = [env, preset, str(line["members"]), f"{line['seeds']}{lost}", f"{line['step']:,}"]
+        wrong = {"lost": line["seeds_lost"], "diverged": line["seeds_diverged"]}
+        said = ", ".join(f"{count} {what}" for what, count in wrong.items() if count)
+        seeds = f"{line['seeds']} ({said})" if said else str(line["seeds"])
+        facts = [env, preset, str(line["members"]), seeds, f"{line['step']:,}"]
         text.append([*facts, *(line["scores"].get(score, "") for score in used)])
     return headings, text
 
@@ -209,6 +217,7 @@ def markdown(summary: pa.Table, notes: Sequence[str]) -> str:
     """The table, its caption and the notes, as Markdown."""
     headings, lines = table(summary)
     right = ["---", "---", *(["---:"] * (len(headings) - 2))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in [headings, right, *lines])
     listed = "".join(f"\n- {note}" for note in notes)
     return f"{text}\n\n{caption(summary)}\n" + (f"{listed}\n" if notes else "")
@@ -233,7 +242,7 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
         # Facts that all lines share go into the title.
         same = [k for k in used if headings[k] in FACTS and len({line[k] for line in own}) == 1]
         title = ", ".join([env, *(f"{own[0][k]} {headings[k]}" for k in same)])
-        shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        shown = Table(title=Text(title, "bold"), title_justify="left", box=SIMPLE_HEAD)
         shown.padding, shown.pad_edge = (0, 1, 0, 0), False
         used = [k for k in used if k not in same]
         for k in used:
@@ -248,7 +257,7 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
 
 
 def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
-    """Evaluations up to a step, and notes of the runs that are lost by that.
+    """Rows up to a step, and notes of the runs that have no evaluation any more.
 
     Raises: RowsError if none is left.
     """
@@ -260,7 +269,8 @@ def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
             f"report --until: no evaluation up to step {until:,}; the first is at {first:,}"
         )
     lost = sorted(set(played["run"].to_pylist()) - set(kept["run"].to_pylist()))
-    return kept, [f"{run}: no evaluation up to step {until:,}; left out" for run in lost]
+    notes = [f"{visible(run)}: no evaluation up to step {until:,}; left out" for run in lost]
+    return table.filter(pc.field("step") <= until), notes
 
 
 def main(
@@ -281,7 +291,7 @@ def main(
     from cerl import plot  # matplotlib takes a second to import
 
     folders, out = [Path(folder) for folder in folders], Path(out)
-    console = console or Console(highlight=False)
+    console = console or PipeConsole(highlight=False)
     table, lost = load_rows(folders), []
     if until:
         table, lost = _earlier(table, until)
@@ -289,12 +299,13 @@ def main(
     notes = lost + notes
     summary = summarise(found, last=last)
     out.mkdir(parents=True, exist_ok=True)
-    _printed(summary, notes, console)
     text = {"table.md": markdown(summary, notes), "table.csv": _csv(summary)}
     for name, content in text.items():
         write_atomically(out / name, lambda file, c=content: file.write(c.encode()))
     write_atomically(out / "summary.parquet", lambda file: pq.write_table(summary, file))
     plot.curves(found, out / "curves.png")
+    # Printed last: whoever reads it may stop, and the files are there all the same.
+    _printed(summary, notes, console)
     console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     console.print(f"plot:  {out / 'curves.png'}", soft_wrap=True, markup=False)
     runs = [file.parent for file in run_folders(folders)]

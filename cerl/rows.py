@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cerl import files
 from cerl.config import Config
-from cerl.files import write_atomically
+from cerl.text import visible
 
 ROWS = pa.schema(
     [
@@ -38,6 +39,7 @@ ROWS = pa.schema(
         ("members", pa.int64()),  # N
         ("config_hash", pa.string()),  # `config_hash`: runs that differ only in seeds share it
         ("version", pa.string()),  # of cerl
+        ("diverged", pa.bool_()),  # from when the watch saw that this seed's numbers went wrong
     ]
 )
 
@@ -52,6 +54,10 @@ METRICS = pa.schema(
 )
 
 
+# Keys of what a file says of itself: the hash of its content, and whose rows it holds.
+_CONTENT, _RUN = b"cerl.content", b"cerl.run"
+
+ABSENT = {"diverged": False}  # columns that older files lack, and what they then hold
 INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
@@ -62,9 +68,12 @@ class RowsError(RuntimeError):
 def config_hash(config: Config) -> str:
     """Twelve hex digits of everything that decides a score, seeds excepted.
 
-    Left out: preset (a name), seeds, device and threads, out, log (what is written, and when).
+    Left out: preset (a name), seeds, and options that may change in a run: device and threads, out,
+    log (what is written, and when), diverged (rows of a seed that it concerns are marked),
+    schedule.steps (a run that is lengthened stays what it is).
     """
-    aside = {"preset", "seeds", "device", "threads", "out", "log"}
+    aside = {"preset": True, "seeds": True, "device": True, "threads": True, "out": True}
+    aside |= {"log": True, "diverged": True, "schedule": {"steps"}}
     tree = config.model_dump(mode="json", exclude=aside)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -79,18 +88,26 @@ def env_name(config: Config) -> str:
 def read(path: Path, schema: pa.Schema) -> pa.Table:
     """A table of this schema, columns in its order; other columns are left out.
 
-    Raises: RowsError if the file is missing, damaged, or lacks a column.
+    Raises: RowsError if the file is missing, damaged, or lacks a column that is not of `ABSENT`.
     """
     if not path.is_file():
         raise RowsError(f"{path}: no such file; expected the rows of a run")
+    advice = "restore it from a copy, or move it away to go on without its rows"
     try:
-        table = pq.read_table(path, memory_map=False)
+        with files.read(path) as file:
+            table = pq.read_table(file, memory_map=False, page_checksum_verification=True)
+            known = _known(table, _CONTENT)
+            damaged = known is not None and known != content_hash(table)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = visible(str(error).strip().partition("\n")[0])
         raise RowsError(
-            f"{path}: damaged, not a readable parquet file ({reason}); restore it from a copy, or "
-            "move it away to go on without its rows"
+            f"{path}: damaged, not a readable parquet file ({reason}); {advice}"
         ) from error
+    if damaged:
+        raise RowsError(f"{path}: damaged: its checksum does not agree; {advice}")
+    for name, value in ABSENT.items():
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise RowsError(
@@ -98,16 +115,43 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
             f"{', '.join(missing)}: it is not a table of cerl, or of a version too far away"
         )
     try:
-        return table.select(schema.names).cast(schema)
+        return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
     except pa.ArrowException as error:
         raise RowsError(f"{path}: a column has another type than expected: {error}") from error
 
 
-class Rows:
-    """One growing table and its file."""
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 of the names, types and values of a table's columns.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
+    Parquet has checksums of its pages, but none of its footer, which says how to read them.
+    """
+    digest = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"{name} {column.type} {len(column)}\n".encode())
+        digest.update(column.is_null().to_numpy().tobytes())
+        if pa.types.is_string(column.type):
+            digest.update("\0".join(text or "" for text in column.to_pylist()).encode())
+        else:
+            empty = pa.scalar(0).cast(column.type)
+            digest.update(column.fill_null(empty).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _known(table: pa.Table, key: bytes) -> str | None:
+    """What a file says of itself."""
+    value = (table.schema.metadata or {}).get(key)
+    return None if value is None else value.decode(errors="replace")
+
+
+class Rows:
+    """One growing table and its file.
+
+    Args of the constructor: run, hash of the options of the run whose rows they are; it stands in
+    the file.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, run: str = "") -> None:
+        self.path, self.schema, self.run = path, schema, run
         self.table = schema.empty_table()
         self.pending: list[pa.Table] = []
         self.owned = False  # whether the file, if there is one, is this table's
@@ -125,7 +169,13 @@ class Rows:
         if not self.path.is_file():
             return 0
         table = read(self.path, self.schema)
-        self.table = table.filter(pc.field("step") <= step)
+        made_by = _known(table, _RUN)
+        if self.run and made_by is not None and made_by != self.run:
+            raise RowsError(
+                f"{self.path}: expected rows of the run of this folder's config.yaml, got those of "
+                "a run with other options; put back the one that belongs to the other"
+            )
+        self.table = table.filter(pc.field("step") <= step).replace_schema_metadata()
         self.pending = []
         return table.num_rows - self.table.num_rows
 
@@ -143,5 +193,7 @@ class Rows:
         if not self.pending and self.path.exists():
             return
         table = pa.concat_tables([self.table, *self.pending]).combine_chunks()
-        write_atomically(self.path, lambda file: pq.write_table(table, file, compression="zstd"))
+        table = table.replace_schema_metadata({_CONTENT: content_hash(table), _RUN: self.run})
+        how: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+        files.write_atomically(self.path, lambda file: pq.write_table(table, file, **how))
         self.table, self.pending, self.owned = table, [], True

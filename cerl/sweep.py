@@ -1,159 +1,244 @@
 """Grids of runs on this machine, one after the other or several at a time, resumable as a whole.
 
-A sweep that was interrupted goes on when it is started again with the same folder: finished runs
-are kept, those that have a checkpoint are resumed, the others are trained. A run that another
-process is training is left to it, and counts as failed.
+All that a sweep knows of a run is read from the run's folder, so the same command goes on after
+whatever ended it: finished runs are kept, those that were begun are resumed, the others are
+trained, and a run that another process still trains (of a sweep that was killed, say) is waited
+for. A run that fails is reported at the end and keeps no other from its turn.
 """
 
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from rich.console import Console
-
-from cerl import checkpoint, train
-from cerl.config import Config, ConfigError, dump, load_file
+from cerl import files, train
+from cerl.config import Config, ConfigError, dump, fixed_hash, load_file
 from cerl.held import under_way
+from cerl.screen import Screen
+from cerl.stop import SAVED, Stopped, stop_flag
 
 TELL_EVERY = 30.0  # seconds between looks at runs side by side
+POLL = 0.2  # seconds between looks at whether one has ended
+TAIL = 4096  # bytes at the end of a log among which its last line is looked for
+
+Say = Callable[..., None]
+State = Literal["new", "begun", "under way", "finished"]
 
 
 def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
     """Trains every config, below the folder `out`.
 
-    Args:    jobs, runs at a time; more than one run as processes of their own, whose output goes to
-             `out`/logs.
+    Args:    jobs, runs at a time; more than one run as processes of their own, whose output is
+             added to `out`/logs.
     Returns: the run folders, in order.
-    Raises:  RuntimeError naming the runs that failed, after the others were trained.
+    Raises:  RuntimeError naming the runs that failed, after the others were trained; Stopped if it
+             was told to stop.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
-    console = Console(highlight=False)
-    configs = [config.model_copy(update={"out": str(out)}) for config in configs]
-    run = _one_by_one if jobs == 1 else _side_by_side
-    failures = run(configs, out, console, jobs)
+    say = Screen().line
+    cells = [
+        Cell(number, config.model_copy(update={"out": str(out)}), out)
+        for number, config in enumerate(configs, 1)
+    ]
+    failures = _one_by_one(cells, say) if jobs == 1 else _side_by_side(cells, say, jobs)
     if failures:
         lines = "\n".join(failures)
         raise RuntimeError(
             f"{len(failures)} of {len(configs)} runs failed, the others are in {out} "
             f"(cerl report {out}); the same command tries the failed ones again:\n{lines}"
         )
-    return [earlier(config, out)[0] for config in configs]
+    return [cell.earlier()[0] for cell in cells]
 
 
-def title(config: Config) -> str:
-    """What a run is, in a few words."""
-    return f"{config.preset or 'run'} on {config.env.family}/{config.env.name}"
+class Cell(NamedTuple):
+    """One run of a sweep, and what its folder says of it."""
+
+    number: int  # from 1, in the sweep's order
+    config: Config
+    out: Path
+
+    @property
+    def title(self) -> str:
+        """What the run is, in a few words."""
+        config = self.config
+        return (
+            f"run {self.number}, {config.preset or 'run'} on {config.env.family}/{config.env.name}"
+        )
+
+    def earlier(self) -> list[Path]:
+        """Its run folders, finished ones first, then newest first; lengths do not matter."""
+        wanted, found = fixed_hash(self.config), []
+        for path in self.out.glob("*/config.yaml"):
+            try:
+                same = fixed_hash(load_file(path)) == wanted
+            except ConfigError:  # changed by hand, or no longer whole
+                same = False
+            if same:
+                found.append(path.parent)
+
+        def order(folder: Path) -> tuple[bool, float]:
+            return train.finished(folder, self.config), folder.stat().st_mtime
+
+        return sorted(found, key=order, reverse=True)
+
+    def state(self) -> tuple[State, Path | None]:
+        """What became of the run, and its folder if it was begun."""
+        folder = next(iter(self.earlier()), None)
+        if folder is None:
+            return "new", None
+        if under_way(folder):
+            return "under way", folder
+        return ("finished" if train.finished(folder, self.config) else "begun"), folder
+
+    def longer(self, folder: Path) -> dict[str, int]:
+        """What a resumed run has to change to become as long as is asked for."""
+        steps = self.config.schedule.steps
+        return (
+            {"schedule.steps": steps}
+            if load_file(folder / "config.yaml").schedule.steps < steps
+            else {}
+        )
 
 
-def earlier(config: Config, out: Path) -> list[Path]:
-    """Run folders of the same config below `out`, finished ones first, then newest first."""
-    found = []
-    for path in out.glob("*/config.yaml"):
-        try:
-            same = load_file(path) == config
-        except ConfigError:  # of another version of cerl
-            same = False
-        if same:
-            found.append(path.parent)
-
-    def order(folder: Path) -> tuple[bool, float]:
-        return (folder / train.FINISHED).is_file(), folder.stat().st_mtime
-
-    return sorted(found, key=order, reverse=True)
+def _wait(cell: Cell, folder: Path, say: Say, stopped: Callable[[], bool]) -> None:
+    """Until nobody trains the run any more. Raises: Stopped."""
+    say(f"{cell.title}: another process trains it, which is waited for; {folder}")
+    while under_way(folder):
+        if stopped():
+            raise Stopped
+        time.sleep(POLL)
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a run is to be resumed, which is refused while another process trains it."""
-    return bool(checkpoint.files(folder)) or under_way(folder)
-
-
-def _one_by_one(configs: Sequence[Config], out: Path, console: Console, jobs: int) -> list[str]:
+def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:
     failures = []
-    for number, config in enumerate(configs, 1):
-        console.print(f"[bold]run {number} of {len(configs)}[/]: {title(config)}")
-        folder = next(iter(earlier(config, out)), None)
+    for cell in cells:
+        say(f"{cell.title} ({len(cells)} in all)", style="bold")
+        state, folder = cell.state()
+        if state == "under way" and folder is not None:
+            with stop_flag() as stopped:
+                _wait(cell, folder, say, stopped)
+            state, folder = cell.state()
         try:
-            if folder is not None and (folder / train.FINISHED).is_file():
-                console.print(f"finished before: {folder}")
-            elif folder is not None and _begun(folder):
-                console.print(f"resuming {folder}")
-                train.resume(folder)
+            if folder is None:
+                train.train(cell.config)
+            elif state == "finished":
+                say(f"finished before: {folder}")
             else:
-                train.train(config)
-        except (ValueError, RuntimeError, OSError, ImportError) as error:
-            console.print(f"[bold red]failed[/]: {error}")
-            failures.append(f"{title(config)}: {error}")
+                say(f"resuming {folder}")
+                train.resume(folder, changes=cell.longer(folder), trusted=True)
+        # Whatever ends one run, the others have their turn.
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            say(f"failed: {text}", style="bold red")
+            failures.append(f"{cell.title}: {text}")
     return failures
 
 
 class _Job(NamedTuple):
-    name: str
+    """A run in a process of its own."""
+
+    cell: Cell
     process: subprocess.Popen
     log: Path
+    begin: int  # size of the log when the process started
 
     def last_line(self) -> str:
         """The error if there is one, else the line written last."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        with self.log.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(self.begin, end - TAIL))
+            lines = file.read().decode(errors="replace").strip().splitlines()
         errors = [line for line in lines if line.startswith("error:")]
         return (errors or lines or ["starting"])[-1].strip()
 
 
-def _side_by_side(configs: Sequence[Config], out: Path, console: Console, jobs: int) -> list[str]:
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    waiting, running, failures = list(enumerate(configs, 1)), [], []
+def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
+    waiting, running, failures = list(cells), [], []
+    others: list[tuple[Cell, Path]] = []  # runs that other processes train
     told = time.monotonic()
-    with train.stop_flag() as stopped:
-        while (waiting or running) and not stopped():
-            while waiting and len(running) < jobs:
-                job = _start(*waiting.pop(0), out, console)
-                running += [job] if job else []
-            time.sleep(0.2)
+    with stop_flag() as stopped:
+        while (waiting or running or others) and not stopped():
+            while waiting and len(running) + len(others) < jobs:
+                cell = waiting.pop(0)
+                state, folder = cell.state()
+                if state == "under way" and folder is not None:
+                    say(f"{cell.title}: another process trains it, which is waited for; {folder}")
+                    others.append((cell, folder))
+                elif state == "finished":
+                    say(f"{cell.title}: finished before: {folder}")
+                else:
+                    running.append(_start(cell, folder, say))
+            time.sleep(POLL)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                code = job.process.returncode
-                console.print(f"{job.name}: {'done' if code == 0 else 'failed'}; {job.log}")
-                if code:
-                    failures.append(f"{job.name}: {job.last_line()} (exit code {code}, {job.log})")
+                failures += _ended(job, say)
+            for other in [other for other in others if not under_way(other[1])]:
+                others.remove(other)
+                waiting.insert(0, other[0])
             if time.monotonic() - told >= TELL_EVERY:
                 told = time.monotonic()
                 for job in running:
-                    console.print(f"{job.name}: {job.last_line()}")
+                    say(f"{job.cell.title}: {job.last_line()}")
         if stopped():
-            console.print("interrupted: waiting for the runs to save; the same command goes on")
-            for job in running:
-                job.process.send_signal(signal.SIGINT)
-            for job in running:
-                job.process.wait()
-            raise KeyboardInterrupt
+            _stop(running, others, say)
     return failures
 
 
-def _start(number: int, config: Config, out: Path, console: Console) -> _Job | None:
-    """Starts a run as a process; None if it is finished."""
-    name = f"run {number}, {title(config)}"
-    folder = next(iter(earlier(config, out)), None)
-    if folder is not None and (folder / train.FINISHED).is_file():
-        console.print(f"{name}: finished before: {folder}")
-        return None
-    stem = title(config).replace(" on ", "-").replace("/", "-").replace(":", "-")
-    log = out / "logs" / f"{number:03d}-{stem}.txt"
-    if folder is not None and _begun(folder):
-        command = ["--resume", str(folder)]
+def _start(cell: Cell, folder: Path | None, say: Say) -> _Job:
+    """Starts or resumes a run as a process."""
+    cell.out.mkdir(parents=True, exist_ok=True)
+    logs = files.own_folder(cell.out / "logs")
+    config = cell.config
+    stem = f"{config.preset or 'run'}-{config.env.family}/{config.env.name}"
+    log = logs / f"{cell.number:03d}-{stem.replace('/', '-').replace(':', '-')}.txt"
+    if folder is not None:
+        changes = [
+            part for key, value in cell.longer(folder).items() for part in (f"--{key}", str(value))
+        ]
+        command = ["--resume", str(folder), "--trust", *changes]
     else:
         command = [str(log.with_suffix(".yaml"))]
         dump(config, command[0])
-    console.print(f"{name}: {'resuming' if len(command) > 1 else 'starting'}; {log}")
-    with log.open("w") as output:
+    say(f"{cell.title}: {'starting' if folder is None else 'resuming'}; {log}")
+    with files.append(log) as output:
+        begin = output.seek(0, 2)
         # A session of its own: Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
             [sys.executable, "-m", "cerl", "train", *command],
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Job(name, process, log)
+    return _Job(cell, process, log, begin)
+
+
+def _ended(job: _Job, say: Say) -> list[str]:
+    """Says how a run ended. Returns: what to report of it at the end, if it failed."""
+    code = job.process.returncode
+    how = {0: "done", SAVED: "stopped and saved"}.get(code, "failed")
+    say(f"{job.cell.title}: {how}; {job.log}")
+    if code == 0:
+        return []
+    return [f"{job.cell.title}: {how}: {job.last_line()} (exit code {code}, {job.log})"]
+
+
+def _stop(running: Sequence[_Job], others: Sequence[tuple[Cell, Path]], say: Say) -> None:
+    """Has all runs saved and ended. Raises: Stopped."""
+    say("stopped: waiting for the runs to save; the same command goes on")
+    for job in running:
+        job.process.send_signal(signal.SIGTERM)
+    try:
+        for job in running:
+            job.process.wait()
+    except KeyboardInterrupt:
+        for job in running:
+            job.process.kill()
+        raise
+    for _, folder in others:
+        say(f"{folder}: its own process trains on")
+    raise Stopped

@@ -4,34 +4,45 @@ The updates of an iteration are handed to `Collector.step`, which knows when the
 """
 
 import contextlib
+import math
 import os
-import signal
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cerl import carry, checkpoint, draw, envs
+from cerl import checkpoint, draw, envs, trust
 from cerl import config as configuration
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.quantile import quantile_value
 from cerl.agents.sac import SAC
+from cerl.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
+from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
+from cerl.estimate import estimate
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
+from cerl.files import sweep_temporaries, write_text
 from cerl.graph import captured
 from cerl.held import held
 from cerl.learn import Learner
 from cerl.log import Logger
 from cerl.replay import Replay
+from cerl.reservation import Reservation, check, reserved
+from cerl.stop import Stopped, stop_flag
+from cerl.versions import record_versions
 
+THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
 FINISHED = "finished"  # file of a run folder whose run came to its end
+RETRY = 60.0  # seconds before something that could not be written is tried again
 
 
 class Parts(NamedTuple):
@@ -42,6 +53,7 @@ class Parts(NamedTuple):
     env: VecEnv
     replay: Replay
     learner: Learner
+    watch: Watch
     collector: Collector
     evaluator: Evaluator
 
@@ -70,9 +82,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device."""
+    """Sets this process up for a config. Returns: its device.
+
+    Raises: ValueError for a device or a number of threads that this machine does not have.
+    """
     device = pick_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    most = max(THREADS_A_CORE * cores, FEW_THREADS)
+    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
+        if threads > most:
+            raise ValueError(
+                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
+                f"{threads}; 0 is one for each core"
+            )
+    torch.set_num_threads(config.threads or cores)
     return device
 
 
@@ -100,16 +123,17 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     changes: dict = {"envs": lanes(config)}
     if config.env.family == "atari":
         changes["life_loss"] = False  # scores are of whole games
-    own, limit = getattr(config.env, "time_limit", None), config.eval.time_limit
-    if own is not None and (own or config.env.family == "minatar"):  # 0: else the task's own limit
-        changes["time_limit"] = min(own or limit, limit)
     return envs.make(
-        config.env.model_copy(update=changes), seeds=config.seeds, salt=EVAL_SALT, device=device
+        config.env.model_copy(update=changes),
+        seeds=config.seeds,
+        salt=EVAL_SALT,
+        device=device,
+        longest=config.eval.time_limit,
     )
 
 
 def assemble(config: Config) -> Parts:
-    """Builds every part of a run; allocates replay last-but-one, after checking that it fits."""
+    """Builds every part of a run."""
     device = prepare(config)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
@@ -127,7 +151,8 @@ def assemble(config: Config) -> Parts:
     collector = Collector(config, env, agent, net, replay, keys=keys)
     eval_keys = evaluation_keys(config.seeds, device)
     evaluator = Evaluator(config, evaluation_env(config, device), agent, net, keys=eval_keys)
-    return Parts(device, agent, env, replay, learner, collector, evaluator)
+    watch = Watch(config, learner)
+    return Parts(device, agent, env, replay, learner, watch, collector, evaluator)
 
 
 def updates_by(config: Config, steps: int) -> int:
@@ -137,169 +162,348 @@ def updates_by(config: Config, steps: int) -> int:
 
 
 def train(config: Config) -> Path:
-    """Runs a config from the start. Returns: its run folder."""
-    parts = assemble(config)
-    folder = configuration.new_folder(config)
-    with held(folder):
-        logger = _logger(config, parts, folder)
-        return _loop(config, parts, folder, first=0, refill=0, logger=logger)
+    """Runs a config from the start. Returns: its run folder.
 
-
-def resume(folder: Path) -> Path:
-    """Goes on from the newest checkpoint of a run folder: bit for bit where the simulator can.
-
-    Raises: ValueError if there is nothing to resume, or another process is training the run.
+    Raises: Stopped if it was told to stop, and saved.
     """
-    config = configuration.load_file(folder / "config.yaml")
-    if (folder / FINISHED).is_file():
-        raise ValueError(f"{folder}: the run is finished; nothing to resume (cerl report {folder})")
-    with held(folder):
-        return _resume(config, folder)
-
-
-def _resume(config: Config, folder: Path) -> Path:
-    parts = assemble(config)
-    state = checkpoint.load(folder)  # stays in the file until it is copied in place
-    logger = _logger(config, parts, folder)
-    exact = restore(parts, logger, state)
-    refill = config.replay.start if state["replay"] is None else 0
-    logger.note(
-        f"resumed at agent step {state['iteration'] * parts.env.spec.envs:,}"
-        + ("" if exact else "; the simulator cannot be restored: episodes under way were cut")
-        + (f"; replay was not saved: {refill:,} agent steps refill it" if refill else "")
-    )
-    return _loop(config, parts, folder, first=state["iteration"], refill=refill, logger=logger)
-
-
-def _logger(config: Config, parts: Parts, folder: Path) -> Logger:
-    return Logger(
-        folder,
-        config=config,
-        spec=parts.env.spec,
-        seeds=config.seeds,
-        steps_total=config.schedule.steps,
-    )
-
-
-def snapshot(parts: Parts, logger: Logger, iteration: int, *, replay: bool) -> dict:
-    """Everything that a continuation needs."""
-    return {
-        "iteration": iteration,
-        "learner": parts.learner.state_dict(),
-        "collector": parts.collector.state_dict(),
-        "evaluator": parts.evaluator.state_dict(),
-        "logger": logger.state_dict(),
-        "replay": parts.replay.state_dict() if replay else None,
-    }
-
-
-def restore(parts: Parts, logger: Logger, state: dict) -> bool:
-    """Loads a snapshot in place. Returns: True if the environments continued exactly."""
-    if state["replay"] is not None:
-        parts.replay.load_state_dict(state["replay"])
-    parts.learner.load_state_dict(state["learner"])
-    parts.evaluator.load_state_dict(state["evaluator"])
-    logger.load_state_dict(state["logger"])
-    return parts.collector.load_state_dict(state["collector"])
+    configuration.check_out(config.out)
+    with _reserved(config) as reservation:
+        parts = assemble(config)
+        reservation.write()
+        folder = configuration.new_folder(config)
+        with held(folder):
+            record_versions(folder, parts.device)
+            return Loop(config, parts, folder).run(reservation.words)
 
 
 @contextlib.contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """True once Ctrl-C or SIGTERM came; the second one interrupts at once."""
-    hit: list[int] = []
+def _reserved(config: Config) -> Iterator[Reservation]:
+    """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
+    with reserved(estimate(config, device=prepare(config), agent=make_agent)) as reservation:
+        yield reservation
 
-    def handler(number: int, frame: object) -> None:
-        if hit:
-            raise KeyboardInterrupt
-        hit.append(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def finished(folder: Path, config: Config) -> bool:
+    """Whether the run of a folder has come to its end, which `schedule.steps` may have put off."""
     try:
-        for number in before:
-            signal.signal(number, handler)
-        yield lambda: bool(hit)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        words = (folder / FINISHED).read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return bool(words) and words[0].isdecimal() and int(words[0]) >= config.schedule.steps
 
 
-def _loop(
-    config: Config, parts: Parts, folder: Path, *, first: int, refill: int, logger: Logger
+def resume(
+    folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
 ) -> Path:
-    """Training from iteration `first` to the end; one iteration is E agent steps of every seed.
+    """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
+    none: bit for bit where the simulator can.
 
-    Args: refill, agent steps without updates, which fill a replay that was not saved.
+    Args:   changes of options that may change in a run, by dotted key, which are then kept in its
+            config.yaml; trusted, the run may import a module even if it is somebody else's.
+    Raises: ValueError if there is nothing to resume, or another process is training the run;
+            Stopped if it was told to stop, and saved.
     """
-    learner, collector, schedule = parts.learner, parts.collector, config.schedule
-    envs_per_seed = parts.env.spec.envs
-    last = -(-schedule.steps // envs_per_seed)
-    on_device = parts.replay.placement == "device"
-    updates = [learner.update_first, learner.update]
-    if on_device:
-        updates = [captured(update, parts.device) for update in updates]
-    sync = captured(learner.sync, parts.device)
-    done, iteration = updates_by(config, first * envs_per_seed), first
+    config = configuration.load_file(folder / configuration.FILE, changes)
+    trust.check(config, folder, trusted=trusted)
+    with held(folder), _reserved(config) as reservation:
+        if finished(folder, config):
+            raise ValueError(
+                f"{folder}: the run is finished; nothing to resume (cerl report {folder}). To "
+                f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
+            )
+        sweep_temporaries(folder)
+        loop = Loop(config, assemble(config), folder)
+        reservation.write()
+        loop.restore()
+        configuration.change(folder, changes or {})
+        for sentence in record_versions(folder, loop.parts.device):
+            loop.logger.note(sentence)
+        return loop.run(reservation.words)
 
-    def save() -> None:
-        state = snapshot(parts, logger, iteration, replay=config.log.save_replay)
-        checkpoint.save(folder, state)
 
-    with logger, stop_flag() as stopped:
-        if words := _memory(parts):
-            logger.note(words)
-        for iteration in range(first + 1, last + 1):
-            before, steps = (iteration - 1) * envs_per_seed, iteration * envs_per_seed
+class Loop:
+    """Training up to the last iteration; one iteration is E agent steps of every seed.
 
-            def due(every: int, *, before: int = before, steps: int = steps) -> bool:
-                return steps // every > before // every
+    Attributes that a checkpoint holds: iteration, those done; made, updates that were due in them;
+    evaluated, whether the evaluation that is due at this iteration was made.
+    """
 
-            wanted = updates_by(config, steps)
-            filled = before - first * envs_per_seed >= refill
-            missing = range(done + 1, wanted + 1) if filled else range(0)
+    def __init__(self, config: Config, parts: Parts, folder: Path) -> None:
+        self.config, self.parts, self.folder = config, parts, folder
+        schedule, device = config.schedule, parts.device
+        self.iteration, self.made, self.evaluated = 0, 0, True
+        self.envs = parts.env.spec.envs
+        self.last = -(-schedule.steps // self.envs)
+        self.filled = 0  # agent steps of one seed from which on updates are made
+        self.identity = configuration.fixed_hash(folder)
+        self.logger = Logger(
+            folder,
+            config=config,
+            spec=parts.env.spec,
+            seeds=config.seeds,
+            steps_total=schedule.steps,
+            diverged=parts.watch.diverged,
+            run=self.identity,
+        )
+        self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
+        self.updates, self.sync = self._updates(), captured(parts.learner.sync, device)
+        self.updating = False
+        self.saved: tuple[int, bool] | None = None  # iteration and `evaluated` of the last save
+        self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
-            def learn(*, missing: range = missing) -> None:
-                for number in missing:
-                    updates[number % schedule.policy_every == 0]()
+    def _updates(self) -> list[Callable[[], None]]:
+        """An update of which only the first stage is due, and one of all."""
+        learner, replay = self.parts.learner, self.parts.replay
+        updates = [learner.update_first, learner.update]
+        if replay.placement == "host":  # whose rows cannot be sampled in a graph
+            return updates
+        return [captured(update, self.parts.device) for update in updates]
 
-            collector.step(learn)
-            if config.refresh and wanted // config.refresh > done // config.refresh:
-                collector.refresh()
-            done = wanted
-            if schedule.target_rate == 1.0 and due(schedule.target_every):
-                sync()
-            end = iteration == last
-            if due(config.log.every) or end:
-                logger.training(steps, done, _measurements(config, parts))
-                logger.episodes(
-                    steps, done, collector.real_steps.cpu().clone(), collector.take_finished()
+    def run(self, memory: str = "") -> Path:
+        """Trains from where it stands.
+
+        Args:    memory, what the run needs of it, in words.
+        Returns: the run folder.
+        Raises:  Stopped if it was told to stop, and saved.
+        """
+        with self.logger, stop_flag() as stopped:
+            try:
+                self._introduce(memory)
+                if self.iteration == 0:
+                    self.save()
+                self._train(stopped)
+                self.save(must=True)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._rescue(error)
+                raise
+            finally:
+                self.checkpoints.close()
+                close(self.parts)
+            if self.iteration < self.last or not self.evaluated:
+                self.logger.note(
+                    f"stopped and saved; go on with: cerl train --resume {self.folder}"
                 )
-            if due(config.eval.every) or end:
-                logger.evaluation(
-                    steps, done, collector.real_steps.cpu().clone(), parts.evaluator.run()
-                )
-            saving = due(config.log.checkpoint_every) or end or stopped()
-            if saving:
-                save()
-            # A signal that came after the question waits for the next iteration's checkpoint.
-            if saving and stopped() and not end:
-                logger.note(f"interrupted; go on with: cerl train --resume {folder}")
-                raise KeyboardInterrupt
-            logger.progress(steps, done)
-    close(parts)
-    (folder / FINISHED).write_text(f"{schedule.steps} agent steps of one seed\n")
-    return folder
+                raise Stopped
+        write_text(self.folder / FINISHED, f"{self.steps} agent steps of one seed\n")
+        return self.folder
 
+    @property
+    def steps(self) -> int:
+        """Agent steps of one seed that are done, at most those asked for."""
+        return min(self.iteration * self.envs, self.config.schedule.steps)
 
-def _memory(parts: Parts) -> str:
-    """What sequence networks remember while acting, in words; empty without."""
-    config, net, seeds = parts.learner.config, parts.learner.net, len(parts.learner.keys)
-    sizes = []
-    for env, evaluating in ((parts.env, False), (parts.evaluator.env, True)):
-        size = carry.size(config, net, seeds=seeds, envs=env.spec.envs, evaluating=evaluating)
-        sizes.append(size / 2**20)
-    if not any(sizes):
-        return ""
-    return f"caches: {sizes[0]:,.1f} MiB of acting, {sizes[1]:,.1f} MiB of evaluation"
+    def _train(self, stopped: Callable[[], bool]) -> None:
+        config, logger = self.config, self.logger
+        if not self.evaluated:
+            self._evaluate(stopped)
+        while self.iteration < self.last and not stopped():
+            self._iterate()
+            if self._due(config.log.every) or not self.evaluated:
+                self._look()
+            if not self.evaluated:
+                self._evaluate(stopped)
+            self._stream()
+            minutes = config.log.checkpoint_minutes
+            late = minutes and time.monotonic() - self.saved_at > 60 * minutes
+            if late or self._due(config.log.checkpoint_every):
+                self.save()
+            logger.progress(self.iteration * self.envs, self.made)
+
+    def _iterate(self) -> None:
+        """One agent step of every environment, and the updates that are then due."""
+        config, collector = self.config, self.parts.collector
+        before = self.iteration * self.envs
+        wanted = updates_by(config, before + self.envs)
+        refresh = config.refresh and wanted // config.refresh > self.made // config.refresh
+        missing = range(self.made + 1, wanted + 1) if before >= self.filled else range(0)
+
+        def learn() -> None:
+            self.updating = True
+            for number in missing:
+                self.updates[number % config.schedule.policy_every == 0]()
+            self.made, self.updating = wanted, False
+
+        collector.step(learn)
+        if refresh:
+            collector.refresh()
+        self._counted()
+
+    def _counted(self) -> None:
+        """An iteration is over; what is due in it comes next."""
+        self.iteration += 1
+        self.evaluated = not self._due(self.config.eval.every)
+        schedule = self.config.schedule
+        if schedule.target_rate == 1.0 and self._passed(schedule.target_every):
+            self.sync()
+
+    def _passed(self, every: int) -> bool:
+        """Whether the last iteration passed a multiple of so many agent steps of one seed."""
+        steps = self.iteration * self.envs
+        return steps // every > (steps - self.envs) // every
+
+    def _due(self, every: int) -> bool:
+        """`_passed`, or whether the last iteration is the run's last."""
+        return self.iteration == self.last or self._passed(every)
+
+    def _look(self) -> None:
+        """Looks for seeds that diverged; training metrics and episodes go to the log if due."""
+        steps, parts, logger = self.iteration * self.envs, self.parts, self.logger
+        measuring = self._due(self.config.log.every)
+        metrics = _measurements(self.config, parts) if measuring else {}
+        if found := parts.watch.look(steps, metrics):
+            logger.note("\n".join(found))
+            self.updates = self._updates()
+        if measuring:
+            real_steps = parts.collector.real_steps.cpu().clone()
+            logger.training(steps, self.made, metrics)
+            logger.episodes(steps, self.made, real_steps, parts.collector.take_finished())
+
+    def _evaluate(self, stopped: Callable[[], bool]) -> None:
+        """Plays the current parameters; told to stop, the evaluation is made on resuming."""
+        results = self.parts.evaluator.run(self.iteration, stopped=stopped)
+        if results is not None:
+            real_steps = self.parts.collector.real_steps.cpu().clone()
+            self.logger.evaluation(self.iteration * self.envs, self.made, real_steps, results)
+            self.evaluated = True
+
+    def _stream(self) -> None:
+        """Hands new rows of replay to the disk; what it does not take now is tried again later."""
+        if time.monotonic() - self.tried_at > RETRY:
+            self._written(self.checkpoints.stream)
+
+    def save(self, *, must: bool = False) -> None:
+        """Writes a checkpoint, unless the last one is of this very state.
+
+        Args:   must, raise CheckpointError where it cannot be written (else that is noted, and
+                tried again a minute later).
+        """
+        if self.saved == (self.iteration, self.evaluated):
+            return
+        if not must and time.monotonic() - self.tried_at <= RETRY:
+            return
+        self.logger.flush()  # a checkpoint never leads the record
+        state = self._snapshot()
+        if must:
+            self.checkpoints.save(state)
+        elif not self._written(lambda: self.checkpoints.save(state)):
+            return
+        self.saved, self.saved_at = (self.iteration, self.evaluated), time.monotonic()
+        self.complaint = ""
+
+    def _written(self, write: Callable[[], object]) -> bool:
+        """Whether a write to the disk succeeded; a failure is said once."""
+        try:
+            write()
+        except CheckpointError as error:
+            self.tried_at = time.monotonic()
+            if str(error) != self.complaint:
+                self.logger.note(f"{error}; the run goes on and tries again")
+            self.complaint = str(error)
+            return False
+        return True
+
+    def _rescue(self, error: BaseException) -> None:
+        """Saves what an error leaves whole, before the error ends the run."""
+        if isinstance(error, CheckpointError):
+            return
+        if self.updating:
+            self.logger.note(
+                "nothing was saved: an update was under way, and may have changed some of the "
+                f"parameters only; go on from the last checkpoint with: cerl train --resume "
+                f"{self.folder}"
+            )
+            return
+        if self.parts.collector.lost:  # the step counts, as one that lost its simulators
+            self._counted()
+        try:
+            self.save(must=True)
+        # Whatever goes wrong here, the first error is the one to be told.
+        except Exception as second:
+            self.logger.note(f"nothing could be saved: {second}")
+        else:
+            self.logger.note(f"saved; go on with: cerl train --resume {self.folder}")
+
+    def _snapshot(self) -> dict:
+        """Everything that a continuation needs, replay aside."""
+        parts = self.parts
+        return {
+            "iteration": self.iteration,
+            "made": self.made,
+            "evaluated": self.evaluated,
+            "config": self.identity,
+            "learner": parts.learner.state_dict(),
+            "watch": parts.watch.state_dict(),
+            "collector": parts.collector.state_dict(),
+            "logger": self.logger.state_dict(),
+        }
+
+    def _template(self) -> dict:
+        """What a checkpoint of this run looks like, to compare one with that is loaded."""
+        expected = self._snapshot()
+        expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+        if not self.parts.env.spec.resident:  # such are checked by themselves
+            expected["collector"]["env"] = checkpoint.Free()
+        return expected
+
+    def restore(self) -> None:
+        """Loads the newest intact checkpoint in place; without any the run starts anew."""
+        config, parts, logger = self.config, self.parts, self.logger
+        if not checkpoint.files(self.folder):
+            logger.forget()
+            logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
+            return
+        loaded = checkpoint.newest(self.folder, replay=config.log.save_replay)
+        exact = self.load(loaded)
+        steps = self.iteration * self.envs
+        for sentence in loaded.damaged:
+            logger.fell_back(sentence)
+        note = f"resumed at agent step {steps:,}"
+        if not exact:
+            note += "; the simulator cannot be restored: episodes under way were cut"
+        elif parts.env.note:
+            note += f"; {parts.env.note}"
+        if steps and not (config.log.save_replay and loaded.replay and loaded.replay.total):
+            self.filled = steps + config.replay.start
+            note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
+        logger.note(note)
+
+    def load(self, loaded: Loaded) -> bool:
+        """Takes over a checkpoint in place; one that is of something else changes nothing.
+
+        Returns: whether the environments continue exactly.
+        Raises:  CheckpointError, ConfigError or ValueError if it does not belong to this run.
+        """
+        parts, state = self.parts, loaded.state
+        checkpoint.match(self._template(), state)
+        configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
+        if not 0 <= state["iteration"] <= self.last:
+            raise ValueError(
+                f"schedule.steps: expected at least the {state['iteration'] * self.envs:,} agent "
+                f"steps that {self.folder} has trained already, got "
+                f"{self.config.schedule.steps:,}"
+            )
+        self.checkpoints.restore(loaded)
+        parts.learner.load_state_dict(state["learner"])
+        parts.watch.load_state_dict(state["watch"])
+        self.logger.load_state_dict(state["logger"])
+        exact = parts.collector.load_state_dict(state["collector"])
+        self.iteration, self.made = state["iteration"], state["made"]
+        self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
+        return exact
+
+    def _introduce(self, memory: str) -> None:
+        """Says what the run needs of memory and disk."""
+        if memory:
+            self.logger.note(memory)
+        if self.config.compile and self.parts.device.type == "cpu":
+            self.logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
+        every = -(-self.config.log.checkpoint_every // self.envs)
+        needs = self.checkpoints.needs(self._snapshot(), every=every, iterations=self.last)
+        free = shutil.disk_usage(self.folder).free
+        words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
+        self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
 
 def close(parts: Parts) -> None:
@@ -325,9 +529,14 @@ def evaluate(
     episodes: int | None = None,
     policies: tuple[str, ...] | None = None,
     epsilon: float | None = None,
+    trusted: bool = False,
 ) -> dict[str, Result]:
-    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given."""
-    config = configuration.load_file(folder / "config.yaml")
+    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given.
+
+    Args: trusted, the run may import a module even if it is somebody else's.
+    """
+    config = configuration.load_file(folder / configuration.FILE)
+    trust.check(config, folder, trusted=trusted)
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
     if episodes is not None:
@@ -335,13 +544,16 @@ def evaluate(
     data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
     config = Config.model_validate(data)
     device = prepare(config)
+    check(estimate(config, device=device, agent=make_agent, evaluating=True))
     keys = evaluation_keys(config.seeds, device)
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder).state
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
-        return Evaluator(config, env, agent, net, keys=keys).run()
+        results = Evaluator(config, env, agent, net, keys=keys).run(0)
+        assert results is not None, "nothing told the evaluation to stop"
+        return results
     finally:
         env.close()

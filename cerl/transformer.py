@@ -128,7 +128,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     Returns: as q.
     """
     own = q.is_cuda and q.shape[-1] % 8 == 0 and not torch.compiler.is_compiling()
-    if own and any(part.requires_grad for part in (q, k, v)):
+    # Tensors without memory would go torch's slow way, which keeps all scores.
+    if q.is_meta or (own and any(part.requires_grad for part in (q, k, v))):
         return cast(Tensor, _OneOrder.apply(q, k, v, seen))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cerl.duty import Duty, pick, project
 from cerl.fox import Fox
 from cerl.gru import Gru
-from cerl.kernels import Impl
+from cerl.kernels import Impl, without_autocast
+from cerl.kernels.pointwise import silu
 from cerl.nn import Linear, Projection, rms_norm
 from cerl.transformer import Transformer
 
@@ -131,7 +131,7 @@ class Trunk(nn.Module):
         """
         duty = self._duty(member)
         begins, rest = start[:, None, :, None], list(carry)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             h = self._embed(x.unsqueeze(3), duty)
             for block in self._blocks():
                 if block.mix is not None:
@@ -170,7 +170,7 @@ class Trunk(nn.Module):
         """Features of rows behind `past`, and what later rows need of all: an entry a mixing."""
         before = iter(past or [None] * len(self.blocks))
         after = []
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             h = self._embed(x, duty)
             for block in self._blocks():
                 if block.mix is not None:
@@ -236,7 +236,7 @@ class Block(nn.Module):
         """h + mlp(norm(h)), units gated by silu (Shazeer 2020, arXiv:2002.05202)."""
         x = rms_norm(h, pick(self.mlp_scale, duty), eps=EPS, dtype=self.dtype)
         gate, up = project(x, self.up.weight, duty).chunk(2, -1)
-        return h + project(F.silu(gate) * up, self.down.weight, duty)
+        return h + project(silu(gate) * up, self.down.weight, duty)
 
 
 def hidden(options: TrunkOptions) -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -29,56 +29,64 @@ from cerl.envs.observe import observed
 
 
 def make(
-    config: EnvConfig, *, seeds: Sequence[int], salt: int, device: torch.device | str
+    config: EnvConfig,
+    *,
+    seeds: Sequence[int],
+    salt: int,
+    device: torch.device | str,
+    longest: int = 0,
 ) -> VecEnv:
     """The environments of a config.
 
     Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
-             evaluation) of one seed; device is where steps arrive.
+             evaluation) of one seed; device is where steps arrive; longest, agent steps after
+             which every episode is truncated too, whatever limit the config has (0: never).
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """
-    env = _bare(config, seeds=seeds, salt=salt, device=device)
+    if longest < 0:
+        raise ValueError(
+            f"longest: expected 0 (no further limit) or more agent steps, got {longest}"
+        )
+    env = _bare(config, seeds=seeds, salt=salt, device=device, longest=longest)
     return observed(env, config, seeds=seeds, salt=salt, device=device)
 
 
-def _bare(
-    config: EnvConfig, *, seeds: Sequence[int], salt: int, device: torch.device | str
-) -> VecEnv:
-    """The environments as their family makes them."""
+def _bare(config: EnvConfig, **options: Any) -> VecEnv:
+    """The environments as their family makes them; options as `make` has them."""
     match config:
         case CatchEnv():
             from cerl.envs.catch import Catch
 
-            return Catch(config, seeds=seeds, salt=salt, device=device)
+            return Catch(config, **options)
         case MinAtarEnv():
             from cerl.envs.minatar import MinAtar
 
-            return MinAtar(config, seeds=seeds, salt=salt, device=device)
+            return MinAtar(config, **options)
         case AtariEnv():
             from cerl.envs.pool import AtariPool
 
-            return AtariPool(config, seeds=seeds, salt=salt, device=device)
+            return AtariPool(config, **options)
         case GymEnv():
             from cerl.envs.gym import Gym
 
-            return Gym(config, seeds=seeds, salt=salt, device=device)
+            return Gym(config, **options)
         case PointMassEnv():
             from cerl.envs.point_mass import PointMass
 
-            return PointMass(config, seeds=seeds, salt=salt, device=device)
+            return PointMass(config, **options)
         case MujocoEnv() | DmcEnv():
             from cerl.envs.control import Control
 
-            return Control(config, seeds=seeds, salt=salt, device=device)
+            return Control(config, **options)
         case MemoryEnv():
             from cerl.envs.memory import Memory
 
-            return Memory(config, seeds=seeds, salt=salt, device=device)
+            return Memory(config, **options)
         case PopgymEnv():
             from cerl.envs.popgym import Popgym
 
-            return Popgym(config, seeds=seeds, salt=salt, device=device)
+            return Popgym(config, **options)
     raise TypeError(f"expected one of cerl.config's environments, got {type(config).__name__}")
 
 

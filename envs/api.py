@@ -21,8 +21,21 @@ class VecEnv(Protocol):
         """Static facts: shapes, action count, whether it is resident and exactly restorable."""
         ...
 
+    @property
+    def note(self) -> str:
+        """How `load_state_dict` went, in a few words; "" if there is nothing to say."""
+        ...
+
     def reset(self) -> Step:
         """Starts a new episode everywhere; rewards 0, flags False."""
+        ...
+
+    def restart(self, number: int) -> Step:
+        """Starts a new episode everywhere, whatever came before.
+
+        All that follows depends on the seed's key, salt, environment index and `number` (0 to
+        2**31 - 1) alone: the same number plays the same episodes again, another one others.
+        """
         ...
 
     def step(self, action: Tensor) -> Step:

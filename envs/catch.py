@@ -28,6 +28,7 @@ def Catch(
     seeds: Sequence[int],
     salt: int,
     device: torch.device | str,
+    longest: int = 0,
     fuse: bool | None = None,
 ) -> Resident:
     """S x E games on boards of one size; see `Resident` for the arguments."""
@@ -50,6 +51,7 @@ def Catch(
         seeds=seeds,
         salt=salt,
         device=device,
+        longest=longest,
         fuse=fuse,
     )
 

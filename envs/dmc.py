@@ -4,6 +4,10 @@ A name is domain-task. EnvPool gives all tasks of some domains the observation k
 `KEPT` says which ones a task really has, in dm_control's order, so that both back ends show the
 same numbers in the same places. The suite has no terminals: an episode is 1000 control steps and
 its end a truncation. Source: Tassa et al. 2018 (arXiv:1801.00690).
+
+A task of the package is saved as the generator's state before the episode's start, from which the
+start is drawn again (it may move targets, change gains or raise a terrain, all in the model), and
+MuJoCo's integration state now.
 """
 
 import contextlib
@@ -18,6 +22,16 @@ import torch
 from cerl.config import DmcEnv
 from cerl.envs.host import nearest
 from cerl.envs.mujoco import EnvPoolPhysics
+from cerl.envs.simulator_state import (
+    array,
+    entries,
+    load_numbers,
+    load_physics,
+    refuse,
+    save_numbers,
+    save_physics,
+    set_physics,
+)
 
 _LIMIT = 1000  # control steps of an episode
 _TASKS = {
@@ -144,6 +158,7 @@ class DmControl:
         _check_known(config.name, ["-".join(names) for names in suite.ALL_TASKS])
         self._config = config
         self._envs = [self._load(suite, int(seed)) for seed in seeds]
+        self._drawn = [env.task.random.get_state(legacy=False) for env in self._envs]
         self._over = np.zeros(len(seeds), dtype=bool)
         actions = self._envs[0].action_spec()
         self.low, self.high = actions.minimum, actions.maximum
@@ -196,6 +211,17 @@ class DmControl:
             joined = np.concatenate([np.ravel(part) for part in parts.values()])
             return joined.astype(np.float32)
 
+    def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
+        """From the next reset on, which has to be of all simulators, only these seeds matter."""
+        for env, seed in zip(self._envs, seeds, strict=True):
+            env.task.random.seed(int(seed))
+
+    def _start(self, index: int) -> Any:
+        """The first observation of a new episode, and a note of what it is drawn from."""
+        env = self._envs[index]
+        self._drawn[index] = env.task.random.get_state(legacy=False)
+        return env.reset().observation
+
     def reset(self, which: np.ndarray | None) -> np.ndarray:
         """Starts new episodes, of the indices `which` or of all.
 
@@ -204,7 +230,7 @@ class DmControl:
         indices = range(len(self._envs)) if which is None else which
         self._over[indices] = False
         try:
-            starts = [self._envs[i].reset().observation for i in indices]
+            starts = [self._start(i) for i in indices]
         except RuntimeError as error:
             if "OpenGL" not in str(error):
                 raise
@@ -241,6 +267,45 @@ class DmControl:
             return self._blank, float("nan"), False
         # Without a time limit every end is a terminal.
         return self._show(env, step.observation), reward, bool(step.last())
+
+    def state(self) -> dict[str, Any]:
+        """All that the episodes under way depend on."""
+        simulators = [
+            {
+                "drawn": save_numbers(drawn),
+                "random": save_numbers(env.task.random.get_state(legacy=False)),
+                "physics": save_physics(env.physics.model.ptr, env.physics.data.ptr),
+            }
+            for env, drawn in zip(self._envs, self._drawn, strict=True)
+        ]
+        return {"over": torch.from_numpy(self._over.copy()), "simulators": simulators}
+
+    def restore(self, saved: Any, *, where: str) -> None:
+        """Puts the simulators into saved states, once all of them are checked.
+
+        Raises:  CheckpointError naming simulator and entry; then none of them is changed.
+        """
+        entries(saved, ["over", "simulators"], where=where)
+        over = array(saved["over"], self._over.shape, bool, where=f"{where}.over")
+        states = saved["simulators"]
+        if type(states) is not list or len(states) != len(self._envs):
+            raise refuse(f"{where}.simulators", f"a list of {len(self._envs)}", states)
+        checked = []
+        for index, (env, state) in enumerate(zip(self._envs, states, strict=True)):
+            place = f"{where}.simulators.{index}"
+            entries(state, ["drawn", "random", "physics"], where=place)
+            like = env.task.random.get_state(legacy=False)
+            drawn = load_numbers(state["drawn"], like, where=f"{place}.drawn")
+            now = load_numbers(state["random"], like, where=f"{place}.random")
+            model = env.physics.model.ptr
+            physics = load_physics(state["physics"], model, where=f"{place}.physics")
+            checked.append((drawn, now, physics))
+        for index, (env, (drawn, now, physics)) in enumerate(zip(self._envs, checked, strict=True)):
+            env.task.random.set_state(drawn)
+            self._start(index)
+            env.task.random.set_state(now)
+            set_physics(env.physics.model.ptr, env.physics.data.ptr, physics)
+        self._over = over
 
     def close(self) -> None:
         for env in self._envs:

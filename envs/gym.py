@@ -1,12 +1,13 @@
 """Gymnasium environments with discrete or Box actions: S x E simulators of one id, in turn.
 
 The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its
-own for every simulator. Classic control and toy text are saved and restored exactly, by what their
-Python objects hold; other simulators may hide state in a library, so they start new episodes
-instead.
+own for every simulator. Classic control, toy text and the MuJoCo robots are saved and restored
+exactly (`simulator_state.py`); other simulators may hide state in a library, so they start new
+episodes instead.
 """
 
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -17,16 +18,14 @@ from torch import Tensor
 
 from cerl.config import GymEnv
 from cerl.data import EnvSpec, Step
-from cerl.envs.host import (
-    Bounds,
-    Outbox,
-    host_actions,
-    host_controls,
-    nearest,
-    simulator_seeds,
-)
+from cerl.envs import simulator_state
+from cerl.envs.gym_task import cause, create, import_task_module
+from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
 from cerl.envs.watch import Watch
 
+# What gymnasium asks of a task, for messages.
+_STEP = "step(action) has to return (observation, reward, terminated, truncated, info)"
+_RESET = "reset(seed=..., options=...) has to return (observation, info)"
 _MOST_ACTIONS = 4096  # of a MultiDiscrete space; each is an output of the network
 
 
@@ -47,38 +46,17 @@ class JointAction(gymnasium.ActionWrapper):
         return (values.reshape(parts.nvec.shape) + parts.start).astype(parts.dtype)
 
 
-# Simulators in plain Python, whose whole state is numbers, arrays and one random generator.
-_EXACT = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
-# Wrappers of which the same is true.
-_EXACT_WRAPPERS = (
-    gymnasium.wrappers.TimeLimit,
-    gymnasium.wrappers.OrderEnforcing,
-    gymnasium.wrappers.FlattenObservation,
-    JointAction,
-)
-# The table of transitions, a large constant of an id.
-_CONSTANT = frozenset(["P"])
+# Where the simulators are that need no further package.
+_PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 
 
-def _make(config: GymEnv) -> gymnasium.Env:
-    """One simulator, its observations an array.
+def _make(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.Env:
+    """One simulator; arguments as those of `create`.
 
-    Raises:  ValueError on an unknown id, actions that are neither discrete nor continuous,
-             observations that are no array.
+    Raises:  ValueError also on actions that are neither discrete nor continuous, and on
+             observations that are no numbers.
     """
-    name = config.name
-    try:
-        env = gymnasium.make(
-            name, max_episode_steps=config.time_limit or None, disable_env_checker=True
-        )
-    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
-        raise ImportError(f"env.name: {name!r} needs a package that is missing: {error}") from error
-    except gymnasium.error.Error as error:
-        close = nearest(name, gymnasium.registry)
-        raise ValueError(
-            f"env.name: gymnasium has no environment {name!r}{close}; `cerl list` prints its own, "
-            f"module:Id imports the module that registers it first ({error})"
-        ) from error
+    env = create(name, config, longest=longest, where=where)
     space = env.action_space
     if isinstance(space, spaces.MultiDiscrete) and 1 <= np.prod(space.nvec, dtype=float) <= (
         _MOST_ACTIONS
@@ -88,19 +66,17 @@ def _make(config: GymEnv) -> gymnasium.Env:
     continuous = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
     if not continuous and not isinstance(space, spaces.Discrete):
         raise ValueError(
-            f"env.name: expected discrete actions or a Box of floats, got {space} of {name}; "
-            "choose an id with one of these action spaces, or a MultiDiscrete of at most "
-            f"{_MOST_ACTIONS} combinations"
+            f"env.name: expected discrete actions or a Box of floats, got {space} of "
+            f"{config.name}; choose an id with one of these action spaces, or a MultiDiscrete of "
+            f"at most {_MOST_ACTIONS} combinations"
         )
-    if isinstance(env.observation_space, spaces.Box):
-        return env
     known = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not all(isinstance(part, known) for part in _parts(env.observation_space)):
         raise ValueError(
             f"env.name: expected observations of numbers and fixed size, got "
-            f"{env.observation_space} of {name}; register an id whose observations are a Box"
+            f"{env.observation_space} of {config.name}; register an id whose observations are a Box"
         )
-    return gymnasium.wrappers.FlattenObservation(env)
+    return env
 
 
 def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
@@ -113,12 +89,64 @@ def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
         yield space
 
 
+def _lies_in(space: spaces.Space, value: Any) -> bool:
+    """Whether a value can be joined with others without changing it.
+
+    The bounds of a Box of floats are not looked at: many simulators leave them a little.
+    """
+    if isinstance(space, spaces.Tuple):
+        sizes = isinstance(value, tuple | list) and len(value) == len(space.spaces)
+        return sizes and all(map(_lies_in, space.spaces, value))
+    if isinstance(space, spaces.Dict):
+        names = isinstance(value, Mapping) and value.keys() == space.spaces.keys()
+        return names and all(_lies_in(part, value[key]) for key, part in space.spaces.items())
+    if not isinstance(space, spaces.Box):
+        return bool(space.contains(value))
+    values = np.asarray(value)
+    if values.shape != space.shape or values.dtype.kind not in "biuf":
+        return False
+    whole = np.dtype(space.dtype).kind != "f"
+    return not whole or bool((values.astype(space.dtype) == values).all())
+
+
+def _number(value: Any, what: str) -> float:
+    """One number that a simulator returned; an array of one element is one too.
+
+    Raises:  TypeError.
+    """
+    if isinstance(value, int | float):
+        return float(value)
+    values = np.asarray(value)
+    if values.size != 1 or values.dtype.kind not in "biuf":
+        shown = reprlib.repr(value)
+        raise TypeError(f"expected {what} to be one number, got {shown} ({type(value).__name__})")
+    return float(values.item())
+
+
+def _flag(value: Any, what: str) -> bool:
+    """True or False that a simulator returned, as a number where it likes. Raises: TypeError."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    number = _number(value, what)
+    if number not in (0.0, 1.0):
+        raise TypeError(f"expected {what} to be True or False, got {number}")
+    return bool(number)
+
+
+def _parted(result: Any, count: int, method: str) -> tuple[Any, ...]:
+    """The values that a method returned. Raises: TypeError on another number of them."""
+    if not isinstance(result, tuple) or len(result) != count:
+        size = f" of {len(result)}" if isinstance(result, tuple | list) else ""
+        raise TypeError(f"{method} returned a {type(result).__name__}{size}")
+    return result
+
+
 def builtin_ids() -> list[str]:
     """Gymnasium's own ids that need no further package, newest versions."""
     newest: dict[str, Any] = {}
     for spec in gymnasium.registry.values():
         old = newest.get(spec.name)
-        if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_EXACT):
+        if isinstance(spec.entry_point, str) and spec.entry_point.startswith(_PLAIN):
             newest[spec.name] = max(spec, old, key=lambda s: s.version or 0) if old else spec
     return sorted(spec.id for spec in newest.values())
 
@@ -133,79 +161,24 @@ def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.d
     return space.shape or (1,), dtype
 
 
-def _layers(env: gymnasium.Env) -> Iterator[Any]:
-    """The environment under its wrappers, outermost first."""
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env
-    yield env
-
-
-def _encode(value: Any) -> Any:
-    """Plain data, tensors in place of arrays, for one attribute; None where it is neither."""
-    if isinstance(value, np.random.Generator):
-        return {"generator": value.bit_generator.state}
-    if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.kind not in "biuf":
-            return None
-        return {"array": torch.from_numpy(np.array(value)), "scalar": isinstance(value, np.generic)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"plain": value}
-    if isinstance(value, list | tuple):
-        parts = [_encode(part) for part in value]
-        return None if None in parts else {type(value).__name__: parts}
-    return None
-
-
-def _decode(code: dict[str, Any]) -> Any:
-    if "generator" in code:
-        bits = getattr(np.random, code["generator"]["bit_generator"])()
-        bits.state = code["generator"]
-        return np.random.Generator(bits)
-    if "array" in code:
-        array = code["array"].cpu().numpy().copy()
-        return array[()] if code["scalar"] else array
-    if "plain" in code:
-        return code["plain"]
-    kind = list if "list" in code else tuple
-    return kind(_decode(part) for part in code[kind.__name__])
-
-
-def _exact(env: gymnasium.Env) -> bool:
-    """Whether the data that its Python objects hold is all the state there is."""
-    *wrappers, inner = _layers(env)
-    return type(inner).__module__.startswith(_EXACT) and all(
-        type(wrapper) in _EXACT_WRAPPERS for wrapper in wrappers
-    )
-
-
-def _save(env: gymnasium.Env) -> list[dict[str, Any]]:
-    """Every attribute that is data, of the environment and of each wrapper."""
-    saved = []
-    for layer in _layers(env):
-        codes = {k: _encode(v) for k, v in vars(layer).items() if k not in _CONSTANT}
-        saved.append({k: code for k, code in codes.items() if code is not None})
-    return saved
-
-
-def _restore(env: gymnasium.Env, saved: list[dict[str, Any]]) -> None:
-    for layer, codes in zip(_layers(env), saved, strict=True):
-        vars(layer).update({k: _decode(code) for k, code in codes.items()})
-
-
 class Gym:
     """A VecEnv of S x E simulators of one gymnasium id.
 
     Observations: a Box as it is (uint8 and bool stay, other numbers become float32), Discrete and
     MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
+    float32 has 24 bits: of numbers as large as a Unix time in seconds it keeps steps of 128, so a
+    task should show differences of such. A reward is one number, or an array of one element.
     Actions: Discrete, MultiDiscrete as one number, or a Box of floats, flattened and scaled from
     [-1, 1] to its bounds. Steps have memory of their own: they stay valid as long as somebody holds
     them.
 
+    `restart` seeds the simulators; what a simulator keeps beyond a seeded reset stays.
+
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
-             seed.
-    Raises:  ValueError on an unknown id, actions that are neither discrete nor bounded floats,
-             observations without a fixed size; ImportError where a package is missing.
+             seed; longest, agent steps after which an episode is truncated too (0: never).
+    Raises:  ValueError on an unknown id or argument, actions that are neither discrete nor bounded
+             floats, observations without a fixed size; ImportError where a module or a package is
+             missing; RuntimeError where the task's own code fails, here and in every step.
     """
 
     def __init__(
@@ -215,13 +188,22 @@ class Gym:
         seeds: Sequence[int],
         salt: int,
         device: torch.device | str,
+        longest: int = 0,
     ) -> None:
         self._config, self._seeds, self._salt = config, tuple(seeds), salt
         self._generation = 0
+        self.note = ""  # how restoring went
         self._seeded = False
-        self._envs = [_make(config) for _ in range(len(seeds) * config.envs)]
+        self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
+        module, _, name = config.name.rpartition(":")
+        if module:
+            import_task_module(module)
+        self._envs = [
+            _make(name, config, longest=longest, where=self._watch.where(index))
+            for index in range(len(seeds) * config.envs)
+        ]
         env = self._envs[0]
-        assert isinstance(env.observation_space, spaces.Box)  # _make sees to it
+        self._space = env.observation_space
         self._actions = env.action_space
         self._bounds: Bounds | None = None
         if isinstance(self._actions, spaces.Box):
@@ -230,10 +212,12 @@ class Gym:
         else:
             assert isinstance(self._actions, spaces.Discrete)  # _make checks it
             count = int(self._actions.n)
-        flattened = isinstance(env, gymnasium.wrappers.FlattenObservation)
-        parts = _parts(env.env.observation_space if flattened else env.observation_space)
-        flags = not any(isinstance(part, spaces.Box) for part in parts)
-        shape, dtype = _stored(env.observation_space, flags=flags)
+        flags = not any(isinstance(part, spaces.Box) for part in _parts(self._space))
+        flat = self._space
+        if not isinstance(flat, spaces.Box):
+            flat = spaces.flatten_space(flat)
+        assert isinstance(flat, spaces.Box)  # _make sees to it
+        shape, dtype = _stored(flat, flags=flags)
         self.spec = EnvSpec(
             name=config.name,
             observation=shape,
@@ -242,38 +226,72 @@ class Gym:
             envs=config.envs,
             frames=1,
             resident=False,
-            exact_state=_exact(env),
+            exact_state=simulator_state.exact(env),
             continuous=self._bounds is not None,
         )
-        self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
         self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
         count = len(self._envs)
-        self._shape = env.observation_space.shape  # as the simulator gives it
+        self._shape = flat.shape  # as the simulator gives it
         self._obs = np.zeros((count, *shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
         self._reward = np.zeros(count, dtype=np.float64)
         self._terminated = np.zeros(count, dtype=bool)
         self._truncated = np.zeros(count, dtype=bool)
+        self._elapsed = np.zeros(count, dtype=np.int64)  # agent steps of the episode
 
-    def _receive(self, index: int, obs: Any, reward: Any) -> None:
-        """Takes a simulator's results over.
+    def _take(self, index: int, obs: Any) -> None:
+        """Takes a simulator's observation over.
 
-        Raises:  RuntimeError on an observation that contradicts the simulator's observation_space.
+        Raises:  TypeError on one that contradicts the simulator's observation_space.
         """
-        values = np.asarray(obs)
-        whole = self._obs.dtype.kind != "f"
-        if values.shape != self._shape or (whole and values.dtype.kind == "f"):
-            raise RuntimeError(
-                f"{self._watch.where(index)}: expected an observation of shape {self._shape}"
+        mine, joined = self._obs[index], not isinstance(self._space, spaces.Box)
+        if joined and not _lies_in(self._space, obs):
+            raise TypeError(
+                f"expected an observation in {self._space}, got {reprlib.repr(obs)}; the simulator "
+                "contradicts its observation_space"
+            )
+        with np.errstate(over="ignore"):
+            values = spaces.flatten(self._space, obs) if joined else np.asarray(obs)
+        assert isinstance(values, np.ndarray)
+        whole = mine.dtype.kind != "f"
+        if values.shape != self._shape or values.dtype.kind not in ("biu" if whole else "biuf"):
+            raise TypeError(
+                f"expected an observation of shape {self._shape}"
                 f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
                 "the simulator contradicts its observation_space"
             )
-        self._obs[index] = values
-        self._reward[index] = reward
+        with np.errstate(over="ignore"):
+            mine[...] = values
+        if whole and not joined and values.dtype != mine.dtype and (mine != values).any():
+            wrong = values.reshape(-1)[(mine != values).reshape(-1)][0]
+            raise TypeError(
+                f"expected an observation of {mine.dtype}, got the value {wrong}; the simulator "
+                "contradicts its observation_space"
+            )
 
     def _reset_one(self, index: int, seed: int | None) -> None:
-        obs, _ = self._envs[index].reset(seed=seed)
-        self._receive(index, obs, 0.0)
+        self._elapsed[index] = 0
+        try:
+            obs, _ = _parted(self._envs[index].reset(seed=seed), 2, "reset")
+            self._take(index, obs)
+        except Exception as error:
+            raise RuntimeError(
+                f"{self._watch.where(index, 0)}: {cause(error)}; {_RESET}"
+            ) from error
+        self._reward[index] = 0.0
         self._terminated[index] = self._truncated[index] = False
+
+    def _step_one(self, index: int, action: Any) -> None:
+        self._elapsed[index] += 1
+        try:
+            result = _parted(self._envs[index].step(action), 5, "step")
+            obs, reward, terminated, truncated, _ = result
+            self._take(index, obs)
+            self._reward[index] = _number(reward, "the reward")
+            self._terminated[index] = over = _flag(terminated, "terminated")
+            self._truncated[index] = _flag(truncated, "truncated") and not over
+        except Exception as error:
+            where = self._watch.where(index, int(self._elapsed[index]))
+            raise RuntimeError(f"{where}: {cause(error)}; {_STEP}") from error
 
     def _controls(self, action: Tensor, ended: np.ndarray) -> tuple[list[Any], np.ndarray]:
         """What every simulator takes, and where the action was not finite, [S * E] bool."""
@@ -303,8 +321,13 @@ class Gym:
         for index, seed in enumerate(seeds):
             self._reset_one(index, seed)
         fresh = np.ones_like(self._terminated)
-        self._watch.results(self._obs, self._reward, self._obs, fresh=fresh)
+        self._watch.results(self._obs, self._reward, self._obs, fresh=fresh, elapsed=self._elapsed)
         return self._send()
+
+    def restart(self, number: int) -> Step:
+        """Starts a new episode everywhere, of simulators that are seeded anew with `number`."""
+        self._generation, self._seeded = number, False
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         """Advances every simulator by one agent step.
@@ -312,20 +335,20 @@ class Gym:
         Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
                  [-1, 1], on any device; ignored where the last step ended an episode.
         Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError on
-                 what is not finite, naming the simulator, unless `diverged` is "cut".
+                 what is not finite, naming the simulator, unless `diverged` is "cut", and where the
+                 task's own code fails or returns what is no observation, reward or flag.
         """
         ended = self._terminated | self._truncated
         actions, bad = self._controls(action, ended)
         before = self._obs.copy()
-        for index, env in enumerate(self._envs):
+        for index in range(len(self._envs)):
             if ended[index]:
                 self._reset_one(index, None)
-                continue
-            obs, reward, terminated, truncated, _ = env.step(actions[index])
-            self._receive(index, obs, reward)
-            self._terminated[index] = terminated
-            self._truncated[index] = truncated and not terminated
-        cut = bad | self._watch.results(self._obs, self._reward, before, fresh=ended)
+            else:
+                self._step_one(index, actions[index])
+        cut = bad | self._watch.results(
+            self._obs, self._reward, before, fresh=ended, elapsed=self._elapsed
+        )
         self._terminated &= ~cut
         self._truncated |= cut
         return self._send()
@@ -337,29 +360,41 @@ class Gym:
             state["seeded"] = self._seeded
             state["ended"] = torch.from_numpy(np.stack([self._terminated, self._truncated]))
             state["obs"] = torch.from_numpy(self._obs.copy())
-            state["simulators"] = [_save(env) for env in self._envs]
+            state["elapsed"] = torch.from_numpy(self._elapsed.copy())
+            envs = self._envs if self._seeded else []
+            state["simulators"] = [simulator_state.save(env) for env in envs]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
         """Restores in place, or starts new episodes with new seeds where the state was lost.
 
         Returns: None, or the first Step of the new episodes.
-        Raises:  ValueError if the state is of another number of simulators.
+        Raises:  CheckpointError if the state does not fit; then nothing is changed.
         """
-        if not self.spec.exact_state or "simulators" not in state:
-            self._generation = int(state.get("generation", 0)) + 1
-            self._seeded = False
+        name = self._config.name
+        keys = ("seeded", "ended", "obs", "elapsed", "simulators") if self.spec.exact_state else ()
+        simulator_state.entries(state, ["generation", *keys], where=name)
+        generation = simulator_state.whole(state["generation"], where=f"{name}.generation")
+        if not keys:
+            self.note = "simulators of this id may hide state that cannot be saved"
+            self._generation, self._seeded = generation + 1, False
             return self.reset()
-        if len(state["simulators"]) != len(self._envs):
-            raise ValueError(
-                f"{self._config.name}: expected the state of {len(self._envs)} simulators, got "
-                f"{len(state['simulators'])}; resume with the run's own seeds and env.envs"
-            )
-        self._generation, self._seeded = state["generation"], state["seeded"]
-        for env, saved in zip(self._envs, state["simulators"], strict=True):
-            _restore(env, saved)
-        self._terminated[:], self._truncated[:] = state["ended"].cpu().numpy()
-        self._obs[:] = state["obs"].cpu().numpy()
+        seeded = state["seeded"]
+        if type(seeded) is not bool:
+            raise simulator_state.refuse(f"{name}.seeded", "True or False", seeded)
+        shape = (2, len(self._envs))
+        ended = simulator_state.array(state["ended"], shape, bool, where=f"{name}.ended")
+        obs = simulator_state.array(
+            state["obs"], self._obs.shape, self._obs.dtype, where=f"{name}.obs"
+        )
+        elapsed = simulator_state.array(
+            state["elapsed"], shape[1:], np.int64, where=f"{name}.elapsed"
+        )
+        envs = self._envs if seeded else []
+        simulator_state.restore(envs, state["simulators"], where=name)
+        self._generation, self._seeded = generation, seeded
+        self._terminated[:], self._truncated[:] = ended
+        self._obs[:], self._elapsed[:] = obs, elapsed
         return None
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ float64 there and float32 from here on; a float64 too large for that counts as i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,20 +88,31 @@ class EnvPoolPhysics:
                 f"env.name: the installed envpool has no {task!r}{nearest(task, known)}; "
                 f"pip install 'cerl[{extra}]' brings one that has"
             )
-        self._env: Any = envpool.make_gymnasium(
+        self._make = partial(
+            envpool.make_gymnasium,
             task,
             num_envs=len(seeds),
             batch_size=len(seeds),
             num_threads=threads,
-            seed=[int(seed) for seed in seeds],
             max_episode_steps=2**30,
         )
+        self._env: Any = None
+        self.reseed(seeds)
         own_limit = int(envpool.make_spec(task).config.max_episode_steps)
         self.limit = -(-own_limit // repeat)
         self._keys, self._repeat = keys, repeat
         space = self._env.action_space
         self.low, self.high = space.low, space.high
         self.observation = (self._joined(self._env.observation_space.sample(), 1).shape[-1],)
+
+    def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
+        """From the next reset on, which has to be of all simulators, only these seeds matter.
+
+        EnvPool takes seeds only where it is built, so it is built anew.
+        """
+        if self._env is not None:
+            self._env.close()
+        self._env = self._make(seed=[int(seed) for seed in seeds])
 
     def _joined(self, obs: Any, count: int) -> np.ndarray:
         """Observations [count, D] in float32."""

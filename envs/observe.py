@@ -131,9 +131,18 @@ class Observed:
     def spec(self) -> EnvSpec:
         return self._spec
 
+    @property
+    def note(self) -> str:
+        return self._env.note
+
     def reset(self) -> Step:
         """Starts a new episode everywhere."""
         return self._seen(self._env.reset())
+
+    def restart(self, number: int) -> Step:
+        """Starts a new episode everywhere that depends on `number`, not on what came before."""
+        self._counter.fill_(draw.first_step(number))
+        return self._seen(self._env.restart(number))
 
     def step(self, action: Tensor) -> Step:
         """Advances every environment by one agent step; see the inner one for the arguments."""

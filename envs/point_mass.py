@@ -33,6 +33,7 @@ def PointMass(
     seeds: Sequence[int],
     salt: int,
     device: torch.device | str,
+    longest: int = 0,
     fuse: bool | None = None,
 ) -> Resident:
     """S x E masses; see `Resident` for the arguments."""
@@ -55,6 +56,7 @@ def PointMass(
         seeds=seeds,
         salt=salt,
         device=device,
+        longest=longest,
         fuse=fuse,
     )
 

@@ -19,17 +19,21 @@ What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine'
 - Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
 """
 
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
 from cerl.envs.ale import AleGames, camel_case, check_known, fire_action
 from cerl.envs.host import Outbox, host_actions, simulator_seeds, worker_threads
+from cerl.envs.simulator_state import array, entries, whole
 
 
 class Games(Protocol):
@@ -37,6 +41,8 @@ class Games(Protocol):
 
     actions: int  # number of actions
     fire: int | None  # index of FIRE among them
+
+    def reseed(self, seeds: np.ndarray) -> None: ...
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -72,16 +78,16 @@ class EnvPoolGames:
                 "env.noop_max: EnvPool plays at least one no-op frame where it presses no FIRE, "
                 f"got 0 for {config.name}; set env.noop_max to 1 or more, or env.backend to 'ale'"
             )
-        # Its count of no-ops is 1..noop_max; FIRE takes the place of one.
-        self._env: Any = envpool.make_gymnasium(
+        self._make = partial(
+            envpool.make_gymnasium,
             f"{config.name}-v5",
             num_envs=len(seeds),
             batch_size=len(seeds),
             num_threads=threads,
-            seed=[int(seed) for seed in seeds],
             max_episode_steps=2**30,
             stack_num=1,
             frame_skip=config.frame_skip,
+            # The count of no-ops is 1..noop_max; FIRE takes the place of one.
             noop_max=config.noop_max + int(presses),
             use_fire_reset=config.fire_reset,
             episodic_life=False,
@@ -90,7 +96,18 @@ class EnvPoolGames:
             full_action_space=config.full_actions,
             repeat_action_probability=config.sticky,
         )
+        self._env: Any = None
+        self.reseed(seeds)
         self.actions = int(self._env.action_space.n)
+
+    def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
+        """From the next reset on, which has to be of all games, only these seeds matter.
+
+        EnvPool takes seeds only where it is built, so it is built anew.
+        """
+        if self._env is not None:
+            self._env.close()
+        self._env = self._make(seed=[int(seed) for seed in seeds])
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
@@ -121,11 +138,12 @@ class AtariPool:
     once. `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game
     ends.
 
-    Steps have memory of their own: they stay valid as long as somebody holds them. The emulators
-    cannot be saved: `load_state_dict` builds new ones with new seeds and starts new episodes.
+    Steps have memory of their own: they stay valid as long as somebody holds them. ale-py's games
+    are restored by playing them again (`note` says how long that took); EnvPool's cannot be saved,
+    so `load_state_dict` builds new ones with new seeds and starts new episodes.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
-             seed.
+             seed; longest, where above 0, limits a game's agent steps as `time_limit` does.
     Raises:  ImportError without the back end; ValueError on an unknown game or an option that the
              back end cannot express.
     """
@@ -137,10 +155,15 @@ class AtariPool:
         seeds: Sequence[int],
         salt: int,
         device: torch.device | str,
+        longest: int = 0,
     ) -> None:
         self._config, self._seeds, self._salt = config, tuple(seeds), salt
+        self._limit = min(config.time_limit, longest or config.time_limit)
         self._generation = 0
-        self._games = self._build()
+        self.note = ""  # how restoring went
+        make = EnvPoolGames if config.backend == "envpool" else AleGames
+        threads = worker_threads(config.threads, simulators=len(seeds) * config.envs)
+        self._games: Games = make(config, seeds=self._simulator_seeds(), threads=threads)
         self.spec = EnvSpec(
             name=config.name,
             observation=(84, 84),
@@ -149,7 +172,7 @@ class AtariPool:
             envs=config.envs,
             frames=config.frame_skip,
             resident=False,
-            exact_state=False,
+            exact_state=config.backend == "ale",
         )
         self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
         games = len(seeds) * config.envs
@@ -159,21 +182,23 @@ class AtariPool:
         self._lost = np.zeros(games, dtype=bool)  # a life was lost, the game plays on
         self._cut = np.zeros(games, dtype=bool)  # the time limit came: has to be reset
 
-    def _build(self) -> Games:
-        config = self._config
-        seeds = simulator_seeds(
-            self._seeds, salt=self._salt, envs=config.envs, generation=self._generation
+    def _simulator_seeds(self) -> np.ndarray:
+        return simulator_seeds(
+            self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
         )
-        threads = worker_threads(config.threads, simulators=len(seeds))
-        make = EnvPoolGames if config.backend == "envpool" else AleGames
-        return make(config, seeds=seeds, threads=threads)
+
+    def restart(self, number: int) -> Step:
+        """A new game everywhere; all that follows depends on the seeds and `number` alone."""
+        self._generation = number
+        self._games.reseed(self._simulator_seeds())
+        return self.reset()
 
     def reset(self) -> Step:
         """Starts a new game everywhere."""
         frame, lives = self._games.reset(None)
         self._lives[:] = lives
-        for array in (self._elapsed, self._over, self._lost, self._cut):
-            array[:] = 0
+        for each in (self._elapsed, self._over, self._lost, self._cut):
+            each[:] = 0
         return self._outbox.send(frame, np.zeros(len(lives)), self._over, self._cut)
 
     def step(self, action: Tensor) -> Step:
@@ -183,7 +208,7 @@ class AtariPool:
                  ended an episode.
         Raises:  ValueError on a wrong shape, dtype or an action out of range.
         """
-        config, limit = self._config, self._config.time_limit
+        config, limit = self._config, self._limit
         starts = self._over | self._lost | self._cut
         shape = (len(self._seeds), config.envs)
         act = host_actions(
@@ -209,15 +234,59 @@ class AtariPool:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the emulators were built; they themselves cannot be saved."""
-        return {"generation": self._generation}
+        """How often the emulators were seeded, and under ale-py what continues the games.
 
-    def load_state_dict(self, state: dict[str, Any]) -> Step:
-        """Builds new emulators with seeds of their own. Returns: the first Step of new episodes."""
-        self._generation = int(state.get("generation", 0)) + 1
-        self._games.close()
-        self._games = self._build()
-        return self.reset()
+        The games were reset at least once.
+        """
+        state: dict[str, Any] = {"generation": self._generation}
+        if isinstance(self._games, AleGames):
+            ended = np.stack([self._over, self._lost, self._cut])
+            state["elapsed"] = torch.from_numpy(self._elapsed.copy())
+            state["lives"] = torch.from_numpy(self._lives.copy())
+            state["ended"] = torch.from_numpy(ended)
+            state["games"] = self._games.state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> Step | None:
+        """Restores in place, or starts new episodes with new seeds where that cannot be done.
+
+        Returns: None, or the first Step of the new episodes.
+        Raises:  CheckpointError if the state does not fit; then nothing is changed.
+        """
+        name = self._config.name
+        keys = ["elapsed", "lives", "ended", "games"] if self.spec.exact_state else []
+        entries(state, ["generation", *keys], where=name)
+        generation = whole(state["generation"], where=f"{name}.generation")
+        if keys and self._play_again(state, generation):
+            return None
+        if not keys:
+            self.note = "EnvPool's emulators cannot be saved; env.backend 'ale' plays on exactly"
+        return self.restart(generation + 1)
+
+    def _play_again(self, state: dict[str, Any], generation: int) -> bool:
+        """Restores ale-py's games. Returns: False if they play otherwise than they did."""
+        assert isinstance(self._games, AleGames)
+        name, before, games = self._config.name, self._generation, len(self._over)
+        elapsed = array(state["elapsed"], (games,), np.int64, where=f"{name}.elapsed")
+        lives = array(state["lives"], (games,), np.int64, where=f"{name}.lives")
+        ended = array(state["ended"], (3, games), bool, where=f"{name}.ended")
+        self._generation = generation
+        begin = time.perf_counter()
+        try:
+            now, same = self._games.restore(
+                state["games"], seeds=self._simulator_seeds(), where=f"{name}.games"
+            )
+        except CheckpointError:
+            self._generation = before
+            raise
+        steps, seconds = len(state["games"]["given"]), time.perf_counter() - begin
+        self.note = f"replayed {steps:,} agent steps of {games} games in {seconds:.1f} s"
+        if not same or not np.array_equal(now, lives):
+            self.note += ", which ended differently from those saved (another version of ale-py?)"
+            return False
+        self._elapsed, self._lives = elapsed, lives
+        self._over, self._lost, self._cut = ended
+        return True
 
     def close(self) -> None:
         """Frees the emulators and their threads."""

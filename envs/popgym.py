@@ -21,19 +21,24 @@ def popgym_id(name: str) -> str:
 
 
 def Popgym(
-    config: PopgymEnv, *, seeds: Sequence[int], salt: int, device: torch.device | str
+    config: PopgymEnv,
+    *,
+    seeds: Sequence[int],
+    salt: int,
+    device: torch.device | str,
+    longest: int = 0,
 ) -> Resident | Gym:
     """S x E games of the task that `config` names; `spec.name` says which back end plays them.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
-             seed.
+             seed; longest, agent steps after which an episode is truncated too (0: never).
     Raises:  ImportError naming the pip command where the package is asked for and missing.
     """
     if config.backend == "resident":
         shared = {key: getattr(config, key) for key in ("name", "envs", "time_limit")}
         game = MemoryEnv.model_validate(shared)
         title = f"{config.name} (resident)"
-        return Memory(game, seeds=seeds, salt=salt, device=device, title=title)
+        return Memory(game, seeds=seeds, salt=salt, device=device, longest=longest, title=title)
     try:
         import popgym  # noqa: F401  registers its ids
     except ImportError as error:
@@ -47,4 +52,4 @@ def Popgym(
         time_limit=config.time_limit or 0,
         diverged=config.diverged,
     )
-    return Gym(simulators, seeds=seeds, salt=salt, device=device)
+    return Gym(simulators, seeds=seeds, salt=salt, device=device, longest=longest)

@@ -51,10 +51,10 @@ class Resident:
     """A VecEnv of S x E copies of one game, on any device, exactly restorable.
 
     Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced
-             by the last one executed (at first 0); time_limit in agent steps (0: none), reaching
-             it truncates unless the game ends by itself; salt separates consumers (training,
-             evaluation) of one seed; fuse compiles the step into few kernels (None: on CUDA only),
-             the numbers are the same, fractions to rounding.
+             by the last one executed (at first 0); time_limit and longest in agent steps (0: none),
+             reaching the smaller of them truncates unless the game ends by itself; salt separates
+             consumers (training, evaluation) of one seed; fuse compiles the step into few kernels
+             (None: on CUDA only), the numbers are the same, fractions to rounding.
     Raises:  ValueError for no seed, no game, a choice of action ids outside 0..7, or a game whose
              actions are both ids and continuous, or neither.
     """
@@ -70,6 +70,7 @@ class Resident:
         seeds: Sequence[int],
         salt: int,
         device: torch.device | str,
+        longest: int = 0,
         fuse: bool | None = None,
     ) -> None:
         if bool(game.actions) == bool(game.components):
@@ -85,9 +86,11 @@ class Resident:
                 f"{name} needs at least one seed and one game per seed, got seeds "
                 f"{tuple(seeds)} and envs {envs}; give --seeds and --env.envs"
             )
+        self.note = ""  # restoring is always exact
         device = torch.device(device)
         games = len(seeds) * envs
-        self._game, self._sticky, self._limit = game, sticky, time_limit or _NEVER
+        self._game, self._sticky = game, sticky
+        self._limit = min(time_limit or _NEVER, longest or _NEVER)
         self._shape = (len(seeds), envs)
         self._spec = EnvSpec(
             name=name,
@@ -144,6 +147,12 @@ class Resident:
         """Starts a new episode everywhere; rewards 0, flags False."""
         self._memory.done.fill_(True)
         return self.step(self._idle)
+
+    def restart(self, number: int) -> Step:
+        """Starts a new episode everywhere that depends on `number`, not on what came before."""
+        self._memory.last_action.zero_()
+        self._counter.fill_(draw.first_step(number))
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         """Advances every game by one agent step.

@@ -1,6 +1,7 @@
 """What happens to NaN and infinities that a simulator or a policy brings forth.
 
-They must not reach replay: one NaN in a batch is a NaN in every parameter of its seed.
+They must not reach replay: one NaN in a batch is a NaN in every parameter of its seed. Numbers are
+looked at as replay stores them: a reward of 1e39 is infinite in float32.
 """
 
 import math
@@ -37,10 +38,11 @@ class Watch:
         self._name, self._seeds, self._count, self._cut = name, seeds, envs, diverged == "cut"
         self.cuts = np.zeros(len(seeds) * envs, dtype=np.int64)
 
-    def where(self, index: int) -> str:
-        """Which simulator an index means, in words."""
+    def where(self, index: int, step: int | None = None) -> str:
+        """Which simulator an index means, in words, and at which agent step of its episode."""
         seed, env = divmod(index, self._count)
-        return f"{self._name}, seed {self._seeds[seed]}, environment {env}"
+        when = {None: "", 0: ", at the start of an episode"}.get(step, f", agent step {step}")
+        return f"{self._name}, seed {self._seeds[seed]}, environment {env}{when}"
 
     def controls(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Actions [G, A] with 0 where they were not finite, and in which rows, [G] bool.
@@ -54,32 +56,52 @@ class Watch:
         return np.nan_to_num(action, nan=0.0, posinf=0.0, neginf=0.0), bad
 
     def results(
-        self, obs: np.ndarray, reward: np.ndarray, before: np.ndarray, *, fresh: np.ndarray
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        before: np.ndarray,
+        *,
+        fresh: np.ndarray,
+        elapsed: np.ndarray,
     ) -> np.ndarray:
         """Puts an observation before in place of one that is not finite, and 0 for its reward.
 
-        Args:    obs, before [G, ...]; reward [G]; fresh [G] bool, first observations of an episode.
+        Args:    obs, before [G, ...] as replay stores them; reward [G] of any precision; fresh [G]
+                 bool, first observations of an episode; elapsed [G], agent steps of the episodes.
         Returns: which episodes have to be cut, [G] bool.
         Raises:  RuntimeError under "error", and where a first observation is not finite.
         """
-        if _finite(obs) and _finite(reward):
+        with np.errstate(over="ignore"):
+            stored = reward.astype(np.float32, copy=False)
+        if _finite(obs) and _finite(stored):
             return np.zeros(len(obs), dtype=bool)
         why = "the simulator diverged or divides by zero"
         bad = np.zeros(len(obs), dtype=bool)
-        for what, values in (("observation", obs), ("reward", reward)):
+        for what, values, given in (("observation", obs, obs), ("reward", stored, reward)):
             if values.dtype.kind == "f":
                 rows = ~np.asarray(np.isfinite(values.reshape(len(values), -1)).all(-1))
-                self._report(rows & fresh, values, f"first {what}", why, cut=False)
-                self._report(rows & ~bad, values, what, why)
+                self._report(rows & fresh, given, f"first {what}", why, elapsed, cut=False)
+                self._report(rows & ~bad, given, what, why, elapsed)
                 bad |= rows
         obs[bad], reward[bad] = before[bad], 0
         return bad
 
     def _report(
-        self, rows: np.ndarray, values: np.ndarray, what: str, why: str, *, cut: bool = True
+        self,
+        rows: np.ndarray,
+        values: np.ndarray,
+        what: str,
+        why: str,
+        elapsed: np.ndarray | None = None,
+        *,
+        cut: bool = True,
     ) -> None:
         for index in np.flatnonzero(rows):
-            text = f"{self.where(int(index))}: expected a finite {what}, got {values[index]}; {why}"
+            where = self.where(int(index), None if elapsed is None else int(elapsed[index]))
+            value = values[index]
+            # A number that is finite by itself is too large for the type that replay keeps.
+            kind = " in float32" if np.isfinite(value).all() else ""
+            text = f"{where}: expected a finite {what}{kind}, got {value}; {why}"
             if not (cut and self._cut):
                 hint = "; env.diverged 'cut' ends such episodes and goes on" if cut else ""
                 raise RuntimeError(text + hint)

@@ -5,6 +5,7 @@ CERL_TEST_THREADS=2 runs them with two threads instead: the verdict must be the 
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -17,6 +18,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     if find_spec("triton") is not None:
         spare_repeated_work()
+# Runs are sealed with a key of this process's own, not with the user's.
+_STATE = tempfile.TemporaryDirectory(prefix="cerl-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 
 

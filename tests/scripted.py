@@ -14,7 +14,7 @@ class Scripted:
 
     `reward(seed, e, k, t, action)`, the action an int or, where continuous, a list of floats;
     `terminal(seed, e, k)`, else the episode is truncated. An observation is (seed, e, k, t) in
-    float32. Keeps the actions of every step in `taken`.
+    float32. Keeps the actions of every step in `taken`. `restart(n)` goes on with episode 1000 n.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Scripted:
         exact: bool = True,
         continuous: bool = False,
     ) -> None:
+        self.note = ""
         self.seeds, self.length, self.reward, self.terminal = list(seeds), length, reward, terminal
         self.spec = EnvSpec(
             "scripted",
@@ -50,6 +51,10 @@ class Scripted:
     def reset(self) -> Step:
         self.over = [[True] * self.spec.envs for _ in self.seeds]
         return self._advance(torch.zeros(len(self.seeds), self.spec.envs, dtype=torch.int64))
+
+    def restart(self, number: int) -> Step:
+        self.episode = [[1000 * number - 1] * self.spec.envs for _ in self.seeds]
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         self.taken.append(action.clone())
@@ -100,12 +105,16 @@ class Chain:
 
     def __init__(self, *, seeds: int, envs: int) -> None:
         self.spec = EnvSpec("chain", (5,), torch.float32, 2, envs, 1, True, True)
+        self.note = ""
         self.cell = torch.zeros(seeds, envs, dtype=torch.int64)
         self.time, self.over = torch.zeros_like(self.cell), self.cell == 0
 
     def reset(self) -> Step:
         self.over = torch.ones_like(self.over)
         return self.step(self.cell)
+
+    def restart(self, number: int) -> Step:
+        return self.reset()
 
     def step(self, action: Tensor) -> Step:
         right = (action == 1) & ~self.over

@@ -399,6 +399,38 @@ def test_where_a_simulator_is_lost_the_episodes_under_way_are_cut():
     assert ring.obs[:, 18, :, 3].tolist() == [[0, 0], [0, 0]]
 
 
+def test_a_step_in_which_simulators_fail_becomes_the_cut_of_all_episodes():
+    first, whole, second = (collector(config()) for _ in range(3))
+    updates: list[int] = []
+    for _ in range(13):
+        first.step(lambda: updates.append(1))
+        whole.step()
+    take = first.env.step
+
+    def fail(action):
+        take(action)  # some of them have moved on
+        raise KeyError("wind")
+
+    first.env.step = fail
+    with pytest.raises(KeyError, match="wind"):
+        first.step(lambda: updates.append(1))
+    assert first.lost and len(updates) == 14
+    second.replay.load_state_dict(first.replay.state_dict())
+    assert second.load_state_dict(first.state_dict()) is False
+    # The step counts like every other one, and its row is the cut.
+    assert int(second.steps) == int(second.replay.total) == 14 and not second.lost
+    assert not second.replay.real[:, 13].any()
+    for name in ("obs", "reward", "terminated", "real", "member"):
+        mine, theirs = (getattr(c.replay, name)[:, :13] for c in (second, whole))
+        assert torch.equal(mine, theirs), name
+    assert torch.equal(second.replay.obs[:, 13], whole.last.obs)
+    assert second.start.all() and not any(part.any() for part in second.running)
+    assert torch.equal(second.last.obs[0, 0], torch.tensor([0.0, 0.0, 14_000.0, 0.0]))
+    assert torch.equal(second.real_steps, whole.real_steps)
+    second.step()
+    assert second.replay.real[:, 14].all()
+
+
 def test_double_dqn_learns_a_chain():
     cfg = Config(
         seeds=(0, 1),

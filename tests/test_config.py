@@ -1,14 +1,18 @@
 """Loading, merging and checking of configurations, and what every shipped preset says."""
 
+import itertools
 import math
+import re
+import time
 from typing import get_args
 
 import pytest
-import yaml
 
-from cerl import config, preset
-from cerl.config import Config, EnsembleConfig, NetConfig, load, load_file
-from cerl.mistakes import MISS, ConfigError, contradictions, nearest, smallest_share
+from cerl import config, files, preset
+from cerl.__main__ import overridden
+from cerl.config import Config, EnsembleConfig, GymEnv, NetConfig, dump, load, load_file
+from cerl.mistakes import MISS, ConfigError, contradictions, keys, nearest, smallest_share
+from cerl.rows import config_hash, env_name
 
 
 def written(folder, name, text):
@@ -29,6 +33,41 @@ def test_every_preset_loads_and_has_a_description():
     for name in names:
         assert load(name).preset == name
         assert len(preset.description(name)) > 20
+
+
+def test_arguments_of_a_task_are_read_hashed_and_saved_like_any_option(tmp_path):
+    words = ["b=false", "a=-5.0", "c=1e-3", "d=[1, two]", "e='1'"]
+    want = (("a", -5.0), ("b", False), ("c", 1e-3), ("d", (1, "two")), ("e", "1"))
+    named = {"e": "1", "d": [1, "two"], "c": 1e-3, "b": False, "a": -5.0}
+    told = overridden("gym/cartpole", ["--env.kwargs", *words], prog="cerl train")
+    file = load("gym/cartpole", {"env.kwargs": named})
+    assert isinstance(told.env, GymEnv) and told.env.kwargs == want
+    assert file == told and hash(file) == hash(told) and config_hash(file) == config_hash(told)
+    assert config_hash(file) != config_hash(load("gym/cartpole"))
+    dump(told, tmp_path / "config.yaml")
+    assert load_file(tmp_path / "config.yaml") == told
+    assert preset.read(tmp_path / "config.yaml")["env"]["kwargs"] == named
+    # Given again, and given without any, they replace those of the file.
+    path = str(tmp_path / "config.yaml")
+    assert overridden(path, [], prog="cerl train").env == told.env
+    assert overridden(path, ["--env.kwargs"], prog="cerl train").env == load("gym/cartpole").env
+    assert env_name(load("gym/cartpole", {"env.kwargs": {"a": 1}})) == "gym/CartPole-v1-a=1"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (5, "env.kwargs: expected `name: value` lines of its own, got 5"),
+        ({"a b": 1}, "env.kwargs: expected names of arguments, got 'a b'"),
+        ({"a": {"b": 1}}, "env.kwargs.a: expected a number, a text, true, false, null or a list"),
+        (["slippery"], "env.kwargs: expected name=value, got 'slippery'"),
+        (["x=1", "x=2"], "env.kwargs: expected different names, got x"),
+        (["x=[1"], r"env.kwargs.x: expected a YAML value, got '\[1'"),
+    ],
+)
+def test_arguments_of_a_task_that_cannot_be_read_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        load("gym/cartpole", {"env.kwargs": given})
 
 
 def test_every_preset_survives_dump_and_load(tmp_path):
@@ -87,7 +126,7 @@ def test_file_of_ones_own_with_base_beside_it(tmp_path):
     top = written(tmp_path, "top.yaml", "base: below.yaml\nseeds: [7]\n")
     run = load(top)
     assert (run.ensemble.members, run.ensemble.heads, run.seeds) == (3, "cerl", (7,))
-    assert run.preset == top.removesuffix(".yaml")
+    assert run.preset == "top"
 
 
 def test_base_that_leads_back_is_refused(tmp_path):
@@ -102,7 +141,22 @@ def test_base_that_leads_back_is_refused(tmp_path):
     [
         ("seeds: [1]\nseeds: [2]\n", "'seeds' is given 2 times"),
         ("loss: {gamma: 1, gamma: 2}\n", "'gamma' is given 2 times"),
-        ("- 1\n- 2\n", "expected `key: value` lines, got list"),
+        ("- 1\n- 2\n", "expected `key: value` lines, got a list"),
+        ("", "expected `key: value` lines, got nothing"),
+        ("# only a comment\n", "expected `key: value` lines, got nothing"),
+        ("{}", "expected `key: value` lines, got nothing"),
+        ("3", "expected `key: value` lines, got a int"),
+        ("seeds: [1]\n", "expected an environment, got none: give it a `base: PRESET`"),
+        ("1: 2\n", "expected names as keys, got 1"),
+        ("null: 2\n", "expected names as keys, got null"),
+        ("? \n", "expected names as keys, got nothing"),
+        ("loss: {? [a] : 1}\n", "loss: expected names as keys, got a sequence"),
+        ("a: 1\n---\na: 2\n", "expected a single document"),
+        ("optim: {lr: !!python/name:os.system x}\n", "optim.lr: expected a text, a number"),
+        ("loss: !!set {a}\n", "loss: expected a plain list or mapping, got !!set"),
+        ("seeds: !!int x\n", "seeds: invalid literal"),
+        ('a: "\\0"\nb: \x00', "expected YAML"),
+        ('base: "a\\0.yaml"', "no preset 'a\\x00.yaml'"),
         ("loss: {gamma\n", "expected YAML"),
         ("base: 3\n", "expected the name of a preset, got 3"),
         ("base: catch/dqn\n", "did you mean catch/ddqn"),
@@ -114,6 +168,138 @@ def test_broken_files_are_named(tmp_path, text, message):
         load(path)
     assert message in str(caught.value)
     assert "a.yaml" in str(caught.value)
+
+
+def test_huge_numbers_and_deep_nesting_are_refused_at_once_with_their_key(tmp_path):
+    deep, started = "[" * 3000 + "]" * 3000, time.perf_counter()
+    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+        f"{x}: &{x} [{', '.join(['*' + y] * 8)}]\n" for y, x in itertools.pairwise("abcdefghijkl")
+    )
+    for text, message in (
+        (f"schedule: {{steps: {'9' * 5000}}}", "schedule.steps: expected at most 40 digits, got 5"),
+        (f"schedule: {{steps: 0x{'f' * 5000}}}", "schedule.steps: expected at most 40 digits"),
+        (f"loss: {{gamma: {deep}}}", "loss.gamma.0...: expected at most 32 levels, got more"),
+        ("a: " + "{b: " * 3000, "a.b.b...: expected at most 32 levels, got more"),
+        (bomb, "expected fewer values, got an alias that repeats too many"),
+        ("a: &a [*a]", "expected fewer values, got an alias that repeats too many"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load(written(tmp_path, "a.yaml", text))
+        assert message in str(caught.value) and "a.yaml" in str(caught.value)
+        assert len(str(caught.value)) < 400
+    assert time.perf_counter() - started < 30  # a second or two on an idle core
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1:30", "1:30"), ("2026-11-30", "2026-11-30"), ("yes", "yes"), ("off", "off")),
+        *(("010", 10), ("0o10", 8), ("0x1F", 31), ("0b11", "0b11"), ("1_000", 1000)),
+        *(
+            ("1__0", "1__0"),
+            ("_1", "_1"),
+            ("1_", "1_"),
+            ("+12", 12),
+            ("-3", -3),
+            ("1,000", "1,000"),
+        ),
+        *((".inf", math.inf), ("-.Inf", -math.inf), ("inf", "inf"), ("nan", "nan"), ("1.", 1.0)),
+        *((".5", 0.5), ("-.5e-3", -5e-4), ("1_000.5", 1000.5), ("0o8", "0o8"), ("1.2.3", "1.2.3")),
+        *(
+            ("~", None),
+            ("", None),
+            ("Null", None),
+            ("nUll", "nUll"),
+            ("true", True),
+            ("tRue", "tRue"),
+        ),
+        *(("FALSE", False), ("'1'", "1"), ("!!str 1", "1"), ("<<", "<<"), ("=", "=")),
+    ],
+)
+def test_words_mean_what_the_core_schema_of_yaml_1_2_says(text, value):
+    found = preset.parsed(f"key: {text}", where="here")["key"]
+    assert found == value and type(found) is type(value)
+    # What was read is written such that it reads the same.
+    assert preset.parsed(preset.written({"key": value}), where="here")["key"] == value
+
+
+def test_not_a_number_is_read_and_written():
+    assert math.isnan(preset.parsed(preset.written({"a": math.nan}), where="")["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("./my.yaml", "my"),
+        ("/home/me/studies/my.yml", "my"),
+        ("my.v2.yaml", "my.v2"),
+        ("./.hidden.yaml", "hidden"),
+        ("-x.yaml", "x"),
+        ("my study [1]\n.yaml", "my-study-1-"),
+        ("....yaml", "file"),
+        ("minatar/cerl", "minatar/cerl"),
+    ],
+)
+def test_a_preset_of_ones_own_is_called_by_its_stem(name, title):
+    assert preset.title(name) == title
+
+
+def test_one_file_has_one_name_however_its_path_is_written(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, "my.yaml", "base: catch/ddqn\n")
+    monkeypatch.chdir(tmp_path / "sub")
+    for name in ("../my.yaml", str(tmp_path / "my.yaml"), "./.././my.yaml"):
+        run = load(name, {"out": str(tmp_path / "runs")})
+        assert run.preset == "my"
+        assert config.new_folder(run).name.startswith("my-catch-")
+    written(tmp_path, "top.yaml", "base: named.yaml\n")
+    written(tmp_path, "named.yaml", "base: catch/ddqn\npreset: a name\n")
+    assert (load("../named.yaml").preset, load("../top.yaml").preset) == ("a name", "top")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preset": "a\nb"},
+        {"preset": "a\x1b[31m"},
+        {"preset": ".hidden"},
+        {"preset": "-x"},
+        {"env.name": "CartPole-v1\n"},
+        {"out": "a\0b"},
+        {"out": ""},
+        {"preset": "\udc80"},
+    ],
+)
+def test_names_that_a_folder_or_a_line_cannot_have_are_refused(change):
+    with pytest.raises(ConfigError) as caught:
+        load("gym/cartpole", change)
+    assert f"{next(iter(change))}: expected " in str(caught.value)
+
+
+def test_folder_names_are_plain_whatever_the_names_of_preset_and_task(tmp_path):
+    changes = {"out": str(tmp_path), "preset": "a b/../[x]$(y)" + "é" * 200, "env.name": "m:A/b v0"}
+    folder = config.new_folder(load("gym/cartpole", changes))
+    assert folder.parent == tmp_path
+    assert re.fullmatch(r"a-b-\.\.-x-y-é+-\d{8}-\d{6}", folder.name)
+    changes["preset"] = "é"
+    assert config.new_folder(load("gym/cartpole", changes)).name.startswith("é-m-A-b-v0-2")
+
+
+@pytest.mark.parametrize(
+    "out", ["/proc/nope", "/dev/null", "{}/file", "{}/file/below", "/proc/self/x"]
+)
+def test_a_folder_that_cannot_be_made_names_its_option(tmp_path, out):
+    (tmp_path / "file").write_text("")
+    out = out.format(tmp_path)
+    run = load("catch/ddqn", {"out": out})
+    for attempt in (lambda: config.check_out(out), lambda: config.new_folder(run)):
+        try:
+            attempt()
+        except ConfigError as error:
+            text = f"--out: expected a folder that can be made and written to, got {out!r} ("
+            assert str(error).startswith(text)
+        else:
+            assert attempt is not config.new_folder and out.startswith("/proc")
 
 
 def test_file_that_is_not_there():
@@ -140,6 +326,12 @@ def test_unknown_preset_names_the_nearest():
         ({"loss.gamma": 2}, "loss.gamma: expected less than or equal to 1, got 2"),
         ({"loss.double": "yes"}, "loss.double: expected true or false, got 'yes'"),
         ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
+        ({"loss": None}, "loss: expected `key: value` lines of its own, got nothing"),
+        ({"env": "catch"}, "env: expected `key: value` lines of its own, got 'catch'"),
+        ({"schedule.steps": math.inf}, "schedule.steps: expected a whole number, got inf"),
+        ({"env.walls": True}, "no such key; family catch has none, point_mass does"),
+        ({"walls": True}, "walls: no such key; family catch has none, point_mass does"),
+        ({"env.row": 3}, "env.row: no such key; did you mean env.rows?"),
         (
             {"loss.kind": "hubr"},
             "loss.kind: expected huber, mse or mse_huber, got 'hubr'; did you mean huber",
@@ -155,6 +347,14 @@ def test_refusals_name_key_expected_got_and_nearest(override, message):
         load("catch/ddqn", override)
     assert message in str(caught.value)
     assert str(caught.value).startswith("catch/ddqn with ")
+
+
+def test_hints_name_keys_of_the_family_at_hand_only():
+    for key in ("env.walls", "env.rows", "env.length", "walls"):
+        text = refusal("gym/cartpole", **{key.replace(".", "__"): 1})
+        assert f"{key}: no such key; family gym has none, " in text and "did you mean" not in text
+    own = set(keys(Config, family="gym"))
+    assert "env.diverged" in own and "env.walls" not in own and "env.walls" in set(keys(Config))
 
 
 def test_unknown_game_names_the_nearest():
@@ -319,11 +519,13 @@ def test_failed_dump_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        config.dump(load("catch/cerl"), path)
-    assert path.read_text() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                config.dump(load("catch/cerl"), path)
+        assert path.read_text() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_new_folders_never_collide(tmp_path):
@@ -333,8 +535,6 @@ def test_new_folders_never_collide(tmp_path):
     for folder in folders:
         assert folder.name.startswith("minatar-cerl-breakout-")
         assert load_file(folder / "config.yaml") == run
-    versions = yaml.safe_load((folders[0] / "versions.yaml").read_text())
-    assert set(versions) >= {"cerl", "python", "torch", "numpy"}
 
 
 STUDIES = {

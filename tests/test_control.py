@@ -1,5 +1,6 @@
 """Continuous control: EnvPool against gymnasium and dm_control, limits, terminals, bad names."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cerl import envs
+from cerl.checkpoint import CheckpointError
 from cerl.config import DmcEnv, MujocoEnv
 from cerl.data import Step
 from cerl.envs import control as control_module
@@ -171,14 +173,123 @@ def test_threads_do_not_change_the_numbers():
     two.close()
 
 
-def test_a_restored_environment_starts_new_episodes_with_new_numbers():
+def test_envpool_starts_new_episodes_with_new_numbers_and_says_so():
     env = robot(envs=2)
+    assert not env.spec.exact_state and env.note == ""
     before = env.reset()
     env.step(random_actions(env, 1)[0])
     first = env.load_state_dict(env.state_dict())
+    assert first is not None
     assert not first.reward.any() and not torch.equal(first.obs, before.obs)
-    assert env.state_dict() == {"generation": 1}
+    assert env.state_dict() == {"generation": 1} and "EnvPool" in env.note
     env.close()
+
+
+def test_longest_limits_an_episode_where_the_time_limit_is_above_it():
+    ends = []
+    for longest in (0, 20, 90):
+        config = MujocoEnv(name="Reacher-v5", threads=1)
+        env = Control(config, seeds=[0], salt=0, device="cpu", longest=longest)
+        steps = play(env, random_actions(env, 60))
+        ends.append(next(t for t, step in enumerate(steps) if step.truncated.any()))
+        env.close()
+    assert ends == [50, 20, 50]
+
+
+@pytest.mark.parametrize("backend", ["envpool", "dm_control"])
+def test_a_restart_depends_on_its_number_and_not_on_what_was_played(backend):
+    pytest.importorskip(backend)
+    options = {"backend": backend, "envs": 2, "time_limit": 20}
+    used, fresh = (task("reacher-easy", **options) for _ in range(2))
+    actions = random_actions(used, 30)
+    play(used, actions)
+    seven, eight, again = (
+        [env.restart(number), *(env.step(action) for action in actions)]
+        for env, number in ((used, 7), (used, 8), (fresh, 7))
+    )
+    for one, other in zip(seven, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(seven[0].obs, eight[0].obs)
+    used.close()
+    fresh.close()
+
+
+QUICK = ("finger-turn_hard", "manipulator-insert_peg", "point_mass-hard", "reacher-easy")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in TASKS
+        if not name.startswith("lqr-")
+    ],
+)
+def test_tasks_of_dm_control_go_on_bit_for_bit(name):
+    # Starts move targets, change gains, raise a terrain: what the model is depends on the episode.
+    pytest.importorskip("dm_control")
+    env, restored = (task(name, backend="dm_control", time_limit=12) for _ in range(2))
+    actions = random_actions(env, 60)
+    try:
+        play(env, actions[:20])
+    except ImportError as error:  # quadruped-escape draws its terrain
+        pytest.skip(str(error))
+    file = io.BytesIO()
+    torch.save(env.state_dict(), file)
+    assert file.tell() < 20_000
+    file.seek(0)
+    assert restored.spec.exact_state
+    assert restored.load_state_dict(torch.load(file, weights_only=True)) is None
+    assert restored.note == ""
+    for action in actions[20:]:
+        mine, theirs = env.step(action), restored.step(action)
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    env.close()
+    restored.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["simulators"].update(simulators=[]), "simulators: expected a list of 2"),
+        (
+            lambda s: s["simulators"]["simulators"][1].update(physics=torch.zeros(3)),
+            r"simulators.1.physics: expected a tensor \[\d+\] of float64, got \[3\] of",
+        ),
+        (
+            lambda s: s["simulators"]["simulators"][1]["random"]["state"].update(pos=625),
+            r"simulators.1.random.state.pos: expected a whole number from 0 to 624, got 625",
+        ),
+        (
+            lambda s: s["simulators"]["simulators"][1]["drawn"].update(bit_generator="test"),
+            "simulators.1.drawn.bit_generator: expected 'MT19937', got 'test'",
+        ),
+        (
+            lambda s: s["simulators"]["simulators"][1]["drawn"].update(gauss=float("nan")),
+            "drawn.gauss: expected a finite float, got nan",
+        ),
+        (lambda s: s.update(gravity=1e300), "expected elapsed, .* got .*gravity"),
+        (lambda s: s.update(elapsed=torch.zeros(2)), r"elapsed: expected a tensor \[2\] of int64"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_the_tasks_go_on_as_they_were(change, message):
+    pytest.importorskip("dm_control")
+    env, undisturbed = (
+        task("reacher-easy", backend="dm_control", envs=2, time_limit=9) for _ in range(2)
+    )
+    actions = random_actions(env, 30)
+    want = play(undisturbed, actions)[6:]
+    play(env, actions[:3])
+    state = env.state_dict()
+    for action in actions[3:5]:
+        env.step(action)
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        env.load_state_dict(state)
+    for action, step in zip(actions[5:], want, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(env.step(action), step, strict=True))
+    env.close()
+    undisturbed.close()
 
 
 def test_a_step_keeps_its_values_while_the_simulators_go_on():
@@ -205,6 +316,9 @@ class Scripted:
 
     def _obs(self):
         return np.full((self.count, 2), self.time, np.float32)
+
+    def reseed(self, seeds):
+        pass
 
     def reset(self, which):
         self.resets.append(which)

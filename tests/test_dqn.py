@@ -477,15 +477,30 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
             assert_agree(outcome.parameters[k][name], leaf.detach(), where=name)
 
 
-def test_given_transitions_refuse_what_they_cannot_have():
-    empty = torch.zeros(1, 8, 8, 1)
-    batch: Any = dict(
-        states=empty, next_states=empty, actions=empty, rewards=empty, terminals=empty
-    )
-    refused: list[dict[str, Any]] = [dict(batches="own"), dict(mask_probability=0.5)]
-    for options in refused:
-        with pytest.raises(ValueError, match="expected loss.batches shared and loss.mask_prob"):
-            run_updates({}, {}, **batch, config=config(**options), action_count=4)
+def test_given_transitions_must_be_those_that_the_config_asks_for():
+    states, actions = torch.zeros(1, 8, 8, 1), torch.zeros(1)
+    own = dict(batches="own")
+    refused: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor | None, str]] = [
+        (own, actions, None, r"actions: expected \[3, 1\] with loss.batches own, got \[1\]"),
+        ({}, actions[None], None, r"actions: expected \[1\] with loss.batches shared"),
+        (dict(mask_probability=0.5), actions, None, "mask: expected one exactly where .* got none"),
+        ({}, actions, torch.ones(3, 1), "mask: expected one exactly where .* got one and 1"),
+        (dict(mask_probability=0.5), actions, torch.ones(1, 3), r"mask: expected \[3, 1\], .*3\]"),
+    ]
+    for options, given, mask, words in refused:
+        with pytest.raises(ValueError, match=words):
+            run_updates(
+                {},
+                {},
+                states=states,
+                next_states=states,
+                actions=given,
+                rewards=given,
+                terminals=given,
+                mask=mask,
+                config=config(**options),
+                action_count=4,
+            )
 
 
 # Seeds do not touch each other.

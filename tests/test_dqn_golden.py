@@ -1,28 +1,84 @@
-"""Losses and updates against values computed by the authors' JAX code (tests/golden/dqn.json)."""
+"""Losses and updates against values of the authors' JAX code (tests/golden/dqn*.json)."""
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from cerl.agents.check import from_original, run_updates, to_original
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig
+from cerl.agents.quantile import quantile_value
+from cerl.config import Config
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "dqn.json").read_text())
-MEMBERS, ACTIONS = GOLDEN["hyper"]["members"], GOLDEN["hyper"]["actions"]
+FOLDER = Path(__file__).parent / "golden"
+FIRST, MORE = (json.loads((FOLDER / name).read_text()) for name in ("dqn.json", "dqn_more.json"))
+GOLDEN = FIRST["variants"] | MORE["variants"]
+MEMBERS, ACTIONS, BATCH = (FIRST["hyper"][name] for name in ("members", "actions", "batch"))
 
-HEADS: dict[str, Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"]] = {
-    "bootstrapped_l0": "own",
-    "bootstrapped_l3": "own",
-    "cerl": "cerl",
-    "cerl_l3": "cerl",
-    "multi_horizon": "multi_horizon",
-    "cerl_own_target": "own_target",
-    "single_cerl": "single_actor",
+CERL = {"ensemble.heads": "cerl"}
+L3 = {"ensemble.shared_layers": 3}
+OWN = {"loss.batches": "own", "replay.candidates": 33}
+
+# What a variant changes of the configuration that all have.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bootstrapped_l0": {},
+    "bootstrapped_l3": L3,
+    "bootstrapped_l4": {"ensemble.shared_layers": 4},
+    "cerl": CERL,
+    "cerl_l3": CERL | L3,
+    "cerl_both": CERL | {"ensemble.fork": "both"},
+    "cerl_own_target": {"ensemble.heads": "own_target"},
+    "single_cerl": {"ensemble.heads": "single_actor", "ensemble.duty": "first"},
+    "multi_horizon": {"ensemble.heads": "multi_horizon"},
+    "mico_001": {"loss.mico_weight": 0.01},
+    "mico_05": {"loss.mico_weight": 0.5},
+    "mico_05_l3": {"loss.mico_weight": 0.5} | L3,
+    "mask": {"loss.mask_probability": 0.5},
+    "mask_l3": {"loss.mask_probability": 0.5} | L3,
+    "own_batches": OWN,
+    "own_batches_l3": OWN | L3,
+    "feature_norm": {"net.feature_norm": True},
+    "not_double": {"loss.double": False},
+    "mse": {"loss.kind": "mse"},
+    "no_gradient_scale_l3": {"ensemble.gradient_scale": False} | L3,
+    "n_step_3": {"loss.n_step": 3},
+    "quantile": {
+        "agent": "quantile",
+        "loss.quantiles": 11,
+        "loss.n_step": 3,
+        "loss.double": False,
+        "net.padding": "same",
+        "net.shared_bias": False,
+        "optim": {"name": "adam", "lr": 5e-5, "eps": 3.125e-4},
+    },
 }
+
+
+def config(name):
+    tree: dict[str, Any] = {
+        "net": {
+            "channels": (32, 64, 64),
+            "kernels": (8, 4, 3),
+            "strides": (4, 2, 1),
+            "hidden": (FIRST["hyper"]["penultimate"],),
+            "stack": 4,
+            "scale": 255.0,
+            "shared_bias": True,
+        },
+        "ensemble": {"members": MEMBERS},
+        "loss": {"gamma": 0.99},
+        "replay": {},
+        "optim": {"name": "rmsprop", "lr": 2.5e-4, "decay": 0.95, "eps": 9.765625e-6},
+    }
+    for key, value in OPTIONS[name].items():
+        group, _, leaf = key.partition(".")
+        if leaf:
+            tree[group][leaf] = value
+        else:
+            tree[group] = value
+    return Config.model_validate(tree)
 
 
 def leaves(shapes, seed):
@@ -33,43 +89,38 @@ def leaves(shapes, seed):
     }
 
 
-def batch():
+def drawn(rng, *lead):
+    """Transitions [*lead, ...] in the order in which the file's recipe draws them."""
+    image = (*lead, 84, 84, 4)
+    states, next_states = (rng.integers(0, 256, image).astype(np.uint8) for _ in range(2))
+    batch = dict(
+        states=states,
+        next_states=next_states,
+        actions=rng.integers(0, ACTIONS, lead),
+        rewards=(rng.standard_normal(lead) * 2).astype(np.float32),
+        terminals=(rng.random(lead) < 0.25).astype(np.float32),
+    )
+    return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+
+class Batches(NamedTuple):
+    shared: dict[str, torch.Tensor]  # [B, ...]
+    own: dict[str, torch.Tensor]  # [N, B, ...]
+    mask: torch.Tensor  # [N, B]
+
+    def of(self, cfg):
+        masked = {"mask": self.mask} if cfg.loss.mask_probability < 1 else {}
+        return (self.shared if cfg.loss.batches == "shared" else self.own) | masked
+
+
+@pytest.fixture(scope="module")
+def batches():
     rng = np.random.default_rng(3)
-    state = rng.integers(0, 256, (8, 84, 84, 4)).astype(np.uint8)
-    following = rng.integers(0, 256, (8, 84, 84, 4)).astype(np.uint8)
-    action = rng.integers(0, 4, (8,))
-    reward = (rng.standard_normal(8) * 2).astype(np.float32)
-    terminal = (rng.random(8) < 0.25).astype(np.float32)
-    return dict(
-        states=torch.from_numpy(state),
-        next_states=torch.from_numpy(following),
-        actions=torch.from_numpy(action),
-        rewards=torch.from_numpy(reward),
-        terminals=torch.from_numpy(terminal),
-    )
-
-
-def config(name):
-    heads = HEADS[name]
-    return Config(
-        net=NetConfig(
-            channels=(32, 64, 64),
-            kernels=(8, 4, 3),
-            strides=(4, 2, 1),
-            hidden=(GOLDEN["hyper"]["penultimate"],),
-            stack=4,
-            scale=255.0,
-            shared_bias=True,
-        ),
-        ensemble=EnsembleConfig(
-            members=MEMBERS,
-            shared_layers=3 if name.endswith("l3") else 0,
-            heads=heads,
-            duty="first" if heads == "single_actor" else "uniform",
-        ),
-        loss=LossConfig(gamma=0.99),
-        optim=OptimConfig(name="rmsprop", lr=2.5e-4, decay=0.95, eps=9.765625e-6),
-    )
+    shared = drawn(rng, BATCH)
+    mask = rng.random((BATCH, MEMBERS)) < 0.5
+    mask[0] = True
+    own = {name: value.transpose(0, 1) for name, value in drawn(rng, BATCH, MEMBERS).items()}
+    return Batches(shared, own, torch.from_numpy(mask).T)
 
 
 def fingerprint(tensor):
@@ -78,52 +129,77 @@ def fingerprint(tensor):
     return np.sqrt((value**2).sum()), (value * probe).sum()
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_updates_reproduce_the_original(name):
-    golden = GOLDEN["variants"][name]
+def in_their_order(x, kind):
+    """[N, B, J, ...] -> [B, N, their head, ...], without the head axis where a member has one."""
+    x = x.movedim(1, 0)
+    if kind == "own":
+        return x[:, :, 0]
+    if kind == "multi_horizon":
+        return x
+    theirs = torch.arange(MEMBERS)
+    return torch.stack([x[:, i, (theirs - i) % MEMBERS] for i in range(MEMBERS)], 1)
+
+
+def close(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_updates_reproduce_the_original(name, batches):
+    golden, cfg = GOLDEN[name], config(name)
     shapes = {key: tuple(shape) for key, shape in golden["shapes"].items()}
-    heads, rotated = HEADS[name] != "own", HEADS[name] != "multi_horizon"
-    shared = 3 if name.endswith("l3") else 0
+    kind = cfg.ensemble.heads
+    order = dict(
+        heads=kind != "own", rotated=kind != "multi_horizon", forked=cfg.ensemble.fork == "both"
+    )
     start = leaves(shapes, 1)
-    options = dict(heads=heads, rotated=rotated)
     outcome = run_updates(
-        from_original(start, shared=shared, **options),
-        from_original(leaves(shapes, 2), shared=shared, **options),
-        **batch(),
-        config=config(name),
+        from_original(start, shared=cfg.ensemble.shared_layers, **order),
+        from_original(leaves(shapes, 2), shared=cfg.ensemble.shared_layers, **order),
+        **batches.of(cfg),
+        config=cfg,
         action_count=ACTIONS,
         updates=3,
     )
-    order = torch.arange(MEMBERS)
-    head_count = outcome.values.shape[2]
 
-    def theirs(x):  # [N, B, J, ...] -> [B, N, their head, ...]
-        x = x.movedim(1, 0)
-        if not heads:
-            return x[:, :, 0]
-        if not rotated:
-            return x
-        at = (torch.arange(head_count)[None] - order[:, None]) % MEMBERS
-        return torch.stack([x[:, i, at[i]] for i in range(MEMBERS)], 1)
-
-    q = torch.tensor(golden["q_online"])
-    torch.testing.assert_close(theirs(outcome.values), q, atol=1e-5, rtol=0)
-    target = torch.tensor(golden["target"])
-    ours = theirs(outcome.targets)
-    if target.dim() == 2 and heads:  # one scalar per head, the same for every trunk
+    values = golden["logits" if name == "quantile" else "q_online"]
+    close(in_their_order(outcome.values, kind), torch.tensor(values))
+    target, ours = torch.tensor(golden["target"]), in_their_order(outcome.targets, kind)
+    if name == "quantile" or kind == "own" or target.dim() == 3:
+        close(ours, target)
+    else:  # one scalar per head, the same for every trunk
         assert torch.equal(ours, ours[:, :1].expand_as(ours))
-        ours = ours[:, 0]
-    torch.testing.assert_close(ours, target.view_as(ours), atol=1e-5, rtol=0)
+        close(ours[:, 0], target)
     for k, step in enumerate(golden["steps"]):
-        assert float(outcome.losses[k].sum()) == pytest.approx(step["total_loss"], rel=1e-4)
-        main = outcome.head_losses[k][:, 0].tolist()
-        assert main == pytest.approx(step["member_loss"], rel=1e-4)
-        after = to_original(outcome.parameters[k], shapes, **options)
-        for leaf, expected in step["delta"].items():
-            size, dot = fingerprint(after[leaf] - start[leaf])
-            assert size == pytest.approx(expected["l2"], rel=1e-3), (k, leaf)
-            assert dot == pytest.approx(expected["dot"], abs=1e-3 * expected["l2"]), (k, leaf)
-        for leaf, expected in step["params_after"].items():
-            size, dot = fingerprint(after[leaf])
-            assert size == pytest.approx(expected["l2"], rel=1e-3), (k, leaf)
-            assert dot == pytest.approx(expected["dot"], abs=1e-3 * expected["l2"]), (k, leaf)
+        total = step["mean_loss" if name == "quantile" else "total_loss"]
+        assert float(outcome.losses[k].sum()) == pytest.approx(total, rel=1e-4)
+        if name != "quantile":
+            main = outcome.head_losses[k][:, 0].tolist()
+            assert main == pytest.approx(step["member_loss"], rel=1e-4)
+        if cfg.loss.mico_weight:
+            mico = outcome.metrics[k]["mico_loss"]  # shared: one loss, shown for every member
+            mico = mico[0] if cfg.ensemble.shared_layers else mico.sum()
+            assert float(mico) == pytest.approx(step["mico_loss"], rel=1e-4)
+        after = to_original(outcome.parameters[k], shapes, **order)
+        for leaf in shapes:
+            for tensor, wanted in (
+                (after[leaf] - start[leaf], step["delta"][leaf]),
+                (after[leaf], step["params_after"][leaf]),
+            ):
+                size, dot = fingerprint(tensor)
+                assert size == pytest.approx(wanted["l2"], rel=1e-3), (k, leaf)
+                assert dot == pytest.approx(wanted["dot"], abs=1e-3 * wanted["l2"]), (k, leaf)
+
+
+def test_the_quantile_loss_of_every_transition_is_the_originals(batches):
+    golden, loss = GOLDEN["quantile"], config("quantile").loss
+    logits, target = torch.tensor(golden["logits"]), torch.tensor(golden["target"])
+    taken = logits[torch.arange(BATCH), :, batches.shared["actions"]]  # [B, N, atoms]
+    ours = quantile_value(loss).error(taken, target).sum(1)
+    assert ours.tolist() == pytest.approx(golden["steps"][0]["batch_loss"], rel=1e-4)
+
+
+def test_every_variant_of_the_files_is_compared():
+    assert set(OPTIONS) == set(GOLDEN)
+    assert not set(FIRST["variants"]) & set(MORE["variants"])

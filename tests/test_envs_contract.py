@@ -264,6 +264,64 @@ def test_a_saved_state_goes_on_bit_for_bit_or_starts_new_episodes(build):
     )
 
 
+def test_a_restart_depends_on_its_number_and_on_nothing_before(build):
+    played, fresh = build(), build()
+    actions = plan(played, 2)
+    played.reset()
+    for action in actions[:23]:
+        played.step(action)
+
+    def after(env, number):
+        return [copy(env.restart(number)), *(copy(env.step(action)) for action in actions)]
+
+    other, first = after(played, 6), after(played, 5)
+    assert not first[0].reward.any() and not (first[0].terminated | first[0].truncated).any()
+    assert all(map(same, first, after(fresh, 5))) and not all(map(same, first, other))
+
+
+def test_a_restarted_seed_plays_the_same_alone_and_among_others(build):
+    among, alone = build((4, 9, 1)), build((9,))
+    actions = plan(among, 3)
+    alone.reset()
+    for action in actions[:13, 1:2]:
+        alone.step(action)
+    for a, b in [
+        (among.restart(2), alone.restart(2)),
+        *((among.step(action), alone.step(action[1:2])) for action in actions[:20]),
+    ]:
+        assert same([field[1:2] for field in a], b)
+
+
+# A task of every family whose episodes are longer than 5 steps where nothing is done.
+LONG = {
+    "catch": CatchEnv(rows=9),
+    "minatar": MinAtarEnv(name="freeway", envs=1),
+    "atari": AtariEnv(),
+    "gym": GymEnv(name="CliffWalking-v1"),
+    "point_mass": PointMassEnv(),
+    "mujoco": MujocoEnv(),
+    "dmc": DmcEnv(name="reacher-easy", backend="envpool"),
+    "memory": MemoryEnv(name="tmaze", length=20),
+    "popgym": PopgymEnv(name="RepeatPreviousEasy", backend="package"),
+}
+
+
+@pytest.mark.parametrize("family", sorted(LONG))
+def test_every_family_s_episodes_end_at_the_longest_that_is_asked_for(family):
+    needed = {"atari": "ale_py", "mujoco": "envpool", "dmc": "envpool", "popgym": "popgym"}
+    if family in needed:
+        pytest.importorskip(needed[family])
+    env = envs.make(LONG[family], seeds=(0,), salt=1, device="cpu", longest=5)
+    try:
+        env.restart(0)
+        still = env.spec.action(1, 1, device="cpu")
+        for _ in range(2):
+            steps = [env.step(still).truncated.item() for _ in range(6)]
+            assert steps == [False] * 4 + [True, False]
+    finally:
+        env.close()
+
+
 def test_a_seed_plays_the_same_alone_and_among_others(build):
     among, alone = build((4, 9, 1)), build((9,))
     actions = plan(among, 3)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import Scripted
@@ -12,6 +13,7 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.config import Config, EnsembleConfig, EvalConfig, LossConfig, NetConfig, PointMassEnv
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
+from cerl.log import over_episodes
 
 CPU = torch.device("cpu")
 
@@ -40,6 +42,13 @@ def evaluator(cfg, choices, *, length, reward=lambda s, e, k, t, a: float(a), **
     return Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
 
 
+def played(ours, number):
+    """The results of an evaluation that nobody stopped."""
+    results = ours.run(number)
+    assert results is not None
+    return results
+
+
 def actions_of(ours):
     """[S, E] of every step of its environments."""
     assert isinstance(ours.env, Scripted)
@@ -55,13 +64,12 @@ def test_every_lane_plays_its_episodes_and_short_ones_are_not_favoured(resident)
     cfg = config(policies=("individual",), episodes=4, slots=2)
     assert lanes(cfg) == 4
     ours = evaluator(cfg, [1, 2], length=length, resident=resident)
-    result = ours.run()["individual"]
+    result = played(ours, 0)["individual"]
     assert result.returns.shape == result.lengths.shape == (2, 2, 4)
     assert result.returns.dtype == torch.float64 and result.diversity.shape == (2, 2)
     for s in range(2):
-        # building the evaluator began episode 0 everywhere, the run plays 1 and 2
-        played = [[length(s, e, k) for k in (1, 2)] for e in range(4)]
-        assert result.lengths[s].tolist() == [played[0] + played[1], played[2] + played[3]]
+        each = [[length(s, e, k) for k in (0, 1)] for e in range(4)]
+        assert result.lengths[s].tolist() == [each[0] + each[1], each[2] + each[3]]
     assert torch.equal(result.returns[:, 0], result.lengths[:, 0])
     assert torch.equal(result.returns[:, 1], 2 * result.lengths[:, 1])
 
@@ -69,11 +77,12 @@ def test_every_lane_plays_its_episodes_and_short_ones_are_not_favoured(resident)
 def test_episodes_that_slots_do_not_divide_are_rounded_up():
     cfg = config(policies=("individual",), episodes=5, slots=2)
     ours = evaluator(cfg, [1, 2], length=lambda s, e, k: 2)
-    assert ours.run()["individual"].returns.shape == (2, 2, 6)
+    assert played(ours, 0)["individual"].returns.shape == (2, 2, 6)
     alone = config(policies=("individual",), episodes=3)
     assert lanes(alone) == 6
     assert (
-        evaluator(alone, [1, 2], length=lambda s, e, k: 2).run()["individual"].returns.shape[2] == 3
+        played(evaluator(alone, [1, 2], length=lambda s, e, k: 2), 0)["individual"].returns.shape[2]
+        == 3
     )
 
 
@@ -81,7 +90,7 @@ def test_policies_by_hand():
     # greedy actions 3, 0, 3, 1, 0, 0: the vote is 0; the mean Q of 0, 1, 3 is (13, 4, 4) / 6
     cfg = config(members=6, policies=("individual", "vote", "mean"), episodes=2)
     ours = evaluator(cfg, [3, 0, 3, 1, 0, 0], length=lambda s, e, k: 5)
-    results = ours.run()
+    results = played(ours, 0)
     assert list(results) == ["individual", "vote", "mean"]
     individual = results["individual"].returns[0, :, 0].tolist()
     assert individual == [15, 0, 15, 5, 0, 0]
@@ -89,7 +98,7 @@ def test_policies_by_hand():
     assert results["mean"].returns.tolist() == [[[0, 0]]] * 2
     # a strong preference moves the mean, not the vote
     ours.net.final.bias.data[:, 3, 0, 1] = 50.0
-    results = ours.run()
+    results = played(ours, 0)
     assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
     assert results["mean"].returns.tolist() == [[[5, 5]]] * 2
     shares = (3 / 6, 2 / 6, 1 / 6)
@@ -101,7 +110,7 @@ def test_policies_by_hand():
 def test_ties_of_the_vote_are_broken_anew_at_every_step():
     cfg = config(seeds=(0,), members=2, policies=("vote",), episodes=1)
     ours = evaluator(cfg, [1, 3], length=lambda s, e, k: 400)
-    score = float(ours.run()["vote"].returns)
+    score = float(played(ours, 0)["vote"].returns)
     taken = torch.stack(actions_of(ours)).flatten().tolist()[:400]
     assert set(taken) == {1, 3} and sum(taken) == score
     assert taken.count(1) == pytest.approx(200, abs=45)
@@ -110,7 +119,7 @@ def test_ties_of_the_vote_are_broken_anew_at_every_step():
 def test_the_random_policy_draws_a_member_for_each_episode_and_keeps_it():
     cfg = config(members=3, policies=("random",), episodes=150, slots=1)
     ours = evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 4)
-    first, second = ours.run()["random"], ours.run()["random"]
+    first, second = played(ours, 0)["random"], played(ours, 1)["random"]
     assert first.returns.shape == (2, 1, 150)
     assert set(first.returns.unique().tolist()) == {4, 8, 12}  # one member a whole episode
     for result in (first, second):
@@ -127,7 +136,7 @@ def test_a_step_budget_is_whole_episodes_until_it_is_spent():
         return ((4, 5), (1, 3))[seed][e % 2]
 
     cfg = config(members=1, policies=("individual", "vote"), steps=10, slots=2)
-    results = evaluator(cfg, [1], length=length).run()
+    results = played(evaluator(cfg, [1], length=length), 0)
     for result in results.values():
         lengths = result.lengths[:, 0].tolist()
         known = [[x for x in row if x == x] for row in lengths]
@@ -138,20 +147,20 @@ def test_a_step_budget_is_whole_episodes_until_it_is_spent():
 
 def test_a_budget_below_an_episode_plays_one_episode():
     cfg = config(seeds=(0,), members=1, policies=("individual",), steps=3, slots=1)
-    result = evaluator(cfg, [2], length=lambda s, e, k: 9).run()["individual"]
+    result = played(evaluator(cfg, [2], length=lambda s, e, k: 9), 0)["individual"]
     assert result.lengths.tolist() == [[[9]]] and result.returns.tolist() == [[[18]]]
 
 
 def test_truncated_episodes_count_like_terminal_ones():
     cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=3, slots=1)
-    ours = evaluator(cfg, [2], length=lambda s, e, k: k, terminal=lambda s, e, k: k % 2 == 0)
-    assert ours.run()["individual"].lengths.tolist() == [[[1, 2, 3]]]
+    ours = evaluator(cfg, [2], length=lambda s, e, k: k + 1, terminal=lambda s, e, k: k % 2 == 1)
+    assert played(ours, 0)["individual"].lengths.tolist() == [[[1, 2, 3]]]
 
 
 def test_epsilon_of_the_evaluation_is_the_share_of_random_actions():
     cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=1, epsilon=0.4)
     ours = evaluator(cfg, [3], length=lambda s, e, k: 2_000)
-    ours.run()
+    played(ours, 0)
     taken = torch.stack(actions_of(ours)).flatten()[:2_000]
     limit = 4.5 * 0.5 / math.sqrt(2_000)
     assert float((taken == 3).double().mean()) == pytest.approx(0.6 + 0.1, abs=limit)
@@ -167,7 +176,7 @@ def test_a_seed_scores_the_same_alone_and_among_others():
 
     def run(seeds):
         cfg = config(seeds=seeds, **options)
-        return evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 3 + k % 2).run()
+        return played(evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 3 + k % 2), 0)
 
     together, alone = run((4, 9)), run((9,))
     for name, result in alone.items():
@@ -175,14 +184,59 @@ def test_a_seed_scores_the_same_alone_and_among_others():
             assert torch.equal(got[1:], want), name
 
 
-def test_a_saved_evaluator_goes_on_with_the_same_numbers():
+def test_an_evaluation_is_its_number_s_whatever_was_played_before():
     options: dict[str, Any] = dict(members=3, policies=("random",), episodes=20, epsilon=0.3)
     first, second = (
         evaluator(config(**options), [1, 2, 3], length=lambda s, e, k: 3) for _ in range(2)
     )
-    first.run()
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first.run()["random"].returns, second.run()["random"].returns)
+    played(first, 4)
+    played(first, 9)
+    again, other = played(first, 5)["random"], played(first, 6)["random"]
+    assert torch.equal(again.returns, played(second, 5)["random"].returns)
+    assert not torch.equal(again.returns, other.returns)
+
+
+def test_seeds_that_play_longer_change_nothing_for_the_others():
+    """Seed 4 has the longest episodes, or so short ones that its budget takes many of them."""
+    options: dict[str, Any] = dict(members=2, policies=("random", "vote"), epsilon=0.3, slots=2)
+
+    for budget, slow in (({"episodes": 3}, 97), ({"steps": 60}, 1)):
+
+        def run(seeds, budget=budget, slow=slow):
+            cfg = config(seeds=seeds, **options, **budget)
+            # Thirds: sums of returns depend on the order in which they are added.
+            ours = evaluator(
+                cfg,
+                [1, 3],
+                length=lambda s, e, k: slow if s == 4 else 3 + k % 2,
+                reward=lambda s, e, k, t, a: a / 3,
+            )
+            played(ours, 1)
+            return {k: over_episodes(*r[:2]) for k, r in played(ours, 2).items()}
+
+        together, alone = run((4, 9)), run((9,))
+        for name, scores in alone.items():
+            for key, want in scores.items():
+                assert np.array_equal(together[name][key][1:], want), (name, key)
+
+
+def test_a_stopped_evaluation_ends_at_once_and_leaves_nothing_behind():
+    ours, fresh = (
+        evaluator(config(episodes=2), [1, 2], length=lambda s, e, k: 10**9 if k == 1000 else 3)
+        for _ in range(2)
+    )
+    asked = iter([False] * 5 + [True])
+    assert ours.run(1, stopped=lambda: next(asked)) is None
+    assert len(actions_of(ours)) == 5
+    for got, want in zip(played(ours, 2).values(), played(fresh, 2).values(), strict=True):
+        assert torch.equal(got.returns, want.returns)
+
+
+def test_an_episode_whose_return_is_not_finite_was_played():
+    cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=2)
+    ours = evaluator(cfg, [1], length=lambda s, e, k: 3, reward=lambda s, e, k, t, a: float("nan"))
+    result = played(ours, 0)["individual"]
+    assert result.returns.isnan().all() and result.lengths.tolist() == [[[3, 3]]]
 
 
 def test_environments_of_the_wrong_number_are_refused():
@@ -228,7 +282,7 @@ def test_samples_modes_and_means_of_continuous_actions():
             leaf.zero_()
         bias = torch.stack([torch.atanh(modes), deviations], -1)  # [N, 2]
         net.actor.moments.bias.copy_(bias.expand(2, 2, 2))
-    results = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU)).run()
+    results = played(Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU)), 0)
     returns = {name: result.returns for name, result in results.items()}
     assert {name: tuple(x.shape) for name, x in returns.items()} == {
         "individual": (2, 2, 2),

@@ -32,6 +32,20 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     assert outside.read_text() == "mine" and not link.is_symlink() and link.read_text() == "new"
 
 
+def test_only_plain_files_are_read(tmp_path):
+    path, link, pipe = tmp_path / "a", tmp_path / "link", tmp_path / "pipe"
+    path.write_text("mine")
+    link.symlink_to(path)
+    os.mkfifo(pipe)
+    with files.read(path) as file:
+        assert file.read() == b"mine"
+    for other, says in ((link, "a link"), (pipe, "no plain file"), (tmp_path, "no plain file")):
+        with pytest.raises(OSError, match=says):
+            files.read(other)
+    with pytest.raises(FileNotFoundError):
+        files.read(tmp_path / "gone")
+
+
 def test_nothing_is_created_or_appended_through_a_link(tmp_path):
     outside, link = tmp_path / "outside", tmp_path / "link"
     link.symlink_to(outside)

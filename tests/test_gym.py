@@ -1,6 +1,11 @@
 """Gymnasium: against its own SyncVectorEnv, saved and restored bit for bit, and bad simulators."""
 
+import importlib
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -9,10 +14,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import cerl
 from cerl import envs, train
+from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
+from cerl.envs.gym_task import import_task_module
 from cerl.envs.host import simulator_seeds
 
 BYTES = spaces.Box(0, 255, (1, 2), np.uint8)
@@ -119,6 +127,43 @@ def test_a_saved_simulator_goes_on_bit_for_bit(name):
     assert same(env.reset(), restored.reset())
 
 
+ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Reacher", "Swimmer")
+ROBOTS += ("InvertedDoublePendulum", "InvertedPendulum", "Pusher", "Walker2d")
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Ant-v5",
+        "HalfCheetah-v5",
+        "Humanoid-v4",
+        *(
+            pytest.param(f"{robot}-{version}", marks=pytest.mark.slow)
+            for robot in ROBOTS
+            for version in ("v4", "v5")
+            if f"{robot}-{version}" != "Pusher-v4"  # needs MuJoCo 2
+        ),
+    ],
+)
+def test_a_robot_goes_on_bit_for_bit(name):
+    pytest.importorskip("mujoco")
+    env, restored = build(name, time_limit=40), build(name, time_limit=40)
+    assert env.spec.exact_state
+    actions = random_actions(env, 120, seeds=1)
+    env.reset()
+    for start in (0, 17, 40, 70):
+        file = io.BytesIO()
+        torch.save(env.state_dict(), file)
+        assert file.tell() < 20_000
+        file.seek(0)
+        assert restored.load_state_dict(torch.load(file, weights_only=True)) is None
+        for action in actions[start : start + 30]:
+            assert same(env.step(action), restored.step(action))
+        for action in actions[start + 30 : start + 33]:
+            env.step(action)
+
+
 def test_a_saved_state_does_not_change_with_its_simulator():
     env = build("CartPole-v1")
     env.reset()
@@ -131,7 +176,8 @@ def test_a_saved_state_does_not_change_with_its_simulator():
 
 def test_a_state_of_another_number_of_simulators_is_refused():
     env, other = build("CartPole-v1", envs=2), build("CartPole-v1", envs=3)
-    with pytest.raises(ValueError, match="expected the state of 3 simulators, got 2"):
+    env.reset()
+    with pytest.raises(CheckpointError, match="expected a tensor .2, 3. of bool"):
         other.load_state_dict(env.state_dict())
 
 
@@ -301,7 +347,9 @@ def test_an_episode_that_diverged_is_cut_where_asked(probe):
     probe(spaces.Box(-9, 9, (2,), np.float64), values, rewards=(1.0,))
     env = build(diverged="cut")
     steps = [env.reset(), env.step(act(0))]
-    with pytest.warns(RuntimeWarning, match="Probe-v0, seed 0, environment 0: .*episode is cut"):
+    with pytest.warns(
+        RuntimeWarning, match="Probe-v0, seed 0, environment 0, agent step 2: .*episode is cut"
+    ):
         steps.append(env.step(act(0)))
     steps += [env.step(act(0)) for _ in range(2)]
     assert [s.obs[0, 0, 0].item() for s in steps] == [0, 1, 1, 0, 1]
@@ -339,7 +387,9 @@ def test_an_observation_or_reward_that_is_not_finite_names_the_simulator(probe):
     probe(spaces.Box(-1, 1, (2,), np.float64), [np.zeros(2), nan])
     env = build(seeds=[7, 9], envs=2)
     env.reset()
-    message = "Probe-v0, seed 7, environment 0: expected a finite observation, got .*nan"
+    message = (
+        "Probe-v0, seed 7, environment 0, agent step 1: expected a finite observation, got .*nan"
+    )
     with pytest.raises(RuntimeError, match=message):
         env.step(torch.zeros(2, 2, dtype=torch.int64))
 
@@ -349,7 +399,7 @@ def test_a_reward_that_is_not_finite_names_the_simulator(probe):
     env = build(seeds=[7, 9], envs=2)
     env.reset()
     env._envs[3].unwrapped.time = 1  # pyright: ignore[reportAttributeAccessIssue]
-    message = "Probe-v0, seed 9, environment 1: expected a finite reward, got inf"
+    message = "Probe-v0, seed 9, environment 1, agent step 1: expected a finite reward, got inf"
     with pytest.raises(RuntimeError, match=message):
         env.step(torch.zeros(2, 2, dtype=torch.int64))
 
@@ -373,13 +423,186 @@ def test_an_observation_that_contradicts_its_space_is_refused(probe, value):
         (
             "no_such_module:Cart-v1",
             ImportError,
-            "needs a package that is missing: No module named 'no_such_module'",
+            r"no module no_such_module in the current folder \(/.*\) or among the installed "
+            "packages; run cerl where no_such_module.py lies, or pip install it",
         ),
     ],
 )
 def test_an_id_that_cannot_be_used_says_why(name, error, message):
     with pytest.raises(error, match=message):
         build(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ALE/Pong-v5", "'ale_py:ALE/Pong-v5', or .* family atari .* with env.name Pong"),
+        ("SpaceInvadersNoFrameskip-v4", "'ale_py:SpaceInvadersNoFrameskip-v4'.* SpaceInvaders"),
+    ],
+)
+def test_an_id_of_atari_says_who_registers_it(name, hint):
+    with pytest.raises(ValueError, match=hint):
+        build(name)
+
+
+def test_arguments_reach_the_task_s_constructor():
+    slippery, sure = build("FrozenLake-v1"), build("FrozenLake-v1", kwargs={"is_slippery": False})
+    for env, moves in ((slippery, 3), (sure, 1)):
+        table = env._envs[0].unwrapped.P  # pyright: ignore[reportAttributeAccessIssue]
+        assert len(table[0][1]) == moves
+    hint = r"takes no argument 'slippery' \(did you mean is_slippery\?\)"
+    with pytest.raises(ValueError, match=f"FrozenLake-v1 {hint}; .* accepts .*is_slippery=True"):
+        build("FrozenLake-v1", kwargs={"slippery": False})
+    with pytest.raises(ValueError, match="max_episode_steps .* env.time_limit"):
+        build("FrozenLake-v1", kwargs={"max_episode_steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("wind"), "KeyError: 'wind'"),
+        (AssertionError(), "could not be made .AssertionError"),
+        (TypeError("a map is missing"), "a map is missing"),
+        (gymnasium.error.Error("no licence"), "Error: no licence"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError"),
+    ],
+)
+def test_a_constructor_that_fails_is_one_sentence_with_its_cause(error, words):
+    def entry(wind=1.0):
+        raise error
+
+    gymnasium.register("Fails-v0", entry_point=entry)  # pyright: ignore[reportArgumentType]
+    try:
+        with pytest.raises(
+            RuntimeError,
+            match=f"Fails-v0, seed 4, environment 0.*{words}.*takes wind=1.0, and env.kwargs gives",
+        ) as caught:
+            build("Fails-v0", seeds=[4], kwargs={"wind": 2})
+    finally:
+        gymnasium.registry.pop("Fails-v0")
+    assert isinstance(caught.value.__cause__, type(error))
+
+
+class Old(Probe):
+    """Answers as it is told to, whatever gymnasium wants."""
+
+    def __init__(self, at_reset, at_step):
+        super().__init__(spaces.Box(0, 9, (2,)), [np.zeros(2)])
+        self.at_reset, self.at_step = at_reset, at_step
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.at_reset
+
+    def step(self, action):
+        self.time += 1
+        if isinstance(self.at_step, Exception) and self.time == 2:
+            raise self.at_step
+        return self.at_step if self.time == 2 else (np.zeros(2), 0.0, False, False, {})
+
+
+ZERO = np.zeros(2)
+STEP = r"environment 0, agent step 2: .*%s.*step\(action\) has to return .*terminated, truncated"
+RESET = r"environment 0, at the start of an episode: .*%s.*reset\(seed=.*\(observation, info\)"
+
+
+@pytest.mark.parametrize("limit", [0, 9])
+@pytest.mark.parametrize(
+    ("at_reset", "at_step", "message"),
+    [
+        (ZERO, None, RESET % "a ndarray of|a ndarray;"),
+        ((ZERO, {}), (ZERO, 0.0, False, {}), STEP % "4"),
+        ((ZERO, {}), ZeroDivisionError("division by zero"), STEP % "ZeroDivisionError"),
+        ((ZERO, {}), KeyError("wind"), STEP % "KeyError: 'wind'"),
+        ((ZERO, {}), (ZERO, "oops", False, False, {}), STEP % "the reward .*got 'oops' .str"),
+        ((ZERO, {}), (ZERO, np.ones(2), False, False, {}), STEP % "reward to be one number"),
+        ((ZERO, {}), (ZERO, None, False, False, {}), STEP % "reward to be one number, got None"),
+        ((ZERO, {}), (ZERO, 0.0, "no", False, {}), STEP % "terminated to be"),
+        ((ZERO, {}), (ZERO, 0.0, False, 7, {}), STEP % "truncated to be True or False, got 7"),
+        ((ZERO, {}), (["a", "b"], 0.0, False, False, {}), STEP % "contradicts its obs"),
+    ],
+)  # fmt: skip
+def test_a_task_that_answers_otherwise_is_one_sentence(at_reset, at_step, message, limit):
+    gymnasium.register("Old-v0", entry_point=lambda **_: Old(at_reset, at_step))
+    try:
+        env = build("Old-v0", seeds=[4], time_limit=limit)
+    finally:
+        gymnasium.registry.pop("Old-v0")
+    with pytest.raises(RuntimeError, match=f"Old-v0, seed 4, {message}") as caught:
+        env.reset()
+        for _ in range(2):
+            env.step(act(0))
+    assert caught.value.__cause__ is not None
+
+
+def test_a_reward_may_be_an_array_of_one_element_and_a_flag_a_number(probe):
+    probe(
+        spaces.Box(0, 9, (1,)),
+        [np.zeros(1)],
+        rewards=(np.array([1.5]),),
+        ends={1: (np.int64(1), 0)},
+    )
+    env = build()
+    env.reset()
+    step = env.step(act(0))
+    assert step.reward.item() == 1.5 and step.terminated.item() and not step.truncated.item()
+
+
+def test_rewards_and_observations_too_large_for_replay_are_seen(probe):
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    probe(space, [np.zeros(1)], rewards=(1e39,))
+    env = build()
+    env.reset()
+    with pytest.raises(RuntimeError, match=r"expected a finite reward in float32, got 1e\+39"):
+        env.step(act(0))
+    gymnasium.registry.pop("Probe-v0")
+    probe(space, [np.zeros(1), np.full(1, -1e300)])
+    env = build(diverged="cut")
+    env.reset()
+    with pytest.warns(RuntimeWarning, match="expected a finite observation"):
+        step = env.step(act(0))
+    assert step.truncated.item() and step.obs.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "value", "word"),
+    [
+        (BYTES, np.zeros((1, 2), np.uint8), np.array([[3, 300]]), "uint8, got the value 300"),
+        (BYTES, np.zeros((1, 2), np.uint8), np.array([[-1, 3]]), "uint8, got the value -1"),
+        (FLAGS, np.zeros(2, bool), np.array([1, 2], np.int8), "bool, got the value 2"),
+        (spaces.Discrete(3), 0, -1, r"in Discrete\(3\), got -1"),
+        (spaces.MultiDiscrete([2, 3]), np.zeros(2, int), np.array([2, 0]), r"in MultiDiscrete"),
+        (spaces.MultiBinary(2), np.zeros(2, int), np.array([0, 5]), r"in MultiBinary"),
+        (
+            spaces.Dict(a=spaces.Box(0, 255, (1,), np.uint8), b=spaces.Box(-9, 9, (1,))),
+            {"a": np.zeros(1, np.uint8), "b": np.zeros(1, np.float32)},
+            {"a": np.array([256]), "b": np.zeros(1, np.float32)},
+            "in Dict",
+        ),
+        (spaces.Tuple([spaces.Discrete(2)] * 2), (0, 1), (0, 2), "in Tuple"),
+    ],
+    ids=["above", "below", "bool", "discrete", "multi", "binary", "dict", "tuple"],
+)  # fmt: skip
+def test_values_outside_of_their_space_are_refused_and_not_wrapped(
+    probe, space, start, value, word
+):
+    probe(space, [start, value])
+    env = build(seeds=[4])
+    env.reset()
+    message = f"Probe-v0, seed 4, environment 0, agent step 1: TypeError: expected .*{word}"
+    with pytest.raises(RuntimeError, match=message):
+        env.step(act(0))
+
+
+def test_an_evaluation_cuts_episodes_that_never_end():
+    for own, longest, length in ((0, 7, 7), (5, 7, 5), (9, 7, 7)):
+        config = GymEnv(name="CliffWalking-v1", time_limit=own)
+        env = envs.make(config, seeds=[0], salt=1, device="cpu", longest=longest)
+        env.restart(0)
+        ends = [env.step(act(0)).truncated.item() for _ in range(length)]
+        assert ends == [False] * (length - 1) + [True]
+    short = envs.make(GymEnv(name="CartPole-v1"), seeds=[0], salt=1, device="cpu", longest=501)
+    assert short.spec.exact_state
 
 
 def test_observations_that_are_no_numbers_are_refused(probe):
@@ -390,17 +613,82 @@ def test_observations_that_are_no_numbers_are_refused(probe):
         build()
 
 
-def test_an_id_with_a_module_imports_it_first(tmp_path, monkeypatch):
-    code = (
-        "import gymnasium\n"
-        "gymnasium.register('Given-v0',"
-        " entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+REGISTERS = (
+    "import gymnasium, {sibling}\n"
+    "gymnasium.register('Given-v0',"
+    " entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """The current folder holds tasks_here.py, which registers Given-v0, and what that imports."""
+    (tmp_path / "tasks_here.py").write_text(REGISTERS.format(sibling="beside_tasks_here"))
+    (tmp_path / "beside_tasks_here.py").write_text("")
+    (tmp_path / "later_of_tasks_here.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    yield tmp_path
+    gymnasium.registry.pop("Given-v0", None)
+    for name in [name for name in sys.modules if "tasks_here" in name]:
+        del sys.modules[name]
+
+
+def test_an_id_s_module_is_found_in_the_current_folder(modules):
+    before = list(sys.path)
+    env = build("tasks_here:Given-v0")
+    assert env.spec.name == "tasks_here:Given-v0" and env.reset().obs.shape == (1, 1, 4)
+    # What the task imports later is found, and nothing that is installed is replaced.
+    assert sys.path == [*before, str(modules)]
+    importlib.import_module("later_of_tasks_here")
+
+
+def test_an_installed_module_leaves_the_search_path_alone(modules):
+    before = list(sys.path)
+    import_task_module("gymnasium.envs.toy_text")
+    with pytest.raises(ImportError, match=f"no module nowhere_here in .*{modules}"):
+        import_task_module("nowhere_here")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import nowhere_here", ImportError, "module tasks_here needs a package .*nowhere_here"),
+        ("1 / 0", RuntimeError, "importing tasks_here failed .ZeroDivisionError: division by zero"),
+        ("def", RuntimeError, "importing tasks_here failed .SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_says_why(modules, code, error, message):
+    (modules / "tasks_here.py").write_text(code)
+    with pytest.raises(error, match=message):
+        build("tasks_here:Given-v0")
+
+
+def test_a_module_whose_name_is_taken_is_not_confused_with_the_other(modules):
+    (modules / "gymnasium.py").write_text("")
+    with pytest.raises(RuntimeError, match="already in use from .*give the file another name"):
+        build("gymnasium:Given-v0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start", [["-m", "cerl"], ["-c", "from cerl.__main__ import main; main()"]]
+)
+def test_every_way_of_starting_finds_the_module(modules, start):
+    """`python -m cerl` has the current folder on its path, the command `cerl` has not."""
+    (modules / "json.py").write_text("raise SystemExit('the current folder was searched first')")
+    words = ["train", "gym/cartpole", "--env.name", "tasks_here:Given-v0", "--schedule.steps", "9"]
+    small = ["--replay.start", "8", "--replay.batch", "4", "--out", "runs", "--device", "cpu"]
+    flags = [] if start[0] == "-m" else ["-P"]
+    # No folder of cerl's own hides in the variable, and cerl itself is found.
+    path = {**os.environ, "PYTHONPATH": str(Path(cerl.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *flags, *start, *words, *small], env=path, capture_output=True, text=True
     )
-    (tmp_path / "module_with_an_id.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    env = build("module_with_an_id:Given-v0")
-    gymnasium.registry.pop("Given-v0")
-    assert env.spec.name == "module_with_an_id:Given-v0" and env.reset().obs.shape == (1, 1, 4)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (modules / "runs").iterdir()
+    assert (folder / "finished").is_file()
 
 
 def test_make_builds_the_family_that_a_config_names():

@@ -159,7 +159,7 @@ class Frames:
     """Host environments whose 84x84 frames tell environment and time; episodes of 5 and 7 steps."""
 
     def __init__(self, envs, device):
-        self.envs, self.device, self.times = envs, device, [0] * envs
+        self.envs, self.device, self.times, self.note = envs, device, [0] * envs, ""
         self.spec = EnvSpec("frames", (84, 84), torch.uint8, 4, envs, 4, False, False)
 
     def _step(self, reward, ended):

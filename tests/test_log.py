@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cerl import board, config, log, pace, rows
 from cerl.data import EnvSpec
 from cerl.log import Logger
 from cerl.rows import RowsError
+from cerl.screen import PipeConsole
 
 SEEDS = (3, 8)
 NAN = math.nan
@@ -130,6 +130,15 @@ def test_episodes_that_were_not_played_do_not_count():
     np.testing.assert_array_equal(found["return"], [[2.0, NAN, NAN]])
     np.testing.assert_array_equal(found["return_std"], [[1.0, NAN, NAN]])
     np.testing.assert_array_equal(found["length"], [[15.0, NAN, 5.0]])
+
+
+def test_columns_that_only_other_seeds_have_played_change_no_bit():
+    rng = np.random.default_rng(0)
+    returns, lengths = rng.normal(size=(9, 1, 11)), rng.integers(1, 99, (9, 1, 11)).astype(float)
+    beside = np.full((9, 1, 300), NAN)
+    alone = log.over_episodes(returns, lengths)
+    among = log.over_episodes(*(np.concatenate([x, beside], -1) for x in (returns, lengths)))
+    assert all(np.array_equal(alone[name], among[name]) for name in alone)
 
 
 def test_training_rows_only_where_a_member_acted(tmp_path):
@@ -265,7 +274,7 @@ def test_the_state_survives_a_checkpoint(tmp_path):
     run_until(logger, [100])
     checkpoint.save(tmp_path, {"logger": logger.state_dict()})
     again = make_logger(tmp_path)
-    again.load_state_dict(checkpoint.load(tmp_path)["logger"])
+    again.load_state_dict(checkpoint.load(tmp_path).state["logger"])
     assert (again.step, again.updates, again.latest) == (100, 25, logger.latest)
     logger.board.close()
 
@@ -279,10 +288,35 @@ def test_rows_of_another_run_are_never_overwritten(tmp_path):
     assert (tmp_path / "rows.parquet").read_bytes() == before
 
 
+@pytest.mark.parametrize("how", ["freeze", "cut"])
+def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
+    logger, text, diverged = make_logger(tmp_path, changes={"diverged": how}), io.StringIO(), {}
+    logger.quiet, logger.diverged = False, diverged
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
+    with logger:
+        run_until(logger, [100])
+        diverged[1] = 200
+        run_until(logger, [200, 300])
+    steps = {200} if how == "cut" else {200, 300}
+    for seed, sound, marked in ((SEEDS[0], {100, 200, 300}, set()), (SEEDS[1], {100}, steps)):
+        own = [r for r in read_rows(tmp_path) if r["seed"] == seed]
+        assert {r["step"] for r in own if r["diverged"]} == marked
+        assert {r["step"] for r in own if not r["diverged"]} == sound
+        measured = {r["step"] for r in read_metrics(tmp_path) if r["seed"] == seed}
+        assert measured == sound | marked
+        tags = scalars(tmp_path, seed)
+        assert {step for step, _ in tags.get("charts/diverged", [])} == marked
+    # Headlines are means over seeds: one that is cut does not count, one that stays is named.
+    own = scores_at(300)["vote"][0][: 1 if how == "cut" else 2].mean()
+    assert logger.latest["vote"] == pytest.approx(float(own))
+    assert text.getvalue().count("seed 8 diverged at 200 agent steps") == 5
+    assert "done, but seed 8 diverged at 200 agent steps: 300 agent steps" in text.getvalue()
+
+
 def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger = make_logger(tmp_path)
     text = io.StringIO()
-    logger.console = Console(file=text, soft_wrap=True)
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         before = (tmp_path / "rows.parquet").read_bytes()
@@ -290,7 +324,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(rows.os, "fsync", full)
+        monkeypatch.setattr("os.fsync", full)
         run_until(logger, [200, 300])
         assert (tmp_path / "rows.parquet").read_bytes() == before
         assert not list(tmp_path.glob(".*tmp"))
@@ -300,7 +334,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     said = text.getvalue()
     assert said.count("No space left on device") == 1 and "rows stay in memory" in said
     # At the very end there is no next time.
-    monkeypatch.setattr(rows.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     logger.training(500, 125, {"loss": torch.zeros(2, 3)})
     with pytest.raises(RowsError, match="last rows are lost. Free some space"):
         logger.flush(final=True)
@@ -345,7 +379,7 @@ def printed(tmp_path, *, terminal: bool) -> str:
     text = io.StringIO()
     logger = make_logger(tmp_path, quiet=False)
     look = {"highlight": False, "soft_wrap": True, "width": 100}
-    logger.console = Console(file=text, force_terminal=terminal, **look)
+    logger.screen.console = logger.console = PipeConsole(file=text, force_terminal=terminal, **look)
     with logger:
         logger.refreshed = -1.0
         logger.progress(50, 12)
@@ -377,7 +411,7 @@ def test_a_terminal_shows_a_bar_that_is_redrawn(tmp_path):
 def test_quiet_prints_notes_and_nothing_else(tmp_path):
     text = io.StringIO()
     logger = make_logger(tmp_path)
-    logger.console = Console(file=text, soft_wrap=True)
+    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         logger.note("resumed at agent step [100]")

@@ -1,23 +1,30 @@
 """The command line: what it hands on, what it refuses, and how."""
 
 import dataclasses
+import errno
+import io
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 import types
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import cerl
 from cerl import __main__ as command
-from cerl import bench, config, preset
+from cerl import bench, config, preset, rows
 from cerl.config import load
 from cerl.mistakes import keys
 
 ROOT = Path(__file__).resolve().parent.parent
+ROW_TYPES = list(zip(rows.ROWS.names, rows.ROWS.types, strict=True))
 
 
 @pytest.fixture
@@ -85,15 +92,86 @@ def test_train_takes_the_config_file_of_a_run(stand_in, run_folder):
     assert seen == [load("catch/cerl")]
 
 
-def test_resume_hands_on_the_folder(stand_in, run_folder, capsys):
+def test_resume_hands_on_folder_changes_and_trust(stand_in, run_folder, capsys):
     seen = []
-    stand_in("train", resume=lambda folder: seen.append(folder) or folder)
-    assert command.main(["train", "--resume", str(run_folder)]) == 0
-    assert seen == [run_folder]
-    assert capsys.readouterr().out == f"{run_folder}\n"
-    assert "keeps the options" in refused(capsys, "train", "--resume", str(run_folder), "--seeds")
+    stand_in("train", resume=lambda folder, **more: seen.append((folder, more)) or folder)
+    run = str(run_folder)
+    for line in (
+        f"train --resume {run}",
+        f"train --resume {run} --schedule.steps 2_000_000 --log.no-save-replay --device cpu",
+        f"train --trust --resume {run} --log.checkpoint-every=7",
+        f"train --resume {run} --trust",
+    ):
+        assert command.main(line.split()) == 0
+    changes = {"schedule.steps": 2_000_000, "log.save_replay": False, "device": "cpu"}
+    assert seen == [
+        (run_folder, {"changes": {}, "trusted": False}),
+        (run_folder, {"changes": changes, "trusted": False}),
+        (run_folder, {"changes": {"log.checkpoint_every": 7}, "trusted": True}),
+        (run_folder, {"changes": {}, "trusted": True}),
+    ]
+    assert capsys.readouterr().out == f"{run_folder}\n" * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--seeds 0 7", "seeds cannot change in a run; expected one of schedule.steps, log.*"),
+        ("--optim.lr 1 --loss.no-double", "optim.lr, loss.double cannot change in a run"),
+        ("--env.rows=3", "env.rows cannot change in a run"),
+        ("--schedule.steps 3", "schedule.steps: the run would end before its first update"),
+        ("--log.every 0", "log.every: expected greater than or equal to 1, got 0"),
+        ("--device gpu", "device: expected auto, cpu, cuda"),
+        ("more", "expected one run folder, got"),
+    ],
+)
+def test_resume_refuses_other_changes_by_name(run_folder, capsys, options, message):
+    assert message in refused(capsys, "train", "--resume", str(run_folder), *options.split())
+
+
+def test_resume_and_eval_want_a_run_whose_config_is_whole(run_folder, capsys):
     assert "no such folder" in refused(capsys, "train", "--resume", str(run_folder / "no"))
     assert "no config.yaml" in refused(capsys, "train", "--resume", str(run_folder.parent))
+    assert "got nothing" in refused(capsys, "train", "--resume")
+    assert "--trust, which --resume takes" in refused(capsys, "train", "catch/ddqn", "--trust")
+    path = run_folder / "config.yaml"
+    path.write_text(path.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    for words in (["train", "--resume"], ["eval"]):
+        assert "changed or cut since the run wrote it" in refused(capsys, *words, str(run_folder))
+
+
+def test_a_changed_config_still_starts_another_run(stand_in, run_folder):
+    seen = []
+    stand_in("train", train=seen.append)
+    path = run_folder / "config.yaml"
+    path.write_text(path.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    assert command.main(["train", str(path)]) == 0
+    assert seen == [load("catch/cerl", {"loss.gamma": 0.5})]
+
+
+def test_help_of_resume_shows_what_may_change(run_folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["train", "--resume", str(run_folder), "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    shown = set(re.findall(r"--([a-z][\w.-]*)", out)) - {"help", "resume"}
+    known = {key.replace("_", "-") for key in keys(config.Config) if config.changeable(key)}
+    assert {name.replace("no-", "") for name in shown} == known - {"log"}
+
+
+def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_path, monkeypatch):
+    (tmp_path / "conf_strangers_tasks.py").write_text("raise RuntimeError('its code ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = load("gym/cartpole", {"env.name": "conf_strangers_tasks:Mine-v0"})
+    config.dump(run, run_folder / "config.yaml")
+    commands = (["train", "--resume", str(run_folder)], ["eval", str(run_folder)])
+    for words in commands:
+        assert "its code ran" in refused(capsys, *words)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    for words in commands:
+        text = refused(capsys, *words)
+        assert "it would import the module conf_strangers_tasks and run its code" in text
+        assert "its code ran" in refused(capsys, *words, "--trust")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +189,18 @@ def test_resume_hands_on_the_folder(stand_in, run_folder, capsys):
         ("eval nowhere", "expected a run folder, got no such folder"),
         ("report nowhere", "nowhere"),
         ("report --out x", "expected at least one run folder"),
-        ("report a --last 0", "expected a number of evaluations, got '0'"),
-        ("report a --until 0", "expected a number of agent steps, got '0'"),
-        ("report a --until x", "expected a number of agent steps, got 'x'"),
+        ("report a --last 0", "expected a number of evaluations, at least 1, got '0'"),
+        ("report a --last -1", "expected a number of evaluations, at least 1, got '-1'"),
+        (f"report a --last {'9' * 5000}", "report --last: expected a number of evaluations"),
+        ("report a --until 0", "expected a number of agent steps, at least 1, got '0'"),
+        ("report a --until x", "expected a number of agent steps, at least 1, got 'x'"),
+        ("report a --out /dev/null", "report --out: expected a folder that can be made"),
+        ("sweep catch/ddqn --out /dev/null/x", "sweep --out: expected a folder that can be made"),
+        ("train catch/ddqn --out /dev/null", "--out: expected a folder that can be made"),
+        ("train catch/ddqn --seeds 0 --seeds 1", "--seeds: given 2 times"),
+        ("train catch/ddqn --loss.double --loss.no-double", "--loss.double: given 2 times"),
+        ("train catch/ddqn --optim.lr=1 --optim.lr 2 --optim.lr 3", "--optim.lr: given 3 times"),
+        ("sweep catch/ddqn --envs a --envs b", "--envs: given 2 times"),
         ("report a --oot x", "no such option '--oot'"),
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
@@ -168,6 +255,32 @@ def test_expected_errors_have_no_traceback_unless_asked(stand_in, capsys, monkey
         command.main(["train", "catch/ddqn"])
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "runs/x: Permission denied; it has to be readable and writable for you"),
+        (errno.EROFS, "runs/x: Read-only file system; the file system is read-only; copy"),
+    ],
+)
+def test_errors_of_the_system_name_the_file_and_what_to_do(stand_in, capsys, number, words):
+    def fails(run):
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    stand_in("train", train=fails)
+    text = refused(capsys, "train", "catch/ddqn")
+    assert words in text and "Errno" not in text
+
+
+def test_errors_show_control_characters_and_brackets_as_they_are(stand_in, capsys):
+    def fails(run):
+        raise ValueError("no licence at [/opt/sim] \x1b[31m\r\udc80 [bold]\nsecond line")
+
+    stand_in("train", train=fails)
+    text = refused(capsys, "train", "catch/ddqn")
+    assert r"error: no licence at [/opt/sim] \x1b[31m\r\udc80 [bold]" in text
+    assert "\nsecond line\n" in text
+
+
 def test_faults_of_ours_keep_their_traceback(stand_in):
     stand_in("train", train=lambda run: run["no"])
     with pytest.raises(TypeError):
@@ -204,7 +317,8 @@ def test_form_has_the_values_of_the_model():
 def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
     seen = []
 
-    def evaluate(folder, **asked):
+    def evaluate(folder, *, trusted, **asked):
+        assert not trusted
         seen.append((folder, asked))
         result = types.SimpleNamespace(
             returns=torch.tensor([[[1.0, 3.0], [5.0, torch.nan]]]), lengths=torch.ones(1, 2, 2) * 9
@@ -266,7 +380,7 @@ def test_sweep_takes_jobs(stand_in, capsys):
     assert swept == [3]
     for words in (["0"], ["two"], ["1", "2"]):
         assert command.main(["sweep", "catch/ddqn", "--jobs", *words]) == 2
-        assert "--jobs: expected a whole number" in capsys.readouterr().err
+        assert "--jobs: expected a number of runs, at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -358,8 +472,76 @@ def test_help_and_version_do_not_wait_for_torch():
     assert cerl_process("--version").stdout == f"cerl {cerl.__version__}\n"
 
 
-def test_closed_pipe_is_no_error():
-    line = f"{sys.executable} -m cerl list presets | true; exit ${{PIPESTATUS[0]}}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
+def piped(*arguments, **options):
+    """A command whose output nobody reads. Returns: exit code, what it said on stderr."""
+    line = [sys.executable, "-c", "import sys; from cerl.__main__ import main; sys.exit(main())"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with os.fdopen(writing, "wb") as output:
+        done = subprocess.run(
+            [*line, *map(str, arguments)],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            **options,
+        )
+    return done.returncode, done.stderr
+
+
+def test_a_pipe_without_reader_is_no_error(tmp_path):
+    row = {name: 1 if pa.types.is_integer(kind) else 1.0 for name, kind in ROW_TYPES}
+    row |= {name: "member" for name, kind in ROW_TYPES if pa.types.is_string(kind)}
+    table = pa.Table.from_pylist([row | {"policy": "individual"}], schema=rows.ROWS)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert piped("train", "catch/ddqn", "--help") == (0, "")
+    assert piped("report", tmp_path) == (0, "")
+    assert (tmp_path / "curves.png").is_file() and (tmp_path / "table.md").is_file()
+
+
+def test_a_run_that_ends_well_does_so_without_a_reader(stand_in, monkeypatch):
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return unread
+
+    unread = os.open(os.devnull, os.O_WRONLY)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    stand_in("train", train=lambda run: Path("runs/x"))
+    assert command.main(["train", "catch/ddqn"]) == 0
+
+    def lost(run):
+        raise SystemExit(1)  # rich's, in the midst of training
+
+    stand_in("train", train=lost)
+    with pytest.raises(SystemExit):
+        command.main(["train", "catch/ddqn"])
+    os.close(unread)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_while_modules_are_imported_ends_at_once_without_traceback(tmp_path):
+    (tmp_path / "slow").mkdir()
+    # Stands in for torch, which catches whatever is raised while it is imported.
+    (tmp_path / "slow" / "torch.py").write_text(
+        "import sys, time\nprint('importing', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    pass\nprint('went on')\n"
+    )
+    line = [sys.executable, "-c", "from cerl.__main__ import main; main(['train', 'catch/ddqn'])"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'slow'}:{ROOT}"}
+    with subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell that starts the tests in the background has them ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130

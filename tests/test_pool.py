@@ -1,5 +1,6 @@
 """Atari: the two back ends against each other, and against an emulator stepped by hand."""
 
+import io
 import sys
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from cerl import envs
+from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
+from cerl.envs import ale as ale_module
 from cerl.envs import pool as pool_module
 from cerl.envs.ale import TWO_PLAYERS, AleGames, camel_case, fire_action
 from cerl.envs.host import Outbox, simulator_seeds
@@ -57,7 +60,7 @@ def test_the_back_ends_agree_on_every_frame_reward_and_end(options):
     # FIRE starts an episode at the same emulator frame in both; without no-ops nothing is random.
     common = {"envs": 2, "fire_reset": True, **options}
     ale, envpool = build(backend="ale", **common), build(backend="envpool", **common)
-    assert ale.spec == envpool.spec
+    assert ale.spec._replace(exact_state=False) == envpool.spec
     actions = random_actions(ale, 600)
     rewards, ends = 0.0, 0
     for one, two in zip(play(ale, actions), play(envpool, actions), strict=True):
@@ -196,6 +199,9 @@ class Scripted:
     def __init__(self, config, *, seeds, threads):
         self.games, self.time, self.log = len(seeds), 0, []
 
+    def reseed(self, seeds):
+        pass
+
     def _now(self):
         lives = 3 if self.time < 2 else 2
         return np.full((self.games, 84, 84), self.time, np.uint8), np.full(self.games, lives)
@@ -256,18 +262,150 @@ def test_seeds_of_simulators_depend_on_value_salt_environment_and_generation():
     assert seeds.min() > 0 and seeds.max() < 2**31
 
 
-@pytest.mark.parametrize("backend", ["ale", "envpool"])
-def test_a_restored_pool_starts_new_episodes_with_new_random_numbers(backend):
-    pool = build(backend=backend, sticky=0.5, fire_reset=True)
+def test_envpool_starts_new_episodes_with_new_random_numbers_and_says_so():
+    pool = build(backend="envpool", sticky=0.5, fire_reset=True)
+    assert not pool.spec.exact_state and pool.note == ""
     actions = random_actions(pool, 30)
     before = play(pool, actions, close=False)
     first = pool.load_state_dict(pool.state_dict())
-    assert torch.equal(first.obs, before[0].obs)
+    assert first is not None and torch.equal(first.obs, before[0].obs)
     assert not first.terminated.any() and first.reward.item() == 0
     after = [pool.step(action) for action in actions]
-    assert pool.state_dict() == {"generation": 1}
+    assert pool.state_dict() == {"generation": 1} and "EnvPool" in pool.note
     assert not all(same(a, b) for a, b in zip(after, before[1:], strict=True))
     pool.close()
+
+
+def saved(pool: AtariPool) -> dict:
+    """The pool's state as it comes from a file."""
+    file = io.BytesIO()
+    torch.save(pool.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "Pong", "noop_max": 30},
+        {"name": "Breakout", "noop_max": 9, "fire_reset": True, "life_loss": True},
+        {"name": "Breakout", "fire_reset": True, "time_limit": 70, "noop_max": 3},
+        {"name": "Breakout", "fire_reset": True, "life_loss": True, "time_limit": 55},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_ale_s_games_go_on_bit_for_bit(monkeypatch, options):
+    # Emulators are seeded anew by different games at different times.
+    monkeypatch.setattr(ale_module, "_STRETCH", 60)
+    options = {"envs": 2, "sticky": 0.25, "frame_skip": 8, "threads": 2, **options}
+    pool, restored = build(**options), build(**options)
+    actions = random_actions(pool, 180)
+    play(pool, actions[:110], close=False)
+    state = saved(pool)
+    assert restored.spec.exact_state and restored.load_state_dict(state) is None
+    steps = len(state["games"]["given"])
+    assert f"replayed {steps:,} agent steps of 2 games in " in restored.note
+    ends = 0
+    for action in actions[110:]:
+        step = pool.step(action)
+        assert same(step, restored.step(action))
+        ends += int((step.terminated | step.truncated).sum())
+    assert ends > 0 or options["name"] == "Pong"
+    # Games lie behind: their emulators were seeded again, or the record holds a game's reset.
+    games = state["games"]
+    assert options["name"] == "Pong" or games["seedings"].max() > 1 or games["given"].max() >= 128
+    pool.close()
+    restored.close()
+
+
+def test_what_the_emulators_played_before_does_not_matter_to_a_restored_state():
+    pool = build(sticky=0.25, fire_reset=True)
+    actions = random_actions(pool, 60)
+    play(pool, actions[:20], close=False)
+    state = saved(pool)
+    for _ in range(2):
+        want = [pool.step(action) for action in actions[20:]]
+        assert pool.load_state_dict(state) is None
+    got = [pool.step(action) for action in actions[20:]]
+    pool.close()
+    assert all(same(a, b) for a, b in zip(want, got, strict=True))
+
+
+def test_a_record_longer_than_its_memory_is_kept():
+    games = AleGames(AtariEnv(name="Pong", frame_skip=1), seeds=[5], threads=1)
+    games.reset(None)
+    actions = np.random.default_rng(0).integers(0, 6, 1030)
+    for action in actions:
+        games.step(np.array([action]))
+    assert np.array_equal(games.state()["given"], actions.astype(np.uint8))
+    games.close()
+
+
+def test_games_that_play_otherwise_than_they_did_start_anew_and_the_note_says_so():
+    pool = build(fire_reset=True)
+    play(pool, random_actions(pool, 20), close=False)
+    state = saved(pool)
+    state["games"]["frames"] += 1
+    first = pool.load_state_dict(state)
+    assert first is not None and "ended differently from those saved" in pool.note
+    assert pool.state_dict()["generation"] == 1
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["games"]["given"].fill_(200), r"given: expected actions below 4, got 72"),
+        (lambda s: s["games"]["lengths"].fill_(2**40), "expected lengths whose sum is the 5 act"),
+        (lambda s: s["games"]["lengths"].fill_(-1), "expected lengths whose sum"),
+        (lambda s: s["games"].update(given=[0] * 5), r"given: expected a tensor \[-1\] of uint8"),
+        (lambda s: s.update(games=None), "Breakout.games: expected a dict of"),
+        (lambda s: s.pop("lives"), "Breakout: expected elapsed, ended, games, generation, lives"),
+        (lambda s: s.update(generation=-1), "generation: expected a whole number from 0"),
+        (lambda s: s.update(ended=torch.zeros(3, 2, dtype=torch.bool)), r"tensor \[3, 1\] of bool"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_the_games_go_on_as_they_were(change, message):
+    pool = build(fire_reset=True)
+    actions = random_actions(pool, 20)
+    want = play(pool, actions, close=False)[6:]
+    pool.restart(0)
+    for action in actions[:5]:
+        pool.step(action)
+    state = saved(pool)
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        pool.load_state_dict(state)
+    assert all(
+        same(pool.step(action), step) for action, step in zip(actions[5:], want, strict=True)
+    )
+    pool.close()
+
+
+@pytest.mark.parametrize("backend", ["ale", "envpool"])
+def test_a_restart_depends_on_its_number_and_not_on_what_was_played(backend):
+    options = {"backend": backend, "sticky": 0.25, "fire_reset": True, "life_loss": True}
+    used, fresh = build(**options), build(**options)
+    actions = random_actions(used, 60)
+    play(used, actions[:33], close=False)
+    seven, eight, again = (
+        [pool.restart(number), *(pool.step(action) for action in actions)]
+        for pool, number in ((used, 7), (used, 8), (fresh, 7))
+    )
+    assert all(same(a, b) for a, b in zip(seven, again, strict=True))
+    assert not all(same(a, b) for a, b in zip(seven, eight, strict=True))
+    used.close()
+    fresh.close()
+
+
+def test_longest_limits_an_episode_where_the_time_limit_is_above_it():
+    config = AtariEnv(name="Breakout", threads=1, time_limit=50, fire_reset=True)
+    ends = []
+    for longest in (0, 20, 80):
+        pool = AtariPool(config, seeds=[0], salt=0, device="cpu", longest=longest)
+        steps = play(pool, random_actions(pool, 60))
+        ends.append(next(t for t, step in enumerate(steps) if step.truncated.any()))
+    assert ends == [50, 20, 50]
 
 
 def test_a_step_keeps_its_values_while_the_games_go_on():

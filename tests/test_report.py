@@ -41,6 +41,7 @@ def row(**changes) -> dict:
         "members": 1,
         "config_hash": "abcdef012345",
         "version": "0.1.0",
+        "diverged": False,
     }
     return whole | changes
 
@@ -210,6 +211,82 @@ def test_a_seed_that_diverged_is_left_out_and_said(tmp_path):
     assert lines["catch", "catch/ddqn", "individual", "mean"]["value"] is None
 
 
+def marked(seed: int, step: int, **changes) -> dict:
+    return row(seed=seed, step=step, diverged=True, **changes)
+
+
+def test_seeds_that_diverged_stay_in_and_are_said(tmp_path):
+    found = [row(seed=s, step=t, **{"return": 1.0 + s}) for s in range(3) for t in (100, 200)]
+    found += [
+        marked(s, t, **{"return": 0.0})
+        for s, first in ((3, 100), (4, 200))
+        for t in (100, 200)
+        if t >= first
+    ]
+    found += [row(seed=4, step=100, **{"return": 5.0})]
+    run = write(tmp_path / "a", found)
+    lines, notes = summary_of(run)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["value"], one["seeds"], one["seeds_lost"], one["seeds_diverged"]) == (1.2, 5, 0, 2)
+    assert notes == [
+        "catch/ddqn on catch: 2 of 5 seeds diverged (seed 3 at 100, seed 4 at 200 agent steps); "
+        "what they scored counts as it is"
+    ]
+    text = io.StringIO()
+    report.main([run], tmp_path / "out", console=Console(file=text, width=80))
+    printed = " ".join(text.getvalue().split())
+    assert "5 (2 diverged) seeds" in printed and f"note: {notes[0]}" in printed
+    shown = (tmp_path / "out" / "table.md").read_text()
+    assert "| 5 (2 diverged) |" in shown and f"- {notes[0]}" in shown
+    names, values = (
+        line.split(",") for line in (tmp_path / "out" / "table.csv").read_text().split()
+    )
+    assert values[names.index("seeds_diverged")] == "2"
+    # Before it is seen, no seed has diverged.
+    report.main([run], tmp_path / "early", until=150, console=Console(file=io.StringIO()))
+    assert "| 5 (1 diverged) |" in (tmp_path / "early" / "table.md").read_text()
+
+
+def test_a_seed_that_was_cut_costs_the_others_no_evaluation(tmp_path):
+    found = [row(seed=s, step=t, **{"return": 1.0 + s}) for s in range(2) for t in (100, 200, 300)]
+    found += [row(seed=2, step=100), marked(2, 200, **{"return": -7.0})]
+    # This one was cut before its first evaluation.
+    found += [marked(3, 50, policy="train")]
+    run = write(tmp_path / "a", found)
+    lines, notes = summary_of(run)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["value"], one["step"]) == (1.5, 300)
+    assert (one["seeds"], one["seeds_lost"], one["seeds_diverged"]) == (2, 2, 2)
+    assert notes == [
+        "catch/ddqn on catch: 2 of 4 seeds diverged (seed 2 at 200, seed 3 at 50 agent steps); "
+        "what they scored counts as it is, and there are no scores to the end of seed 2 3"
+    ]
+    _, text = report.table(report.summarise(cells.cells(cells.load_rows([run]))[0]))
+    assert text[0][3] == "2 (2 lost, 2 diverged)"
+    plot.curves(cells.cells(cells.load_rows([run]))[0], tmp_path / "curves.png")
+    # Where all seeds were cut, what they have in common is compared.
+    alone = write(tmp_path / "b", [row(step=100), marked(0, 200, **{"return": 2.0})])
+    lines, notes = summary_of(alone)
+    one = lines["catch", "catch/ddqn", "individual", "mean"]
+    assert (one["value"], one["step"], one["seeds_diverged"]) == (2.0, 200, 1)
+
+
+def test_the_mark_is_of_the_run_that_counts(tmp_path):
+    write(tmp_path / "a", [row(step=100), marked(0, 200)])
+    write(tmp_path / "b", [row(step=t, **{"return": 1.0}) for t in (100, 200, 300)])
+    lines, notes = summary_of(tmp_path)
+    assert lines["catch", "catch/ddqn", "individual", "mean"]["seeds_diverged"] == 0
+    assert len(notes) == 1 and "was run 2 times" in notes[0]
+
+
+def test_rows_of_older_versions_have_no_mark(tmp_path):
+    old = pa.Table.from_pylist([row()], schema=rows.ROWS).drop_columns(["diverged"])
+    (tmp_path / "a").mkdir()
+    pq.write_table(old, tmp_path / "a" / "rows.parquet")
+    lines, notes = summary_of(tmp_path / "a")
+    assert lines["catch", "catch/ddqn", "individual", "mean"]["seeds_diverged"] == 0 and not notes
+
+
 def test_atari_games_are_summarised_by_human_normalised_scores(tmp_path):
     games = {"Pong": numbers((1, 3, 2)) * 10, "Breakout": numbers((1, 3, 2), 1) * 40}
     found = []
@@ -327,12 +404,24 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     assert table[0] == ",".join(report.SUMMARY.names) and len(table) == 1 + summary.num_rows
 
 
+def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathematics(tmp_path):
+    names = {"preset": "_[bold] $\\frac$ a|b\x1b[31m\n", "env": "gym/[/x]$x:$_\u202e"}
+    run = write(tmp_path / "run", [row(**names)])
+    text = io.StringIO()
+    report.main([run], tmp_path / "out", console=Console(file=text, width=200))
+    shown = r"_[bold] $\frac$ a|b\x1b[31m\n"
+    assert shown in text.getvalue() and r"gym/[/x]$x:$_\u202e" in text.getvalue()
+    assert "\x1b[31m" not in text.getvalue()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert shown.replace("|", r"\|") in table
+
+
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     runs, out = study(tmp_path), tmp_path / "report"
     quiet = Console(file=io.StringIO())
     report.main([runs], out, console=quiet)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(rows.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         report.main([runs], out, last=3, console=quiet)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before

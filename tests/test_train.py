@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import checkpoint, explore, preset, train
+from cerl import checkpoint, explore, pieces, preset, train
 from cerl.config import Config, dump, load, load_file
 from cerl.envs.gym import Gym
 from cerl.held import held, under_way
@@ -51,7 +51,9 @@ POPGYM = {"family": "popgym", "name": "MineSweeperEasy"}
 
 
 def final_state(folder: Path) -> dict:
-    return checkpoint.load(folder, map_location="cpu")
+    loaded = checkpoint.load(folder)
+    rows = None if loaded.replay is None else pieces.whole(folder, loaded.replay)
+    return loaded.state | {"replay": rows}
 
 
 def assert_same(a, b, path=""):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, differentiated, runs_triton, traced
+from cerl.kernels import Impl, autocast_dtype, differentiated, runs_triton, traced, without_autocast
 from cerl.kernels.attention_check import (
     check_placement,
     check_pruning,
@@ -86,8 +86,7 @@ def forgetting_attention(
              differentiated again.
     Source:  Lin et al. 2025, as above; differs: episodes, window, sums that keep their precision.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
+    if (dtype := autocast_dtype(q.device)) is not None:
         q, k, v = (x.to(dtype) for x in (q, k, v))
     check_tensors(q, k, v, log_f, start, window)
     use_triton = runs_triton(impl, q.device)
@@ -182,7 +181,7 @@ def definition(
     scale = float(width**-0.5) if scale is None else scale
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v, log_f = (_Once.apply(x) for x in (q, k, v, log_f))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         sums, left = decayed_sums(log_f, start, window)
         b_q, b_k, b_v = (x.transpose(1, 2).to(wide) for x in (q, k, v))
         b_k, b_v = (x.repeat_interleave(group, 1) for x in (b_k, b_v))  # [B, Hq, N, D]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, runs_triton, traced
+from cerl.kernels import Impl, autocast_dtype, runs_triton, traced
 from cerl.kernels.attention import SLACK
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
@@ -115,8 +115,7 @@ def forgetting_attention_step(
     Source:  Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.06949); differs: ring, episodes, and
              a bound that is measured, since keys outlive the weights that made them.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
+    if (dtype := autocast_dtype(q.device)) is not None:
         q, k, v = (x.to(dtype) for x in (q, k, v))
     _check(q, k, v, log_f, cache, start)
     ring = cache.k.shape[2]

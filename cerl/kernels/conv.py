@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, autocast_dtype, runs_triton
 from cerl.kernels.fold import patches
 
 
@@ -37,8 +37,7 @@ def conv2d(
     _check(x, weight, bias, kernel=kernel)
     seeds, inputs, rows = x.shape[:3]
     members, device = weight.shape[1], x.device
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    if (dtype := autocast_dtype(device)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     # Groups [G] that share nothing; within one, every weight meets every row.
     if members == 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.pointwise import sigmoid
 
 EPS = 1e-5  # of the norms of q and k
 
@@ -98,7 +99,7 @@ def shifted(z: Tensor, before: Tensor | None, logit: Tensor, start: Tensor) -> T
     if before is not None:
         previous = torch.cat([before.unsqueeze(1), z[:, :-1]], 1)
     previous = previous.masked_fill(start[:, :, None, None], 0.0).to(wide)
-    share = torch.sigmoid(logit.to(wide)).unsqueeze(3)
+    share = sigmoid(logit.to(wide)).unsqueeze(3)
     return z.to(wide) + share * (previous - z.to(wide))
 
 

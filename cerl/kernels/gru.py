@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.pointwise import sigmoid
 
 
 def gru(
@@ -51,7 +52,7 @@ def cell(x: Tensor, product: Tensor, bias: Tensor, h: Tensor) -> Tensor:
     """
     x, product = x.to(h.dtype), product.to(h.dtype)
     width = h.shape[-1]
-    r, z = torch.sigmoid(x[..., : 2 * width] + product[..., : 2 * width]).chunk(2, -1)
+    r, z = sigmoid(x[..., : 2 * width] + product[..., : 2 * width]).chunk(2, -1)
     n = torch.tanh(x[..., 2 * width :] + r * (product[..., 2 * width :] + bias))
     return n + z * (h - n)
 

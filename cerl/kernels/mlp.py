@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.kernels import Impl, runs_triton
+from cerl.kernels import Impl, autocast_dtype, runs_triton
 from cerl.kernels.branches import parallel
 
 # What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
@@ -51,8 +51,7 @@ def mlp(
     lead = _check(x, weights, biases, tail)
     rows, device = x.shape[-2], x.device
     parts = [x, x[..., :0] if tail is None else tail]
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    if (dtype := autocast_dtype(device)) is not None:
         parts, weights = [part.to(dtype) for part in parts], [w.to(dtype) for w in weights]
     x, tail = (_folded(part, lead) for part in parts)
     w1, w2, w3 = (weight.flatten(0, len(lead) - 1) for weight in weights)
@@ -104,7 +103,7 @@ def _check(
             )
         fan_in = out
     dtypes = {tensor.dtype for tensor in (*inputs.values(), *weights)}
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+    if len(dtypes) > 1 and autocast_dtype(x.device) is None:
         raise ValueError(
             f"mlp: inputs and weights must be of one dtype, got {sorted(map(str, dtypes))}; cast "
             "them, or use autocast"
@@ -151,6 +150,9 @@ def _definition(
     # The networks of one input as columns of one product, which reads the input once.
     wide = w1.reshape(count, nets // count, fan_in, hidden).transpose(1, 2).flatten(2)
     y = (x @ wide).unflatten(2, (nets // count, hidden)).transpose(1, 2).flatten(0, 1)
+    # Of one input this is a view, of several a copy; sums over rows add up in another order in
+    # another layout, and the bits of a network's gradient would depend on the number of inputs.
+    y = y.contiguous()
     y = F.relu(y + b1.unsqueeze(1)).to(x.dtype)
     y = F.relu(y @ w2 + b2.unsqueeze(1)).to(x.dtype)
     return y @ w3 + b3.unsqueeze(1)

@@ -38,11 +38,11 @@ def sampled(mean: Tensor, log_std: Tensor, normal: Tensor) -> tuple[Tensor, Tens
 def density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
     """Log-density of tanh(u), u = mean + exp(log_std) normal, over the last axis.
 
-    The Jacobian of the tanh is 2 (ln 2 - u - softplus(-2 u)), which stays finite where
+    The Jacobian of the tanh is 2 (ln 2 - u + log sigmoid(2 u)), which stays finite where
     1 - tanh(u)^2 does not.
     """
     gaussian = -0.5 * normal.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    jacobian = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    jacobian = 2.0 * (math.log(2.0) - u + F.logsigmoid(2.0 * u))
     return (gaussian - jacobian).sum(-1)
 
 

@@ -49,6 +49,7 @@ def Memory(
     seeds: Sequence[int],
     salt: int,
     device: torch.device | str,
+    longest: int = 0,
     fuse: bool | None = None,
     title: str = "",
 ) -> Resident:
@@ -67,5 +68,6 @@ def Memory(
         seeds=seeds,
         salt=salt,
         device=device,
+        longest=longest,
         fuse=fuse,
     )

@@ -25,6 +25,7 @@ def MinAtar(
     seeds: Sequence[int],
     salt: int,
     device: torch.device | str,
+    longest: int = 0,
     fuse: bool | None = None,
 ) -> Resident:
     """S x E copies of the game that `config` names; see `Resident` for the arguments."""
@@ -47,5 +48,6 @@ def MinAtar(
         seeds=seeds,
         salt=salt,
         device=device,
+        longest=longest,
         fuse=fuse,
     )

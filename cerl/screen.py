@@ -1,0 +1,37 @@
+"""What runs print: plain text, and never worth a run.
+
+A reader of the output may go away (`cerl train ... | head`), the disk behind it may be full, its
+alphabet too small. Training goes on then; what it has to tell is in the run's folder.
+"""
+
+import contextlib
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from cerl.text import visible
+
+
+class PipeConsole(Console):
+    """A console whose reader may go away: then it says nothing more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python flushes the output once more when it ends, and would fail there.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Screen:
+    """Prints lines of text; brackets in them are no markup."""
+
+    def __init__(self) -> None:
+        self.console = PipeConsole(highlight=False, soft_wrap=True)
+
+    def line(self, text: str, *, style: str = "") -> None:
+        """Prints a line, if it can be printed."""
+        # ValueError: a closed stream, or a text that the output's encoding does not have.
+        with contextlib.suppress(OSError, ValueError):
+            self.console.print(Text(visible(text, lines=True), style=style))

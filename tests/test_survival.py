@@ -1,0 +1,341 @@
+"""Whatever ends a run: what it had is saved, and it goes on from there."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cerl import checkpoint, preset, stop, train
+from cerl.__main__ import main
+from cerl.config import Config, load
+from cerl.envs.gym import Gym
+from cerl.envs.resident import Resident
+from cerl.evaluate import Evaluator
+from cerl.held import held, under_way
+from cerl.sweep import Cell, sweep
+
+TINY = {
+    "seeds": (3, 1),
+    "device": "cpu",
+    "env": {"envs": 1},
+    "net": {"hidden": (16,)},
+    "replay": {"capacity": 400, "batch": 8, "start": 40},
+    "schedule": {"steps": 160, "update_every": 4, "target_every": 20},
+    "explore": {"hold": 20, "decay": 100},
+    "eval": {"every": 80, "episodes": 2},
+    "log": {"every": 40, "checkpoint_every": 10_000, "checkpoint_minutes": 0.0},
+}
+
+
+def tiny(out: Path, name: str = "catch/ddqn", **changes) -> Config:
+    return load(name, preset.merged(TINY, {"out": str(out), **changes}))
+
+
+def rows(folder: Path) -> dict:
+    """Rows without the clock, and without the hash that says which config they belong to."""
+    table = pq.read_table(folder / "rows.parquet")
+    return table.drop_columns(["wall_seconds", "config_hash"]).to_pydict()
+
+
+@contextlib.contextmanager
+def at_step(step: int, action):
+    """Calls an action once, when training has come to an agent step."""
+    progress = train.Logger.progress
+
+    def spy(self, now: int, updates: int) -> None:
+        progress(self, now, updates)
+        if now == step:
+            action()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Logger, "progress", spy)
+        yield
+
+
+def tell(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, capsys, name):
+    number = getattr(signal, name)
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+    before = signal.getsignal(number)
+    whole = train.train(tiny(tmp_path / "whole"))
+    with at_step(60, lambda: tell(number)), pytest.raises(stop.Stopped):
+        train.train(tiny(tmp_path / "halves"))
+    assert signal.getsignal(number) == before
+    (half,) = (tmp_path / "halves").iterdir()
+    assert f"cerl train --resume {half}" in capsys.readouterr().out
+    assert checkpoint.load(half).state["iteration"] >= 60
+    train.resume(half)
+    assert rows(whole) == rows(half)
+
+
+def test_signals_within_a_second_count_once_and_a_later_one_interrupts(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
+    with stop.stop_flag() as stopped:
+        assert not stopped()
+        tell(signal.SIGTERM)
+        clock[0] = 0.9
+        tell(signal.SIGTERM)
+        assert stopped()
+        clock[0] = 1.1
+        with pytest.raises(KeyboardInterrupt) as caught:
+            tell(signal.SIGTERM)
+            time.sleep(1)
+        assert caught.type is KeyboardInterrupt
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.stop_flag() as stopped:
+            tell(signal.SIGHUP)
+            assert not stopped()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_stopped_and_saved_has_an_exit_code_of_its_own(tmp_path):
+    arguments = ["train", "catch/ddqn", "--out", str(tmp_path), "--device", "cpu"]
+    with at_step(60, lambda: tell(signal.SIGTERM)):
+        assert main(arguments) == stop.SAVED == 75
+
+
+def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_path, monkeypatch):
+    """Also in the evaluation that ends the run."""
+    whole = train.train(tiny(tmp_path / "whole"))
+    for evaluation in (1, 2):
+        run, calls = Evaluator.run, []
+
+        def stopping(self, number, *, stopped, run=run, calls=calls, evaluation=evaluation):
+            calls.append(number)
+            if len(calls) == evaluation:
+                tell(signal.SIGTERM)
+            return run(self, number, stopped=stopped)
+
+        out = tmp_path / str(evaluation)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(stop.Stopped):
+            patch.setattr(Evaluator, "run", stopping)
+            train.train(tiny(out))
+        (half,) = out.iterdir()
+        assert checkpoint.load(half).state["iteration"] == 80 * evaluation
+        train.resume(half)
+        assert rows(whole) == rows(half)
+
+
+def test_an_evaluation_that_never_ends_can_be_stopped(tmp_path, monkeypatch):
+    step = Resident.step
+    endless = [False]
+
+    def never_over(self, action):
+        result = step(self, action)
+        if endless[0]:
+            tell(signal.SIGTERM)
+            return result._replace(terminated=result.terminated & False)
+        return result
+
+    run = Evaluator.run
+
+    def spy(self, number, *, stopped):
+        endless[0] = True
+        return run(self, number, stopped=stopped)
+
+    monkeypatch.setattr(stop, "TOGETHER", 1e9)
+    monkeypatch.setattr(Resident, "step", never_over)
+    monkeypatch.setattr(Evaluator, "run", spy)
+    with pytest.raises(stop.Stopped):
+        train.train(tiny(tmp_path))
+
+
+def test_a_run_can_be_resumed_before_its_first_step(tmp_path, monkeypatch):
+    """A first checkpoint comes before training; without it a resumed run starts from its config."""
+    whole = train.train(tiny(tmp_path / "whole"))
+
+    def killed(self, *ignored):
+        raise KeyboardInterrupt
+
+    for name in ("_train", "save"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train.Loop, name, killed)
+            train.train(tiny(tmp_path / name))
+        (folder,) = (tmp_path / name).iterdir()
+        assert len(checkpoint.files(folder)) == (name == "_train")
+        train.resume(folder)
+        assert rows(whole) == rows(folder)
+
+
+def test_a_simulator_that_raises_ends_the_run_saved(tmp_path, monkeypatch, capsys):
+    step, calls = Gym.step, []
+
+    def failing(self, action):
+        calls.append(self)
+        if calls.count(calls[0]) == 90:  # the first one belongs to training
+            raise ZeroDivisionError("the simulator is gone")
+        return step(self, action)
+
+    config = tiny(tmp_path, "gym/cartpole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Gym, "step", failing)
+        train.train(config)
+    (folder,) = tmp_path.iterdir()
+    state = checkpoint.load(folder).state
+    assert state["iteration"] == 90 and int(state["learner"]["updates"]) == (90 - 40) // 4
+    assert f"saved; go on with: cerl train --resume {folder}" in capsys.readouterr().out
+    train.resume(folder)
+    assert "episodes under way were cut" in capsys.readouterr().out
+    assert int(checkpoint.load(folder).state["learner"]["updates"]) == (160 - 40) // 4
+
+
+def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys):
+    def failing():
+        raise RuntimeError("out of memory")
+
+    loops, init = [], train.Loop.__init__
+
+    def spy(self, *arguments):
+        init(self, *arguments)
+        loops.append(self)
+
+    monkeypatch.setattr(train.Loop, "__init__", spy)
+    with (
+        at_step(60, lambda: setattr(loops[0], "updates", [failing, failing])),
+        pytest.raises(RuntimeError, match="out of memory"),
+    ):
+        train.train(tiny(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    assert "an update was under way" in capsys.readouterr().out
+    assert checkpoint.load(folder).state["iteration"] == 0
+
+
+def test_checkpoints_are_saved_by_the_clock(tmp_path):
+    log = {"every": 40, "checkpoint_every": 10_000, "checkpoint_minutes": 1e-9}
+    folder = train.train(tiny(tmp_path, log=log))
+    newest = checkpoint.files(folder)[-1].name
+    assert int(newest.removeprefix("checkpoint-").removesuffix(".pt")) > 100
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch, capsys):
+    save, tries = checkpoint.Checkpoints.save, []
+
+    def full(self, state):
+        tries.append(state["iteration"])
+        if len(tries) < 4:
+            raise checkpoint.CheckpointError("the disk is full")
+        return save(self, state)
+
+    monkeypatch.setattr(train, "RETRY", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
+    log = {"every": 40, "checkpoint_every": 20, "checkpoint_minutes": 0.0}
+    folder = train.train(tiny(tmp_path, log=log))
+    assert tries[:4] == [0, 20, 40, 60]
+    assert capsys.readouterr().out.count("the disk is full; the run goes on and tries again") == 1
+    assert checkpoint.load(folder).state["iteration"] == 160
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", "--out", str(tmp_path)]
+    options = ["--device", "cpu", "--schedule.steps", "6000", "--log.every", "100"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.wait(120)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / train.FINISHED).is_file()
+
+
+def test_a_finished_run_is_trained_longer_and_stays_one_run(tmp_path, capsys):
+    whole = train.train(tiny(tmp_path / "whole"))
+    folder = train.train(tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": 80}))
+    with pytest.raises(ValueError, match="is finished.*--schedule.steps"):
+        train.resume(folder)
+    (folder / train.FINISHED).unlink()
+    with pytest.raises(ValueError, match="schedule.steps.*80.*got 60"):
+        train.resume(folder, changes={"schedule.steps": 60})
+    assert main(["train", "--resume", str(folder), "--schedule.steps", "160"]) == 0
+    assert rows(whole) == rows(folder)
+    table = pq.read_table(folder / "rows.parquet")
+    assert len(set(table["config_hash"].to_pylist())) == 1
+    # A sweep that asks for either length finds it finished.
+    for steps in (80, 160):
+        config = tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": steps})
+        assert sweep([config], tmp_path / "longer") == [folder]
+
+
+def cell(config: Config) -> Cell:
+    return Cell(1, config, Path(config.out))
+
+
+def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tmp_path):
+    """The parent is killed, its runs train on; the same command waits for them."""
+    schedule = {**TINY["schedule"], "steps": 20_000}
+    config = tiny(tmp_path, schedule=schedule, log={**TINY["log"], "every": 1000})
+    program = "import sys; from cerl.config import load_file; from cerl.sweep import sweep; "
+    program += "sweep([load_file(sys.argv[1])], __import__('pathlib').Path(sys.argv[2]), jobs=2)"
+    train.configuration.dump(config, tmp_path / "asked.yaml")
+    command = [sys.executable, "-c", program, str(tmp_path / "asked.yaml"), str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not any(under_way(folder) for folder in cell(config).earlier()):
+        assert parent.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    (folder,) = cell(config).earlier()
+    (log,) = (tmp_path / "logs").glob("*.txt")
+    assert sweep([config], tmp_path, jobs=2) == [folder]
+    assert (folder / train.FINISHED).is_file() and len(cell(config).earlier()) == 1
+    assert "\0" not in log.read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
+    config = tiny(tmp_path)
+    with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
+        train.train(config)
+    (folder,) = cell(config).earlier()
+    program = "import sys, time; from pathlib import Path; from cerl.held import held\n"
+    program += "with held(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        assert under_way(folder)
+        assert sweep([config], tmp_path, jobs=jobs) == [folder]
+    assert (folder / train.FINISHED).is_file()
+
+
+def test_another_process_is_not_joined(tmp_path):
+    with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
+        train.train(tiny(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    with held(folder), pytest.raises(ValueError, match="another process is training this run"):
+        train.resume(folder)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, capsys):
+    """Whatever its constructor raises, and whatever brackets its message holds."""
+    (tmp_path / "bad_tasks.py").write_text(
+        "import gymnasium\n"
+        "def make(**kwargs):\n"
+        "    raise KeyError('no licence at [/opt/sim/licence]')\n"
+        "gymnasium.register('Bad-v0', entry_point=make)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    bad = tiny(tmp_path / "out", "gym/cartpole", env={"name": "bad_tasks:Bad-v0"})
+    good = tiny(tmp_path / "out")
+    with pytest.raises(RuntimeError, match=r"(?s)1 of 2 runs failed.*\[/opt/sim/licence\]"):
+        sweep([bad, good], tmp_path / "out", jobs=jobs)
+    (folder,) = cell(good).earlier()
+    assert (folder / train.FINISHED).is_file()
