@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from rounding import assert_agree
+from rounding import ROUNDINGS, assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, explore
@@ -118,12 +118,12 @@ class Member:
     """Network of one member of one seed, one head at a time."""
 
     def __init__(self, leaves, s, i, cfg):
-        self.leaf = {k: v[s, i if v.shape[1] > 1 else 0] for k, v in leaves.items()}
+        self.leaf = {k: v[s, i if v.shape[1] > 1 else 0].double() for k, v in leaves.items()}
         self.cfg = cfg
 
     def encoded(self, stack):
         """stack [stack * C, h, w] -> flat output of the last convolution: h, w, channel."""
-        x = (stack.float() / self.cfg.net.scale).unsqueeze(0)
+        x = (stack.double() / self.cfg.net.scale).unsqueeze(0)
         for k, (kernel, stride) in enumerate(
             zip(self.cfg.net.kernels, self.cfg.net.strides, strict=True)
         ):
@@ -346,14 +346,16 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
 
     copies = {k: v.detach().clone().requires_grad_() for k, v in learner.net.named_parameters()}
     wanted, total = slow_loss(cfg, copies, dict(learner.target.named_parameters()), window, mask)
-    want = torch.tensor([[x.item() for x in row] for row in wanted])
+    want = torch.tensor([[x.item() for x in row] for row in wanted], dtype=torch.float64)
     assert_agree(loss.detach(), want)
     slow = torch.autograd.grad(total, list(copies.values()))
+    # Small angles between features enlarge the rounding of their cosines.
+    roundings = 1_000 if cfg.loss.mico_weight else ROUNDINGS
     for name, ours, theirs in zip(copies, grads, slow, strict=True):
         theirs = theirs * slow_factor(cfg, name)
         size = float(theirs.abs().max())
         assert size > 0, name
-        assert_agree(ours, theirs, where=name)
+        assert_agree(ours, theirs, roundings=roundings, where=name)
 
 
 def test_a_masked_out_batch_gives_zero_loss_and_finite_gradients():

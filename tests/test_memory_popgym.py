@@ -88,7 +88,9 @@ def side_by_side():
 def test_card_games_equal_the_package(side_by_side, game, level):
     name = game + level
     cards = {"Easy": 52, "Medium": 104, "Hard": 208}[level]
-    steps = 850 if game == "RepeatFirst" else 2 * cards + 30
+    steps = 2 * cards + 30
+    if game == "RepeatFirst":
+        steps = {"Easy": 134, "Medium": 446, "Hard": 850}[level]
     games = -(-2000 // steps) + 2
     for policy in (None, mostly_wise(0.7)):
         more = {} if policy is None else {"policy": policy}
@@ -103,7 +105,8 @@ def test_boards_and_bandits_equal_the_package(side_by_side, game, level):
     name = game + level
     blind = side_by_side(name, games=16, steps=220)
     assert blind.steps >= 2000 and len(blind.rewards) >= 2
-    seeing = side_by_side(name, games=4, steps=620, policy=mostly_wise(0.97), seed=1)
+    games, steps = (4, 620) if game == "MultiarmedBandit" else (8, 310)
+    seeing = side_by_side(name, games=games, steps=steps, policy=mostly_wise(0.97), seed=1)
     assert seeing.steps >= 2000
     if game == "MultiarmedBandit":
         assert seeing.terminals == 0 and seeing.truncations >= 4
@@ -114,7 +117,7 @@ def test_boards_and_bandits_equal_the_package(side_by_side, game, level):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("game", CONTROL)
 def test_physics_equals_the_package_s_step_by_step(side_by_side, game, level):
-    report = side_by_side(game + level, games=8, steps=420, tolerance=5e-6, resync=True)
+    report = side_by_side(game + level, games=16, steps=210, tolerance=5e-6, resync=True)
     assert report.steps >= 2000
     assert (report.truncations >= 16) if "Pendulum" in game else (report.terminals >= 100)
 
@@ -134,7 +137,7 @@ def test_cart_poles_are_truncated_where_the_package_s_are(side_by_side):
         return (lean > 0).long().numpy()
 
     for name in ("VelocityOnlyCartPoleEasy", "PositionOnlyCartPoleMedium"):
-        report = side_by_side(name, games=4, steps=820, tolerance=2e-6, resync=True, policy=balance)
+        report = side_by_side(name, games=8, steps=410, tolerance=2e-6, resync=True, policy=balance)
         assert report.truncations >= 8 and report.terminals == 0
 
 
