@@ -329,7 +329,7 @@ def _acting(
         for _ in range(3):
             cached()
             recomputed()
-    return torch.no_grad()(cached), recomputed, carry.size(config, net, **sizes)
+    return torch.no_grad()(cached), recomputed, sum(part.nbytes for part in held)
 
 
 def _peak(learner: Learner, device: torch.device) -> float:

@@ -42,12 +42,6 @@ def new(
     return tuple(part for trunk in trunks for part in trunk.carry(**sizes, device=device))
 
 
-def size(config: Config, net: Any, *, seeds: int, envs: int, evaluating: bool) -> int:
-    """Bytes of the caches of sequence networks that `new` would allocate."""
-    sizes = {"seeds": seeds, "members": _streams(config, evaluating=evaluating), "envs": envs}
-    return sum(trunk.carry_bytes(**sizes) for trunk in net.trunks(evaluating))
-
-
 def step(
     config: Config,
     net: Any,

@@ -675,8 +675,8 @@ class Config(Model):
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
     threads: int = Field(default=1, ge=0)
-    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 4 for each core
-    or 64; 0: one for each core"""
+    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 64 or 4 for a
+    core; 0: one for each core"""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
     """of matrix products on a GPU; everything else is float32"""
     compile: bool = False

@@ -29,7 +29,7 @@ from cerl.replay import Replay
 BEYOND = 1 << 62  # bytes: what no 64-bit integer can count
 HOST = "cpu"
 HEAP = 1.75  # what the C library holds for blocks that come and go, of what they are
-FEW = 16, 32  # learnt rows of the windows by which long ones of recurrent units are judged
+FEW = 8, 16  # learnt rows of the windows by which long ones of recurrent units are judged
 MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent]
 
 # Options that the size of a part hangs on, beside the shapes of the environment's options.
@@ -218,14 +218,16 @@ def _wired(
           to step; playing: only networks and an evaluation.
     """
     keys = draw.seed_keys(config.seeds, device=META)
-    ledger.account = "environments"
-    env = _envs(config, one, config.env.envs, salt=0)
+    ledger.account = "evaluation"
+    stage = _envs(config, one, lanes(config), salt=EVAL_SALT)
     ledger.account = "networks"
-    mind = agent(config, env.spec, META)
+    mind = agent(config, stage.spec, META)
     with META:
         net = mind.build(keys=keys)
-    held: list[Any] = [env, mind, net]
+    held: list[Any] = [stage, mind, net]
     if not playing:
+        ledger.account = "environments"
+        env = _envs(config, one, config.env.envs, salt=0)
         ledger.account = "replay"
         remembered, capacity = config.remembered, config.replay.capacity
         replay = Replay(env.spec, keys=keys, capacity=capacity, device=META, remembered=remembered)
@@ -236,16 +238,16 @@ def _wired(
         collector.sent = None  # actions stay where they are
         collector.step()
         ledger.account = "batches"
-        for optimiser in (one for stage in learner.optimisers for one in stage if fused):
-            optimiser.step = _nothing
+        if fused:
+            for optimiser in (one for steps in learner.optimisers for one in steps):
+                optimiser.step = _nothing
         learner.update()
-        held += [replay, learner, collector]
+        held += [env, replay, learner, collector]
     ledger.account = "evaluation"
-    env = _envs(config, one, lanes(config), salt=EVAL_SALT)
     own = evaluation_keys(config.seeds, META)
-    evaluator = Evaluator(config, env, mind, net, keys=own)
+    evaluator = Evaluator(config, stage, mind, net, keys=own)
     evaluator.advance()
-    return [*held, env, evaluator]
+    return [*held, evaluator]
 
 
 def _nothing(grads: object) -> None:

@@ -142,7 +142,8 @@ def _promoted(parts: Sequence[Tensor]) -> torch.dtype:
 
 
 def _each(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=x.dtype, device=META) for x in args[0]]
+    together = zip(*(part for part in args if isinstance(part, tuple | list)), strict=True)
+    return [torch.empty(x[0].shape, dtype=_promoted(x), device=META) for x in together]
 
 
 _RULES: dict[Any, Callable[[Any, tuple, dict], Any]] = {

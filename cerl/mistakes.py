@@ -550,7 +550,10 @@ _EXPECTED = {
 def _expected(detail: ErrorDetails) -> str:
     plain = _EXPECTED.get(detail["type"])
     if plain is None:
-        return detail["msg"].removeprefix("Input should be ")
+        text = detail["msg"].removeprefix("Input should be ")
+        bound = next((x for x in detail.get("ctx", {}).values() if isinstance(x, float)), None)
+        # Pydantic writes out all the zeros of 1e-30.
+        return text if bound is None else f"{text.rpartition(' ')[0]} {bound:g}"
     got = detail["input"]
     if detail["type"] == "int_type" and isinstance(got, float) and got.is_integer():
         return f"{plain} without point or exponent ({int(got):_})"

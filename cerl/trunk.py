@@ -109,10 +109,6 @@ class Trunk(nn.Module):
         )
         return tuple(parts)
 
-    def carry_bytes(self, *, seeds: int, members: int, envs: int) -> int:
-        parts = self.carry(seeds=seeds, members=members, envs=envs, device="meta")
-        return sum(part.numel() * part.element_size() for part in parts)
-
     @torch.no_grad()
     def step(
         self,

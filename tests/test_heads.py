@@ -37,6 +37,15 @@ def test_every_head_names_the_action_and_value_of_its_definition(kind, members: 
             assert divmod(int(table.value[i, j]), table.value_heads) == value
 
 
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_table_is_crossed_where_a_head_values_an_action_of_another_member(kind, members: int):
+    table, rule = table_of(kind, members=members), RULES[kind]
+    pairs = [(i, j) for i in range(members) for j in range(table.heads)]
+    found = [rule(i, j, (i + j) % members) for i, j in pairs]
+    assert table.crossed == any(action[0] != value[0] for action, value in found)
+
+
 def test_head_0_is_always_the_members_own():
     for kind in ("own", "cerl", "own_target", "multi_horizon"):
         table = table_of(kind, 4)
