@@ -13,6 +13,7 @@ anything was lost, differs, or was read as another number.
 import argparse
 import contextlib
 import io
+import logging
 import os
 import random
 import shutil
@@ -60,7 +61,7 @@ WINDOWS = {"sequence_width": 16, "sequence_context": 2, "sequence_learnt": 5, "s
 SETTINGS: dict[str, list[str]] = {
     "catch/cerl": line(**SMALL, ensemble_members=3),
     "minatar/cerl": line(**SMALL, ensemble_members=2, env_envs=2),
-    "memory/gru": line(**SMALL, **WINDOWS, sequence_sampling="uniform", env_length=5),
+    "memory/gru": line(**SMALL, **WINDOWS, sequence_sampling="uniform", env_length=5, env_envs=2),
     "point_mass/cerl": line(**SMALL, ensemble_members=2),
     "gym/cartpole": line(**SMALL, env_envs=2),
     "minatar/ddqn": line(**SMALL | {"replay_capacity": 30_000}, env_envs=8),
@@ -117,6 +118,7 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def scalars(folder: Path) -> dict[str, list]:
     """Steps and values of every tag, as TensorBoard shows them; speeds left out."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # else it tells of every restart
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}
