@@ -94,14 +94,16 @@ def _lies_in(space: spaces.Space, value: Any) -> bool:
 
     The bounds of a Box of floats are not looked at: many simulators leave them a little.
     """
+    if isinstance(space, spaces.Discrete) and isinstance(value, int | np.integer):
+        return bool(0 <= value - space.start < space.n)  # as `contains`, at a tenth of its time
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return bool(space.contains(value))
     if isinstance(space, spaces.Tuple):
         sizes = isinstance(value, tuple | list) and len(value) == len(space.spaces)
         return sizes and all(map(_lies_in, space.spaces, value))
     if isinstance(space, spaces.Dict):
         names = isinstance(value, Mapping) and value.keys() == space.spaces.keys()
         return names and all(_lies_in(part, value[key]) for key, part in space.spaces.items())
-    if not isinstance(space, spaces.Box):
-        return bool(space.contains(value))
     values = np.asarray(value)
     if values.shape != space.shape or values.dtype.kind not in "biuf":
         return False
@@ -213,9 +215,8 @@ class Gym:
             assert isinstance(self._actions, spaces.Discrete)  # _make checks it
             count = int(self._actions.n)
         flags = not any(isinstance(part, spaces.Box) for part in _parts(self._space))
-        flat = self._space
-        if not isinstance(flat, spaces.Box):
-            flat = spaces.flatten_space(flat)
+        self._joined = not isinstance(self._space, spaces.Box)
+        flat = spaces.flatten_space(self._space) if self._joined else self._space
         assert isinstance(flat, spaces.Box)  # _make sees to it
         shape, dtype = _stored(flat, flags=flags)
         self.spec = EnvSpec(
@@ -243,15 +244,14 @@ class Gym:
 
         Raises:  TypeError on one that contradicts the simulator's observation_space.
         """
-        mine, joined = self._obs[index], not isinstance(self._space, spaces.Box)
-        if joined and not _lies_in(self._space, obs):
-            raise TypeError(
-                f"expected an observation in {self._space}, got {reprlib.repr(obs)}; the simulator "
-                "contradicts its observation_space"
-            )
-        with np.errstate(over="ignore"):
-            values = spaces.flatten(self._space, obs) if joined else np.asarray(obs)
-        assert isinstance(values, np.ndarray)
+        mine = self._obs[index]
+        if self._joined:
+            mine[...] = self._flattened(obs)
+            return
+        values = np.asarray(obs)
+        if values.dtype == mine.dtype and values.shape == self._shape:
+            mine[...] = values
+            return
         whole = mine.dtype.kind != "f"
         if values.shape != self._shape or values.dtype.kind not in ("biu" if whole else "biuf"):
             raise TypeError(
@@ -259,14 +259,26 @@ class Gym:
                 f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
                 "the simulator contradicts its observation_space"
             )
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # what is infinite then, the watch sees
             mine[...] = values
-        if whole and not joined and values.dtype != mine.dtype and (mine != values).any():
+        if whole and (mine != values).any():
             wrong = values.reshape(-1)[(mine != values).reshape(-1)][0]
             raise TypeError(
                 f"expected an observation of {mine.dtype}, got the value {wrong}; the simulator "
                 "contradicts its observation_space"
             )
+
+    def _flattened(self, obs: Any) -> Any:
+        """An observation of several parts, or of one that is shown one-hot, as one array."""
+        if not _lies_in(self._space, obs):
+            raise TypeError(
+                f"expected an observation in {self._space}, got {reprlib.repr(obs)}; the simulator "
+                "contradicts its observation_space"
+            )
+        if self._obs.dtype.kind != "f":
+            return spaces.flatten(self._space, obs)
+        with np.errstate(over="ignore"):
+            return spaces.flatten(self._space, obs)
 
     def _reset_one(self, index: int, seed: int | None) -> None:
         self._elapsed[index] = 0
@@ -281,7 +293,6 @@ class Gym:
         self._terminated[index] = self._truncated[index] = False
 
     def _step_one(self, index: int, action: Any) -> None:
-        self._elapsed[index] += 1
         try:
             result = _parted(self._envs[index].step(action), 5, "step")
             obs, reward, terminated, truncated, _ = result
@@ -341,6 +352,7 @@ class Gym:
         ended = self._terminated | self._truncated
         actions, bad = self._controls(action, ended)
         before = self._obs.copy()
+        self._elapsed += 1
         for index in range(len(self._envs)):
             if ended[index]:
                 self._reset_one(index, None)
