@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from cerl.files import own_folder
+
 Scalars = dict[str, float]
 
 # Metrics of the learner -> the original's names under Agent/.
@@ -52,7 +54,8 @@ class Board:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        writer = EventFileWriter(str(self.folder / f"seed_{seed}"), flush_secs=30)
+        place = own_folder(own_folder(self.folder) / f"seed_{seed}")
+        writer = EventFileWriter(str(place), flush_secs=30)
         if self.after is not None:
             start = SessionLog(status=SessionLog.START)
             writer.add_event(Event(wall_time=time.time(), step=self.after + 1, session_log=start))

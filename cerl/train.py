@@ -462,8 +462,8 @@ class Loop:
         note = f"resumed at agent step {steps:,}"
         if not exact:
             note += "; the simulator cannot be restored: episodes under way were cut"
-        elif parts.env.note:
-            note += f"; {parts.env.note}"
+        if parts.env.note:
+            note += f" ({parts.env.note})"
         if steps and not (config.log.save_replay and loaded.replay and loaded.replay.total):
             self.filled = steps + config.replay.start
             note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"

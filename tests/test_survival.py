@@ -339,3 +339,26 @@ def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, 
         sweep([bad, good], tmp_path / "out", jobs=jobs)
     (folder,) = cell(good).earlier()
     assert (folder / train.FINISHED).is_file()
+
+
+def test_nothing_is_written_through_links_in_a_run_folder(tmp_path):
+    """A stranger's folder may hold links to files and folders of whoever resumes the run."""
+    with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
+        train.train(tiny(tmp_path / "out"))
+    (folder,) = (tmp_path / "out").iterdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    for name in ("checkpoint.tmp", "finished", "versions.yaml", ".rows.parquet.tmp"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / "mine")
+    for name in ("tensorboard", "replay"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(outside, target_is_directory=True)
+    with pytest.raises(RuntimeError, match="link"):
+        train.resume(folder)  # rows of replay are not read through links either
+    (folder / "replay").unlink()
+    (tmp_path / "replay").rename(folder / "replay")
+    train.resume(folder)
+    assert [path.name for path in outside.iterdir()] == ["mine"]
+    assert (outside / "mine").read_text() == "mine"
