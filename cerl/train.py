@@ -28,7 +28,7 @@ from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
-from cerl.estimate import estimate
+from cerl.estimate import estimate, explained
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.files import sweep_temporaries, write_text
 from cerl.graph import captured
@@ -179,8 +179,14 @@ def train(config: Config) -> Path:
 @contextlib.contextmanager
 def _reserved(config: Config) -> Iterator[Reservation]:
     """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
-    with reserved(estimate(config, device=prepare(config), agent=make_agent)) as reservation:
-        yield reservation
+    needs = estimate(config, device=prepare(config), agent=make_agent)
+    with reserved(needs) as reservation:
+        try:
+            yield reservation
+        except (RuntimeError, MemoryError) as error:
+            if (plain := explained(error, needs)) is None:
+                raise
+            raise plain from error
 
 
 def finished(folder: Path, config: Config) -> bool:
