@@ -20,14 +20,16 @@ def assert_agree(got: Any, want: Any, *, roundings: float = ROUNDINGS, where: st
     products. The default leaves room for that, 8e-6 of the largest value in float32, and a mistake
     of one part in a thousand in any element above a hundredth of the largest is seen.
 
-    Args:    got and want, tensors of one shape and type, or want in float64; NaN agrees with NaN.
+    Args:    got and want, tensors of one shape and type, or want in float64; NaN agrees with NaN,
+             and integers agree if they are equal.
              `roundings` fewer where sums are taken in a wider format than that of the result.
     """
     got, want = torch.as_tensor(got).detach().cpu(), torch.as_tensor(want).detach().cpu()
     assert got.dtype == want.dtype or want.dtype == torch.float64, f"{got.dtype}, {want.dtype}"
     exact = want.double()
     known = exact[exact.isfinite()].abs()
-    limit = roundings * torch.finfo(got.dtype).eps * (float(known.max()) if len(known) else 0.0)
+    rounding = torch.finfo(got.dtype).eps if got.is_floating_point() else 0.0
+    limit = roundings * rounding * (float(known.max()) if len(known) else 0.0)
     torch.testing.assert_close(
         got.double(),
         exact,

@@ -48,6 +48,13 @@ def test_other_shapes_and_types_do_not_agree(got):
         assert_agree(got, torch.zeros(2))
 
 
+def test_integers_agree_if_they_are_equal():
+    ones = torch.ones(2, dtype=torch.int64)
+    assert_agree(ones, ones)
+    with pytest.raises(AssertionError):
+        assert_agree(ones + 1, ones)
+
+
 def test_nothing_but_nothing_agrees_with_zeros_and_nan_only_with_nan():
     zeros, nans = torch.zeros(2), torch.tensor([1.0, float("nan")])
     assert_agree(zeros, zeros)
