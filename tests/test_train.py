@@ -26,7 +26,7 @@ TINY = {
     "replay": {"capacity": 400, "batch": 8, "start": 40},
     "schedule": {"steps": 240, "update_every": 4, "target_every": 20},
     "explore": {"hold": 20, "decay": 100},
-    "eval": {"every": 80, "episodes": 2},
+    "eval": {"every": 80, "episodes": 2, "time_limit": 30},
     "log": {"every": 40, "checkpoint_every": 120},
 }
 
@@ -328,7 +328,8 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
     if set(own) == {"base"}:  # a short name: what it stands for is trained under its own
         assert load(own["base"]).model_copy(update={"preset": name}) == config
         return
-    changes = {**SMALL, "out": str(tmp_path), "env": {"envs": 2}}
+    narrow = {"hidden": tuple(min(units, 16) for units in config.net.hidden)}
+    changes = {**SMALL, "out": str(tmp_path), "env": {"envs": 2}, "net": narrow}
     if config.ensemble.members > 3 and config.ensemble.heads != "multi_horizon":
         changes["ensemble"] = {"members": 3}
     if config.env.family in ("atari", "mujoco", "dmc"):
