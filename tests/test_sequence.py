@@ -664,10 +664,10 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
         "sequence": {"width": 32},
         "optim": {"lr": 1e-3},
         "replay": {"capacity": 20_000, "batch": 16, "start": 400, "candidates": 128},
-        "schedule": {"steps": 10_000, "target_rate": 0.01},
+        "schedule": {"steps": 6_000, "target_rate": 0.01},
         "explore": {"end": 0.1, "hold": 400, "decay": 2_000},
-        "eval": {"every": 10_000, "episodes": 40},
-        "log": {"every": 10_000},
+        "eval": {"every": 6_000, "episodes": 40},
+        "log": {"every": 6_000},
     }
     folder = train.train(load("memory/fox", options))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
