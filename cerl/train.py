@@ -28,7 +28,7 @@ from cerl.data import EnvSpec
 from cerl.diagnose import diagnose, staleness
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
-from cerl.estimate import estimate, explained
+from cerl.estimate import estimate, explaining
 from cerl.evaluate import EVAL_SALT, Evaluator, Result, evaluation_keys, lanes
 from cerl.files import sweep_temporaries, write_text
 from cerl.graph import captured
@@ -180,13 +180,8 @@ def train(config: Config) -> Path:
 def _reserved(config: Config) -> Iterator[Reservation]:
     """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
     needs = estimate(config, device=prepare(config), agent=make_agent)
-    with reserved(needs) as reservation:
-        try:
-            yield reservation
-        except (RuntimeError, MemoryError) as error:
-            if (plain := explained(error, needs)) is None:
-                raise
-            raise plain from error
+    with reserved(needs) as reservation, explaining(needs):
+        yield reservation
 
 
 def finished(folder: Path, config: Config) -> bool:
