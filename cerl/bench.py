@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from cerl import draw
-from cerl import train as training
+from cerl import draw, wiring
 from cerl.config import Config, MinAtarEnv, load
 from cerl.data import EnvSpec, Row
 from cerl.envs import make
@@ -84,7 +83,7 @@ def device_name(device: torch.device) -> str:
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
     """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
     keys = draw.seed_keys(config.seeds, device=device)
-    agent = training.make_agent(config, spec, device)
+    agent = wiring.make_agent(config, spec, device)
     home = config.replay.placement
     replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device, placement=home)
     fill_randomly(replay, spec, config.ensemble.members)
@@ -141,7 +140,7 @@ def update(
         profile: print the kernels that take the time (CUDA)
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
+    place = wiring.pick_device(device)
     rows: Rows = []
     for preset in presets:
         changes = {
@@ -229,7 +228,7 @@ def env(
         calls: steps per timing
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
+    place = wiring.pick_device(device)
     rows: Rows = []
     for game in games:
         for count in counts:
@@ -275,7 +274,7 @@ def replay(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
+    place = wiring.pick_device(device)
     spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
     before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
     ring = Replay(spec, keys=draw.seed_keys((0,), device=place), capacity=capacity, device=place)
@@ -333,12 +332,12 @@ def train(
                 "eval": {"episodes": 1},
             }
             rows += _train_rows(load(preset, changes), preset, calls=calls, profile=profile)
-    show(f"Training on {device_name(training.pick_device(device))}", rows, out)
+    show(f"Training on {device_name(wiring.pick_device(device))}", rows, out)
     return rows
 
 
 def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Rows:
-    parts = training.assemble(config)
+    parts = wiring.assemble(config)
     collector, learner, place = parts.collector, parts.learner, parts.device
     fill_randomly(parts.replay, parts.env.spec, config.ensemble.members)
     action = torch.zeros_like(collector.action)
@@ -390,7 +389,7 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
         for name in ("collect (the three)", "update"):
             print(preset, envs, name)
             profiled(pieces[name])
-    training.close(parts)
+    wiring.close(parts)
     return rows
 
 

@@ -13,9 +13,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from cerl import bench, draw, pieces
+from cerl import bench, draw, pieces, wiring
 from cerl import checkpoint as checkpoints
-from cerl import train as training
 from cerl.config import Config, load
 from cerl.data import EnvSpec
 from cerl.envs import make
@@ -57,7 +56,7 @@ def checkpoint(
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
-    place = training.prepare(config)
+    place = wiring.prepare(config)
     learner = bench.filled_learner(config, _spec(config, place), place)
     rows: bench.Rows = []
     for what in content:

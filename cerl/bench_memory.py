@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cerl import bench, carry, draw
-from cerl import train as training
+from cerl import bench, carry, draw, wiring
 from cerl.bench import Rows, device_name, microseconds, show
 from cerl.config import Config, load
 from cerl.data import EnvSpec, Previous
@@ -68,7 +67,7 @@ def memory_update(
         profile: print the kernels that take the time (CUDA)
         out: JSON-lines file that rows are appended to
     """
-    place, rows = training.pick_device(device), []
+    place, rows = wiring.pick_device(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for window, name in itertools.product(windows, nets):
         learner = _learner(name, place, window=window, members=members, batch=batch, **sizes)
@@ -130,7 +129,7 @@ def memory_acting(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place, rows = training.pick_device(device), []
+    place, rows = wiring.pick_device(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for name, streams in itertools.product(nets, ("duty", "all")):
         learner = _learner(name, place, window=length + 3, members=members, batch=1, **sizes)
@@ -192,7 +191,7 @@ def memory_length(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place, rows = training.pick_device(device), []
+    place, rows = wiring.pick_device(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for name, window in itertools.product(nets, lengths):
         for log_eps in (0.0, prune) if NETS[name][0] == "fox" else (0.0,):
@@ -255,7 +254,7 @@ def _learner(
     )
     spec = EnvSpec("random", (OBSERVATION,), torch.float32, ACTIONS, ENVS, 1, True, True)
     keys = draw.seed_keys(config.seeds, device=device)
-    agent = training.make_agent(config, spec, device)
+    agent = wiring.make_agent(config, spec, device)
     replay = Replay(spec, keys=keys, capacity=capacity, device=device)
     bench.fill_randomly(replay, spec, members)
     replay.terminated.fill_(False)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import bench
-from cerl import train as training
+from cerl import bench, wiring
 from cerl.bench_attention import needed_device
 from cerl.bench_clock import Report, Rows, compiled, stopwatch
 from cerl.config import load
@@ -55,7 +54,7 @@ def sac(
         calls: updates per timing
         out: JSON-lines file that rows are appended to
     """
-    place = training.pick_device(device)
+    place = wiring.pick_device(device)
     with Report(f"{preset} update on {bench.device_name(place)}", out) as report:
         for size in sizes:
             seeds, members, observation, actions = _numbers(size)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cerl
-from cerl import bench, train
+from cerl import bench, wiring
 from cerl.config import load
 from cerl.data import EnvSpec
 
@@ -46,4 +46,4 @@ def test_stages_move_every_parameter_and_name_every_metric(name):
 def test_agents_refuse_environments_of_the_other_kind(continuous):
     config = load("catch/ddqn" if continuous else "point_mass/sac")
     with pytest.raises(ValueError, match="agent: .* chooses .* actions, and those of flat are"):
-        train.make_agent(config, FLAT._replace(continuous=continuous), torch.device("cpu"))
+        wiring.make_agent(config, FLAT._replace(continuous=continuous), torch.device("cpu"))

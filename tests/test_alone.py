@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import preset, train
+from cerl import preset, train, wiring
 from cerl.config import Config, load
 
 TINY: dict[str, Any] = {
@@ -118,9 +118,9 @@ def rows_of(folder: Path, seed: int) -> dict[str, dict[str, list]]:
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """From now on the parameters of a seed are NaN from the start of a run."""
-    assemble = train.assemble
+    assemble = wiring.assemble
 
-    def with_nan(config: Config) -> train.Parts:
+    def with_nan(config: Config) -> wiring.Parts:
         parts = assemble(config)
         at = config.seeds.index(seed)
         with torch.no_grad():
@@ -159,9 +159,9 @@ def test_a_seed_draws_and_plays_the_same_on_a_gpu(tmp_path, name):
     round otherwise, so trained parameters may differ. What is drawn and played with those of the
     start, which are equal, is equal."""
 
-    def built(*seeds: int) -> train.Parts:
+    def built(*seeds: int) -> wiring.Parts:
         options = {"device": "cuda", "seeds": seeds, "out": str(tmp_path)}
-        return train.assemble(
+        return wiring.assemble(
             Config.model_validate(tiny(tmp_path, name, seeds).model_dump() | options)
         )
 
@@ -188,5 +188,5 @@ def test_a_seed_draws_and_plays_the_same_on_a_gpu(tmp_path, name):
                     theirs.returns[2][also], mine.returns[0][real], rtol=1e-4, atol=1e-4
                 )
     finally:
-        train.close(alone)
-        train.close(among)
+        wiring.close(alone)
+        wiring.close(among)

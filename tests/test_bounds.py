@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cerl import train
+from cerl import train, wiring
 from cerl.config import ConfigError, load
 
 NOT_FINITE = [math.inf, -math.inf, math.nan]
@@ -73,10 +73,10 @@ def test_threads_are_bounded_by_the_machine_that_runs_them(key, monkeypatch):
     message = rf"^{key}: expected at most 64 on this machine of 2 cores, got 4000; 0 is one for"
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
-        train.prepare(config)
+        wiring.prepare(config)
     monkeypatch.setattr(os, "cpu_count", lambda: 1000)
-    monkeypatch.setattr(train.torch, "set_num_threads", lambda count: None)
-    assert train.prepare(config).type == "cpu"
+    monkeypatch.setattr(wiring.torch, "set_num_threads", lambda count: None)
+    assert wiring.prepare(config).type == "cpu"
 
 
 def test_compiling_on_a_cpu_is_said_to_have_no_effect(tmp_path, capsys):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mutate import mutations
 
-from cerl import checkpoint, preset, train, tree
+from cerl import checkpoint, preset, train, tree, wiring
 from cerl.checkpoint import CheckpointError, Free, Loaded, match
 from cerl.config import load, new_folder
 
@@ -405,7 +405,7 @@ GRU = {
 def test_a_run_meets_no_spoilt_structure_behind_the_check(tmp_path, name, changes):
     config = load(name, preset.merged(TINY, {**changes, "out": str(tmp_path)}))
     folder = new_folder(config)
-    ours, fresh = (train.Loop(config, train.assemble(config), folder) for _ in range(2))
+    ours, fresh = (train.Loop(config, wiring.assemble(config), folder) for _ in range(2))
     for _ in range(12):
         ours.parts.collector.step()
     ours.parts.learner.update()
@@ -427,4 +427,4 @@ def test_a_run_meets_no_spoilt_structure_behind_the_check(tmp_path, name, change
             fresh.load(Loaded(spoilt, folder, [], None))
     assert refused >= 60
     for each in (ours, fresh):
-        train.close(each.parts)
+        wiring.close(each.parts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripted import Chain, Scripted
 
-from cerl import draw, explore, train
+from cerl import draw, explore, wiring
 from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.collect import Collector
@@ -464,7 +464,7 @@ def test_double_dqn_learns_a_chain():
 
 def test_acting_and_recording_are_traced_whole():
     options = {"env.length": 5, "seeds": (0,), "replay.capacity": 5_000, "device": "cpu"}
-    ours = train.assemble(load("memory/fox", options)).collector
+    ours = wiring.assemble(load("memory/fox", options)).collector
     assert ours.config.explore.end is None
     for part in (ours._decide, ours._record):
         torch.compile(part, fullgraph=True, dynamic=False, backend="eager")()

@@ -3,7 +3,7 @@ import gc
 import pytest
 import torch
 
-from cerl import memory, preset, train
+from cerl import memory, preset, train, wiring
 from cerl.config import Config, load
 from cerl.estimate import (
     BEYOND,
@@ -22,7 +22,7 @@ SMALL = {"replay.capacity": 2_000, "replay.start": 1_000}
 
 
 def needs(config: Config, **options) -> Needs:
-    return estimate(config, device=CPU, agent=train.make_agent, **options)
+    return estimate(config, device=CPU, agent=wiring.make_agent, **options)
 
 
 def sizes(found: Needs) -> dict[str, int]:
@@ -32,7 +32,7 @@ def sizes(found: Needs) -> dict[str, int]:
 @pytest.mark.parametrize("name", ["catch/cerl", "minatar/qrdqn", "memory/fox", "point_mass/cerl"])
 def test_what_a_run_keeps_is_what_its_parts_hold(name):
     config = load(name, {**SMALL, "device": "cpu", "seeds": (0, 1), "sequence.cache": 30})
-    found, parts = sizes(needs(config)), train.assemble(config)
+    found, parts = sizes(needs(config)), wiring.assemble(config)
     rings = parts.replay.state_dict().values()
     assert found["replay"] == sum(ring.nbytes for ring in rings)
     net = sum(leaf.nbytes for leaf in parts.learner.net.state_dict().values())
@@ -44,7 +44,7 @@ def test_what_a_run_keeps_is_what_its_parts_hold(name):
     assert 0 <= found["optimiser"] - kept < 10_000
     carried = sum(part.nbytes for part in parts.collector.carry)
     assert 0 <= found["acting"] - carried < 0.2 * carried + 20_000
-    train.close(parts)
+    wiring.close(parts)
 
 
 EVERY_KIND = (
@@ -58,7 +58,7 @@ def has_an_estimate(name: str, kind: str) -> None:
     package = {"atari": "ale_py", "mujoco": "envpool", "dmc": "envpool"}.get(name.split("/")[0])
     if package:
         pytest.importorskip(package)
-    found = estimate(load(name), device=torch.device(kind), agent=train.make_agent)
+    found = estimate(load(name), device=torch.device(kind), agent=wiring.make_agent)
     parts = {part.name: part for part in found.parts if part.name != "environments"}
     assert set(parts) >= {"networks", "replay", "optimiser", "acting", "evaluation"}
     assert all(0 < part.size < 10**12 and part.place == kind for part in parts.values())
@@ -83,14 +83,14 @@ def test_long_windows_of_recurrent_units_are_judged_by_short_ones():
     longer = config.sequence.model_copy(update={"learnt": 24})
     config = config.model_copy(update={"sequence": longer})
     told = needs(config)
-    exact = _sizes(config, None, kind="cpu", agent=train.make_agent, evaluating=False)
+    exact = _sizes(config, None, kind="cpu", agent=wiring.make_agent, evaluating=False)
     assert sizes(told)["batches"] == pytest.approx(exact["batches"], rel=0.02)
     assert sizes(told)["networks"] == exact["networks"]
 
 
 def test_rows_in_host_memory_and_simulators_count_on_the_host():
     config = load("gym/cartpole", {"replay.placement": "host", "env.envs": 4})
-    found = estimate(config, device=torch.device("cuda:0"), agent=train.make_agent)
+    found = estimate(config, device=torch.device("cuda:0"), agent=wiring.make_agent)
     places = {(part.name, part.place) for part in found.parts}
     assert {("replay", HOST), ("environments", HOST), ("networks", "cuda:0")} <= places
     assert ("replay", "cuda:0") not in places
@@ -143,7 +143,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
     monkeypatch.setattr(memory, "limits", lambda device, root: [limit])
     monkeypatch.setattr(train, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
-        train.assemble(config)
+        wiring.assemble(config)
     text = str(error.value)
     assert culprit in text.split("Most goes")[1]
     assert "20.0 GB are free on cpu" in text and "make one of them smaller" in text
@@ -193,13 +193,13 @@ def test_an_allocators_words_are_never_shown():
 @pytest.mark.parametrize("name", ["minatar/cerl", "memory/fox-tandem", "point_mass/cerl"])
 def test_a_gpu_takes_about_as_much_as_was_told(name):
     config = load(name, {"replay.batch": 128, "replay.start": 1_000, "device": "cuda"})
-    device = train.prepare(config)
-    told = estimate(config, device=device, agent=train.make_agent).total()
+    device = wiring.prepare(config)
+    told = estimate(config, device=device, agent=wiring.make_agent).total()
     gc.collect()  # what earlier tests left in circles must not be freed in between
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    parts = train.assemble(config)
+    parts = wiring.assemble(config)
     for _ in range(-(-config.replay.start // config.env.envs)):
         parts.collector.step()
     for _ in range(3):
@@ -209,4 +209,4 @@ def test_a_gpu_takes_about_as_much_as_was_told(name):
     taken = torch.cuda.max_memory_allocated(device) - before
     assert 0.4 * told[f"cuda:{torch.cuda.current_device()}"] < taken
     assert taken < 1.6 * told[f"cuda:{torch.cuda.current_device()}"] + 64e6
-    train.close(parts)
+    wiring.close(parts)

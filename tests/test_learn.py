@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cerl import bench, draw, train
+from cerl import bench, draw, train, wiring
 from cerl.checkpoint import CheckpointError
 from cerl.collect import Collector
 from cerl.config import load
@@ -205,7 +205,7 @@ def frames_parts(device, eps):
     }
     config, env = load("atari/ddqn-e8", changes), Frames(4, device)
     keys = draw.seed_keys((0,), device=device)
-    agent = train.make_agent(config, env.spec, device)
+    agent = wiring.make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=400, device=device)
     learner = Learner(config, agent, net, replay, keys=keys)

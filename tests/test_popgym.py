@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from cerl import envs, train
+from cerl import envs, wiring
 from cerl.config import PopgymEnv, load
 from cerl.envs.popgym import popgym_id
 from cerl.tasks import POPGYM
@@ -104,4 +104,4 @@ def test_a_task_of_other_actions_is_refused_with_a_preset_that_suits(preset, nam
     cfg = load(preset, {"env.name": name, "seeds": (0,), "device": "cpu"})
     spec = envs.make(cfg.env, seeds=(0,), salt=0, device="cpu").spec
     with pytest.raises(ValueError, match=suited):
-        train.make_agent(cfg, spec, torch.device("cpu"))
+        wiring.make_agent(cfg, spec, torch.device("cpu"))

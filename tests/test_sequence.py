@@ -11,13 +11,14 @@ from rounding import assert_agree
 from torch import nn
 from torch.nn import functional as F
 
-from cerl import bench, carry, draw, train
+from cerl import bench, carry, draw, train, wiring
 from cerl.collect import Collector
 from cerl.config import Config, load
 from cerl.data import EnvSpec, Previous, Row
 from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
 from cerl.graph import captured
+from cerl.learn import Learner
 from cerl.replay import Replay
 from cerl.sequence import tokens_of
 from cerl.transition import learnt
@@ -81,7 +82,7 @@ def filled(cfg: Config, spec: EnvSpec, rows: list[Row]) -> Replay:
 
 def built(cfg: Config, spec: EnvSpec, *, seed: int = 0):
     """Agent and network whose parameters are random everywhere, scales of norms included."""
-    agent = train.make_agent(cfg, spec, CPU)
+    agent = wiring.make_agent(cfg, spec, CPU)
     net = agent.build(keys=draw.seed_keys([seed + s for s in cfg.seeds]))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -203,7 +204,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
     members, heads = cfg.ensemble.members, N if cfg.ensemble.heads == "cerl" else 1
     agent, net = built(cfg, spec)
     _, target = built(cfg, spec, seed=50)
-    learner = train.Learner(
+    learner = Learner(
         cfg,
         agent,
         net,
@@ -371,7 +372,7 @@ def test_nan_in_one_seed_leaves_the_others_bitwise_alone(kind, name):
         replay = filled(cfg, spec, random_rows(spec, 60))
         if poison:
             replay.reward[1] = float("nan")
-        learner = train.Learner(cfg, agent, net, replay, keys=draw.seed_keys(cfg.seeds))
+        learner = Learner(cfg, agent, net, replay, keys=draw.seed_keys(cfg.seeds))
         for _ in range(3):
             learner.update()
         after.append([leaf.detach().clone() for leaf in learner.leaves])
@@ -385,13 +386,13 @@ def test_a_seed_learns_the_same_alone_and_among_others(kind):
     rows, after = random_rows(FLAT, 60), []
     for chosen in ([0, 1], [1]):
         cfg = config(kind, seeds=tuple(chosen))
-        agent = train.make_agent(cfg, FLAT, CPU)
+        agent = wiring.make_agent(cfg, FLAT, CPU)
         keys = draw.seed_keys(cfg.seeds)
         mine = [Row(*(field[chosen] for field in row)) for row in rows]
         replay = Replay(FLAT, keys=keys, capacity=400, device=CPU)
         for row in mine:
             replay.add(row)
-        learner = train.Learner(cfg, agent, agent.build(keys=keys), replay, keys=keys)
+        learner = Learner(cfg, agent, agent.build(keys=keys), replay, keys=keys)
         for _ in range(3):
             learner.update()
         after.append([leaf.detach() for leaf in learner.leaves])
@@ -491,7 +492,7 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
 def collector_of(cfg: Config):
     keys = draw.seed_keys(cfg.seeds)
     env = make(cfg.env, seeds=cfg.seeds, salt=0, device=CPU)
-    agent = train.make_agent(cfg, env.spec, CPU)
+    agent = wiring.make_agent(cfg, env.spec, CPU)
     net = agent.build(keys=keys)
     size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.remembered}
     replay = Replay(env.spec, keys=keys, device=CPU, **size)
@@ -647,7 +648,7 @@ def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(f
         assert cfg.net.encoder == kind
         fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "net.encoder": kind})
         assert cfg == fox.model_copy(update={"preset": family + kind})
-        agent = train.make_agent(cfg, TWINS[family], CPU)
+        agent = wiring.make_agent(cfg, TWINS[family], CPU)
         leaves = agent.build(keys=draw.seed_keys((0,))).parameters()
         sizes[kind] = sum(leaf.numel() for leaf in leaves)
     assert all(0.95 < size / sizes["fox"] < 1.05 for size in sizes.values()), sizes
@@ -783,10 +784,10 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
     for _ in range(2):
         keys = draw.seed_keys(cfg.seeds, device=device)
         env = make(cfg.env, seeds=cfg.seeds, salt=0, device=device)
-        agent = train.make_agent(cfg, env.spec, device)
+        agent = wiring.make_agent(cfg, env.spec, device)
         net = agent.build(keys=keys)
         replay = Replay(env.spec, keys=keys, capacity=4_000, device=device)
-        learner = train.Learner(cfg, agent, net, replay, keys=keys)
+        learner = Learner(cfg, agent, net, replay, keys=keys)
         runs.append((learner, Collector(cfg, env, agent, net, replay, keys=keys)))
     (eager, walk), (graph, jump) = runs
     update = captured(graph.update, device)

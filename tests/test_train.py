@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import checkpoint, explore, pieces, preset, train
+from cerl import checkpoint, explore, pieces, preset, train, wiring
 from cerl.checkpoint import Checkpoints
 from cerl.config import Config, dump, load, load_file
 from cerl.held import under_way
@@ -221,7 +221,7 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
 
 def test_checkpoint_of_other_options_is_refused(tmp_path):
     folder = train.train(tiny(tmp_path / "a"))
-    other = train.assemble(tiny(tmp_path / "b", seeds=(3,)))
+    other = wiring.assemble(tiny(tmp_path / "b", seeds=(3,)))
     with pytest.raises(checkpoint.CheckpointError, match="other options"):
         other.replay.load_state_dict(final_state(folder)["replay"])
 
@@ -377,7 +377,7 @@ def test_the_paper_updates_from_the_ten_thousandth_step_on():
 )
 def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
     with pytest.raises(ValueError, match="agent: (sac|dqn) chooses .* and those of .*; expected"):
-        train.assemble(tiny(tmp_path, name, **changes))
+        wiring.assemble(tiny(tmp_path, name, **changes))
 
 
 def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
