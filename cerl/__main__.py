@@ -403,9 +403,11 @@ def _print_results(results: dict[str, Any]) -> None:
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
     for policy, result in results.items():
         for member in range(result.returns.shape[1]):
-            returns = result.returns[:, member]
-            played = returns[~torch.isnan(returns)].double()
-            lengths = result.lengths[:, member][~torch.isnan(returns)].double()
+            # A return may be NaN, of a simulator that diverged; an episode without length was not
+            # played.
+            there = ~torch.isnan(result.lengths[:, member])
+            played = result.returns[:, member][there].double()
+            lengths = result.lengths[:, member][there].double()
             table.add_row(
                 policy,
                 str(member) if policy in INDIVIDUAL else "",

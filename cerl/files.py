@@ -28,11 +28,13 @@ def create(path: Path, *, mode: int = 0o644) -> BinaryIO:
 def read(path: Path) -> BinaryIO:
     """A file for reading. Raises: OSError if the name is a link, or of no plain file."""
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link, and nothing is read through links", str(path))
+        raise OSError(
+            errno.ELOOP, "expected a file, got a link: nothing is read through links", str(path)
+        )
     handle = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _PLAIN)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        raise OSError(errno.EINVAL, "expected a plain file", str(path))
     return os.fdopen(handle, "rb")
 
 

@@ -68,7 +68,10 @@ def record_versions(folder: Path, device: Any) -> list[str]:
         aside = path.with_name(f"damaged-{time.time_ns()}-{FILE}")
         os.replace(path, aside)
         entries = []
-        sentences.append(f"{visible(str(error))}; kept aside as {aside.name}")
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{path}: {error.strerror or error}"
+        sentences.append(f"{visible(reason)}; kept aside as {aside.name}")
     now = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     now |= {"device": device_kind(device)} | versions()
     if entries:

@@ -261,7 +261,7 @@ def test_what_is_no_plain_file_is_damaged_and_what_may_not_be_read_is_not(tmp_pa
     (tmp_path / "checkpoint-000003.pt").mkdir()
     loaded = checkpoint.newest(tmp_path)
     assert loaded.file == first and len(loaded.damaged) == 2
-    assert all("no plain file" in sentence for sentence in loaded.damaged)
+    assert all("expected a plain file" in sentence for sentence in loaded.damaged)
 
     def refused(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

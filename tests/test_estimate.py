@@ -141,9 +141,9 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
     config = load(name, {**options, "device": "cpu"})
     limit = memory.Limit(20 * 10**9, memory.MACHINE)
     monkeypatch.setattr(memory, "limits", lambda device, root: [limit])
-    monkeypatch.setattr(train, "draw", None)  # with which making the parts begins
+    monkeypatch.setattr(wiring, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
-        wiring.assemble(config)
+        train.train(config)
     text = str(error.value)
     assert culprit in text.split("Most goes")[1]
     assert "20.0 GB are free on cpu" in text and "make one of them smaller" in text

@@ -39,7 +39,7 @@ def test_only_plain_files_are_read(tmp_path):
     os.mkfifo(pipe)
     with files.read(path) as file:
         assert file.read() == b"mine"
-    for other, says in ((link, "a link"), (pipe, "no plain file"), (tmp_path, "no plain file")):
+    for other, says in ((link, "a link"), (pipe, "a plain file"), (tmp_path, "a plain file")):
         with pytest.raises(OSError, match=says):
             files.read(other)
     with pytest.raises(FileNotFoundError):

@@ -311,7 +311,7 @@ def test_form_has_the_values_of_the_model():
         _, default = command._form(run)
         tree = dataclasses.asdict(default)
         tree["env"]["family"] = run.env.family
-        assert tree == run.model_dump()
+        assert config.validated(tree, where=name) == run
 
 
 def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
@@ -321,7 +321,8 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
         assert not trusted
         seen.append((folder, asked))
         result = types.SimpleNamespace(
-            returns=torch.tensor([[[1.0, 3.0], [5.0, torch.nan]]]), lengths=torch.ones(1, 2, 2) * 9
+            returns=torch.tensor([[[1.0, 3.0], [5.0, torch.nan]]]),
+            lengths=torch.tensor([[[9.0, 9.0], [9.0, torch.nan]]]),
         )
         return {"individual": result}
 
@@ -493,6 +494,7 @@ def piped(*arguments, **options):
 def test_a_pipe_without_reader_is_no_error(tmp_path):
     row = {name: 1 if pa.types.is_integer(kind) else 1.0 for name, kind in ROW_TYPES}
     row |= {name: "member" for name, kind in ROW_TYPES if pa.types.is_string(kind)}
+    row |= {name: False for name, kind in ROW_TYPES if pa.types.is_boolean(kind)}
     table = pa.Table.from_pylist([row | {"policy": "individual"}], schema=rows.ROWS)
     pq.write_table(table, tmp_path / "rows.parquet")
     assert piped("train", "catch/ddqn", "--help") == (0, "")
