@@ -47,11 +47,10 @@ def train(config: Config) -> Path:
     configuration.check_out(config.out)
     with _reserved(config) as reservation:
         parts = assemble(config)
-        reservation.write()
         folder = configuration.new_folder(config)
         with held(folder):
             record_versions(folder, parts.device)
-            return Loop(config, parts, folder).run(reservation.words)
+            return Loop(config, parts, folder, reservation).run()
 
 
 @contextlib.contextmanager
@@ -91,13 +90,12 @@ def resume(
                 f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
             )
         sweep_temporaries(folder)
-        loop = Loop(config, assemble(config), folder)
-        reservation.write()
+        loop = Loop(config, assemble(config), folder, reservation)
         loop.restore()
         configuration.change(folder, changes or {})
         for sentence in record_versions(folder, loop.parts.device):
             loop.logger.note(sentence)
-        return loop.run(reservation.words)
+        return loop.run()
 
 
 class Loop:
@@ -107,8 +105,15 @@ class Loop:
     evaluated, whether the evaluation that is due at this iteration was made.
     """
 
-    def __init__(self, config: Config, parts: Parts, folder: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        folder: Path,
+        reservation: Reservation | None = None,
+    ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
+        self.reservation = reservation
         schedule, device = config.schedule, parts.device
         self.iteration, self.made, self.evaluated = 0, 0, True
         self.envs = parts.env.spec.envs
@@ -138,16 +143,15 @@ class Loop:
             return updates
         return [captured(update, self.parts.device) for update in updates]
 
-    def run(self, memory: str = "") -> Path:
+    def run(self) -> Path:
         """Trains from where it stands.
 
-        Args:    memory, what the run needs of it, in words.
         Returns: the run folder.
         Raises:  Stopped if it was told to stop, and saved.
         """
         with self.logger, stop_flag() as stopped:
             try:
-                self._introduce(memory)
+                self._introduce()
                 if self.iteration == 0:
                     self.save()
                 self._train(stopped)
@@ -231,6 +235,8 @@ class Loop:
         steps, parts, logger = self.iteration * self.envs, self.parts, self.logger
         measuring = self._due(self.config.log.every)
         metrics = _measurements(self.config, parts) if measuring else {}
+        if self.reservation is not None and parts.device.type == "cuda":
+            self.reservation.write()  # graphs have taken memory since, which nobody else can tell
         if found := parts.watch.look(steps, metrics):
             logger.note("\n".join(found))
             self.updates = self._updates()
@@ -372,10 +378,11 @@ class Loop:
         self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
         return exact
 
-    def _introduce(self, memory: str) -> None:
+    def _introduce(self) -> None:
         """Says what the run needs of memory and disk."""
-        if memory:
-            self.logger.note(memory)
+        if self.reservation is not None:
+            self.logger.note(self.reservation.words)
+            self.reservation.write()
         if self.config.compile and self.parts.device.type == "cpu":
             self.logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
         every = -(-self.config.log.checkpoint_every // self.envs)

@@ -7,6 +7,7 @@ episodes instead.
 """
 
 import reprlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from cerl.envs import simulator_state
 from cerl.envs.gym_task import cause, create, import_task_module
 from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
 from cerl.envs.watch import Watch
+from cerl.text import visible
 
 # What gymnasium asks of a task, for messages.
 _STEP = "step(action) has to return (observation, reward, terminated, truncated, info)"
@@ -410,6 +412,12 @@ class Gym:
         return None
 
     def close(self) -> None:
-        """Closes the simulators."""
-        for env in self._envs:
-            env.close()
+        """Closes the simulators; one that cannot be closed is said, and is worth no run."""
+        for index, env in enumerate(self._envs):
+            try:
+                env.close()
+            # Foreign code, which may raise anything: a viewer that is not there, for one.
+            except Exception as error:
+                where = self._watch.where(index)
+                text = f"{where}: closing it raised {type(error).__name__}: {error}"
+                warnings.warn(visible(text), RuntimeWarning, stacklevel=2)

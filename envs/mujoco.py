@@ -110,8 +110,8 @@ class EnvPoolPhysics:
 
         EnvPool takes seeds only where it is built, so it is built anew.
         """
-        if self._env is not None:
-            self._env.close()
+        # The old one goes first, with its threads and memory: EnvPool's own `close` frees nothing.
+        self._env = None
         self._env = self._make(seed=[int(seed) for seed in seeds])
 
     def _joined(self, obs: Any, count: int) -> np.ndarray:

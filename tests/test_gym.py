@@ -752,3 +752,25 @@ def test_sac_learns_from_images(tmp_path):
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     scores = [row["return"] for row in rows if row["policy"] == "individual_mode"]
     assert len(scores) == 2 and min(scores) > -2.0
+
+
+def test_a_task_that_cannot_be_closed_is_said_and_closes_the_others(monkeypatch):
+    closed = []
+
+    def close(self):
+        closed.append(self)
+        raise AttributeError("no viewer [/x]")
+
+    env = build("CartPole-v1", envs=2)
+    monkeypatch.setattr("gymnasium.envs.classic_control.cartpole.CartPoleEnv.close", close)
+    with pytest.warns(RuntimeWarning, match=r"closing it raised AttributeError: no viewer \[/x\]"):
+        env.close()
+    assert len(closed) == 2
+
+
+def test_a_lake_drawn_without_a_seed_is_not_called_exact():
+    assert build("FrozenLake-v1").spec.exact_state
+    drawn = envs.make(
+        GymEnv(name="FrozenLake-v1", kwargs=(("map_name", None),)), seeds=(0,), salt=0, device="cpu"
+    )
+    assert not drawn.spec.exact_state

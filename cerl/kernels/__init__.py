@@ -25,6 +25,11 @@ _stands_for = "cpu"
 INSTALLED = importlib.util.find_spec("triton") is not None
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or stands for one that is."""
+    return x.is_cuda or (x.is_meta and _stands_for == "cuda")
+
+
 def runs_triton(impl: str, device: torch.device) -> bool:
     """Whether `impl` means the Triton kernel for tensors on `device`.
 

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cerl.kernels import on_gpu
+
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
-    return torch.sigmoid(x) if x.is_cuda else F.logsigmoid(x).exp()
+    return torch.sigmoid(x) if on_gpu(x) else F.logsigmoid(x).exp()
 
 
 def silu(x: Tensor) -> Tensor:
     """x sigmoid(x)."""
-    return F.silu(x) if x.is_cuda else x * sigmoid(x)
+    return F.silu(x) if on_gpu(x) else x * sigmoid(x)
 
 
 def atanh(x: Tensor) -> Tensor:
