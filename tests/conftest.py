@@ -30,7 +30,7 @@ def signals_are_heard() -> None:
     A job that a script starts with `&`, or one under `nohup`, inherits that interrupts or hangups
     are ignored, and hands that on. A handler of this process is the default one in a new program.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_IGN:
             interrupt = number == signal.SIGINT
             # Not the default action: hangups that were ignored must not end the tests themselves.

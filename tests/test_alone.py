@@ -131,6 +131,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(train, "assemble", with_nan)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*its episode is cut")
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

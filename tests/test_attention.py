@@ -135,6 +135,7 @@ def test_visited_tiles_are_a_run_up_to_the_diagonal():
     assert 0.2 < float(mask.float().mean()) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, -1.5])
 @pytest.mark.parametrize("window", [None, 3])
 def test_gradients_are_those_of_finite_differences(window, threshold):
@@ -290,6 +291,7 @@ def test_what_is_returned_follows_what_is_asked():
 
 
 # Torch makes such a function itself while it traces one.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_definition_can_be_compiled():
     x = draw(queries=6, keys=9, heads=2)

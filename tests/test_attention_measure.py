@@ -77,6 +77,7 @@ def test_a_bound_that_is_not_known_skips_nothing_of_its_head_alone(bad, which):
     assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 def test_attention_takes_the_measured_limit():
     q, k = draw(200, 200, (2, 2), 24, torch.float32)
     g = torch.Generator().manual_seed(1)

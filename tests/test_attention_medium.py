@@ -137,10 +137,17 @@ def tile_of(case: Case) -> Any:
     return tiles(queries, keys, width, torch.float16)
 
 
+QUICK = ("129 keys", "one query", "window of two", "little remembered")
+each_case = pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 )
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_kernels_match_the_definition(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     given, outputs, _ = of_kernels(name, dtype)
@@ -153,7 +160,7 @@ def test_kernels_match_the_definition(name: str, dtype: torch.dtype) -> None:
         assert error <= limit, f"{what}: error {error:.2e}, allowed {limit:.2e}"
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_skipped_tiles_are_those_of_the_definition(name: str) -> None:
     case = CASES[name]
     ((*_, log_f), start, _, _), _, skipped = of_kernels(name, torch.float16)

@@ -108,6 +108,7 @@ def test_definition_equals_the_sequence(shape, log_eps):
     assert (got - sequence(inputs, shape.ring)).abs().max() <= error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, torch.float32) for name in SHAPES), ("odd width, short ring", torch.float16)],
@@ -127,6 +128,7 @@ def test_kernel_equals_the_sequence_and_leaves_the_cache_of_the_definition(name,
     torch.testing.assert_close(*sums, rtol=2.0**-44, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_window_may_be_shorter_than_the_ring(impl):
     shape = SHAPES["grouped heads, ring shorter than a block"]
@@ -259,6 +261,7 @@ def test_prunable_keys_equal_a_loop():
 
 
 # The interpreter takes maxima with numpy, which warns where there is nothing but NaN.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_row_forgets_even_nan_when_an_episode_starts_and_never_harms_another(impl):
@@ -319,6 +322,7 @@ def test_operator_passes_the_checks_of_torch():
     torch.library.opcheck(torch.ops.cerl.forgetting_attention_step.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiled_step_writes_the_cache_in_place():
     shape = Shape(2, 4, 2, 6, 8, 9)
     inputs = draw(shape)

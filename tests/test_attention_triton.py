@@ -226,7 +226,11 @@ def name(case: Case) -> str:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="all cases run on the device")
-@pytest.mark.parametrize("case", FEW, ids=name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case.keys > 128 else case for case in FEW],
+    ids=name,
+)
 def test_kernel_agrees_with_the_definition(case):
     check(case)
 
@@ -293,6 +297,7 @@ def by_kernel_on_two(case: Case) -> tuple[Inputs, dict[str, Tensor]]:
     return x, by_kernel(case, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [SINGLE, HALF, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 )
@@ -322,6 +327,7 @@ def test_query_alone_with_itself_copies_its_value(case, alone, dtype):
     assert float(got["dlog_f"].abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_inputs_may_have_any_strides(case):
     x, want = by_kernel_on_two(case)
@@ -350,6 +356,7 @@ def test_inputs_may_have_any_strides(case):
         assert all(torch.equal(got[name], want[name]) for name in NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_sequence_with_nan_leaves_the_other_bitwise_alone(case):
@@ -427,6 +434,7 @@ def test_gradient_is_not_differentiated_again(case):
             torch.autograd.grad(grad.sum(), tensors, retain_graph=True, allow_unused=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_torch_compile_traces_over_the_kernel(case):
     x = draw_one_head(case)
@@ -444,6 +452,7 @@ def test_torch_compile_traces_over_the_kernel(case):
     assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_operators_keep_the_rules_of_torch(case):
     x = draw_one_head(case)
@@ -470,6 +479,7 @@ def near_pairs(sums: Tensor, log_f: Tensor, left: Tensor) -> float:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [3000, pytest.param(131072, marks=pytest.mark.gpu)])
 def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     from cerl.kernels.attention_scan_triton import prepare
@@ -487,6 +497,7 @@ def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     torch.testing.assert_close(sums[0].double() + sums[1].double(), want[0], rtol=1e-10, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "queries", "window", "start"),
     [
@@ -540,6 +551,7 @@ RUNNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RUNNING, ids=name)
 def test_running_rule_skips_the_tiles_of_the_definition_and_more_than_the_static_one(case):
     x = draw(case, batch=1)

@@ -31,6 +31,7 @@ def test_a_row_for_every_part_and_precision(tmp_path):
     assert [row["ms"] for row in written] == [row["ms"] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "wanted"), [("mujoco/cerl", 1.142), ("mujoco/ensemble", None)])
 def test_the_authors_time_stands_beside_their_update_alone(preset, wanted):
     options = {"precisions": ("fp32",), "capacity": 12_000, "device": "cpu", "calls": 1}
@@ -38,6 +39,7 @@ def test_the_authors_time_stands_beside_their_update_alone(preset, wanted):
     assert row["official JAX"] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's")
 def test_launches_agree_whatever_the_blocks(monkeypatch):
     triton_ = pytest.importorskip("cerl.kernels.mlp_triton")

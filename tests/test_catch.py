@@ -80,6 +80,7 @@ def test_a_ball_by_hand():
     assert step.obs[0, 0, 0, 2].tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_the_step_is_one_graph_and_equals_eager():
     one, two = build(seeds=(0, 1), envs=3), build(seeds=(0, 1), envs=3)
     traced = torch.compile(two._eager, fullgraph=True, dynamic=False, backend="aot_eager")

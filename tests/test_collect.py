@@ -431,6 +431,7 @@ def test_a_step_in_which_simulators_fail_becomes_the_cut_of_all_episodes():
     assert second.replay.real[:, 14].all()
 
 
+@pytest.mark.slow
 def test_double_dqn_learns_a_chain():
     cfg = Config(
         seeds=(0, 1),
@@ -462,6 +463,7 @@ def test_double_dqn_learns_a_chain():
     torch.testing.assert_close(q[..., 0], left.expand(2, 2, 5), atol=0.12, rtol=0)
 
 
+@pytest.mark.slow
 def test_acting_and_recording_are_traced_whole():
     options = {"env.length": 5, "seeds": (0,), "replay.capacity": 5_000, "device": "cpu"}
     ours = wiring.assemble(load("memory/fox", options)).collector

@@ -70,6 +70,7 @@ def test_arguments_of_a_task_that_cannot_be_read_are_refused(given, message):
         load("gym/cartpole", {"env.kwargs": given})
 
 
+@pytest.mark.slow
 def test_every_preset_survives_dump_and_load(tmp_path):
     for name in preset.presets():
         run = load(name, {"seeds": [3, 1]})

@@ -248,6 +248,7 @@ def test_tasks_of_dm_control_go_on_bit_for_bit(name):
     restored.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

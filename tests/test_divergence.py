@@ -247,6 +247,7 @@ def parameters(folder, seed):
     return {f"{net}.{k}": v[seed] for net in ("net", "target") for k, v in state[net].items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["freeze", "cut"])
 def test_a_seed_that_diverges_is_marked_and_leaves_the_other_alone(
     tmp_path, monkeypatch, capsys, clean, how

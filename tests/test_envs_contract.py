@@ -146,7 +146,15 @@ BUILDERS: dict[str, Build] = {
 
 
 # Of the module, so that the tests of one environment come together.
-@pytest.fixture(scope="module", params=sorted(BUILDERS))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow)
+        if name.startswith(("atari", "dmc", "mujoco", "popgym"))
+        else name
+        for name in sorted(BUILDERS)
+    ],
+)
 def name(request) -> str:
     return request.param
 

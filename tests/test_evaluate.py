@@ -157,6 +157,7 @@ def test_truncated_episodes_count_like_terminal_ones():
     assert played(ours, 0)["individual"].lengths.tolist() == [[[1, 2, 3]]]
 
 
+@pytest.mark.slow
 def test_epsilon_of_the_evaluation_is_the_share_of_random_actions():
     cfg = config(seeds=(0,), members=1, policies=("individual",), episodes=1, epsilon=0.4)
     ours = evaluator(cfg, [3], length=lambda s, e, k: 2_000)

@@ -730,6 +730,7 @@ class Dot(gymnasium.Env):
         return self._screen(), -abs(self.place), False, self.time == 8, {}
 
 
+@pytest.mark.slow
 def test_sac_learns_from_images(tmp_path):
     """Random pushes score about -4, no pushes as well."""
     gymnasium.register("Dot-v0", entry_point=lambda **_: Dot())

@@ -149,8 +149,18 @@ def test_col2im_sums_every_entry_into_its_pixel():
     assert_agree(col2im(weight, image.shape, kernel=3, stride=2), want)
 
 
+QUICK = ("shared weights", "stride wider than the kernel", "one cell", "long runs")
+
+
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shape if name in QUICK else pytest.param(shape, marks=pytest.mark.slow)
+        for name, shape in SMALL.items()
+    ],
+    ids=SMALL.keys(),
+)
 def test_kernel_agrees_with_the_definition(shape, relu):
     exact = run(shape, impl="reference", relu=relu, dtype=torch.float64)
     theirs = run(shape, impl="reference", relu=relu)
@@ -212,6 +222,7 @@ def test_image_may_lie_channels_first():
     assert torch.equal(conv2d(strided, weight, bias, **options), conv2d(x, weight, bias, **options))
 
 
+@pytest.mark.slow
 def test_torch_compile_traces_over_the_kernel():
     shape = Shape(1, 1, 2, 2, 9, 9, 3, 4, 3, 2)
     x, weight, bias = leaves(shape, dtype=torch.float32)

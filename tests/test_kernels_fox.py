@@ -97,8 +97,18 @@ def assert_as_good(ours: dict, theirs: dict, exact: dict) -> None:
         assert error <= 2 * allowed + 1e-5 * want.abs().max(), (name, error, allowed)
 
 
+QUICK = ("one row", "steps", "wide heads")
+
+
 @pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shape if name in QUICK else pytest.param(shape, marks=pytest.mark.slow)
+        for name, shape in SMALL.items()
+    ],
+    ids=SMALL.keys(),
+)
 def test_kernel_agrees_with_the_definition(shape, before):
     exact = run(shape, impl="reference", before=before, dtype=torch.float64)
     theirs = run(shape, impl="reference", before=before)
@@ -116,6 +126,7 @@ def test_logarithms_of_gates_near_one_keep_their_digits():
         torch.testing.assert_close(got.flatten(), want.flatten(), rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.slow
 def test_operator_is_one_that_torch_compiles():
     t = inputs(SMALL["odd heads"], torch.float32, before=True)
     args = tuple(t[name] for name in (*PARAMETERS, "start", "before_k", "before_v"))

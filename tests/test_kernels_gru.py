@@ -137,13 +137,24 @@ def test_definition_is_torchs_cell_row_by_row(shape):
             assert_agree(y[net, :, row], h)
 
 
-@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
+QUICK = ("one row", "starts of all networks")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shape if name in QUICK else pytest.param(shape, marks=pytest.mark.slow)
+        for name, shape in SMALL.items()
+    ],
+    ids=SMALL.keys(),
+)
 def test_kernel_agrees_with_the_definition(shape):
     exact = run(shape, impl="reference", dtype=torch.float64)
     theirs = run(shape, impl="reference")
     assert_as_good(run(shape, impl="triton"), theirs, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [16, 32])
 def test_weights_held_or_read_in_tiles_give_the_same(depth):
     """With 32 units a depth of 32 holds the weights on chip, one of 16 reads them every step."""
@@ -162,6 +173,7 @@ def test_weights_held_or_read_in_tiles_give_the_same(depth):
             assert_agree(got, want)
 
 
+@pytest.mark.slow
 def test_operator_is_one_that_torch_compiles():
     shape = SMALL["starts of all networks"]
     args = [leaf.detach().requires_grad_() for leaf in leaves(shape, torch.float32).values()]

@@ -384,6 +384,7 @@ def test_sweep_takes_jobs(stand_in, capsys):
         assert "--jobs: expected a number of runs, at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuda", [False, True])
 def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
     swept = []

@@ -10,6 +10,9 @@ from cerl.envs.resident import Resident
 from cerl.tasks import POPGYM, TASKS
 
 LEVELS = ("Easy", "Medium", "Hard")
+each_level = pytest.mark.parametrize(
+    "level", ["Easy", *(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[1:])]
+)
 CARDS = ("RepeatPrevious", "RepeatFirst", "CountRecall", "Autoencode", "HigherLower")
 BOARDS = ("Concentration", "MineSweeper", "Battleship", "MultiarmedBandit")
 CONTROL = (
@@ -83,7 +86,7 @@ def side_by_side():
     return popgym_tape.side_by_side
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@each_level
 @pytest.mark.parametrize("game", CARDS)
 def test_card_games_equal_the_package(side_by_side, game, level):
     name = game + level
@@ -99,7 +102,8 @@ def test_card_games_equal_the_package(side_by_side, game, level):
         assert {np.sign(reward) for reward in report.rewards} >= {-1, 1}
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.slow
+@each_level
 @pytest.mark.parametrize("game", BOARDS)
 def test_boards_and_bandits_equal_the_package(side_by_side, game, level):
     name = game + level
@@ -114,7 +118,7 @@ def test_boards_and_bandits_equal_the_package(side_by_side, game, level):
         assert seeing.terminals >= 4 and blind.truncations + seeing.truncations >= 1
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@each_level
 @pytest.mark.parametrize("game", CONTROL)
 def test_physics_equals_the_package_s_step_by_step(side_by_side, game, level):
     report = side_by_side(game + level, games=16, steps=210, tolerance=5e-6, resync=True)
@@ -122,6 +126,7 @@ def test_physics_equals_the_package_s_step_by_step(side_by_side, game, level):
     assert (report.truncations >= 16) if "Pendulum" in game else (report.terminals >= 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", CONTROL)
 def test_physics_stays_near_the_package_s_without_help(side_by_side, game):
     # A pendulum that swings over the top is chaotic: float32 and float64 part after 100 steps.
@@ -130,6 +135,7 @@ def test_physics_stays_near_the_package_s_without_help(side_by_side, game):
     assert report.steps >= 2000
 
 
+@pytest.mark.slow
 def test_cart_poles_are_truncated_where_the_package_s_are(side_by_side):
     def balance(ours, t, rng):
         place, speed = ours._state.place, ours._state.speed
@@ -262,6 +268,7 @@ def test_places_are_those_of_a_stable_sort():
     assert torch.equal(deck.places(u).argsort(-1), u.argsort(dim=-1, stable=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith(("Medium", "Hard"))])
 def test_the_step_is_one_graph_and_equals_eager(name):
     one, two = build(name, seeds=(0, 1)), build(name, seeds=(0, 1))

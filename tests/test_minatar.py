@@ -48,7 +48,7 @@ def cells(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("ramping", [True, False])
-@pytest.mark.parametrize("sticky", [0.0, 0.25])
+@pytest.mark.parametrize("sticky", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
 def test_random_play_equals_the_package(name, ramping, sticky):
     report = side_by_side(name, games=64, steps=200, ramping=ramping, sticky=sticky)
     assert report.steps >= 10_000
@@ -74,6 +74,7 @@ def test_breakout_equals_the_package_over_cleared_walls():
     assert rebuilt.sum() >= 32 and report.rewards[1.0] > 32 * 40
 
 
+@pytest.mark.slow
 def test_asterix_equals_the_package_up_to_the_last_ramp():
     def dodge(obs, t, rng):
         row, column = cells(obs[:, 0])
@@ -102,6 +103,7 @@ def test_asterix_equals_the_package_up_to_the_last_ramp():
     assert report.episodes > 5
 
 
+@pytest.mark.slow
 def test_freeway_equals_the_package_over_whole_games():
     def hurry(obs, t, rng):
         return rng.choice(6, len(obs), p=[0.03, 0.03, 0.83, 0.03, 0.05, 0.03])
@@ -285,6 +287,7 @@ def test_wrong_actions_are_refused():
 # Compiled.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAMES)
 def test_the_step_is_one_graph_and_equals_eager(name):
     one, two = build(name, seeds=(0, 1)), build(name, seeds=(0, 1))
@@ -296,6 +299,7 @@ def test_the_step_is_one_graph_and_equals_eager(name):
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.slow
 def test_many_instances_do_not_exhaust_the_compiler(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: real(f, backend="eager", **k))

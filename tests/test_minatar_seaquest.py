@@ -106,6 +106,7 @@ def test_random_actions_match_the_package(ramping: bool) -> None:
     assert report.steps > 10_000 and report.episodes > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramping", [True, False])
 def test_skilled_play_matches_the_package(ramping: bool) -> None:
     witness, steps = Witness(64), 1000 if ramping else 500  # the last ramp takes its time
@@ -135,6 +136,7 @@ def test_skilled_play_matches_the_package(ramping: bool) -> None:
         assert seen["level"] == 0 and seen["most enemies"] > 2, seen
 
 
+@pytest.mark.slow
 def test_crowded_water_matches_the_package() -> None:
     """Crews of -1, as after a rescue, surface at will until an enemy comes on every step."""
     witness = Witness(64)
@@ -285,6 +287,7 @@ def test_steps_from_any_position_match_the_package(ramping: bool) -> None:
     assert rewards > 100 and 20 < alive.sum() < games - 100, (rewards, alive.sum())
 
 
+@pytest.mark.slow
 def test_compiled_step_traces_and_agrees() -> None:
     compiled = torch.compile(seaquest.step, fullgraph=True, dynamic=False, backend="aot_eager")
     generator = torch.Generator().manual_seed(0)

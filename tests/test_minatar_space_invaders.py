@@ -76,6 +76,7 @@ def test_random_actions_match_the_package(ramping: bool) -> None:
     assert report.steps > 10_000 and report.episodes > 100 and report.rewards[1.0] > 500, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramping", [True, False])
 def test_skilled_play_matches_the_package(ramping: bool) -> None:
     witness = Witness(64)
@@ -97,6 +98,7 @@ def test_skilled_play_matches_the_package(ramping: bool) -> None:
     assert seen["period 12"] > 0 and (seen["period 9"] > 0) == ramping, seen
 
 
+@pytest.mark.slow
 def test_short_waves_match_the_package() -> None:
     """New blocks lose all but three aliens on both sides: many waves, to the fastest."""
     witness = Witness(64)
@@ -179,6 +181,7 @@ def test_one_step_from_any_board_matches_the_package(ramping: bool) -> None:
     assert reward.max() > 20 and 100 < terminal.sum() < games - 100
 
 
+@pytest.mark.slow
 def test_compiled_step_traces_and_agrees() -> None:
     rules = space_invaders
     compiled = torch.compile(rules.step, fullgraph=True, dynamic=False, backend="aot_eager")

@@ -208,7 +208,23 @@ def test_definition_is_a_loop_over_networks(shape):
         assert_agree(ours[name], want)
 
 
-@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL.keys())
+QUICK = (
+    "own inputs",
+    "shared across, not along",
+    "odd hidden sizes",
+    "wide",
+    "observations of members, tail of seeds",
+)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shape if name in QUICK else pytest.param(shape, marks=pytest.mark.slow)
+        for name, shape in SMALL.items()
+    ],
+    ids=SMALL.keys(),
+)
 def test_kernel_agrees_with_the_definition(shape):
     exact = run(shape, impl="reference", dtype=torch.float64)
     theirs = run(shape, impl="reference")
@@ -220,6 +236,7 @@ def every_gradient(shape: Shape) -> dict[str, Tensor]:
     return run(shape, impl="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", SUBSETS.values(), ids=SUBSETS.keys())
 def test_any_subset_of_gradients_is_the_same(wanted):
     shape = SMALL["tail of members, observations of seeds"]
@@ -245,6 +262,7 @@ def test_forward_keeps_what_the_gradients_wanted_need():
     assert all(torch.equal(y, outputs[0]) for y in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_first_heads_of_a_wider_layer_need_no_copy(impl):
     shape = SMALL["shared by critics"]
@@ -317,6 +335,7 @@ def test_half_precision_accumulates_in_float32():
     assert_as_good(ours, theirs, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_seed_with_nan_leaves_the_other_bitwise_alone(impl):
     shape, results = SMALL["tail of members, observations of seeds"], []
@@ -345,6 +364,7 @@ def test_relu_passes_nan_on(impl):
     assert y[[0, 2]].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [NAMES, ("tail",), ()], ids=["all", "tail", "none"])
 def test_operators_trace_and_differentiate(wanted):
     shape = SMALL["observations of members, tail of seeds"]
@@ -366,6 +386,7 @@ def test_operators_trace_and_differentiate(wanted):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_operators_tell_the_truth_about_themselves():
     shape = SMALL["observations of members, tail of seeds"]
     lead, checks = 12, ("test_schema", "test_faketensor", "test_autograd_registration")

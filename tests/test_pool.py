@@ -44,6 +44,7 @@ def same(a: Step, b: Step, *, frames: bool = True) -> bool:
     return all(torch.equal(x, y) for x, y in list(zip(a, b, strict=True))[not frames :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -74,6 +75,7 @@ def test_the_back_ends_agree_on_every_frame_reward_and_end(options):
     assert ends > 0 or common.get("frame_skip", 4) < 4 or options["name"] == "Pong"
 
 
+@pytest.mark.slow
 def test_a_game_without_fire_starts_after_the_same_no_ops_in_both():
     # ale-py draws 0 or 1 no-ops here, EnvPool's least is 1: where ale-py drew 1 they are equal.
     config, seeds = AtariEnv(name="Freeway", noop_max=1), range(100, 106)
@@ -100,6 +102,7 @@ def area_weights(source: int, target: int) -> np.ndarray:
     return np.maximum(overlap, 0) * target / source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "noops"), [("ale", 0), ("envpool", 1)])
 def test_frames_and_rewards_equal_an_emulator_stepped_by_hand(backend, noops):
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -144,6 +147,7 @@ def test_the_time_limit_truncates_shows_the_true_last_frame_and_starts_anew(back
     assert steps[31].reward.item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ale", "envpool"])
 def test_a_game_that_ends_on_the_time_limit_is_terminated_and_not_truncated(backend):
     common = {"backend": backend, "fire_reset": True}
@@ -164,6 +168,7 @@ def test_a_game_that_ends_on_the_time_limit_is_terminated_and_not_truncated(back
         assert same(fresh, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fire_reset", [False, True])
 def test_a_lost_life_ends_the_episode_and_the_game_plays_one_step_of_its_own(fire_reset):
     options = {"noop_max": 0, "fire_reset": fire_reset}
@@ -236,6 +241,7 @@ def test_a_game_that_ends_in_the_step_after_a_lost_life_starts_at_once(monkeypat
     assert pool._games.log == ["reset", 3, 3, 1, "reset", 3]  # pyright: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ale", "envpool"])
 def test_a_seed_plays_the_same_alone_or_among_others_and_no_two_play_alike(backend):
     options = {"backend": backend, "envs": 2, "sticky": 0.25, "fire_reset": True}
@@ -284,6 +290,7 @@ def saved(pool: AtariPool) -> dict:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -352,6 +359,7 @@ def test_games_that_play_otherwise_than_they_did_start_anew_and_the_note_says_so
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -382,6 +390,7 @@ def test_a_state_that_does_not_fit_is_refused_and_the_games_go_on_as_they_were(c
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ale", "envpool"])
 def test_a_restart_depends_on_its_number_and_not_on_what_was_played(backend):
     options = {"backend": backend, "sticky": 0.25, "fire_reset": True, "life_loss": True}

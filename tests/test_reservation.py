@@ -69,6 +69,7 @@ def test_what_a_run_needs_and_what_is_free_are_said(place):
         check(needs(195 * GB // 10), root=root, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_second_run_sees_what_the_first_will_take(place):
     root, folder = place
     arguments = [sys.executable, "-c", OTHER, str(root), str(folder), str(13 * GB)]

@@ -396,6 +396,7 @@ def test_policy_loss_keeps_nothing_for_the_critics(variant):
 FEW = ("single", "cerl with huber", "own target", "redq")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter's; test_learn.py compares GPU and CPU"
 )
@@ -614,6 +615,7 @@ def test_diagnostics_of_replayed_actions():
 
 
 # Torch's compiler makes an instance of the function that cuts images into patches.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("variant", ["cerl with huber", "redq", "convolutions"])
 def test_losses_compile_as_one_graph(variant):

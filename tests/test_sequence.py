@@ -640,6 +640,7 @@ TWINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TWINS)
 def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(family):
     sizes = {}
@@ -675,11 +676,13 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
     return [row["return"] for row in rows if row["policy"] == "individual"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fox", "gru"])
 def test_memory_solves_a_short_t_maze(tmp_path, kind):
     assert tmaze_scores(tmp_path, kind) == [1.0]
 
 
+@pytest.mark.slow
 def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
     """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
     options = {
@@ -736,6 +739,7 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
             assert_agree(got[s, 0, e], want[s, member, e, -1])
 
 
+@pytest.mark.slow
 def test_without_memory_a_t_maze_is_a_coin(tmp_path):
     (score,) = tmaze_scores(tmp_path, "mlp")
     assert 0.5 - 4 * math.sqrt(0.25 / 40) < score < 0.5 + 4 * math.sqrt(0.25 / 40)

@@ -62,7 +62,13 @@ def tell(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+OTHERS = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)],
+)
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, capsys, name):
     number = getattr(signal, name)
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -112,6 +118,7 @@ def test_a_run_stopped_and_saved_has_an_exit_code_of_its_own(tmp_path):
         assert main(arguments) == stop.SAVED == 75
 
 
+@pytest.mark.slow
 def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_path, monkeypatch):
     """Also in the evaluation that ends the run."""
     whole = train.train(tiny(tmp_path / "whole"))
@@ -158,6 +165,7 @@ def test_an_evaluation_that_never_ends_can_be_stopped(tmp_path, monkeypatch):
         train.train(tiny(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path, monkeypatch):
     """A first checkpoint comes before training; without it a resumed run starts from its config."""
     whole = train.train(tiny(tmp_path / "whole"))
@@ -243,6 +251,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
     assert checkpoint.load(folder).state["iteration"] == 160
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", "--out", str(tmp_path)]
     options = ["--device", "cpu", "--schedule.steps", "6000", "--log.every", "100"]
@@ -255,6 +264,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     assert (folder / train.FINISHED).is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_longer_and_stays_one_run(tmp_path, capsys):
     whole = train.train(tiny(tmp_path / "whole"))
     folder = train.train(tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": 80}))
@@ -277,6 +287,7 @@ def cell(config: Config) -> Cell:
     return Cell(1, config, Path(config.out))
 
 
+@pytest.mark.slow
 def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tmp_path):
     """The parent is killed, its runs train on; the same command waits for them."""
     schedule = {**TINY["schedule"], "steps": 20_000}
@@ -299,6 +310,7 @@ def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tm
     assert "\0" not in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
     config = tiny(tmp_path)
@@ -323,6 +335,7 @@ def test_another_process_is_not_joined(tmp_path):
         train.resume(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, capsys):
     """Whatever its constructor raises, and whatever brackets its message holds."""
@@ -341,6 +354,7 @@ def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, 
     assert (folder / train.FINISHED).is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_written_through_links_in_a_run_folder(tmp_path):
     """A stranger's folder may hold links to files and folders of whoever resumes the run."""
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):

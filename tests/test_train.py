@@ -80,6 +80,7 @@ def columns_without_time(folder: Path) -> dict:
     return table.drop_columns(["wall_seconds"]).to_pydict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -125,6 +126,7 @@ def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, c
         train.resume(half)
 
 
+@pytest.mark.slow
 def test_options_of_sequences_mean_nothing_to_frames(tmp_path):
     asked = {"learnt": 3, "cache_refresh": 2, "stored_state": True, "sampling": "episode_start"}
     plain, told = (
@@ -251,6 +253,7 @@ def test_rows_hold_every_member_and_the_vote(tmp_path):
     assert load_file(folder / "config.yaml") == tiny(tmp_path)
 
 
+@pytest.mark.slow
 def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch):
     configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
     first = sweep(configs[:1], tmp_path)
@@ -264,6 +267,7 @@ def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch)
     assert all((folder / train.FINISHED).is_file() for folder in folders)
 
 
+@pytest.mark.slow
 def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypatch, capsys):
     configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
@@ -282,6 +286,7 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
         sweep([broken], tmp_path / "broken", jobs=2)
 
 
+@pytest.mark.slow
 def test_terminated_sweep_ends_its_runs(tmp_path):
     config = tiny(tmp_path, "catch/ddqn", schedule={"steps": 10**9}, log={"checkpoint_every": 40})
     dump(config, tmp_path / "endless.yaml")
@@ -300,6 +305,7 @@ def test_terminated_sweep_ends_its_runs(tmp_path):
     assert not under_way(folder) and not (folder / train.FINISHED).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["catch/cerl", "point_mass/cerl"])
 def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path, name):
     few = train.train(tiny(tmp_path / "a", name, seeds=(2,)))
@@ -321,7 +327,17 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", preset.presets())
+# Simulators take their time to start.
+SIMULATED = ("atari/", "mujoco/", "dmc/", "popgym/")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(SIMULATED) else name
+        for name in preset.presets()
+    ],
+)
 def test_every_preset_loads_and_runs_updates(tmp_path, name):
     config = load(name)
     own = preset.read(preset.FOLDER / f"{name}.yaml")
@@ -399,6 +415,7 @@ def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
     assert not any("vote" in name for name in names)
 
 
+@pytest.mark.slow
 def test_sac_learns_the_point_mass(tmp_path):
     """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
     out = {"out": str(tmp_path), "device": "cpu", "seeds": (0, 1)}

@@ -335,6 +335,7 @@ def test_context_must_leave_rows():
 KERNELS = {name: KINDS[name] for name in ("gru", "fox llama", "fox pro")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what other tests run on a GPU")
 @pytest.mark.parametrize("options", KERNELS.values(), ids=KERNELS.keys())
 def test_kernels_in_the_interpreter_give_the_same(options):
@@ -354,6 +355,7 @@ def test_kernels_in_the_interpreter_give_the_same(options):
         assert_agree(ours, want)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_rows_compile_into_one_graph(options):
