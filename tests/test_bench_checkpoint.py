@@ -33,6 +33,5 @@ def test_writing_beside_training_saving_and_loading_are_timed(tmp_path, monkeypa
     for row in rows:
         assert 0 < row["on disk MB"] < 1.2 * row["ring MB"]
         assert row["streamed MB/s"] > 0 and row["save ms"] > 0 and row["load ms"] > 0
-        assert row["pace MB/s"] == "none" or row["streamed MB/s"] <= 21
         assert row["pause max ms"] >= row["call us"] / 1e3
     assert list(tmp_path.iterdir()) == [out]

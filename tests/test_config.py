@@ -62,7 +62,7 @@ def test_arguments_of_a_task_are_read_hashed_and_saved_like_any_option(tmp_path)
         ({"a": {"b": 1}}, "env.kwargs.a: expected a number, a text, true, false, null or a list"),
         (["slippery"], "env.kwargs: expected name=value, got 'slippery'"),
         (["x=1", "x=2"], "env.kwargs: expected different names, got x"),
-        (["x=[1"], r"env.kwargs.x: expected a YAML value, got '\[1'"),
+        (["x=[1"], "env.kwargs.x: expected YAML"),
     ],
 )
 def test_arguments_of_a_task_that_cannot_be_read_are_refused(given, message):

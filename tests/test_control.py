@@ -385,7 +385,7 @@ def test_a_simulator_that_diverges_stops_the_run_and_the_message_names_it(script
     env.reset()
     env.step(torch.zeros(2, 1, 3))
     name = "observation" if what == "obs" else "reward"
-    message = f"HalfCheetah-v4, seed 9, environment 0: expected a finite {name}, got .*{value}"
+    message = f"HalfCheetah-v4, seed 9, environment 0, agent step 2: expected a finite {name}, got .*{value}"
     with pytest.raises(RuntimeError, match=f"{message}.*env.diverged 'cut'"):
         env.step(torch.zeros(2, 1, 3))
 
@@ -394,7 +394,9 @@ def test_a_simulator_that_diverges_stops_the_run_and_the_message_names_it(script
 def test_an_episode_that_diverged_is_cut_alone(scripted, what):
     env = scripted({2: (what, np.nan)}, diverged="cut", time_limit=100)
     steps = [env.reset(), env.step(torch.zeros(2, 1, 3))]
-    with pytest.warns(RuntimeWarning, match="seed 9, environment 0: .*its episode is cut, the 1"):
+    with pytest.warns(
+        RuntimeWarning, match="seed 9, environment 0, agent step 2: .*its episode is cut, the 1"
+    ):
         steps.append(env.step(torch.zeros(2, 1, 3)))
     steps += [env.step(torch.zeros(2, 1, 3)) for _ in range(2)]
     assert [s.obs[0, 0, 0].item() for s in steps] == [0, 1, 2, 3, 4]
@@ -414,11 +416,11 @@ def test_a_policy_that_diverged_stops_the_run_or_only_its_own_episodes(scripted)
     action[0, 0, 1] = torch.nan
     env = scripted()
     env.reset()
-    with pytest.raises(RuntimeError, match="seed 7, environment 0: expected a finite action"):
+    with pytest.raises(RuntimeError, match="seed 7, environment 0.*: expected a finite action"):
         env.step(action)
     env = scripted(diverged="cut")
     env.reset()
-    with pytest.warns(RuntimeWarning, match="seed 7, environment 0: expected a finite action"):
+    with pytest.warns(RuntimeWarning, match="seed 7, environment 0.*: expected a finite action"):
         step = env.step(action)
     assert step.truncated.tolist() == [[True], [False]]
     assert action[0, 0, 1].isnan()  # the caller's own is left alone
@@ -427,7 +429,10 @@ def test_a_policy_that_diverged_stops_the_run_or_only_its_own_episodes(scripted)
 def test_a_first_observation_that_is_not_finite_always_stops_the_run(scripted, monkeypatch):
     env = scripted(diverged="cut")
     monkeypatch.setattr(Scripted, "_obs", lambda self: np.full((2, 2), np.nan, np.float32))
-    with pytest.raises(RuntimeError, match="seed 7, environment 0: expected a finite first obs"):
+    with pytest.raises(
+        RuntimeError,
+        match="seed 7, environment 0, at the start of an episode: expected a finite first",
+    ):
         env.reset()
 
 

@@ -197,7 +197,7 @@ def test_a_lost_state_is_shown_too():
         ("point_mass", {"flicker": 1.5}, "less than or equal to 1"),
         ("point_mass", {"dropout": -0.1}, "greater than or equal to 0"),
         ("point_mass", {"noise": -1.0}, "greater than or equal to 0"),
-        ("point_mass", {"noise": float("nan")}, "greater than or equal to 0"),
+        ("point_mass", {"noise": float("nan")}, "a finite number"),
         ("point_mass", {"keep": "speed"}, "'all', 'position' or 'velocity'"),
     ],
 )

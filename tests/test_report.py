@@ -478,6 +478,7 @@ def test_colours_of_many_presets_stay_different():
         ("curse-flicker", ["--last", "5"]),
         ("mujoco", ["--until", "280_000", "--last", "3"]),
         ("mujoco-standard", ["--until", "280_000", "--last", "3"]),
+        ("mujoco-fresh", ["--until", "260_000", "--last", "3"]),
     ],
 )
 def test_committed_tables_follow_from_their_rows(folder, options, tmp_path):

@@ -321,7 +321,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", "--out", str(tmp_path)]
-    options = ["--device", "cpu", "--schedule.steps", "6000", "--log.every", "100"]
+    options = ["--device", "cpu", "--schedule.steps", "2000", "--log.every", "40"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -357,7 +357,7 @@ def cell(config: Config) -> Cell:
 @pytest.mark.slow
 def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tmp_path):
     """The parent is killed, its runs train on; the same command waits for them."""
-    schedule = {**TINY["schedule"], "steps": 20_000}
+    schedule = {**TINY["schedule"], "steps": 3_000}
     config = tiny(tmp_path, schedule=schedule, log={**TINY["log"], "every": 1000})
     program = "import sys; from cerl.config import load_file; from cerl.sweep import sweep; "
     program += "sweep([load_file(sys.argv[1])], __import__('pathlib').Path(sys.argv[2]), jobs=2)"

@@ -263,7 +263,7 @@ def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch)
     monkeypatch.undo()
     folders = sweep(configs, tmp_path)
     assert folders[0] == first[0]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*/config.yaml"))) == 2
     assert all((folder / train.FINISHED).is_file() for folder in folders)
 
 
