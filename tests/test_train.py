@@ -111,7 +111,8 @@ def columns_without_time(folder: Path) -> dict:
     ],
 )
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
-    changes = {**changes, "ensemble": {"members": 3} | changes.get("ensemble", {})}
+    short = {"schedule": {"steps": 160}, "ensemble": {"members": 3}}
+    changes = preset.merged(short, changes)
     whole = train.train(tiny(tmp_path / "whole", name, **changes))
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
@@ -419,10 +420,10 @@ def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
 def test_sac_learns_the_point_mass(tmp_path):
     """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
     out = {"out": str(tmp_path), "device": "cpu", "seeds": (0, 1)}
-    schedule = {"steps": 6_000}
-    evaluation = {"every": 6_000}
+    schedule = {"steps": 4_000}
+    evaluation = {"every": 4_000}
     config = load("point_mass/cerl", {**out, "schedule": schedule, "eval": evaluation})
     folder = train.train(config)
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
-    scores = [r["return"] for r in rows if r["step"] == 6_000 and r["policy"] == "individual_mode"]
+    scores = [r["return"] for r in rows if r["step"] == 4_000 and r["policy"] == "individual_mode"]
     assert len(scores) == 10 and min(scores) > 38 and sum(scores) / 10 > 43
