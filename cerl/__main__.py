@@ -238,8 +238,13 @@ def _train(arguments: list[str]) -> None:
     from cerl import train
 
     folder = train.train(run)
-    with _reader_may_leave():
-        print(folder)
+    _print_folder(folder)
+
+
+def _print_folder(folder: Path) -> None:
+    from cerl.screen import Screen
+
+    Screen().line(str(folder))
 
 
 def _resume(arguments: list[str], *, trusted: bool) -> None:
@@ -255,8 +260,7 @@ def _resume(arguments: list[str], *, trusted: bool) -> None:
     from cerl import train
 
     train.resume(folder, changes=changes, trusted=trusted)
-    with _reader_may_leave():
-        print(folder)
+    _print_folder(folder)
 
 
 def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]:

@@ -362,8 +362,7 @@ def _intact(file: Path, device: torch.device) -> Loaded:
         with safe.read(file) as raw:
             size = os.fstat(raw.fileno()).st_size
             with zipfile.ZipFile(raw) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
+                _check_stored(archive)
                 bad = archive.testzip()
     except OSError as error:
         raise Damaged(f"damaged ({lost(file, error)})") from error
@@ -378,11 +377,22 @@ def _intact(file: Path, device: torch.device) -> Loaded:
     return Loaded(state, file, [], replay)
 
 
+def _check_stored(archive: zipfile.ZipFile) -> None:
+    """torch compresses nothing; what is compressed could fill the memory on being read."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
+
+
 def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest | None]:
     """State and rows of replay of a checkpoint whose bytes are taken for granted."""
     foreign = "intact, but no checkpoint of cerl"
-    if file.is_symlink():
-        raise Damaged("a link, and nothing is read through links")
+    try:
+        with safe.read(file) as raw, zipfile.ZipFile(raw) as archive:
+            _check_stored(archive)
+    except OSError as error:
+        raise Damaged(f"damaged ({lost(file, error)})") from error
+    except zipfile.BadZipFile as error:
+        raise Damaged(f"damaged (not a whole archive: {plain(str(error))})") from error
     try:
         content = torch.load(
             file, map_location=device, weights_only=True, mmap=device.type == "cpu"

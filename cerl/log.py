@@ -5,7 +5,6 @@ Rows and metrics are the record (`cerl/rows.py`), TensorBoard shows the same num
 too high: the opposite sign of what the original code logs as `Overestimation`.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -120,7 +119,8 @@ class Logger:
             self._introduce()
             if self.console.is_terminal:
                 self.live = Live(console=self.console, auto_refresh=False)
-                self.live.start()
+                with self.screen.spared():
+                    self.live.start()
         self.pace.add(self.step, self.updates)
         return self
 
@@ -132,7 +132,8 @@ class Logger:
     ) -> None:
         if self.live is not None:
             self._show()
-            self.live.stop()
+            with self.screen.spared():
+                self.live.stop()
             self.live = None
         try:
             self.flush(final=kind is None)
@@ -184,7 +185,7 @@ class Logger:
             grid = Table.grid(padding=(0, 1))
             bar = ProgressBar(total=self.pace.total, completed=self.step, width=10)
             grid.add_row(bar, Text(where, no_wrap=True, overflow="ellipsis"))
-            with contextlib.suppress(OSError, ValueError):  # as in `Screen.line`
+            with self.screen.spared():
                 self.live.update(Group(grid, Text(scores)), refresh=True)
 
     def headline(self) -> tuple[str, str]:
@@ -384,10 +385,11 @@ class Logger:
         if time.monotonic() - self.flushed > FLUSH:
             self.flush()
 
-    def flush(self, *, metrics: bool = True, final: bool = False) -> None:
+    def flush(self, *, metrics: bool = True, final: bool = False) -> bool:
         """Writes rows, and metrics too unless told not to: their table soon is the larger one.
 
         A full disk is noted and tried again at the next flush.
+        Returns: whether all rows that it was to write are on the disk.
         Raises: RowsError if this is the last chance, or the folder holds another run's rows.
         """
         if metrics:
@@ -398,6 +400,7 @@ class Logger:
                 table.flush()
             except OSError as error:
                 complaint = f"{table.path}: could not be written ({error.strerror or error})"
+        written = not complaint
         self.board.flush()
         if not complaint and self.board.error is not None:
             reason = self.board.error.strerror or self.board.error
@@ -408,6 +411,7 @@ class Logger:
         if complaint and complaint != self.complaint:
             self.note(f"{complaint}; rows stay in memory, and the run goes on")
         self.complaint = complaint
+        return written
 
     def state_dict(self) -> dict[str, Any]:
         """Where the record stands. Flush it first, so that a checkpoint never leads the record."""
@@ -425,9 +429,13 @@ class Logger:
         self._measure({"checkpoints_damaged": np.ones(len(self.seeds))})
 
     def forget(self) -> None:
-        """Drops what a run that had no checkpoint yet has recorded in the folder."""
+        """Starts the record anew, for a run without a checkpoint; what it has is kept aside."""
         self.board.after = -1
         for table in (self.rows, self.metrics):
+            if table.path.is_file() and not table.path.is_symlink():
+                aside = table.path.with_name(f"dropped-{time.time_ns()}-{table.path.name}")
+                table.path.rename(aside)
+                self.note(f"{table.path.name} of before is kept aside as {aside.name}")
             table.keep_until(-1)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -161,16 +161,13 @@ def read(path: Path) -> Tree:
 
 def scalar(text: str, *, where: str) -> Any:
     """A word of the command line, read as a value in a YAML file is. Raises: ConfigError."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: expected a YAML value, got {text!r}") from error
+    return parsed(text, where=where)
 
 
 def as_word(value: Any) -> str:
     """A value as one word that `scalar` reads."""
     plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
 
 

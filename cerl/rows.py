@@ -130,7 +130,9 @@ def content_hash(table: pa.Table) -> str:
         digest.update(f"{name} {column.type} {len(column)}\n".encode())
         digest.update(column.is_null().to_numpy().tobytes())
         if pa.types.is_string(column.type):
-            digest.update("\0".join(text or "" for text in column.to_pylist()).encode())
+            coded = column.combine_chunks().dictionary_encode()
+            digest.update("\0".join(coded.dictionary.to_pylist()).encode())
+            digest.update(coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
         else:
             empty = pa.scalar(0).cast(column.type)
             digest.update(column.fill_null(empty).to_numpy().tobytes())

@@ -36,12 +36,18 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
         elif now - first[0] > TOGETHER:
             raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+    def late(number: int, frame: object) -> None:
+        """After the run has saved: the rest of what counts as one signal changes nothing."""
+        if time.monotonic() - first[0] > TOGETHER:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: old for number, old in found.items() if old != signal.SIG_IGN}
     try:
         for number in before:
             signal.signal(number, handler)
         yield lambda: bool(first)
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, late if first else old)

@@ -6,13 +6,15 @@ trained, and a run that another process still trains (of a sweep that was killed
 for. A run that fails is reported at the end and keeps no other from its turn.
 """
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cerl import files, train
 from cerl.config import Config, ConfigError, dump, fixed_hash, load_file
@@ -25,7 +27,6 @@ POLL = 0.2  # seconds between looks at whether one has ended
 TAIL = 4096  # bytes at the end of a log among which its last line is looked for
 
 Say = Callable[..., None]
-State = Literal["new", "begun", "under way", "finished"]
 
 
 def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
@@ -85,14 +86,36 @@ class Cell(NamedTuple):
 
         return sorted(found, key=order, reverse=True)
 
-    def state(self) -> tuple[State, Path | None]:
-        """What became of the run, and its folder if it was begun."""
-        folder = next(iter(self.earlier()), None)
-        if folder is None:
-            return "new", None
-        if under_way(folder):
-            return "under way", folder
-        return ("finished" if train.finished(folder, self.config) else "begun"), folder
+    @property
+    def logs(self) -> Path:
+        """Folder of what the runs print, and of their locks."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        return files.own_folder(self.out / "logs")
+
+    def claim(self) -> int | None:
+        """A lock on the run, held as long as anybody has the file descriptor open, a child that
+        inherits it included: a run has a folder of its own to lock only after seconds of start-up.
+
+        Returns: the descriptor; None if another process trains the run, or is about to.
+        """
+        path = self.logs / f".{fixed_hash(self.config)[:16]}.lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if any(under_way(folder) for folder in self.earlier()):
+            os.close(handle)
+            return None
+        return handle
+
+    def free(self) -> bool:
+        """Whether nobody trains the run."""
+        handle = self.claim()
+        if handle is not None:
+            os.close(handle)
+        return handle is not None
 
     def longer(self, folder: Path) -> dict[str, int]:
         """What a resumed run has to change to become as long as is asked for."""
@@ -104,38 +127,40 @@ class Cell(NamedTuple):
         )
 
 
-def _wait(cell: Cell, folder: Path, say: Say, stopped: Callable[[], bool]) -> None:
-    """Until nobody trains the run any more. Raises: Stopped."""
-    say(f"{cell.title}: another process trains it, which is waited for; {folder}")
-    while under_way(folder):
-        if stopped():
-            raise Stopped
-        time.sleep(POLL)
-
-
 def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:
     failures = []
     for cell in cells:
         say(f"{cell.title} ({len(cells)} in all)", style="bold")
-        state, folder = cell.state()
-        if state == "under way" and folder is not None:
-            with stop_flag() as stopped:
-                _wait(cell, folder, say, stopped)
-            state, folder = cell.state()
         try:
-            if folder is None:
-                train.train(cell.config)
-            elif state == "finished":
-                say(f"finished before: {folder}")
-            else:
-                say(f"resuming {folder}")
-                train.resume(folder, changes=cell.longer(folder), trusted=True)
+            _one(cell, say)
         # Whatever ends one run, the others have their turn.
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             say(f"failed: {text}", style="bold red")
             failures.append(f"{cell.title}: {text}")
     return failures
+
+
+def _one(cell: Cell, say: Say) -> None:
+    """Trains a run, or goes on with it, in this process. Raises: Stopped."""
+    if not cell.free():
+        say(f"{cell.title}: another process trains it, which is waited for")
+    with stop_flag() as stopped:
+        while (lock := cell.claim()) is None:
+            if stopped():
+                raise Stopped
+            time.sleep(POLL)
+    try:
+        folder = next(iter(cell.earlier()), None)
+        if folder is None:
+            train.train(cell.config)
+        elif train.finished(folder, cell.config):
+            say(f"finished before: {folder}")
+        else:
+            say(f"resuming {folder}")
+            train.resume(folder, changes=cell.longer(folder), trusted=True)
+    finally:
+        os.close(lock)
 
 
 class _Job(NamedTuple):
@@ -158,27 +183,29 @@ class _Job(NamedTuple):
 
 def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
     waiting, running, failures = list(cells), [], []
-    others: list[tuple[Cell, Path]] = []  # runs that other processes train
+    others: list[Cell] = []  # whose runs other processes train
     told = time.monotonic()
     with stop_flag() as stopped:
         while (waiting or running or others) and not stopped():
             while waiting and len(running) + len(others) < jobs:
                 cell = waiting.pop(0)
-                state, folder = cell.state()
-                if state == "under way" and folder is not None:
-                    say(f"{cell.title}: another process trains it, which is waited for; {folder}")
-                    others.append((cell, folder))
-                elif state == "finished":
-                    say(f"{cell.title}: finished before: {folder}")
-                else:
-                    running.append(_start(cell, folder, say))
+                try:
+                    if (lock := cell.claim()) is None:
+                        say(f"{cell.title}: another process trains it, which is waited for")
+                        others.append(cell)
+                    else:
+                        running += _start(cell, lock, say)
+                # A run that cannot be started keeps no other from its turn.
+                except Exception as error:
+                    say(f"{cell.title}: failed: {error}")
+                    failures.append(f"{cell.title}: {type(error).__name__}: {error}")
             time.sleep(POLL)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 failures += _ended(job, say)
-            for other in [other for other in others if not under_way(other[1])]:
-                others.remove(other)
-                waiting.insert(0, other[0])
+            for cell in [cell for cell in others if cell.free()]:
+                others.remove(cell)
+                waiting.insert(0, cell)
             if time.monotonic() - told >= TELL_EVERY:
                 told = time.monotonic()
                 for job in running:
@@ -188,33 +215,38 @@ def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
     return failures
 
 
-def _start(cell: Cell, folder: Path | None, say: Say) -> _Job:
-    """Starts or resumes a run as a process."""
-    cell.out.mkdir(parents=True, exist_ok=True)
-    logs = files.own_folder(cell.out / "logs")
-    config = cell.config
-    stem = f"{config.preset or 'run'}-{config.env.family}/{config.env.name}"
-    log = logs / f"{cell.number:03d}-{stem.replace('/', '-').replace(':', '-')}.txt"
-    if folder is not None:
-        changes = [
-            part for key, value in cell.longer(folder).items() for part in (f"--{key}", str(value))
-        ]
-        command = ["--resume", str(folder), "--trust", *changes]
-    else:
-        command = [str(log.with_suffix(".yaml"))]
-        dump(config, command[0])
-    say(f"{cell.title}: {'starting' if folder is None else 'resuming'}; {log}")
-    with files.append(log) as output:
-        begin = output.seek(0, 2)
-        # A session of its own: Ctrl-C reaches it once, from here.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cerl", "train", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return _Job(cell, process, log, begin)
+def _start(cell: Cell, lock: int, say: Say) -> list[_Job]:
+    """Starts or resumes a run as a process, which takes the lock over; none if it is finished."""
+    try:
+        folder = next(iter(cell.earlier()), None)
+        if folder is not None and train.finished(folder, cell.config):
+            say(f"{cell.title}: finished before: {folder}")
+            return []
+        config = cell.config
+        stem = f"{config.preset or 'run'}-{config.env.family}/{config.env.name}"
+        log = cell.logs / f"{cell.number:03d}-{stem.replace('/', '-').replace(':', '-')}.txt"
+        if folder is not None:
+            command = ["--resume", str(folder), "--trust"]
+            for key, value in cell.longer(folder).items():
+                command += [f"--{key}", str(value)]
+        else:
+            command = [str(log.with_suffix(".yaml"))]
+            dump(config, command[0])
+        say(f"{cell.title}: {'starting' if folder is None else 'resuming'}; {log}")
+        with files.append(log) as output:
+            begin = output.seek(0, 2)
+            # A session of its own: Ctrl-C reaches it once, from here.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cerl", "train", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+    finally:
+        os.close(lock)
+    return [_Job(cell, process, log, begin)]
 
 
 def _ended(job: _Job, say: Say) -> list[str]:
@@ -227,7 +259,7 @@ def _ended(job: _Job, say: Say) -> list[str]:
     return [f"{job.cell.title}: {how}: {job.last_line()} (exit code {code}, {job.log})"]
 
 
-def _stop(running: Sequence[_Job], others: Sequence[tuple[Cell, Path]], say: Say) -> None:
+def _stop(running: Sequence[_Job], others: Sequence[Cell], say: Say) -> None:
     """Has all runs saved and ended. Raises: Stopped."""
     say("stopped: waiting for the runs to save; the same command goes on")
     for job in running:
@@ -239,6 +271,6 @@ def _stop(running: Sequence[_Job], others: Sequence[tuple[Cell, Path]], say: Say
         for job in running:
             job.process.kill()
         raise
-    for _, folder in others:
-        say(f"{folder}: its own process trains on")
+    for cell in others:
+        say(f"{cell.title}: its own process trains on")
     raise Stopped

@@ -4,6 +4,7 @@ The updates of an iteration are handed to `Collector.step`, which knows when the
 """
 
 import contextlib
+import hashlib
 import math
 import shutil
 import time
@@ -20,11 +21,12 @@ from cerl.config import Config
 from cerl.diagnose import diagnose, staleness
 from cerl.estimate import estimate, explaining
 from cerl.evaluate import Evaluator, Result, evaluation_keys
-from cerl.files import sweep_temporaries, write_text
+from cerl.files import read_small, sweep_temporaries, write_text
 from cerl.graph import captured
 from cerl.held import held
 from cerl.log import Logger
 from cerl.reservation import Reservation, check, reserved
+from cerl.screen import Screen
 from cerl.stop import Stopped, stop_flag
 from cerl.versions import record_versions
 from cerl.wiring import Parts, assemble, close, evaluation_env, make_agent, prepare
@@ -64,10 +66,17 @@ def _reserved(config: Config) -> Iterator[Reservation]:
 def finished(folder: Path, config: Config) -> bool:
     """Whether the run of a folder has come to its end, which `schedule.steps` may have put off."""
     try:
-        words = (folder / FINISHED).read_text(encoding="utf-8").split()
-    except OSError:
+        content, _ = read_small(folder / FINISHED, most=200)
+        steps = int(content.decode().partition(" ")[0])
+    except (OSError, ValueError):
         return False
-    return bool(words) and words[0].isdecimal() and int(words[0]) >= config.schedule.steps
+    return content.decode() == _finished_line(steps) and steps >= config.schedule.steps
+
+
+def _finished_line(steps: int) -> str:
+    """What `finished` says; a number with a flipped bit is not taken for another."""
+    digest = hashlib.sha256(str(steps).encode()).hexdigest()[:12]
+    return f"{steps} agent steps of one seed ({digest})\n"
 
 
 def resume(
@@ -102,7 +111,8 @@ class Loop:
     """Training up to the last iteration; one iteration is E agent steps of every seed.
 
     Attributes that a checkpoint holds: iteration, those done; made, updates that were due in them;
-    evaluated, whether the evaluation that is due at this iteration was made.
+    filled, agent steps of one seed from which on updates are made; recorded, whether the metrics
+    and scores that are due at this iteration are in the log.
     """
 
     def __init__(
@@ -115,10 +125,9 @@ class Loop:
         self.config, self.parts, self.folder = config, parts, folder
         self.reservation = reservation
         schedule, device = config.schedule, parts.device
-        self.iteration, self.made, self.evaluated = 0, 0, True
+        self.iteration, self.made, self.filled, self.recorded = 0, 0, 0, True
         self.envs = parts.env.spec.envs
         self.last = -(-schedule.steps // self.envs)
-        self.filled = 0  # agent steps of one seed from which on updates are made
         self.identity = configuration.fixed_hash(folder)
         self.logger = Logger(
             folder,
@@ -131,8 +140,9 @@ class Loop:
         )
         self.checkpoints = Checkpoints(folder, parts.replay if config.log.save_replay else None)
         self.updates, self.sync = self._updates(), captured(parts.learner.sync, device)
-        self.updating = False
-        self.saved: tuple[int, bool] | None = None  # iteration and `evaluated` of the last save
+        self.whole = True  # False in the midst of an iteration
+        self.owed = False  # whether a checkpoint was due and could not be written
+        self.saved: tuple[int, bool] | None = None  # iteration and `recorded` of the last save
         self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
     def _updates(self) -> list[Callable[[], None]]:
@@ -164,12 +174,12 @@ class Loop:
             finally:
                 self.checkpoints.close()
                 close(self.parts)
-            if self.iteration < self.last or not self.evaluated:
+            if self.iteration < self.last or not self.recorded:
                 self.logger.note(
                     f"stopped and saved; go on with: cerl train --resume {self.folder}"
                 )
                 raise Stopped
-        write_text(self.folder / FINISHED, f"{self.steps} agent steps of one seed\n")
+        write_text(self.folder / FINISHED, _finished_line(self.steps))
         return self.folder
 
     @property
@@ -179,18 +189,18 @@ class Loop:
 
     def _train(self, stopped: Callable[[], bool]) -> None:
         config, logger = self.config, self.logger
-        if not self.evaluated:
-            self._evaluate(stopped)
+        if not self.recorded:
+            self._record(stopped)
         while self.iteration < self.last and not stopped():
             self._iterate()
-            if self._due(config.log.every) or not self.evaluated:
-                self._look()
-            if not self.evaluated:
-                self._evaluate(stopped)
+            if not self.recorded:
+                self._record(stopped)
+            if not self.recorded:  # told to stop: nothing of this step is in the log
+                return
             self._stream()
             minutes = config.log.checkpoint_minutes
             late = minutes and time.monotonic() - self.saved_at > 60 * minutes
-            if late or self._due(config.log.checkpoint_every):
+            if late or self.owed or self._due(config.log.checkpoint_every):
                 self.save()
             logger.progress(self.iteration * self.envs, self.made)
 
@@ -203,20 +213,23 @@ class Loop:
         missing = range(self.made + 1, wanted + 1) if before >= self.filled else range(0)
 
         def learn() -> None:
-            self.updating = True
             for number in missing:
                 self.updates[number % config.schedule.policy_every == 0]()
-            self.made, self.updating = wanted, False
+            self.made = wanted
 
+        self.whole = False
         collector.step(learn)
         if refresh:
             collector.refresh()
         self._counted()
+        self.whole = True
 
     def _counted(self) -> None:
         """An iteration is over; what is due in it comes next."""
         self.iteration += 1
-        self.evaluated = not self._due(self.config.eval.every)
+        self.recorded = not self._due(self.config.log.every) and not self._due(
+            self.config.eval.every
+        )
         schedule = self.config.schedule
         if schedule.target_rate == 1.0 and self._passed(schedule.target_every):
             self.sync()
@@ -230,28 +243,31 @@ class Loop:
         """`_passed`, or whether the last iteration is the run's last."""
         return self.iteration == self.last or self._passed(every)
 
-    def _look(self) -> None:
-        """Looks for seeds that diverged; training metrics and episodes go to the log if due."""
-        steps, parts, logger = self.iteration * self.envs, self.parts, self.logger
-        measuring = self._due(self.config.log.every)
-        metrics = _measurements(self.config, parts) if measuring else {}
+    def _record(self, stopped: Callable[[], bool]) -> None:
+        """Metrics, episodes and scores that are due go to the log, all of them or none.
+
+        Told to stop, the evaluation is given up, and made on resuming.
+        """
+        config, parts, logger = self.config, self.parts, self.logger
+        steps, evaluator = self.iteration * self.envs, parts.evaluator
+        metrics = _measurements(config, parts) if self._due(config.log.every) else {}
         if self.reservation is not None and parts.device.type == "cuda":
             self.reservation.write()  # graphs have taken memory since, which nobody else can tell
         if found := parts.watch.look(steps, metrics):
             logger.note("\n".join(found))
             self.updates = self._updates()
-        if measuring:
-            real_steps = parts.collector.real_steps.cpu().clone()
+        scores = None
+        if self._due(config.eval.every):
+            scores = evaluator.run(self.iteration, stopped=stopped)
+            if scores is None:
+                return
+        real_steps = parts.collector.real_steps.cpu().clone()
+        if metrics:
             logger.training(steps, self.made, metrics)
             logger.episodes(steps, self.made, real_steps, parts.collector.take_finished())
-
-    def _evaluate(self, stopped: Callable[[], bool]) -> None:
-        """Plays the current parameters; told to stop, the evaluation is made on resuming."""
-        results = self.parts.evaluator.run(self.iteration, stopped=stopped)
-        if results is not None:
-            real_steps = self.parts.collector.real_steps.cpu().clone()
-            self.logger.evaluation(self.iteration * self.envs, self.made, real_steps, results)
-            self.evaluated = True
+        if scores is not None:
+            logger.evaluation(steps, self.made, real_steps, scores)
+        self.recorded = True
 
     def _stream(self) -> None:
         """Hands new rows of replay to the disk; what it does not take now is tried again later."""
@@ -264,18 +280,27 @@ class Loop:
         Args:   must, raise CheckpointError where it cannot be written (else that is noted, and
                 tried again a minute later).
         """
-        if self.saved == (self.iteration, self.evaluated):
+        if self.saved == (self.iteration, self.recorded):
             return
+        self.owed = True
         if not must and time.monotonic() - self.tried_at <= RETRY:
             return
-        self.logger.flush()  # a checkpoint never leads the record
-        state = self._snapshot()
+
+        def write() -> None:
+            # A checkpoint never leads the record: rows that are lost would not be made again.
+            if not self.logger.flush():
+                raise CheckpointError(
+                    f"{self.folder}: no checkpoint was saved, since the rows up to it could not be "
+                    "written either; free some space"
+                )
+            self.checkpoints.save(self._snapshot())
+
         if must:
-            self.checkpoints.save(state)
-        elif not self._written(lambda: self.checkpoints.save(state)):
+            write()
+        elif not self._written(write):
             return
-        self.saved, self.saved_at = (self.iteration, self.evaluated), time.monotonic()
-        self.complaint = ""
+        self.saved, self.saved_at = (self.iteration, self.recorded), time.monotonic()
+        self.owed, self.complaint = False, ""
 
     def _written(self, write: Callable[[], object]) -> bool:
         """Whether a write to the disk succeeded; a failure is said once."""
@@ -293,15 +318,15 @@ class Loop:
         """Saves what an error leaves whole, before the error ends the run."""
         if isinstance(error, CheckpointError):
             return
-        if self.updating:
-            self.logger.note(
-                "nothing was saved: an update was under way, and may have changed some of the "
-                f"parameters only; go on from the last checkpoint with: cerl train --resume "
-                f"{self.folder}"
-            )
-            return
         if self.parts.collector.lost:  # the step counts, as one that lost its simulators
             self._counted()
+        elif not self.whole:
+            self.logger.note(
+                "nothing was saved: the error came in the midst of a step or an update, and parts "
+                "of the run may be ahead of others; go on from the last checkpoint with: cerl "
+                f"train --resume {self.folder}"
+            )
+            return
         try:
             self.save(must=True)
         # Whatever goes wrong here, the first error is the one to be told.
@@ -316,7 +341,8 @@ class Loop:
         return {
             "iteration": self.iteration,
             "made": self.made,
-            "evaluated": self.evaluated,
+            "filled": self.filled,
+            "recorded": self.recorded,
             "config": self.identity,
             "learner": parts.learner.state_dict(),
             "watch": parts.watch.state_dict(),
@@ -349,6 +375,7 @@ class Loop:
             note += "; the simulator cannot be restored: episodes under way were cut"
         if parts.env.note:
             note += f" ({parts.env.note})"
+        self.filled = loaded.state["filled"]
         if steps and not (config.log.save_replay and loaded.replay and loaded.replay.total):
             self.filled = steps + config.replay.start
             note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
@@ -375,7 +402,7 @@ class Loop:
         self.logger.load_state_dict(state["logger"])
         exact = parts.collector.load_state_dict(state["collector"])
         self.iteration, self.made = state["iteration"], state["made"]
-        self.evaluated, self.saved = state["evaluated"], (self.iteration, state["evaluated"])
+        self.recorded, self.saved = state["recorded"], (self.iteration, state["recorded"])
         return exact
 
     def _introduce(self) -> None:
@@ -387,7 +414,8 @@ class Loop:
             self.logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
         every = -(-self.config.log.checkpoint_every // self.envs)
         needs = self.checkpoints.needs(self._snapshot(), every=every, iterations=self.last)
-        free = shutil.disk_usage(self.folder).free
+        taken = [*checkpoint.files(self.folder), *(self.folder / "replay").glob("*")]
+        free = shutil.disk_usage(self.folder).free + sum(file.stat().st_size for file in taken)
         words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
         self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
@@ -429,7 +457,16 @@ def evaluate(
     env = evaluation_env(config, device)
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
-    state = checkpoint.load(folder).state
+    loaded = checkpoint.load(folder)
+    for sentence in loaded.damaged:
+        Screen().line(sentence)
+    state = loaded.state
+    own = {"config": "", "learner": {"net": dict(net.state_dict())}}
+    asked_for = {key: state[key] for key in own if key in state}
+    if isinstance(asked_for.get("learner"), dict):
+        asked_for["learner"] = {k: v for k, v in asked_for["learner"].items() if k == "net"}
+    checkpoint.match(own, asked_for)
+    configuration.check_fixed(folder, state["config"], where=str(loaded.file))
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
         results = Evaluator(config, env, agent, net, keys=keys).run(0)
