@@ -328,14 +328,13 @@ SMALL = {
 }
 
 
-# Simulators take their time to start.
-SIMULATED = ("atari/", "mujoco/", "dmc/", "popgym/")
+QUICK = ("catch/", "point_mass/", "gym/")  # other simulators take their time
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith(SIMULATED) else name
+        name if name.startswith(QUICK) else pytest.param(name, marks=pytest.mark.slow)
         for name in preset.presets()
     ],
 )
