@@ -152,6 +152,7 @@ def stop_at_first_checkpoint(monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", save_and_interrupt)
 
 
+@pytest.mark.slow
 def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
     stop_at_first_checkpoint(monkeypatch)
@@ -184,6 +185,7 @@ def rows_of_updates(monkeypatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["catch/cerl", "gym/cartpole"])
 def test_updates_wait_for_the_rows_of_the_start_and_of_a_refill(tmp_path, monkeypatch, name):
     log = {"every": 40, "checkpoint_every": 120, "save_replay": False}
@@ -222,6 +224,7 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
         assert torch.equal(after["replay"]["obs"][:, at], before["collector"]["last"][0])
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_options_is_refused(tmp_path):
     folder = train.train(tiny(tmp_path / "a"))
     other = wiring.assemble(tiny(tmp_path / "b", seeds=(3,)))
@@ -229,6 +232,7 @@ def test_checkpoint_of_other_options_is_refused(tmp_path):
         other.replay.load_state_dict(final_state(folder)["replay"])
 
 
+@pytest.mark.slow
 def test_evaluate_a_finished_run(tmp_path):
     folder = train.train(tiny(tmp_path))
     results = train.evaluate(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
@@ -238,6 +242,7 @@ def test_evaluate_a_finished_run(tmp_path):
     assert results["individual"].returns.abs().eq(1).all()  # Catch ends with +1 or -1
 
 
+@pytest.mark.slow
 def test_rows_hold_every_member_and_the_vote(tmp_path):
     folder = train.train(tiny(tmp_path))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
@@ -396,6 +401,7 @@ def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
         wiring.assemble(tiny(tmp_path, name, **changes))
 
 
+@pytest.mark.slow
 def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
     folder = train.train(tiny(tmp_path, "point_mass/cerl"))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
