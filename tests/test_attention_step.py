@@ -139,6 +139,7 @@ def test_window_may_be_shorter_than_the_ring(impl):
     assert_as_good(got, theirs, sequence(inputs, 11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "until", "checked"),
     [(-1e9, 48, range(57, 64)), (-1e5, 51, range(53, 56))],
@@ -200,6 +201,7 @@ def keys_read(inputs: Inputs, log_eps: float) -> Tensor:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_keys_that_cannot_matter_are_not_read_and_are_not_lost(impl):
     inputs, cache = prefilled(LONG, forget=0.5)
@@ -295,6 +297,7 @@ def test_reset_of_one_head_leaves_the_other_heads_their_keys(impl):
     assert cache.position.tolist() == [[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_inputs_may_be_strided(impl):
     shape = Shape(2, 4, 2, 6, 8, 9)
@@ -315,6 +318,7 @@ def test_cache_says_what_it_takes():
     assert cache.nbytes == sum(x.numel() * x.element_size() for x in cache)
 
 
+@pytest.mark.slow
 def test_operator_passes_the_checks_of_torch():
     shape = Shape(2, 4, 2, 6, 8, 1)
     q, k, v, log_f, start = (x[:, 0] for x in draw(shape))

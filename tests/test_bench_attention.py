@@ -403,6 +403,7 @@ def test_differences_are_shares_of_the_largest_value():
     assert bench_tiles.difference([torch.tensor([math.nan, -10.0]), wanted[1]], wanted) > 1e300
 
 
+@pytest.mark.slow
 def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     measured = bench_acp.acp(
         out=tmp_path / "acp",

@@ -35,6 +35,7 @@ def test_acting_is_timed_with_caches_and_by_recomputing(tmp_path):
         assert row["cache MiB"] > 0
 
 
+@pytest.mark.slow
 def test_lengths_are_timed_with_and_without_pruning(tmp_path):
     words = ["--nets", "fox-llama", "gru", "--lengths", "8", "12", "--batch", "2"]
     rows = measured(tmp_path, "memory-length", *words)

@@ -27,6 +27,7 @@ def refusal(name="catch/ddqn", **overrides):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_preset_loads_and_has_a_description():
     names = preset.presets()
     assert len(names) > 40

@@ -33,6 +33,7 @@ def test_interrupts_that_were_not_ignored_stay_as_they_are():
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_other_plugins_that_warn_are_not_loaded(tmp_path):
     info = tmp_path / "noisy-1.dist-info"
     info.mkdir()

@@ -196,6 +196,7 @@ def test_longest_limits_an_episode_where_the_time_limit_is_above_it():
     assert ends == [50, 20, 50]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["envpool", "dm_control"])
 def test_a_restart_depends_on_its_number_and_not_on_what_was_played(backend):
     pytest.importorskip(backend)

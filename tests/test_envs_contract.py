@@ -150,7 +150,7 @@ BUILDERS: dict[str, Build] = {
     scope="module",
     params=[
         pytest.param(name, marks=pytest.mark.slow)
-        if name.startswith(("atari", "dmc", "mujoco", "popgym"))
+        if name.startswith(("atari", "dmc", "mujoco", "popgym", "memory"))
         else name
         for name in sorted(BUILDERS)
     ],

@@ -116,6 +116,7 @@ def test_ties_of_the_vote_are_broken_anew_at_every_step():
     assert taken.count(1) == pytest.approx(200, abs=45)
 
 
+@pytest.mark.slow
 def test_the_random_policy_draws_a_member_for_each_episode_and_keeps_it():
     cfg = config(members=3, policies=("random",), episodes=150, slots=1)
     ours = evaluator(cfg, [1, 2, 3], length=lambda s, e, k: 4)

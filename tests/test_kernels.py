@@ -179,6 +179,7 @@ def test_kernel_agrees_with_the_definition_at_real_sizes(shape, products):
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 @pytest.mark.parametrize("name", ["shared input, uneven stride", "shared weights"])
 def test_seed_with_nan_leaves_the_other_bitwise_alone(impl, name):
@@ -199,6 +200,7 @@ def test_seed_with_nan_leaves_the_other_bitwise_alone(impl, name):
         assert dirty[1].isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_relu_passes_nan_on(impl):
     shape = SMALL["own inputs"]

@@ -342,6 +342,7 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
     assert "eval.epsilon" in refused(capsys, "eval", str(run_folder), "--epsilon", "2")
 
 
+@pytest.mark.slow
 def test_sweep_is_presets_times_environments_with_options(stand_in):
     swept, reported = [], []
     stand_in(
@@ -361,6 +362,7 @@ def test_sweep_is_presets_times_environments_with_options(stand_in):
     assert reported == [([Path("a"), Path("b")], Path("study"))]
 
 
+@pytest.mark.slow
 def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
     swept = []
     stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(runs) or [])
@@ -461,6 +463,7 @@ def cerl_process(*arguments, **options):
     return subprocess.run(line, capture_output=True, text=True, env=environment, **options)
 
 
+@pytest.mark.slow
 def test_help_and_version_do_not_wait_for_torch():
     probe = (
         "import sys; from cerl.__main__ import main; main(['--help']); main(['list', 'presets']); "
@@ -492,6 +495,7 @@ def piped(*arguments, **options):
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_a_pipe_without_reader_is_no_error(tmp_path):
     row = {name: 1 if pa.types.is_integer(kind) else 1.0 for name, kind in ROW_TYPES}
     row |= {name: "member" for name, kind in ROW_TYPES if pa.types.is_string(kind)}

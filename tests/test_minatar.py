@@ -56,6 +56,7 @@ def test_random_play_equals_the_package(name, ramping, sticky):
         assert report.episodes > 64 and report.rewards[1.0] > 50
 
 
+@pytest.mark.slow
 def test_breakout_equals_the_package_over_cleared_walls():
     def follow(obs, t, rng):
         (_, paddle), (_, ball), (_, trail) = (cells(obs[:, i]) for i in range(3))

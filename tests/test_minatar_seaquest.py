@@ -98,6 +98,7 @@ class Witness:
         self.seen["missiles"] += len(env.e_bullets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramping", [True, False])
 def test_random_actions_match_the_package(ramping: bool) -> None:
     report = side_by_side(
@@ -247,6 +248,7 @@ def waters(rng: np.random.Generator, *, ramping: bool) -> Waters:
     return Waters(env, scalars, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramping", [True, False])
 def test_steps_from_any_position_match_the_package(ramping: bool) -> None:
     rng, games = np.random.default_rng(8), 1000

@@ -70,6 +70,7 @@ class Witness:
                 self.seen["ended: " + ("bomb" if hit else "alien" if met else "landed")] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramping", [True, False])
 def test_random_actions_match_the_package(ramping: bool) -> None:
     report = side_by_side("space_invaders", games=64, steps=200, ramping=ramping, seed=3)

@@ -320,6 +320,7 @@ def test_any_launch_gives_the_same(sizes):
             assert_agree(ours, theirs)
 
 
+@pytest.mark.slow
 def test_half_precision_accumulates_in_float32():
     shape = SMALL["shared by critics"]
     exact = run(shape, impl="reference", dtype=torch.float64, gap=0.02, calm=True)

@@ -407,6 +407,7 @@ def test_a_restart_depends_on_its_number_and_not_on_what_was_played(backend):
     fresh.close()
 
 
+@pytest.mark.slow
 def test_longest_limits_an_episode_where_the_time_limit_is_above_it():
     config = AtariEnv(name="Breakout", threads=1, time_limit=50, fire_reset=True)
     ends = []
@@ -445,6 +446,7 @@ def test_fire_has_the_emulator_s_place_among_the_actions_of_every_game():
         assert minimal[0] == 0 or emulator.lives() <= 1
 
 
+@pytest.mark.slow
 def test_ale_plays_no_no_ops_when_none_are_allowed():
     # With a no-op frame in some of the games, the cars of Freeway would be elsewhere in these.
     config = AtariEnv(name="Freeway", noop_max=0, fire_reset=True)

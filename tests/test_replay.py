@@ -136,6 +136,7 @@ def test_owner_restricted_batches_hold_only_their_owners_rows(count, batches):
     assert all(float(w.weight.mean()) == 1 for w in windows)
 
 
+@pytest.mark.slow
 def test_disjoint_owners_are_fixed_for_a_rows_life_and_even():
     envs, capacity = 2, 400
     rows = history(1, envs, 900, end=0.0)

@@ -459,6 +459,7 @@ def test_colours_of_many_presets_stay_different():
     assert len(set(looks)) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folder, options",
     [

@@ -692,8 +692,8 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
         "net": {"encoder": "gru", "hidden": (64,)},
         "sequence": {"width": 32, "context": 4, "learnt": 8},
         "replay.batch": 16,
-        "schedule.steps": 3_000,
-        "eval.every": 3_000,
+        "schedule.steps": 2_000,
+        "eval.every": 2_000,
     }
     folder = train.train(load("point_mass/sac", options))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()

@@ -205,6 +205,7 @@ def test_scores_are_recorded_once_however_often_an_evaluation_is_made(tmp_path, 
     assert rows(whole) == rows(half)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_never_leads_the_rows(tmp_path, monkeypatch, capsys):
     """Rows that could not be written are made again from the checkpoint before them."""
     from cerl import rows as tables
@@ -233,6 +234,7 @@ def test_a_checkpoint_never_leads_the_rows(tmp_path, monkeypatch, capsys):
     assert rows(whole) == rows(half)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path, monkeypatch):
     """A first checkpoint comes before training; without it a resumed run starts from its config."""
     whole = train.train(tiny(tmp_path / "whole"))
@@ -293,6 +295,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
     assert checkpoint.load(folder).state["iteration"] == 0
 
 
+@pytest.mark.slow
 def test_checkpoints_are_saved_by_the_clock(tmp_path):
     log = {"every": 40, "checkpoint_every": 10_000, "checkpoint_minutes": 1e-9}
     folder = train.train(tiny(tmp_path, log=log))

@@ -111,7 +111,8 @@ def columns_without_time(folder: Path) -> dict:
     ],
 )
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
-    changes = {**changes, "ensemble": {"members": 3} | changes.get("ensemble", {})}
+    short = {"schedule": {"steps": 160}, "ensemble": {"members": 3}}
+    changes = preset.merged(short, changes)
     whole = train.train(tiny(tmp_path / "whole", name, **changes))
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
@@ -151,6 +152,7 @@ def stop_at_first_checkpoint(monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", save_and_interrupt)
 
 
+@pytest.mark.slow
 def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
     stop_at_first_checkpoint(monkeypatch)
@@ -183,6 +185,7 @@ def rows_of_updates(monkeypatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["catch/cerl", "gym/cartpole"])
 def test_updates_wait_for_the_rows_of_the_start_and_of_a_refill(tmp_path, monkeypatch, name):
     log = {"every": 40, "checkpoint_every": 120, "save_replay": False}
@@ -221,6 +224,7 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
         assert torch.equal(after["replay"]["obs"][:, at], before["collector"]["last"][0])
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_options_is_refused(tmp_path):
     folder = train.train(tiny(tmp_path / "a"))
     other = wiring.assemble(tiny(tmp_path / "b", seeds=(3,)))
@@ -228,6 +232,7 @@ def test_checkpoint_of_other_options_is_refused(tmp_path):
         other.replay.load_state_dict(final_state(folder)["replay"])
 
 
+@pytest.mark.slow
 def test_evaluate_a_finished_run(tmp_path):
     folder = train.train(tiny(tmp_path))
     results = train.evaluate(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
@@ -237,6 +242,7 @@ def test_evaluate_a_finished_run(tmp_path):
     assert results["individual"].returns.abs().eq(1).all()  # Catch ends with +1 or -1
 
 
+@pytest.mark.slow
 def test_rows_hold_every_member_and_the_vote(tmp_path):
     folder = train.train(tiny(tmp_path))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
@@ -327,14 +333,13 @@ SMALL = {
 }
 
 
-# Simulators take their time to start.
-SIMULATED = ("atari/", "mujoco/", "dmc/", "popgym/")
+QUICK = ("catch/", "point_mass/", "gym/")  # other simulators take their time
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith(SIMULATED) else name
+        name if name.startswith(QUICK) else pytest.param(name, marks=pytest.mark.slow)
         for name in preset.presets()
     ],
 )
@@ -396,6 +401,7 @@ def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
         wiring.assemble(tiny(tmp_path, name, **changes))
 
 
+@pytest.mark.slow
 def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
     folder = train.train(tiny(tmp_path, "point_mass/cerl"))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
@@ -419,10 +425,10 @@ def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
 def test_sac_learns_the_point_mass(tmp_path):
     """Random forces score about 23 of 50, a mass that is in the middle at once 50."""
     out = {"out": str(tmp_path), "device": "cpu", "seeds": (0, 1)}
-    schedule = {"steps": 6_000}
-    evaluation = {"every": 6_000}
+    schedule = {"steps": 4_000}
+    evaluation = {"every": 4_000}
     config = load("point_mass/cerl", {**out, "schedule": schedule, "eval": evaluation})
     folder = train.train(config)
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
-    scores = [r["return"] for r in rows if r["step"] == 6_000 and r["policy"] == "individual_mode"]
+    scores = [r["return"] for r in rows if r["step"] == 4_000 and r["policy"] == "individual_mode"]
     assert len(scores) == 10 and min(scores) > 38 and sum(scores) / 10 > 43
