@@ -386,7 +386,8 @@ def test_a_simulator_that_diverges_stops_the_run_and_the_message_names_it(script
     env.reset()
     env.step(torch.zeros(2, 1, 3))
     name = "observation" if what == "obs" else "reward"
-    message = f"HalfCheetah-v4, seed 9, environment 0, agent step 2: expected a finite {name}, got .*{value}"
+    where = "HalfCheetah-v4, seed 9, environment 0, agent step 2"
+    message = f"{where}: expected a finite {name}, got .*{value}"
     with pytest.raises(RuntimeError, match=f"{message}.*env.diverged 'cut'"):
         env.step(torch.zeros(2, 1, 3))
 
