@@ -839,7 +839,7 @@ def _changed(tree: preset.Tree, changes: Mapping[str, Any], path: Path) -> prese
 
 
 def unchangeable(keys: Sequence[str], path: Path) -> str:
-    """That options of the run of a config.yaml cannot change, and what to do instead."""
+    """A sentence that says which options of a run cannot change, and what to do instead."""
     return (
         f"{path}: {', '.join(keys)} cannot change in a run; expected one of {CHANGEABLE_WORDS}. "
         f"To train with other options start another run: cerl train {path} --{keys[0]} ..."
@@ -902,7 +902,7 @@ def _text(tree: preset.Tree, path: Path, *, own: bool = True) -> str:
 
 
 def _sealed(path: Path) -> preset.Tree:
-    """What a sealed file states. Raises: ConfigError."""
+    """The options in a sealed file. Raises: ConfigError."""
     return preset.options(seal.opened(path).text, where=str(path))
 
 
@@ -953,7 +953,7 @@ def check_out(out: str | os.PathLike[str], *, option: str = "--out") -> None:
 def unwritable(
     option: str, out: str | os.PathLike[str], error: OSError | ValueError
 ) -> ConfigError:
-    """That a folder of an option cannot be made or written to."""
+    """A ConfigError that says why the folder of an option cannot be made or written to."""
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return ConfigError(
         f"{option}: expected a folder that can be made and written to, got {str(out)!r} ({reason})"

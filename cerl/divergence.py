@@ -18,7 +18,7 @@ Quantities = Mapping[str, Sequence[Tensor]]
 
 
 def quantities(learner: Learner) -> Quantities:
-    """What an update changes, by name: tensors [S, N or 1, ...]."""
+    """The tensors that an update changes, by name; each is [S, N or 1, ...]."""
     optimisers = [one for stage in learner.optimisers for one in stage]
     return {
         "parameters": [leaf.detach() for leaf in learner.leaves],
@@ -27,7 +27,7 @@ def quantities(learner: Learner) -> Quantities:
 
 
 def unsound(tensors: Sequence[Tensor], *, members: int) -> Tensor:
-    """Whose tensors hold a NaN or an infinity, [S, N] bool on their device.
+    """Which seeds and members have a NaN or an infinity, [S, N] bool on their device.
 
     What all members share is every member's. One pass without temporaries: the smallest or the
     largest element is not finite where any is not.

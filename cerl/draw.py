@@ -54,7 +54,7 @@ def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str
 
 
 def first_step(number: int) -> int:
-    """Where the steps of something numbered begin (an evaluation, say): 2**32 for each.
+    """First step of something that is numbered (an evaluation, say); each has 2**32 of its own.
 
     Raises:  ValueError unless the number is in [0, 2**31).
     """

@@ -54,7 +54,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Of options that not every run reads, the runs that do.
+# Options that only some runs read, each with the question whether a run does.
 _KNOWN_TO: dict[str, Callable[[Config], bool]] = {
     "loss.quantiles": lambda config: config.agent == "quantile",
     "net.critics": lambda config: config.agent == "sac",
@@ -68,7 +68,7 @@ OTHER_SIMULATOR = 50_000
 
 
 class Part(NamedTuple):
-    """What one part of a run takes in one place."""
+    """Bytes that one part of a run takes in one place."""
 
     name: str  # key of OPTIONS
     place: str  # cpu or cuda:N
@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a run takes, part by part; `config` says what the sizes come from."""
+    """The memory that a run takes, part by part; the sizes come from the options of `config`."""
 
     parts: tuple[Part, ...]
     config: Config

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -446,3 +447,74 @@ def test_nothing_is_written_through_links_in_a_run_folder(tmp_path):
     train.resume(folder)
     assert [path.name for path in outside.iterdir()] == ["mine"]
     assert (outside / "mine").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return train.train(tiny(tmp_path_factory.mktemp("trained")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda state: state.pop("learner"), "learner"),
+        (lambda state: state["learner"].update(net=[1]), "learner.net"),
+        (lambda state: state["learner"]["net"].update({7: 1}), "learner.net"),
+        (lambda state: state.update(learner=3), "learner"),
+        (lambda state: state.update(config="0" * 64), "config.yaml"),
+    ],
+)
+def test_an_evaluation_takes_no_checkpoint_of_something_else(trained, tmp_path, spoil, says):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    state = dict(checkpoint.load(folder).state)
+    state["learner"] = {**state["learner"], "net": dict(state["learner"]["net"])}
+    spoil(state)
+    checkpoint.save(folder, state)
+    with pytest.raises((checkpoint.CheckpointError, ValueError), match=says):
+        train.evaluate(folder, episodes=1)
+
+
+def test_what_says_that_a_run_is_finished_is_checked(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    config, file = tiny(tmp_path), folder / train.FINISHED
+    assert train.finished(folder, config)
+    whole = file.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        assert not train.finished(folder, config), bit
+    file.unlink()
+    (tmp_path / "outside").write_bytes(whole)
+    file.symlink_to(tmp_path / "outside")
+    assert not train.finished(folder, config)
+
+
+def test_a_pipe_in_place_of_a_checkpoint_does_not_hang_a_run(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    os.mkfifo(folder / "checkpoint-000000.pt")
+    schedule = {"schedule.steps": 200}
+    train.resume(folder, changes=schedule)
+    assert checkpoint.load(folder).state["iteration"] == 200
+
+
+def test_rows_of_a_run_without_its_checkpoints_are_kept_aside(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    for file in checkpoint.files(folder):
+        file.unlink()
+    before = (folder / "rows.parquet").read_bytes()
+    train.resume(folder, changes={"schedule.steps": 200})
+    (aside,) = folder.glob("dropped-*-rows.parquet")
+    assert aside.read_bytes() == before
+    assert f"kept aside as {aside.name}" in capsys.readouterr().out
+
+
+def test_an_output_that_is_full_is_worth_no_run(tmp_path):
+    if not Path("/dev/full").exists():
+        return
+    options = ["--device", "cpu", "--schedule.steps", "1000", "--out", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", *options]
+        assert subprocess.run(command, stdout=full).returncode == 0
+    (folder,) = tmp_path.iterdir()
+    assert (folder / train.FINISHED).is_file()
