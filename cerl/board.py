@@ -8,6 +8,8 @@ what the original estimates by drawing a member for each episode.
 """
 
 import math
+import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +17,39 @@ from typing import Any
 
 import numpy as np
 
-from cerl.files import own_folder
+from cerl.files import create, own_folder
 
 Scalars = dict[str, float]
 
 # Metrics of the learner -> the original's names under Agent/.
 AGENT = {"loss": "loss", "q_data": "q_values_data", "q_pi": "q_values_pi", "mico_loss": "mico_loss"}
 TRAIN = {"return": "AverageReturns", "value": "AverageQValues", "mc": "AverageMCReturns"}
+
+
+class Events:
+    """A new file of events. TensorBoard's own writer has a thread, which dies on a full disk and
+    prints a traceback; here whoever writes gets the error."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        # Files are read in the order of their names.
+        seconds, fraction = divmod(time.time_ns(), 10**9)
+        when = f"{seconds:010d}.{fraction:09d}"
+        name = f"events.out.tfevents.{when}.{platform.node()}.{os.getpid()}"
+        self.file = create(folder / name)
+        self.records = RecordWriter(self.file)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Any) -> None:
+        self.records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
 class Board:
@@ -52,10 +80,8 @@ class Board:
 
     def _open(self, seed: int) -> Any:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        place = own_folder(own_folder(self.folder) / f"seed_{seed}")
-        writer = EventFileWriter(str(place), flush_secs=30)
+        writer = Events(own_folder(own_folder(self.folder) / f"seed_{seed}"))
         if self.after is not None:
             start = SessionLog(status=SessionLog.START)
             writer.add_event(Event(wall_time=time.time(), step=self.after + 1, session_log=start))

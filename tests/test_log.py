@@ -442,3 +442,25 @@ def test_pace_is_measured_over_the_window(monkeypatch):
 def test_weighted_mean_leaves_out_what_has_no_weight():
     assert board.weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
     assert math.isnan(board.weighted(np.array([1.0]), np.array([0.0])))
+
+
+def test_events_that_cannot_be_written_are_said_and_print_no_traceback(
+    tmp_path, monkeypatch, capfd
+):
+    logger = make_logger(tmp_path)
+
+    class Full:
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        flush = close = lambda self: None
+
+    with logger:
+        run_until(logger, [100])
+        for writer in logger.board.writers:
+            writer.records._writer = Full()
+        run_until(logger, [200, 300])
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert said.out.count("no more TensorBoard events (No space left on device); rows go on") == 1
+    assert {row["step"] for row in read_rows(tmp_path)} == {100, 200, 300}
