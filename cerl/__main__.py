@@ -19,8 +19,10 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 def _leave(number: int, frame: object) -> None:
     """Handles Ctrl-C: ends the process."""
+    # RuntimeError: the signal came while something was being printed.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         sys.stdout.flush()
+    with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(130)
 
