@@ -88,18 +88,19 @@ class Board:
         return writer
 
     def flush(self) -> None:
-        self._all("flush")
-
-    def close(self) -> None:
-        self._all("close")
-        self.writers = []
-
-    def _all(self, verb: str) -> None:
         for writer in self.writers if self.error is None else ():
             try:
-                getattr(writer, verb)()
+                writer.flush()
             except OSError as error:
                 self.error = error
+
+    def close(self) -> None:
+        for writer in self.writers:
+            try:
+                writer.close()
+            except OSError as error:
+                self.error = self.error or error
+        self.writers = []
 
 
 def mean(values: np.ndarray) -> float:
