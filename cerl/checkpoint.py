@@ -144,6 +144,11 @@ class Checkpoints:
             needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
         return needed
 
+    def taken(self) -> int:
+        """Bytes on the disk that checkpoints and pieces of this run take already."""
+        found = [*files(self.folder), *(self.folder / pieces.FOLDER).glob("*")]
+        return sum(file.lstat().st_size for file in found)
+
     def _sweep(self) -> None:
         """Deletes pieces that neither a checkpoint nor the ring needs."""
         self.needed = {file.name: self.needed.get(file.name) for file in files(self.folder)}

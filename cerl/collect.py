@@ -237,7 +237,7 @@ class Collector:
         return {"episodes": count, **means}
 
     def state_dict(self) -> dict:
-        """What a continuation needs; without the simulators where they failed in a step."""
+        """All that a continuation needs; simulators that failed in a step are left out."""
         return {
             "last": list(self.last),
             "running": list(self.running),

@@ -414,7 +414,10 @@ class Logger:
         return written
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the record stands. Flush it first, so that a checkpoint never leads the record."""
+        """The step, time and latest numbers of the record.
+
+        Flush it first: a checkpoint must not hold a later step than the tables on the disk.
+        """
         return {
             "step": self.step,
             "updates": self.updates,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerl import files, train
-from cerl.config import Config, ConfigError, dump, fixed_hash, load_file
+from cerl.config import FILE, Config, ConfigError, dump, fixed_hash, load_file
 from cerl.held import under_way
 from cerl.screen import Screen
 from cerl.stop import SAVED, Stopped, stop_flag
@@ -73,7 +73,7 @@ class Cell(NamedTuple):
     def earlier(self) -> list[Path]:
         """Its run folders, finished ones first, then newest first; lengths do not matter."""
         wanted, found = fixed_hash(self.config), []
-        for path in self.out.glob("*/config.yaml"):
+        for path in self.out.glob(f"*/{FILE}"):
             try:
                 same = fixed_hash(load_file(path)) == wanted
             except ConfigError:  # changed by hand, or no longer whole
@@ -120,11 +120,7 @@ class Cell(NamedTuple):
     def longer(self, folder: Path) -> dict[str, int]:
         """What a resumed run has to change to become as long as is asked for."""
         steps = self.config.schedule.steps
-        return (
-            {"schedule.steps": steps}
-            if load_file(folder / "config.yaml").schedule.steps < steps
-            else {}
-        )
+        return {"schedule.steps": steps} if load_file(folder / FILE).schedule.steps < steps else {}
 
 
 def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:

@@ -414,8 +414,7 @@ class Loop:
             self.logger.note("compile: without effect on a CPU; it fuses what a GPU runs")
         every = -(-self.config.log.checkpoint_every // self.envs)
         needs = self.checkpoints.needs(self._snapshot(), every=every, iterations=self.last)
-        taken = [*checkpoint.files(self.folder), *(self.folder / "replay").glob("*")]
-        free = shutil.disk_usage(self.folder).free + sum(file.stat().st_size for file in taken)
+        free = shutil.disk_usage(self.folder).free + self.checkpoints.taken()
         words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
         self.logger.note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 

@@ -400,8 +400,11 @@ class Mutations:
             content = torch.load(newest, weights_only=True)
             share = mutated // len(names) + (index < mutated % len(names))
             for what, spoilt in mutations(content, share, seed=self.seed):
-                with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
-                    torch.save(spoilt, newest)  # what torch cannot write is no file
+                try:
+                    torch.save(spoilt, newest)
+                except (RuntimeError, NotImplementedError, ValueError):
+                    self.counts["of which torch cannot write a file"] += 1
+                else:
                     self.resume(folder, f"{name}: {what}")
                 torch.save(content, newest)
 
