@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from cerl import carry as carries
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
-from cerl.encoder import Encoder, convolutions
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_values
-from cerl.kernels.branches import parallel
-from cerl.nn import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
-from cerl.sequence import Tokens, Whole, make_trunk, read
+from cerl.kernels.runtime.streams import parallel
+from cerl.nets import carry as carries
+from cerl.nets.frames import Encoder, convolutions
+from cerl.nets.layers import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
+from cerl.nets.tokens import Tokens, Whole, make_trunk, read
+from cerl.nets.trunk import Trunk
 from cerl.transition import Transition, masked, transition
-from cerl.trunk import Trunk
 
 
 class QNet(nn.Module):
@@ -79,7 +79,7 @@ class QNet(nn.Module):
             self.final = Heads(seeds, members[-1], width, heads=heads, width=out, shared_bias=bias)
 
     def read(self, *wanted: Tensor | Whole) -> list[Tensor]:
-        """Inputs of `layers` at the wanted rows (`cerl.sequence.read`)."""
+        """Inputs of `layers` at the wanted rows (`cerl.nets.tokens.read`)."""
         found = read(self.encoder, self.trunk, *wanted)
         if self.trunk is not None and self.shared == 1:
             found[0] = scale_gradient(found[0], self.share_scale)

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cerl import carry as carries
 from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
 from cerl.data import Carry, EnvSpec, Previous, Window
-from cerl.encoder import Encoder, convolutions, see
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
-from cerl.kernels import soft
-from cerl.kernels.branches import parallel
+from cerl.kernels import sac
 from cerl.kernels.mlp import fits, mlp
 from cerl.kernels.pointwise import atanh, sigmoid
-from cerl.kernels.soft import density, sampled
-from cerl.nn import Critics, LayerNorm, Linear, initialise
-from cerl.sequence import Tokens, Whole, make_trunk, read
+from cerl.kernels.runtime.streams import parallel
+from cerl.kernels.sac import density, sampled
+from cerl.nets import carry as carries
+from cerl.nets.frames import Encoder, convolutions, see
+from cerl.nets.layers import Critics, LayerNorm, Linear, initialise
+from cerl.nets.tokens import Tokens, Whole, make_trunk, read
+from cerl.nets.trunk import Trunk
 from cerl.transition import Transition, learnt, masked, transition
-from cerl.trunk import Trunk
 
 
 class Eyes(NamedTuple):
@@ -62,14 +62,14 @@ class Actor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [S, M, rows, D] -> mean and log standard deviation [S, N, rows, A]."""
-        return soft.moments(self.raw(x), low=self.low, high=self.high, clip=self.clip)
+        return sac.moments(self.raw(x), low=self.low, high=self.high, clip=self.clip)
 
     def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [S, N, rows, A] and their log-probabilities [S, N, rows].
 
         Args: x [S, M, rows, D]; normal [S, N, rows, A], standard normal noise.
         """
-        return soft.squashed(self.raw(x), normal, low=self.low, high=self.high, clip=self.clip)
+        return sac.squashed(self.raw(x), normal, low=self.low, high=self.high, clip=self.clip)
 
     def raw(self, x: Tensor) -> Tensor:
         """What the last layer puts out [S, N, rows, 2 A]."""
@@ -190,7 +190,7 @@ class CriticLosses(NamedTuple):
 class Samples(NamedTuple):
     """The policies' actions at the learnt rows."""
 
-    inputs: Tensor | Whole  # at those rows; see `cerl.sequence.read`
+    inputs: Tensor | Whole  # at those rows; see `cerl.nets.tokens.read`
     action: Tensor  # [S, N, rows, A]
     log_p: Tensor  # [S, N, rows]
 
@@ -385,9 +385,9 @@ class SAC:
         delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
         if trust is None:
-            return CriticLosses(soft.regression(q, y, weight, delta=delta), q, y)
-        trusted = soft.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
-        each = soft.errors(q, y, delta=delta)  # [S, N, C, rows, J]
+            return CriticLosses(sac.regression(q, y, weight, delta=delta), q, y)
+        trusted = sac.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
+        each = sac.errors(q, y, delta=delta)  # [S, N, C, rows, J]
         return CriticLosses((each * trusted.unsqueeze(2)).sum(3), q, y)
 
     def critic_loss(
@@ -405,7 +405,7 @@ class SAC:
         return losses.heads.sum((2, 3)), metrics
 
     def samples(self, net: SACNet, inputs: Tensor | Whole, dice: Dice) -> Samples:
-        """Actions of all policies. Args: inputs at the learnt rows (`cerl.sequence.read`)."""
+        """Actions of all policies. Args: inputs at the learnt rows (`cerl.nets.tokens.read`)."""
         return Samples(inputs, *net.actor.sample(net.read(net.actor, inputs), dice.now))
 
     def policy_losses(self, net: SACNet, samples: Samples, weight: Tensor) -> PolicyLosses:
@@ -417,7 +417,7 @@ class SAC:
         with torch.no_grad():
             seen = net.read(net.critic, inputs)
         q = net.critic(seen, action, 1, frozen=True).squeeze(-1)  # [S, N, C, rows]
-        losses = soft.objective(
+        losses = sac.objective(
             q,
             log_p,
             net.log_alpha,

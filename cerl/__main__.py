@@ -1,7 +1,7 @@
 """The command line: cerl train | eval | sweep | report | bench | list.
 
-Every option of a run comes from `cerl/config.py`, help text included. Whatever can go wrong by use
-is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
+Every option of a run comes from `cerl/config/`, help text included. Whatever can go wrong by use is
+one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the traceback.
 """
 
 import contextlib
@@ -53,10 +53,11 @@ with _prompt_to_leave():
 
     from pydantic import BaseModel, ValidationError
 
-    from cerl import __version__, config, mistakes, preset
-    from cerl.config import Config
-    from cerl.mistakes import ConfigError
+    from cerl import __version__
+    from cerl.config import Config, ConfigError, GymEnv, errors, load, preset, validated
+    from cerl.record.folder import CHANGEABLE, FILE, changeable, check_out, load_file, unchangeable
     from cerl.stop import SAVED, Stopped
+    from cerl.sweep.study import load_study
     from cerl.text import visible
 
 USAGE = """\
@@ -178,7 +179,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, ValidationError):
-        return "\n".join(mistakes.explained(error, Config))
+        return "\n".join(errors.explained(error, Config))
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         remedy = _REMEDIES.get(error.errno or 0)
@@ -204,7 +205,7 @@ def _run(arguments: list[str]) -> None:
         print(f"cerl {__version__}")
         return
     if name not in COMMANDS:
-        hint = mistakes.nearest(name, list(COMMANDS))
+        hint = errors.nearest(name, list(COMMANDS))
         raise ConfigError(f"no command {name!r}{hint} (`cerl --help` lists them)")
     _refuse_repeated(rest)
     COMMANDS[name](rest)
@@ -244,7 +245,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _print_folder(folder: Path) -> None:
-    from cerl.screen import Screen
+    from cerl.record.screen import Screen
 
     Screen().line(str(folder))
 
@@ -256,9 +257,9 @@ def _resume(arguments: list[str], *, trusted: bool) -> None:
             f"train --resume: expected one run folder, got {' '.join(words) or 'nothing'}"
         )
     folder = _run_folder(words[0])
-    run = config.load_file(folder / config.FILE)
+    run = load_file(folder / FILE)
     changes = _changes(run, options, folder=folder)
-    config.load_file(folder / config.FILE, changes)  # refused before seconds of imports
+    load_file(folder / FILE, changes)  # refused before seconds of imports
     from cerl import train
 
     train.resume(folder, changes=changes, trusted=trusted)
@@ -272,11 +273,11 @@ def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]
     """
     import tyro
 
-    known = set(mistakes.keys(Config, family=run.env.family))
+    known = set(errors.keys(Config, family=run.env.family))
     given = dict.fromkeys(key for word in options if (key := _key(word)) in known)
-    if fixed := [key for key in given if not config.changeable(key)]:
-        raise ConfigError(config.unchangeable(fixed, folder / config.FILE))
-    form, default = _form(run, only=config.CHANGEABLE)
+    if fixed := [key for key in given if not changeable(key)]:
+        raise ConfigError(unchangeable(fixed, folder / FILE))
+    form, default = _form(run, only=CHANGEABLE)
     filled = tyro.cli(
         form,
         default=default,
@@ -301,8 +302,8 @@ def _run_folder(name: str | Path) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: expected a run folder, got {_nature(folder)}")
-    if not (folder / config.FILE).is_file():
-        raise ConfigError(f"{folder}: expected a run folder, but it has no {config.FILE}")
+    if not (folder / FILE).is_file():
+        raise ConfigError(f"{folder}: expected a run folder, but it has no {FILE}")
     return folder
 
 
@@ -317,7 +318,7 @@ def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
     """
     import tyro
 
-    run = config.load(name)
+    run = load(name)
     form, default = _form(run)
     filled = tyro.cli(
         form,
@@ -328,7 +329,7 @@ def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
     )
     tree = dataclasses.asdict(filled)
     tree["env"]["family"] = run.env.family
-    return config.validated(tree, where=name)
+    return validated(tree, where=name)
 
 
 def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
@@ -349,7 +350,7 @@ def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
-        if isinstance(model, config.GymEnv) and name == "kwargs":
+        if isinstance(model, GymEnv) and name == "kwargs":
             kind, choices = tuple[str, ...], ()
             value = tuple(f"{key}={preset.as_word(part)}" for key, part in value)
         text = " ".join((info.description or "").split())
@@ -376,7 +377,7 @@ def _eval(arguments: list[str]) -> None:
         return
     folder = _run_folder(arguments[0])
     trusted, options = _flag(arguments[1:], "--trust")
-    run = config.load_file(folder / config.FILE)
+    run = load_file(folder / FILE)
     asked = _eval_options(run, options, prog=f"cerl eval {folder}")
     from cerl import train
 
@@ -392,7 +393,7 @@ def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[s
     filled = tyro.cli(form, default=default, args=list(arguments), prog=prog)
     flags = set(map(_key, arguments))
     asked = {key: getattr(filled, key) for key in keys if key in flags}
-    config.validated(
+    validated(
         preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")
     )
     return asked
@@ -404,7 +405,7 @@ def _print_results(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cerl.rows import INDIVIDUAL
+    from cerl.record.results import INDIVIDUAL
 
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
     for policy, result in results.items():
@@ -443,10 +444,11 @@ def _sweep(arguments: list[str]) -> None:
     ]
     if not runs:
         raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
-    from cerl import report, sweep
+    from cerl.report import tables
+    from cerl.sweep import local
 
-    report.main(
-        sweep.sweep(runs, folder, jobs=_count("--jobs", jobs, default=1, what="a number of runs")),
+    tables.main(
+        local.sweep(runs, folder, jobs=_count("--jobs", jobs, default=1, what="a number of runs")),
         folder,
     )
 
@@ -456,7 +458,7 @@ def _cells(word: str, options: list[str]) -> list[tuple[str, list[str]]]:
     if word not in preset.studies():
         return [(word, options)]
     device, _ = _taken(options, "--device")
-    study = config.load_study(word, _device_kind(device[0] if device else "auto"))
+    study = load_study(word, _device_kind(device[0] if device else "auto"))
     own = [part for option in study.options.items() for part in _written(*option)]
     return [(name, own + options) for name in study.presets]
 
@@ -513,7 +515,7 @@ def _one_folder(command: str, out: list[str] | None, *, default: str) -> Path:
     if out and len(out) > 1:
         raise ConfigError(f"{command} --out: expected one folder, got {' '.join(out)}")
     folder = Path(out[0] if out else default)
-    config.check_out(folder, option=f"{command} --out")
+    check_out(folder, option=f"{command} --out")
     return folder
 
 
@@ -533,34 +535,27 @@ def _report(arguments: list[str]) -> None:
     step = _count("report --until", until, default=0, what="a number of agent steps")
     alone = len(names) == 1 and not Path(names[0]).is_file()
     folder = _one_folder("report", out, default=names[0] if alone else "report")
-    from cerl import report
+    from cerl.report import tables
 
-    report.main([Path(name) for name in names], folder, last=count, until=step)
+    tables.main([Path(name) for name in names], folder, last=count, until=step)
 
 
 def _bench(arguments: list[str]) -> None:
     from tyro.extras import subcommand_cli_from_dict
 
-    from cerl import (
-        bench,
-        bench_acp,
-        bench_attention,
-        bench_checkpoint,
-        bench_memory,
-        bench_sac,
-        bench_tiles,
-    )
+    from cerl.bench import attention, checkpoint, pruning, sac, sequences, tiles
+    from cerl.bench import runs as bench
 
     measures = {name: getattr(bench, name) for name in ("env", "update", "train", "replay")}
-    measures["sac"] = bench_sac.sac
-    measures["sac-tiles"] = bench_sac.sac_tiles
-    measures["attention"] = bench_attention.attention
-    measures["attention-tiles"] = bench_tiles.attention_tiles
-    measures["acp"] = bench_acp.acp
-    measures["checkpoint"] = bench_checkpoint.checkpoint
-    measures["memory-update"] = bench_memory.memory_update
-    measures["memory-acting"] = bench_memory.memory_acting
-    measures["memory-length"] = bench_memory.memory_length
+    measures["sac"] = sac.sac
+    measures["sac-tiles"] = sac.sac_tiles
+    measures["attention"] = attention.attention
+    measures["attention-tiles"] = tiles.attention_tiles
+    measures["acp"] = pruning.acp
+    measures["checkpoint"] = checkpoint.checkpoint
+    measures["memory-update"] = sequences.memory_update
+    measures["memory-acting"] = sequences.memory_acting
+    measures["memory-length"] = sequences.memory_length
     subcommand_cli_from_dict(
         measures, args=arguments or ["--help"], prog="cerl bench", description=bench.__doc__
     )

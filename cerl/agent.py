@@ -48,8 +48,8 @@ class Stage(NamedTuple):
 class Agent(Protocol):
     """Stateless: everything that changes lives in the network and in the counters of the callers.
 
-    A network is a module with an `encoder` (`cerl/encoder.py`, `cerl/sequence.py`) and the `trunks`
-    that act (`cerl/carry.py`).
+    A network is a module with an `encoder` (`cerl/nets/frames.py`, `cerl/nets/tokens.py`) and the
+    `trunks` that act (`cerl/nets/carry.py`).
     """
 
     @property

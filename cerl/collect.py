@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import carry, explore
+from cerl import explore
 from cerl.agent import Agent
-from cerl.checkpoint import put
 from cerl.config import Config
 from cerl.data import Previous, Row, Step
+from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
 from cerl.graph import captured, fused
-from cerl.kernels.branches import parallel
-from cerl.precision import precision
+from cerl.kernels.runtime.streams import parallel
+from cerl.nets import carry
+from cerl.record.checkpoint import put
 from cerl.replay import Replay
 
 

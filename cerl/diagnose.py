@@ -6,11 +6,11 @@ Called now and then with a sampled batch, never inside an update.
 import torch
 from torch import Tensor
 
-from cerl import carry as memory
 from cerl.agent import Agent
 from cerl.collect import Collector
 from cerl.data import Window
 from cerl.learn import Learner
+from cerl.nets import carry as memory
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
 RANK_ROWS = 1024  # at most, behind a feature rank

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerl.checkpoint import CheckpointError
 from cerl.config import Config
 from cerl.learn import Learner
+from cerl.record.checkpoint import CheckpointError
 
 Quantities = Mapping[str, Sequence[Tensor]]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cerl.kernels.draws import (
+from cerl.kernels.random import (
     FIRST,
     SECOND,
     hash_at,

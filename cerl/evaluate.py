@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import carry, draw, explore
+from cerl import draw, explore
 from cerl.agent import Agent
 from cerl.config import Config
 from cerl.data import Previous, Step
+from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
-from cerl.precision import precision
-from cerl.rows import INDIVIDUAL
+from cerl.nets import carry
+from cerl.record.results import INDIVIDUAL
 
 AGGREGATES = ("vote", "mean")
 SAMPLES = 10  # actions of a member behind the diversity of continuous ones (Lin et al. 2024's code)

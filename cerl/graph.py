@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from cerl.kernels.branches import BEFORE
+from cerl.kernels.runtime.streams import BEFORE
 
 WARM_UP = 3
 Result = TypeVar("Result")

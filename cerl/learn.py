@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.agent import Agent, Group, Metrics
-from cerl.checkpoint import put, put_net
 from cerl.config import Config
 from cerl.data import Window
+from cerl.device.precision import precision
 from cerl.graph import fused
-from cerl.kernels.branches import parallel
+from cerl.kernels.runtime.streams import parallel
 from cerl.optim import Optimiser
-from cerl.precision import precision
+from cerl.record.checkpoint import put, put_net
 from cerl.replay import Replay
 
 

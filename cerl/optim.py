@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cerl.checkpoint import put
 from cerl.config import OptimConfig
 from cerl.kernels import optim as kernels
+from cerl.record.checkpoint import put
 
 
 class Optimiser:

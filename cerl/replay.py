@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
-from cerl.kernels.pick import Picked, pick, pick_triton, windows, windows_triton
-from cerl.tree import put
+from cerl.kernels.sampling import Picked, pick, pick_triton, windows, windows_triton
+from cerl.record.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
 
@@ -194,7 +194,7 @@ class Replay:
         return (counts / real.sum((1, 2)).clamp(min=1).unsqueeze(1)).to(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole ring, in memory; checkpoints hold it in pieces (`cerl/pieces.py`)."""
+        """The whole ring, in memory; checkpoints hold it in pieces (`cerl/record/pieces.py`)."""
         return {**self.rings(), "total": self.total, "misses": self.misses}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

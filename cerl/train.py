@@ -14,21 +14,29 @@ from typing import Any
 
 from torch import Tensor
 
-from cerl import checkpoint, trust
-from cerl import config as configuration
-from cerl.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
 from cerl.config import Config
+from cerl.device.estimate import estimate, explaining
+from cerl.device.reservation import Reservation, check, reserved
 from cerl.diagnose import diagnose, staleness
-from cerl.estimate import estimate, explaining
 from cerl.evaluate import Evaluator, Result, evaluation_keys
-from cerl.files import read_small, sweep_temporaries, write_text
 from cerl.graph import captured
-from cerl.held import held
-from cerl.log import Logger
-from cerl.reservation import Reservation, check, reserved
-from cerl.screen import Screen
+from cerl.record import checkpoint, trust
+from cerl.record.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
+from cerl.record.files import read_small, sweep_temporaries, write_text
+from cerl.record.folder import (
+    FILE,
+    change,
+    check_fixed,
+    check_out,
+    fixed_hash,
+    load_file,
+    new_folder,
+)
+from cerl.record.lock import held
+from cerl.record.log import Logger
+from cerl.record.screen import Screen
+from cerl.record.versions import record_versions
 from cerl.stop import Stopped, stop_flag
-from cerl.versions import record_versions
 from cerl.wiring import Parts, assemble, close, evaluation_env, make_agent, prepare
 
 FINISHED = "finished"  # file of a run folder whose run came to its end
@@ -46,10 +54,10 @@ def train(config: Config) -> Path:
 
     Raises: Stopped if it was told to stop, and saved.
     """
-    configuration.check_out(config.out)
+    check_out(config.out)
     with _reserved(config) as reservation:
         parts = assemble(config)
-        folder = configuration.new_folder(config)
+        folder = new_folder(config)
         with held(folder):
             record_versions(folder, parts.device)
             return Loop(config, parts, folder, reservation).run()
@@ -90,7 +98,7 @@ def resume(
     Raises: ValueError if there is nothing to resume, or another process is training the run;
             Stopped if it was told to stop, and saved.
     """
-    config = configuration.load_file(folder / configuration.FILE, changes)
+    config = load_file(folder / FILE, changes)
     trust.check(config, folder, trusted=trusted)
     with held(folder), _reserved(config) as reservation:
         if finished(folder, config):
@@ -101,7 +109,7 @@ def resume(
         sweep_temporaries(folder)
         loop = Loop(config, assemble(config), folder, reservation)
         loop.restore()
-        configuration.change(folder, changes or {})
+        change(folder, changes or {})
         for sentence in record_versions(folder, loop.parts.device):
             loop.logger.note(sentence)
         return loop.run()
@@ -128,7 +136,7 @@ class Loop:
         self.iteration, self.made, self.filled, self.recorded = 0, 0, 0, True
         self.envs = parts.env.spec.envs
         self.last = -(-schedule.steps // self.envs)
-        self.identity = configuration.fixed_hash(folder)
+        self.identity = fixed_hash(folder)
         self.logger = Logger(
             folder,
             config=config,
@@ -389,7 +397,7 @@ class Loop:
         """
         parts, state = self.parts, loaded.state
         checkpoint.match(self._template(), state)
-        configuration.check_fixed(self.folder, state["config"], where=str(loaded.file))
+        check_fixed(self.folder, state["config"], where=str(loaded.file))
         if not 0 <= state["iteration"] <= self.last:
             raise ValueError(
                 f"schedule.steps: expected at least the {state['iteration'] * self.envs:,} agent "
@@ -442,7 +450,7 @@ def evaluate(
 
     Args: trusted, the run may import a module even if it is somebody else's.
     """
-    config = configuration.load_file(folder / configuration.FILE)
+    config = load_file(folder / FILE)
     trust.check(config, folder, trusted=trusted)
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
@@ -465,7 +473,7 @@ def evaluate(
     if isinstance(asked_for.get("learner"), dict):
         asked_for["learner"] = {k: v for k, v in asked_for["learner"].items() if k == "net"}
     checkpoint.match(own, asked_for)
-    configuration.check_fixed(folder, state["config"], where=str(loaded.file))
+    check_fixed(folder, state["config"], where=str(loaded.file))
     checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
     try:
         results = Evaluator(config, env, agent, net, keys=keys).run(0)

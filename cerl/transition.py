@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 from cerl import returns
 from cerl.data import Window
-from cerl.encoder import Encoder
-from cerl.sequence import Tokens, Whole
+from cerl.nets.frames import Encoder
+from cerl.nets.tokens import Tokens, Whole
 
 
 class Transition(NamedTuple):
     """What a loss needs of a window, worked out once."""
 
-    x: Tensor | Whole  # [S, M, B * T, ...] inputs at the learnt rows; see `cerl.sequence.read`
+    x: Tensor | Whole  # [S, M, B * T, ...] inputs at the learnt rows; see `cerl.nets.tokens.read`
     x_next: Tensor | Whole  # the same at the bootstrap rows
     action: Tensor  # [S, M, B, T], or [S, M, B, T, A]
     reward: Tensor  # [S, M, B, T, J] n-step sum

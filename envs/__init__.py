@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import torch
 
-from cerl import tasks
 from cerl.config import (
     AtariEnv,
     CatchEnv,
@@ -23,6 +22,7 @@ from cerl.config import (
     MujocoEnv,
     PointMassEnv,
     PopgymEnv,
+    memory_tasks,
 )
 from cerl.envs.api import VecEnv
 from cerl.envs.observe import observed
@@ -64,7 +64,7 @@ def _bare(config: EnvConfig, **options: Any) -> VecEnv:
 
             return MinAtar(config, **options)
         case AtariEnv():
-            from cerl.envs.pool import AtariPool
+            from cerl.envs.atari import AtariPool
 
             return AtariPool(config, **options)
         case GymEnv():
@@ -130,6 +130,6 @@ def available() -> dict[str, list[str]]:
         "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
         "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
         "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],
-        "memory": list(tasks.TASKS),
-        "popgym": list(tasks.POPGYM),
+        "memory": list(memory_tasks.TASKS),
+        "popgym": list(memory_tasks.POPGYM),
     }

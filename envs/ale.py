@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv
 from cerl.envs.host import nearest
 from cerl.envs.simulator_state import array, entries
+from cerl.record.checkpoint import CheckpointError
 
 # Two-player cartridges, which the package brings but no single player can play.
 TWO_PLAYERS = {"Combat", "Joust", "MazeCraze", "Warlords"}

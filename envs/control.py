@@ -18,8 +18,8 @@ from cerl.data import EnvSpec, Step
 from cerl.envs.dmc import DmControl, envpool_suite
 from cerl.envs.host import Bounds, Outbox, host_controls, simulator_seeds, worker_threads
 from cerl.envs.mujoco import envpool_robots
+from cerl.envs.nonfinite import Watch
 from cerl.envs.simulator_state import array, entries, whole
-from cerl.envs.watch import Watch
 
 
 class Simulators(Protocol):

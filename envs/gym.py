@@ -22,7 +22,7 @@ from cerl.data import EnvSpec, Step
 from cerl.envs import simulator_state
 from cerl.envs.gym_task import cause, create, import_task_module
 from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
-from cerl.envs.watch import Watch
+from cerl.envs.nonfinite import Watch
 from cerl.text import visible
 
 # What gymnasium asks of a task, for messages.

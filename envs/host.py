@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cerl import draw
+from cerl.config.errors import closest
 from cerl.data import EnvSpec, Step
-from cerl.mistakes import closest
 
 
 def simulator_seeds(

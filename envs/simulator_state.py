@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerl.checkpoint import CheckpointError
+from cerl.record.checkpoint import CheckpointError
 
 _GENERATORS = {
     kind.__name__: kind

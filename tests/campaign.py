@@ -35,8 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from mutate import mutations
 
-from cerl import checkpoint, config, pieces, rows
 from cerl.__main__ import main
+from cerl.record import checkpoint, pieces
+from cerl.record import results as rows
+from cerl.record.folder import load_file
 
 
 def line(**options: Any) -> list[str]:
@@ -342,7 +344,7 @@ class Flips:
         try:
             with silent(words), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                options = config.load_file(folder / "config.yaml").model_dump()
+                options = load_file(folder / "config.yaml").model_dump()
                 loaded = checkpoint.newest(folder)
                 return options, read_all(folder), loaded.damaged
         except (ValueError, RuntimeError, OSError) as error:

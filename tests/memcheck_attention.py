@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention_step import Cache, forgetting_attention_step
+from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
 # B, M, N, Hq, Hkv, D, window; one block, one launch, and the long path on both sides of a chunk of
 # its scans, with and without the copy engine.

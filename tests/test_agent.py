@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import cerl
-from cerl import bench, wiring
+from cerl import wiring
+from cerl.bench import runs
 from cerl.config import load
 from cerl.data import EnvSpec
 
@@ -25,7 +26,7 @@ def test_only_wiring_imports_agents():
 def test_stages_move_every_parameter_and_name_every_metric(name):
     config = load(name, {**SMALL, "net": {"channels": (), "kernels": (), "strides": ()}})
     spec = FLAT._replace(continuous=config.agent == "sac", envs=config.env.envs)
-    learner = bench.filled_learner(config, spec, torch.device("cpu"))
+    learner = runs.filled_learner(config, spec, torch.device("cpu"))
     moved = {id(leaf) for leaf in learner.leaves}
     assert len(moved) == len(learner.leaves)
     assert moved == {id(leaf) for leaf in learner.net.parameters()}

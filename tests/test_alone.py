@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import preset, train, wiring
-from cerl.config import Config, load
+from cerl import train, wiring
+from cerl.config import Config, load, preset
 
 TINY: dict[str, Any] = {
     "device": "cpu",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cerl.kernels import attention
 from cerl.kernels.attention import definition, forgetting_attention
-from cerl.kernels.attention_tiles import Tiles, decayed_sums, visited
+from cerl.kernels.attention.plan import Tiles, decayed_sums, visited
 
 FLOAT64 = torch.float64
 

@@ -11,7 +11,7 @@ from cerl.kernels import attention
 from cerl.kernels.attention import SLACK, forgetting_attention
 
 pytest.importorskip("triton")
-from cerl.kernels.attention_measure_triton import measured_limits
+from cerl.kernels.attention.measure_triton import measured_limits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -13,10 +13,10 @@ from rounding import assert_agree
 from torch import Tensor
 
 from cerl.kernels.attention import definition
-from cerl.kernels.attention_tiles import is_medium, tiles, visited
+from cerl.kernels.attention.plan import is_medium, tiles, visited
 
 pytest.importorskip("triton")
-from cerl.kernels import attention_medium_triton as medium
+from cerl.kernels.attention import medium_triton as medium
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = medium.Launch(16, 32, 4, 1), medium.Launch(16, 32, 4, 1)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cerl.kernels.attention import definition
-from cerl.kernels.attention_tiles import tiles
+from cerl.kernels.attention.plan import tiles
 
 pytest.importorskip("triton")
-from cerl.kernels import attention_short_triton as short
+from cerl.kernels.attention import short_triton as short
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -9,9 +9,9 @@ from rounding import assert_agree
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from cerl.kernels import attention_step
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention_step import BLOCK, Cache, forgetting_attention_step
+from cerl.kernels.attention import step as attention_step
+from cerl.kernels.attention.step import BLOCK, Cache, forgetting_attention_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

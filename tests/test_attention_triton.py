@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 
 from cerl.kernels import attention
 from cerl.kernels.attention import definition, forgetting_attention
-from cerl.kernels.attention_check import check_placement
-from cerl.kernels.attention_tiles import decayed_sums, tiles, visited
+from cerl.kernels.attention.check import check_placement
+from cerl.kernels.attention.plan import decayed_sums, tiles, visited
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.
@@ -263,11 +263,11 @@ def test_tensors_out_of_reach_are_refused():
 
 
 def test_launches_that_do_not_fit_each_other_are_refused(monkeypatch):
-    from cerl.kernels import attention_triton
+    from cerl.kernels.attention import long_triton
 
     x = torch.zeros(1, 300, 1, 64, device=DEVICE)
-    other = attention_triton.Launch(64, 16, 4, 1)
-    monkeypatch.setitem(attention_triton.CONFIGS, ("queries", 64, 4), other)
+    other = long_triton.Launch(64, 16, 4, 1)
+    monkeypatch.setitem(long_triton.CONFIGS, ("queries", 64, 4), other)
     with pytest.raises(ValueError, match="columns of forward and queries"):
         forgetting_attention(x, x, x, torch.zeros(1, 300, 1, device=DEVICE), impl="triton")
 
@@ -372,14 +372,10 @@ def test_sequence_with_nan_leaves_the_other_bitwise_alone(case):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_gradient_asks_for_no_more_than_what_is_used(case, monkeypatch):
-    from cerl.kernels import (
-        attention_backward_triton,
-        attention_medium_triton,
-        attention_short_triton,
-    )
+    from cerl.kernels.attention import long_backward_triton, medium_triton, short_triton
 
     asked = []
-    for module in (attention_short_triton, attention_medium_triton, attention_backward_triton):
+    for module in (short_triton, medium_triton, long_backward_triton):
 
         def spy(do, dlse, *rest, call=module.backward, **options):
             asked.append(dlse is not None)
@@ -482,7 +478,7 @@ def near_pairs(sums: Tensor, log_f: Tensor, left: Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", [3000, pytest.param(131072, marks=pytest.mark.gpu)])
 def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
-    from cerl.kernels.attention_scan_triton import prepare
+    from cerl.kernels.attention.scan_triton import prepare
 
     g = torch.Generator().manual_seed(2)
     log_f = torch.nn.functional.logsigmoid(torch.randn(2, keys, 2, generator=g))
@@ -509,7 +505,7 @@ def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     ],
 )
 def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, start):
-    from cerl.kernels.attention_scan_triton import prepare
+    from cerl.kernels.attention.scan_triton import prepare
 
     g = torch.Generator().manual_seed(keys)
     log_f = -0.02 * torch.rand(1, keys, 3, generator=g) * torch.tensor([0.05, 0.5, 10.0])
@@ -686,20 +682,20 @@ def test_graph_replays_what_eager_computes(keys, pruning):
 
 @pytest.mark.gpu
 def test_kernels_are_not_compiled_again_for_other_lengths():
-    from cerl.kernels import (
-        attention_backward_triton,
-        attention_medium_triton,
-        attention_scan_triton,
-        attention_short_triton,
-        attention_triton,
+    from cerl.kernels.attention import (
+        long_backward_triton,
+        long_triton,
+        medium_triton,
+        scan_triton,
+        short_triton,
     )
 
     modules = (
-        attention_scan_triton,
-        attention_triton,
-        attention_backward_triton,
-        attention_medium_triton,
-        attention_short_triton,
+        scan_triton,
+        long_triton,
+        long_backward_triton,
+        medium_triton,
+        short_triton,
     )
 
     def compiled() -> int:

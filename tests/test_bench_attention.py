@@ -17,12 +17,14 @@ from matplotlib import image
 from rounding import assert_agree
 
 from cerl import __main__ as command
-from cerl import bench_acp, bench_attention, bench_tiles, rows
-from cerl.bench_attention import Calls, Shape, Work
-from cerl.bench_clock import Report, Spent, compiled, stopwatch
-from cerl.kernels import attention_step
+from cerl.bench import attention, pruning
+from cerl.bench import tiles as bench_tiles
+from cerl.bench.attention import Calls, Shape, Work
+from cerl.bench.clock import Report, Spent, compiled, stopwatch
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention_tiles import Tiles, tiles, visited
+from cerl.kernels.attention import step as attention_step
+from cerl.kernels.attention.plan import Tiles, tiles, visited
+from cerl.record import results
 
 CPU = torch.device("cpu")
 
@@ -30,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def on_cpu(monkeypatch):
     """The commands run on the CPU; every call takes 2 ms in a graph and 5 ms as called."""
-    for module in (bench_attention, bench_tiles, bench_acp):
+    for module in (attention, bench_tiles, pruning):
         monkeypatch.setattr(module, "needed_device", lambda: CPU)
         monkeypatch.setattr(module, "stopwatch", lambda repeats: two_and_five)
 
@@ -44,35 +46,33 @@ def two_and_five(call):
 @pytest.mark.parametrize("width", [64, 128])
 def test_gates_prune_the_pairs_that_their_names_say(gate, share, width):
     shape = Shape(1, 1024, 2, width)
-    log_f = bench_attention.gates(gate, shape, device=CPU)
-    limit = bench_attention.threshold(shape)
+    log_f = attention.gates(gate, shape, device=CPU)
+    limit = attention.threshold(shape)
     assert limit == pytest.approx(-(2 * math.sqrt(width) + math.log(1024)) - 10)
     sums = log_f.double().cumsum(1)[0, :, 0]
     below = (sums[:, None] - sums[None, :] < limit).tril().double().sum() / (1024 * 1025 / 2)
     assert float(below) == pytest.approx(share, abs=0.01)
-    assert bench_attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(
-        share, abs=0.01
-    )
+    assert attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(share, abs=0.01)
     # A tile goes only when its last pair may: fewer of them, by about one tile a row.
     block = tiles(1024, 1024, width, torch.bfloat16)
-    skipped = bench_attention.skipped_share(log_f, block, limit)
+    skipped = attention.skipped_share(log_f, block, limit)
     slack = (block.rows + block.columns) / 1024 * 1.5
     assert share - slack <= skipped <= share + 1e-9
 
 
 def test_mild_gates_and_logits_stay_in_their_bounds():
     shape = Shape(2, 300, 3, 40)
-    q, k, v, do = bench_attention.inputs(shape, device=CPU, dtype=torch.float32)
+    q, k, v, do = attention.inputs(shape, device=CPU, dtype=torch.float32)
     assert {x.shape for x in (q, k, v, do)} == {torch.Size(shape)}
     torch.testing.assert_close(q.norm(dim=3), torch.full((2, 300, 3), math.sqrt(40)))
     torch.testing.assert_close(k.norm(dim=3), torch.full((2, 300, 3), math.sqrt(40)))
     assert float(v.std()) == pytest.approx(1.0, abs=0.05)
-    gates = bench_attention.gates("mild", shape, device=CPU).exp()
+    gates = attention.gates("mild", shape, device=CPU).exp()
     assert 0.98 < float(gates.min()) < float(gates.max()) < 0.9998
 
 
 def test_shapes_and_cases_are_read():
-    works = bench_attention.parsed(("4,4096,16,64", "step:64,1024,8,64"), ("none", "s90+acp"))
+    works = attention.parsed(("4,4096,16,64", "step:64,1024,8,64"), ("none", "s90+acp"))
     assert works == [
         Work(False, Shape(4, 4096, 16, 64), "none", False),
         Work(False, Shape(4, 4096, 16, 64), "s90", True),
@@ -81,28 +81,28 @@ def test_shapes_and_cases_are_read():
     ]
     assert works[3].what == "step:64,1024,8,64"
     assert works[3].case == "s90+acp"
-    usual = bench_attention.parsed(tuple(bench_attention.TABLE), ())
+    usual = attention.parsed(tuple(attention.TABLE), ())
     assert len(usual) == 20
-    (running,) = bench_attention.parsed(("4,4096,16,64",), ("s70+running",))
+    (running,) = attention.parsed(("4,4096,16,64",), ("s70+running",))
     assert running == Work(False, Shape(4, 4096, 16, 64), "s70", True, True)
     assert running.case == "s70+running"
-    assert len(bench_attention.parsed(("1,2,3,4",), ())) == 4
+    assert len(attention.parsed(("1,2,3,4",), ())) == 4
 
 
 @pytest.mark.parametrize("shape", ["4,4096,16", "4,4096,16,x", "4,0,16,64", "", "4,4096,16,64,1"])
 def test_a_wrong_shape_is_named(shape):
     with pytest.raises(ValueError, match=r"four sizes B,T,H,D .* got '" + shape):
-        bench_attention.parsed((shape,), ())
+        attention.parsed((shape,), ())
 
 
 @pytest.mark.parametrize("case", ["s80", "none+", "none+pruned", "acp"])
 def test_a_wrong_case_is_named(case):
     with pytest.raises(ValueError, match="none, mild, s70, s90"):
-        bench_attention.parsed(("1,2,3,4",), (case,))
+        attention.parsed(("1,2,3,4",), (case,))
     with pytest.raises(ValueError, match="not mild for a step"):
-        bench_attention.parsed(("step:1,2,3,4",), ("mild",))
+        attention.parsed(("step:1,2,3,4",), ("mild",))
     with pytest.raises(ValueError, match=r"\+running \(not for a step"):
-        bench_attention.parsed(("step:1,2,3,4",), ("s70+running",))
+        attention.parsed(("step:1,2,3,4",), ("s70+running",))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -184,25 +184,25 @@ def forgetting_attention(q, k, v, log_f, *, adaptive_threshold=None):
 
 def test_the_official_file_loads_with_and_without_einops(tmp_path, monkeypatch):
     official(tmp_path / "src/forgetting_transformer/ops", LIKE_OURS)
-    bench_attention.load_official(tmp_path)
-    module = bench_attention.load_official(tmp_path / "src/forgetting_transformer/ops")
-    find = bench_attention.importlib.util.find_spec
+    attention.load_official(tmp_path)
+    module = attention.load_official(tmp_path / "src/forgetting_transformer/ops")
+    find = attention.importlib.util.find_spec
     nothing = {"einops": None}
     monkeypatch.setattr(
-        bench_attention.importlib.util, "find_spec", lambda name: nothing.get(name, find(name))
+        attention.importlib.util, "find_spec", lambda name: nothing.get(name, find(name))
     )
     known = sys.modules.get("einops")
-    module = bench_attention.load_official(tmp_path)
+    module = attention.load_official(tmp_path)
     assert module.rearrange(torch.zeros(1, 2, 3, 4), "b t h d -> b h t d").shape == (1, 3, 2, 4)
     assert sys.modules.get("einops") in (known, None)
     with pytest.raises(ValueError, match=r"--official: .* forgetting_attention.py"):
-        bench_attention.load_official(tmp_path / "src")
+        attention.load_official(tmp_path / "src")
 
 
 def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys):
     official(tmp_path / "theirs", LIKE_OURS)
     out = tmp_path / "rows.jsonl"
-    measured = bench_attention.attention(
+    measured = attention.attention(
         shapes=("2,256,2,16", "step:2,16,2,16"),
         cases=("none", "s90+acp"),
         official=tmp_path / "theirs",
@@ -215,8 +215,8 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
         for what in ("ours", "official")
     ]
     ours, theirs = measured[2:4]
-    log_f = bench_attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
-    limit = bench_attention.threshold(Shape(2, 256, 2, 16))
+    log_f = attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
+    limit = attention.threshold(Shape(2, 256, 2, 16))
     wanted = []
     for block in (tiles(256, 256, 16, torch.bfloat16), Tiles(32, 16)):
         kept = visited(log_f, queries=256, tiles=block, threshold=limit).sum()
@@ -246,9 +246,9 @@ def test_a_failure_leaves_the_other_rows(tmp_path, capsys):
 
     good = lambda: Calls(tuple, tuple, 0.25)  # noqa: E731
     with Report("title", out) as report:
-        bench_attention.measure(report, work, {"ours": good, "a": fails, "b": good}, two_and_five)
+        attention.measure(report, work, {"ours": good, "a": fails, "b": good}, two_and_five)
         kept = out.read_text().splitlines()  # before the file is closed
-        bench_attention.measure(report, work, {"ours": good}, two_and_five, end=0.0)
+        attention.measure(report, work, {"ours": good}, two_and_five, end=0.0)
     assert [json.loads(line)["what"] for line in kept] == ["ours", "a", "b"]
     assert json.loads(kept[1])["error"] == "RuntimeError: out of shared memory"
     assert [row["what"] for row in report.rows] == ["ours", "b"]
@@ -264,11 +264,11 @@ def test_steps_are_timed_on_a_full_cache(monkeypatch):
     keep = lambda **sizes: made.append(new(**sizes)) or made[-1]  # noqa: E731
     monkeypatch.setattr(attention_step.Cache, "new", keep)
     work = Work(True, Shape(2, 8, 3, 16), "s70", True)
-    calls = bench_attention.step_calls(work, CPU, dtype=torch.float32)
+    calls = attention.step_calls(work, CPU, dtype=torch.float32)
     assert made[0].length.tolist() == [[8] * 3] * 2
     value = made[0].v[:, :, 0]
     torch.testing.assert_close(calls.forward(), value)  # all values are alike
-    rate = bench_attention.decay_rate("s70", work.shape)
+    rate = attention.decay_rate("s70", work.shape)
     fall = made[0].decay.sum(2)
     assert float((fall[..., 1] - fall[..., 2]).mean()) == pytest.approx(rate, rel=1e-4)
 
@@ -276,10 +276,8 @@ def test_steps_are_timed_on_a_full_cache(monkeypatch):
 def test_what_is_compiled_ahead_depends_on_no_gate(on_cpu, monkeypatch, tmp_path):
     official(tmp_path / "theirs", LIKE_OURS)
     asked = []
-    monkeypatch.setattr(
-        bench_attention, "compiled", lambda task, given, **options: asked.extend(given)
-    )
-    bench_attention.attention(
+    monkeypatch.setattr(attention, "compiled", lambda task, given, **options: asked.extend(given))
+    attention.attention(
         shapes=("1,16,1,16",),
         cases=("none", "s70+acp", "s90+acp"),
         official=tmp_path / "theirs",
@@ -290,7 +288,7 @@ def test_what_is_compiled_ahead_depends_on_no_gate(on_cpu, monkeypatch, tmp_path
     ]  # fmt: skip
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     for work, place in asked:
-        bench_attention._compile(work, place)
+        attention._compile(work, place)
 
 
 def test_compiling_ahead_outlives_what_fails(tmp_path, capsys):
@@ -405,7 +403,7 @@ def test_differences_are_shares_of_the_largest_value():
 
 @pytest.mark.slow
 def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
-    measured = bench_acp.acp(
+    measured = pruning.acp(
         out=tmp_path / "acp",
         lengths=(64, 512),
         decays=(1e-3, 0.3),
@@ -413,7 +411,7 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
         heads=2,
         width=16,
     )
-    table = rows.read(tmp_path / "acp/rows.parquet", bench_acp.SCHEMA)
+    table = results.read(tmp_path / "acp/rows.parquet", pruning.SCHEMA)
     assert table.to_pylist() == measured
     keys = [(row["length"], row["decay"], row["pruned"]) for row in measured]
     assert keys == [(t, d, p) for d in (1e-3, 0.3) for t in (64, 512) for p in (False, True)]
@@ -422,12 +420,10 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     assert off["skipped"] == 0.0
     assert off["error"] is off["threshold"] is off["allowed"] is None
     assert on["forward"] == on["both"] == 2.0
-    log_f = bench_acp.gates(Shape(1, 512, 2, 16), 0.3, CPU)
+    log_f = pruning.gates(Shape(1, 512, 2, 16), 0.3, CPU)
     assert float(log_f.mean()) == pytest.approx(-0.3, rel=0.05)
     block = tiles(512, 512, 16, torch.bfloat16)
-    assert on["skipped"] == pytest.approx(
-        bench_attention.skipped_share(log_f, block, on["threshold"])
-    )
+    assert on["skipped"] == pytest.approx(attention.skipped_share(log_f, block, on["threshold"]))
     assert on["skipped"] > 0.4
     assert measured[3]["skipped"] == measured[3]["error"] == 0.0
     assert 0.0 <= on["error_fp32"] <= on["allowed"] + 1e-5  # for rounding
@@ -440,11 +436,11 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
 
 def loud(row):
     shape = Shape(row["batch"], row["length"], row["heads"], row["width"])
-    return bench_attention.inputs(shape, device=CPU)[2].abs().amax()
+    return attention.inputs(shape, device=CPU)[2].abs().amax()
 
 
 def test_the_error_is_that_of_the_pruned_output():
-    q, k, v, _ = bench_attention.inputs(Shape(1, 512, 1, 16), device=CPU, dtype=torch.float32)
+    q, k, v, _ = attention.inputs(Shape(1, 512, 1, 16), device=CPU, dtype=torch.float32)
     log_f = torch.full((1, 512, 1), -0.01)
     weights = (q[0, :, 0] @ k[0, :, 0].T / 4 + (log_f.cumsum(1)[0] - log_f.cumsum(1)[0].T)).exp()
     kept = visited(log_f, queries=512, tiles=tiles(512, 512, 16, q.dtype), threshold=-1.0)[0, 0]
@@ -455,18 +451,18 @@ def test_the_error_is_that_of_the_pruned_output():
     )
     wanted = float((whole - pruned).abs().amax())
     assert wanted > 0.01
-    assert bench_acp.output_error(q, k, v, log_f, -1.0) == pytest.approx(wanted, rel=1e-3)
+    assert pruning.output_error(q, k, v, log_f, -1.0) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_the_study_refuses_what_it_cannot_draw(on_cpu, tmp_path):
     with pytest.raises(ValueError, match=r"divisors of 512 positions, got \[100\]"):
-        bench_acp.acp(out=tmp_path, lengths=(64, 100), positions=512)
+        pruning.acp(out=tmp_path, lengths=(64, 100), positions=512)
     with pytest.raises(ValueError, match="means above 0"):
-        bench_acp.acp(out=tmp_path, lengths=(64,), decays=(0.0,), positions=512)
+        pruning.acp(out=tmp_path, lengths=(64,), decays=(0.0,), positions=512)
 
 
 def test_time_runs_out_between_points(on_cpu, tmp_path, capsys):
-    measured = bench_acp.acp(
+    measured = pruning.acp(
         out=tmp_path, lengths=(64,), decays=(0.1,), positions=64, heads=1, width=16, seconds=-1.0
     )
     assert measured == []
@@ -476,11 +472,11 @@ def test_time_runs_out_between_points(on_cpu, tmp_path, capsys):
 
 def test_the_operators_agree_with_a_pruned_call():
     work = Work(False, Shape(1, 256, 1, 16), "s90", True)
-    calls = bench_attention.sequence_calls(work, CPU, dtype=torch.float32)
-    q, k, v, do = bench_attention.inputs(work.shape, device=CPU, dtype=torch.float32)
-    log_f = bench_attention.gates("s90", work.shape, device=CPU)
+    calls = attention.sequence_calls(work, CPU, dtype=torch.float32)
+    q, k, v, do = attention.inputs(work.shape, device=CPU, dtype=torch.float32)
+    log_f = attention.gates("s90", work.shape, device=CPU)
     leaves = [x.requires_grad_() for x in (q, k, v, log_f)]
-    o = forgetting_attention(*leaves, threshold=bench_attention.threshold(work.shape))
+    o = forgetting_attention(*leaves, threshold=attention.threshold(work.shape))
     assert calls.both is not None
     for ours, wanted in zip(calls.both(), torch.autograd.grad(o, leaves, do), strict=True):
         assert_agree(ours, wanted)

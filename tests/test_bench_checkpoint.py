@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cerl import __main__ as command
-from cerl import spool
+from cerl.record import spool
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])

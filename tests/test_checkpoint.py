@@ -15,9 +15,11 @@ import pytest
 import torch
 from mutate import mutations
 
-from cerl import checkpoint, preset, train, tree, wiring
-from cerl.checkpoint import CheckpointError, Free, Loaded, match
-from cerl.config import load, new_folder
+from cerl import train, wiring
+from cerl.config import load, preset
+from cerl.record import checkpoint, tree
+from cerl.record.checkpoint import CheckpointError, Free, Loaded, match
+from cerl.record.folder import new_folder
 
 
 def make_state(step: int) -> dict:
@@ -266,7 +268,7 @@ def test_what_is_no_plain_file_is_damaged_and_what_may_not_be_read_is_not(tmp_pa
     def refused(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("cerl.files.read", refused)
+    monkeypatch.setattr("cerl.record.files.read", refused)
     with pytest.raises(CheckpointError, match="cannot be read \\(Permission denied"):
         checkpoint.newest(tmp_path)
     assert first.is_file()

@@ -8,11 +8,15 @@ from typing import get_args
 
 import pytest
 
-from cerl import config, files, preset
+from cerl import config
 from cerl.__main__ import overridden
-from cerl.config import Config, EnsembleConfig, GymEnv, NetConfig, dump, load, load_file
-from cerl.mistakes import MISS, ConfigError, contradictions, keys, nearest, smallest_share
-from cerl.rows import config_hash, env_name
+from cerl.config import Config, ConfigError, EnsembleConfig, GymEnv, NetConfig, load, preset
+from cerl.config.contradictions import MISS, contradictions, smallest_share
+from cerl.config.errors import keys, nearest
+from cerl.record import files
+from cerl.record.folder import check_out, dump, load_file, new_folder
+from cerl.record.results import config_hash, env_name
+from cerl.sweep.study import load_study
 
 
 def written(folder, name, text):
@@ -75,7 +79,7 @@ def test_arguments_of_a_task_that_cannot_be_read_are_refused(given, message):
 def test_every_preset_survives_dump_and_load(tmp_path):
     for name in preset.presets():
         run = load(name, {"seeds": [3, 1]})
-        config.dump(run, tmp_path / "config.yaml")
+        dump(run, tmp_path / "config.yaml")
         assert load_file(tmp_path / "config.yaml") == run
         assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -253,7 +257,7 @@ def test_one_file_has_one_name_however_its_path_is_written(tmp_path, monkeypatch
     for name in ("../my.yaml", str(tmp_path / "my.yaml"), "./.././my.yaml"):
         run = load(name, {"out": str(tmp_path / "runs")})
         assert run.preset == "my"
-        assert config.new_folder(run).name.startswith("my-catch-")
+        assert new_folder(run).name.startswith("my-catch-")
     written(tmp_path, "top.yaml", "base: named.yaml\n")
     written(tmp_path, "named.yaml", "base: catch/ddqn\npreset: a name\n")
     assert (load("../named.yaml").preset, load("../top.yaml").preset) == ("a name", "top")
@@ -280,11 +284,11 @@ def test_names_that_a_folder_or_a_line_cannot_have_are_refused(change):
 
 def test_folder_names_are_plain_whatever_the_names_of_preset_and_task(tmp_path):
     changes = {"out": str(tmp_path), "preset": "a b/../[x]$(y)" + "é" * 200, "env.name": "m:A/b v0"}
-    folder = config.new_folder(load("gym/cartpole", changes))
+    folder = new_folder(load("gym/cartpole", changes))
     assert folder.parent == tmp_path
     assert re.fullmatch(r"a-b-\.\.-x-y-é+-\d{8}-\d{6}", folder.name)
     changes["preset"] = "é"
-    assert config.new_folder(load("gym/cartpole", changes)).name.startswith("é-m-A-b-v0-2")
+    assert new_folder(load("gym/cartpole", changes)).name.startswith("é-m-A-b-v0-2")
 
 
 @pytest.mark.parametrize(
@@ -294,14 +298,14 @@ def test_a_folder_that_cannot_be_made_names_its_option(tmp_path, out):
     (tmp_path / "file").write_text("")
     out = out.format(tmp_path)
     run = load("catch/ddqn", {"out": out})
-    for attempt in (lambda: config.check_out(out), lambda: config.new_folder(run)):
+    for attempt in (lambda: check_out(out), lambda: new_folder(run)):
         try:
             attempt()
         except ConfigError as error:
             text = f"--out: expected a folder that can be made and written to, got {out!r} ("
             assert str(error).startswith(text)
         else:
-            assert attempt is not config.new_folder and out.startswith("/proc")
+            assert attempt is not new_folder and out.startswith("/proc")
 
 
 def test_file_that_is_not_there():
@@ -515,7 +519,7 @@ def test_every_option_is_explained():
 
 def test_failed_dump_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
-    config.dump(load("catch/ddqn"), path)
+    dump(load("catch/ddqn"), path)
     before = path.read_text()
 
     def full(*_):
@@ -525,14 +529,14 @@ def test_failed_dump_leaves_the_old_file(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(files.os, name, full)
             with pytest.raises(OSError, match="No space left"):
-                config.dump(load("catch/cerl"), path)
+                dump(load("catch/cerl"), path)
         assert path.read_text() == before
         assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_new_folders_never_collide(tmp_path):
     run = load("minatar/cerl", {"out": str(tmp_path / "runs")})
-    folders = [config.new_folder(run) for _ in range(3)]
+    folders = [new_folder(run) for _ in range(3)]
     assert len(set(folders)) == 3
     for folder in folders:
         assert folder.name.startswith("minatar-cerl-breakout-")
@@ -557,7 +561,7 @@ STUDIES = {
 def test_study_has_presets_for_both_devices(name, count):
     assert preset.studies() == list(STUDIES)
     for device in ("cpu", "cuda"):
-        study = config.load_study(name, device)
+        study = load_study(name, device)
         assert len(study.presets) == count
         for member in study.presets:
             load(member, dict(study.options))

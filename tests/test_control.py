@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from cerl import envs
-from cerl.checkpoint import CheckpointError
 from cerl.config import DmcEnv, MujocoEnv
 from cerl.data import Step
 from cerl.envs import control as control_module
 from cerl.envs.control import Control
 from cerl.envs.dmc import TASKS, DmControl, envpool_suite
 from cerl.envs.mujoco import ROBOTS, envpool_robots, robot_ids
+from cerl.record.checkpoint import CheckpointError
 
 pytest.importorskip("envpool")
 

@@ -6,12 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import bench, checkpoint, divergence, preset, train
-from cerl.config import load
+from cerl import divergence, train
+from cerl.bench import runs
+from cerl.config import load, preset
 from cerl.data import EnvSpec
 from cerl.divergence import Watch
 from cerl.graph import captured
 from cerl.learn import Learner
+from cerl.record import checkpoint
 
 BOARD = EnvSpec("random", (4, 5, 5), torch.bool, 3, 2, 1, True, True)
 ROBOT = EnvSpec("random", (5,), torch.float32, 2, 2, 1, True, False, continuous=True)
@@ -28,7 +30,7 @@ def learner(name, *, device="cpu", **changes) -> Learner:
     }
     spec = ROBOT if name.startswith("mujoco") else BOARD
     config = load(name, preset.merged(small, changes))
-    return bench.filled_learner(config, spec, torch.device(device))
+    return runs.filled_learner(config, spec, torch.device(device))
 
 
 def watch_of(one: Learner) -> Watch:

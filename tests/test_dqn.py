@@ -15,13 +15,13 @@ from rounding import ROUNDINGS, assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, explore
-from cerl.agents.check import run_updates
 from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.parity_dqn import run_updates
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig, ReplayConfig
 from cerl.data import EnvSpec, Row, Window
-from cerl.encoder import Encoder
 from cerl.learn import Learner
+from cerl.nets.frames import Encoder
 from cerl.optim import Optimiser
 from cerl.replay import Replay
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cerl.agents.check import from_original, run_updates, to_original
+from cerl.agents.parity_dqn import from_original, run_updates, to_original
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cerl import draw
-from cerl.kernels import draws
+from cerl.kernels import random
 
 M64 = (1 << 64) - 1
 
@@ -211,6 +211,6 @@ def test_normal_kernel_agrees_with_the_definition(count):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keys, step = draw.seed_keys([3, 2**40], device=device), torch.tensor(12_345, device=device)
     options = dict(offset=draw.purpose_offset(draw.POLICY), count=count)
-    want = draws.normal_grid(keys, step, **options)
-    got = draws.normal_grid_triton(keys, step, **options)
+    want = random.normal_grid(keys, step, **options)
+    got = random.normal_grid_triton(keys, step, **options)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)

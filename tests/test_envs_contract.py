@@ -18,15 +18,15 @@ from cerl.config import (
     PointMassEnv,
     PopgymEnv,
 )
+from cerl.config.memory_tasks import TASKS
 from cerl.envs.api import VecEnv
+from cerl.envs.atari import AtariPool
 from cerl.envs.catch import Catch
 from cerl.envs.control import Control
 from cerl.envs.gym import Gym
 from cerl.envs.memory import Memory
 from cerl.envs.minatar import MinAtar
 from cerl.envs.point_mass import PointMass
-from cerl.envs.pool import AtariPool
-from cerl.tasks import TASKS
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.

@@ -3,9 +3,10 @@ import gc
 import pytest
 import torch
 
-from cerl import memory, preset, train, wiring
-from cerl.config import Config, load
-from cerl.estimate import (
+from cerl import train, wiring
+from cerl.config import Config, load, preset
+from cerl.device import free
+from cerl.device.estimate import (
     BEYOND,
     HOST,
     Needs,
@@ -139,8 +140,8 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
     name, options, part, culprit, monkeypatch
 ):
     config = load(name, {**options, "device": "cpu"})
-    limit = memory.Limit(20 * 10**9, memory.MACHINE)
-    monkeypatch.setattr(memory, "limits", lambda device, root: [limit])
+    limit = free.Limit(20 * 10**9, free.MACHINE)
+    monkeypatch.setattr(free, "limits", lambda device, root: [limit])
     monkeypatch.setattr(wiring, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
         train.train(config)

@@ -13,7 +13,7 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.config import Config, EnsembleConfig, EvalConfig, LossConfig, NetConfig, PointMassEnv
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
-from cerl.log import over_episodes
+from cerl.record.log import over_episodes
 
 CPU = torch.device("cpu")
 

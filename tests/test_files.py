@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cerl import files
+from cerl.record import files
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -8,9 +8,9 @@ import torch
 from rounding import assert_agree
 from torch import Tensor
 
-from cerl.fox import Fox, gate_biases
-from cerl.kernels.attention_step import Cache
+from cerl.kernels.attention.step import Cache
 from cerl.kernels.fox import shifted
+from cerl.nets.fox import Fox, gate_biases
 
 S, N, B, W, D, H = 2, 2, 2, 9, 16, 2
 DH = D // H
@@ -164,7 +164,7 @@ def test_refill_leaves_the_cache_that_steps_leave(variant, rows):
 
 @pytest.mark.parametrize("variant", ["llama", "pro"])
 def test_pruning_skips_blocks_and_keeps_the_output(variant, monkeypatch):
-    from cerl import fox as module
+    from cerl.nets import fox as module
 
     shares, operator = [], module.forgetting_attention
 
@@ -189,7 +189,7 @@ def test_pruning_skips_blocks_and_keeps_the_output(variant, monkeypatch):
 @pytest.mark.parametrize("variant", ["llama", "pro"])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_rows_of_heads_in_16_bits_start_on_16_bytes(variant, heads, monkeypatch):
-    from cerl import fox as module
+    from cerl.nets import fox as module
 
     fox, operator, seen = make(variant, heads=heads), module.forgetting_attention, []
 

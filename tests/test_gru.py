@@ -5,8 +5,8 @@ import torch
 from rounding import assert_agree
 from torch import Tensor
 
-from cerl.duty import Duty
-from cerl.gru import Gru
+from cerl.nets.acting import Duty
+from cerl.nets.gru import Gru
 
 S, B, W, D = 2, 4, 11, 8
 

@@ -16,12 +16,12 @@ from gymnasium import spaces
 
 import cerl
 from cerl import envs, train
-from cerl.checkpoint import CheckpointError
 from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
 from cerl.envs.gym_task import import_task_module
 from cerl.envs.host import simulator_seeds
+from cerl.record.checkpoint import CheckpointError
 
 BYTES = spaces.Box(0, 255, (1, 2), np.uint8)
 # Gymnasium takes flags, its annotation of dtype does not.

@@ -12,10 +12,10 @@ from rounding import assert_agree
 from torch import Tensor
 from torch.nn import functional as F
 
+from cerl.device.precision import precision
 from cerl.kernels import optim
 from cerl.kernels.conv import conv2d
 from cerl.kernels.fold import col2im, patches
-from cerl.precision import precision
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.

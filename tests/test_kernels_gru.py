@@ -13,8 +13,8 @@ from rounding import assert_agree
 from tf32 import RoundedProduct, worse
 from torch import Tensor
 
+from cerl.device.precision import precision
 from cerl.kernels.gru import cell, gru
-from cerl.precision import precision
 
 pytest.importorskip("triton")
 from cerl.kernels import gru_triton  # noqa: E402

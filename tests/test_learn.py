@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from cerl import bench, draw, train, wiring
-from cerl.checkpoint import CheckpointError
+from cerl import draw, train, wiring
+from cerl.bench import runs
 from cerl.collect import Collector
 from cerl.config import load
 from cerl.data import EnvSpec, Row, Step
 from cerl.graph import captured
-from cerl.kernels import branches
+from cerl.kernels.runtime import streams
 from cerl.learn import Learner
+from cerl.record.checkpoint import CheckpointError
 from cerl.replay import Replay
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
@@ -23,7 +24,7 @@ PAIR = {"seeds": (0, 1), "ensemble": {"members": 3}}
 
 def learner(name, spec, device, **changes):
     small = {"replay": {"capacity": 2_000, "start": 1_000}, "env": {"envs": spec.envs}}
-    return bench.filled_learner(load(name, {**small, **changes}), spec, torch.device(device))
+    return runs.filled_learner(load(name, {**small, **changes}), spec, torch.device(device))
 
 
 CASES = [
@@ -77,7 +78,7 @@ def test_branches_side_by_side_equal_one_after_the_other_bitwise(
     for _ in range(20):
         run()
     here = torch.cuda.current_stream
-    monkeypatch.setattr(branches, "_side_stream", lambda device, *_: here(device))
+    monkeypatch.setattr(streams, "_side_stream", lambda device, *_: here(device))
     for _ in range(20):
         getattr(alone, part)()
     for name, value in alone.metrics.items():

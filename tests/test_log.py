@@ -11,11 +11,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cerl import board, config, log, pace, rows
+from cerl import config
 from cerl.data import EnvSpec
-from cerl.log import Logger
-from cerl.rows import RowsError
-from cerl.screen import PipeConsole
+from cerl.record import log, progress, tensorboard
+from cerl.record import results as rows
+from cerl.record.log import Logger
+from cerl.record.results import RowsError
+from cerl.record.screen import PipeConsole
 
 SEEDS = (3, 8)
 NAN = math.nan
@@ -268,7 +270,7 @@ def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path):
 
 
 def test_the_state_survives_a_checkpoint(tmp_path):
-    from cerl import checkpoint
+    from cerl.record import checkpoint
 
     logger = make_logger(tmp_path)
     run_until(logger, [100])
@@ -420,8 +422,8 @@ def test_quiet_prints_notes_and_nothing_else(tmp_path):
 
 def test_pace_is_measured_over_the_window(monkeypatch):
     now = iter([0.0, 10.0, 20.0, 30.0])
-    monkeypatch.setattr(pace.time, "monotonic", lambda: next(now))
-    watch = pace.Pace(1000)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    watch = progress.Pace(1000)
     watch.add(100, 0)
     assert all(math.isnan(rate) for rate in watch.rates()) and math.isnan(watch.left())
     watch.add(200, 30)
@@ -429,8 +431,8 @@ def test_pace_is_measured_over_the_window(monkeypatch):
     assert watch.rates() == (15.0, 3.0) and watch.left() == 40.0
     watch.add(1016, 80)  # many environments step past the end
     assert watch.left() == 0.0
-    assert pace.clock(3723.4) == "1:02:03" and pace.clock(NAN) == "-:--:--"
-    assert [pace.count(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
+    assert progress.clock(3723.4) == "1:02:03" and progress.clock(NAN) == "-:--:--"
+    assert [progress.count(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
         "3.1",
         "314",
         "31.4k",
@@ -440,8 +442,8 @@ def test_pace_is_measured_over_the_window(monkeypatch):
 
 
 def test_weighted_mean_leaves_out_what_has_no_weight():
-    assert board.weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
-    assert math.isnan(board.weighted(np.array([1.0]), np.array([0.0])))
+    assert tensorboard.weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
+    assert math.isnan(tensorboard.weighted(np.array([1.0]), np.array([0.0])))
 
 
 def test_events_that_cannot_be_written_are_said_and_print_no_traceback(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib
 import io
 import os
 import re
@@ -19,9 +20,13 @@ import torch
 
 import cerl
 from cerl import __main__ as command
-from cerl import bench, config, preset, rows
-from cerl.config import load
-from cerl.mistakes import keys
+from cerl import config
+from cerl.bench import runs as bench
+from cerl.config import load, preset
+from cerl.config.errors import keys
+from cerl.record import results as rows
+from cerl.record.folder import changeable, dump
+from cerl.sweep.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_TYPES = list(zip(rows.ROWS.names, rows.ROWS.types, strict=True))
@@ -35,8 +40,9 @@ def stand_in(monkeypatch):
         module = types.ModuleType(f"cerl.{name}")
         for key, value in functions.items():
             setattr(module, key, value)
+        package, _, last = f"cerl.{name}".rpartition(".")
         monkeypatch.setitem(sys.modules, f"cerl.{name}", module)
-        monkeypatch.setattr(cerl, name, module, raising=False)
+        monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
 
     return replace
 
@@ -45,7 +51,7 @@ def stand_in(monkeypatch):
 def run_folder(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    config.dump(load("catch/cerl"), folder / "config.yaml")
+    dump(load("catch/cerl"), folder / "config.yaml")
     return folder
 
 
@@ -155,7 +161,7 @@ def test_help_of_resume_shows_what_may_change(run_folder, capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     shown = set(re.findall(r"--([a-z][\w.-]*)", out)) - {"help", "resume"}
-    known = {key.replace("_", "-") for key in keys(config.Config) if config.changeable(key)}
+    known = {key.replace("_", "-") for key in keys(config.Config) if changeable(key)}
     assert {name.replace("no-", "") for name in shown} == known - {"log"}
 
 
@@ -163,7 +169,7 @@ def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_
     (tmp_path / "conf_strangers_tasks.py").write_text("raise RuntimeError('its code ran')")
     monkeypatch.syspath_prepend(tmp_path)
     run = load("gym/cartpole", {"env.name": "conf_strangers_tasks:Mine-v0"})
-    config.dump(run, run_folder / "config.yaml")
+    dump(run, run_folder / "config.yaml")
     commands = (["train", "--resume", str(run_folder)], ["eval", str(run_folder)])
     for words in commands:
         assert "its code ran" in refused(capsys, *words)
@@ -349,7 +355,7 @@ def test_sweep_is_presets_times_environments_with_options(stand_in):
         "sweep",
         sweep=lambda runs, out, jobs: swept.append((runs, out, jobs)) or [Path("a"), Path("b")],
     )
-    stand_in("report", main=lambda folders, out: reported.append((folders, out)))
+    stand_in("report.tables", main=lambda folders, out: reported.append((folders, out)))
     arguments = "sweep minatar/ddqn minatar/cerl --envs asterix freeway --seeds 1 2 --out study"
     assert command.main(arguments.split()) == 0
     runs, out, jobs = swept[0]
@@ -365,8 +371,8 @@ def test_sweep_is_presets_times_environments_with_options(stand_in):
 @pytest.mark.slow
 def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
     swept = []
-    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(runs) or [])
-    stand_in("report", main=lambda folders, out: None)
+    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(runs) or [])
+    stand_in("report.tables", main=lambda folders, out: None)
     for given in ([], ["--log.save-replay"]):
         assert command.main(["sweep", "remember", "--env.length", "7", *given]) == 0
     names = ("memory/mlp", "memory/gru", "memory/transformer", "memory/fox")
@@ -377,8 +383,8 @@ def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
 
 def test_sweep_takes_jobs(stand_in, capsys):
     swept = []
-    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(jobs) or [])
-    stand_in("report", main=lambda folders, out: None)
+    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(jobs) or [])
+    stand_in("report.tables", main=lambda folders, out: None)
     assert command.main(["sweep", "catch/ddqn", "--jobs", "3"]) == 0
     assert swept == [3]
     for words in (["0"], ["two"], ["1", "2"]):
@@ -390,11 +396,11 @@ def test_sweep_takes_jobs(stand_in, capsys):
 @pytest.mark.parametrize("cuda", [False, True])
 def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
     swept = []
-    stand_in("sweep", sweep=lambda runs, out, jobs: swept.append(runs) or [])
-    stand_in("report", main=lambda folders, out: None)
+    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(runs) or [])
+    stand_in("report.tables", main=lambda folders, out: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert command.main(["sweep", "demo"]) == 0
-    study = config.load_study("demo", "cuda" if cuda else "cpu")
+    study = load_study("demo", "cuda" if cuda else "cpu")
     assert swept[0] == [load(name, dict(study.options)) for name in study.presets]
     assert swept[0][0].env.family == ("minatar" if cuda else "catch")
     assert command.main(["sweep", "demo", "--device", "cpu", "--seeds", "9"]) == 0
@@ -406,7 +412,9 @@ def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
 
 def test_report_hands_on_folders_and_options(stand_in):
     reported = []
-    stand_in("report", main=lambda folders, out, **more: reported.append((folders, out, more)))
+    stand_in(
+        "report.tables", main=lambda folders, out, **more: reported.append((folders, out, more))
+    )
     assert command.main(["report", "runs/study"]) == 0
     assert command.main(["report", "a", "b", "--last", "3", "--until", "20_000"]) == 0
     assert command.main(["report", "a", "--out", "here"]) == 0

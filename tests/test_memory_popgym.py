@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from cerl.config import MemoryEnv
+from cerl.config.memory_tasks import POPGYM, TASKS
 from cerl.envs.memory import Memory, deck
 from cerl.envs.resident import Resident
-from cerl.tasks import POPGYM, TASKS
 
 LEVELS = ("Easy", "Medium", "Hard")
 each_level = pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from rounding import assert_agree
 from tf32 import RoundedProduct, worse
 from torch import Tensor
 
+from cerl.device.precision import precision
 from cerl.kernels.mlp import ACTIVATIONS, NOTHING, SIGNS, mlp
-from cerl.precision import precision
 
 pytest.importorskip("triton")
 from cerl.kernels import mlp_triton  # noqa: E402

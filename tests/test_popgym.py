@@ -10,8 +10,8 @@ from gymnasium import spaces
 
 from cerl import envs, wiring
 from cerl.config import PopgymEnv, load
+from cerl.config.memory_tasks import POPGYM
 from cerl.envs.popgym import popgym_id
-from cerl.tasks import POPGYM
 
 
 def build(name: str, backend="package", *, count=2, seeds=(0,), **options):

@@ -8,8 +8,8 @@ from cerl.agents.dqn import DQN
 from cerl.agents.quantile import quantile_value
 from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig
 from cerl.data import EnvSpec
-from cerl.encoder import Encoder
 from cerl.explore import Noise
+from cerl.nets.frames import Encoder
 
 
 def test_a_value_is_the_mean_of_its_quantiles():

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cerl import checkpoint, draw, files, pieces, spool
-from cerl.checkpoint import CheckpointError, Checkpoints
+from cerl import draw
 from cerl.data import EnvSpec, Row
+from cerl.record import checkpoint, files, pieces, spool
+from cerl.record.checkpoint import CheckpointError, Checkpoints
 from cerl.replay import Replay
 
 CPU = torch.device("cpu")

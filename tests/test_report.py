@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 import cerl.__main__ as command
-from cerl import cells, plot, report, rows, scores
-from cerl.rows import RowsError
+from cerl.record import results as rows
+from cerl.record.results import RowsError
+from cerl.report import curves, plots, statistics, tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -67,8 +68,8 @@ def write(folder, found: list[dict]):
 
 def summary_of(*folders, last: int = 1) -> tuple[dict, list[str]]:
     """{(env, preset, score, statistic): line} and the notes."""
-    found, notes = cells.cells(cells.load_rows(folders))
-    lines = report.summarise(found, last=last).to_pylist()
+    found, notes = curves.cells(curves.load_rows(folders))
+    lines = tables.summarise(found, last=last).to_pylist()
     return {(r["env"], r["preset"], r["score"], r["statistic"]): r for r in lines}, notes
 
 
@@ -177,15 +178,15 @@ def test_evaluations_after_a_step_are_left_out(tmp_path):
     write(tmp_path / "runs" / "a", [row(step=s, **{"return": s / 100}) for s in (100, 200, 300)])
     runs = [row(preset="catch/cerl", step=s, **{"return": 5.0 + s}) for s in (100, 200)]
     write(tmp_path / "runs" / "b", runs)
-    summary = report.main([tmp_path / "runs"], tmp_path / "out", until=250).to_pylist()
+    summary = tables.main([tmp_path / "runs"], tmp_path / "out", until=250).to_pylist()
     means = {r["preset"]: (r["step"], r["value"]) for r in summary if r["statistic"] == "mean"}
     assert means == {"catch/ddqn": (200, 2.0), "catch/cerl": (200, 205.0)}
     trained = row(policy="train", step=20, **{"return": 1.0})
     write(tmp_path / "runs" / "c", [trained, row(preset="catch/bootdqn", step=300)])
     with pytest.raises(RowsError, match="no evaluation up to step 50; the first is at 100"):
-        report.main([tmp_path / "runs"], tmp_path / "out", until=50)
+        tables.main([tmp_path / "runs"], tmp_path / "out", until=50)
     console = Console(record=True, width=400)
-    report.main([tmp_path / "runs"], tmp_path / "out", until=250, console=console)
+    tables.main([tmp_path / "runs"], tmp_path / "out", until=250, console=console)
     assert "c/rows.parquet: no evaluation up to step 250; left out" in console.export_text()
 
 
@@ -204,7 +205,7 @@ def test_a_seed_that_diverged_is_left_out_and_said(tmp_path):
     one = lines["catch", "catch/ddqn", "individual", "mean"]
     assert (one["value"], one["seeds"], one["seeds_lost"]) == (2.0, 2, 1)
     assert "a return of seed 1 is not a finite number" in notes[0]
-    _, text = report.table(report.summarise(cells.cells(cells.load_rows([tmp_path]))[0]))
+    _, text = tables.table(tables.summarise(curves.cells(curves.load_rows([tmp_path]))[0]))
     assert text[0][3] == "2 (1 lost)"
     bad = [row(seed=s, **{"return": math.inf}) for s in range(2)]
     lines, _ = summary_of(write(tmp_path / "b", bad))
@@ -233,7 +234,7 @@ def test_seeds_that_diverged_stay_in_and_are_said(tmp_path):
         "what they scored counts as it is"
     ]
     text = io.StringIO()
-    report.main([run], tmp_path / "out", console=Console(file=text, width=80))
+    tables.main([run], tmp_path / "out", console=Console(file=text, width=80))
     printed = " ".join(text.getvalue().split())
     assert "5 (2 diverged) seeds" in printed and f"note: {notes[0]}" in printed
     shown = (tmp_path / "out" / "table.md").read_text()
@@ -243,7 +244,7 @@ def test_seeds_that_diverged_stay_in_and_are_said(tmp_path):
     )
     assert values[names.index("seeds_diverged")] == "2"
     # Before it is seen, no seed has diverged.
-    report.main([run], tmp_path / "early", until=150, console=Console(file=io.StringIO()))
+    tables.main([run], tmp_path / "early", until=150, console=Console(file=io.StringIO()))
     assert "| 5 (1 diverged) |" in (tmp_path / "early" / "table.md").read_text()
 
 
@@ -261,9 +262,9 @@ def test_a_seed_that_was_cut_costs_the_others_no_evaluation(tmp_path):
         "catch/ddqn on catch: 2 of 4 seeds diverged (seed 2 at 200, seed 3 at 50 agent steps); "
         "what they scored counts as it is, and there are no scores to the end of seed 2 3"
     ]
-    _, text = report.table(report.summarise(cells.cells(cells.load_rows([run]))[0]))
+    _, text = tables.table(tables.summarise(curves.cells(curves.load_rows([run]))[0]))
     assert text[0][3] == "2 (2 lost, 2 diverged)"
-    plot.curves(cells.cells(cells.load_rows([run]))[0], tmp_path / "curves.png")
+    plots.curves(curves.cells(curves.load_rows([run]))[0], tmp_path / "curves.png")
     # Where all seeds were cut, what they have in common is compared.
     alone = write(tmp_path / "b", [row(step=100), marked(0, 200, **{"return": 2.0})])
     lines, notes = summary_of(alone)
@@ -298,7 +299,7 @@ def test_atari_games_are_summarised_by_human_normalised_scores(tmp_path):
     lines, _ = summary_of(write(tmp_path / "a", found))
     tasks = []
     for game, returns in games.items():
-        random, human = scores.human_random()[game]
+        random, human = statistics.human_random()[game]
         tasks.append((returns[0].mean(1) - random) / (human - random))
     pooled = sorted(np.concatenate(tasks))
     expected = {
@@ -316,7 +317,7 @@ def test_atari_games_are_summarised_by_human_normalised_scores(tmp_path):
 
 
 def test_numbers_show_the_digits_that_matter():
-    assert [report.number(x) for x in (0.1234, -0.5, 1.234, 13.87, -20.94, 418.5, 16452.7)] == [
+    assert [tables.number(x) for x in (0.1234, -0.5, 1.234, 13.87, -20.94, 418.5, 16452.7)] == [
         "0.123",
         "-0.500",
         "1.23",
@@ -325,36 +326,36 @@ def test_numbers_show_the_digits_that_matter():
         "418",
         "16,453",
     ]
-    assert report.number(None) == report.number(math.nan) == "n/a"
-    assert report.estimate({"value": 0.91, "low": -0.82, "high": 1.0}) == "0.91 [-0.82, 1.00]"
-    assert report.estimate({"value": 950.4, "low": 90.0, "high": 1234.5}) == "950 [90, 1,234]"
-    assert report.estimate({"value": 2.0, "low": None, "high": None}) == "2.00"
-    assert report.estimate({"value": None, "low": None, "high": None}) == "n/a"
+    assert tables.number(None) == tables.number(math.nan) == "n/a"
+    assert tables.estimate({"value": 0.91, "low": -0.82, "high": 1.0}) == "0.91 [-0.82, 1.00]"
+    assert tables.estimate({"value": 950.4, "low": 90.0, "high": 1234.5}) == "950 [90, 1,234]"
+    assert tables.estimate({"value": 2.0, "low": None, "high": None}) == "2.00"
+    assert tables.estimate({"value": None, "low": None, "high": None}) == "n/a"
 
 
 def test_missing_empty_and_damaged_rows_are_clear_errors(tmp_path):
     with pytest.raises(RowsError, match="no such file or folder"):
-        cells.load_rows([tmp_path / "nowhere"])
+        curves.load_rows([tmp_path / "nowhere"])
     with pytest.raises(RowsError, match=r"no rows\.parquet in or below it"):
-        cells.load_rows([tmp_path])
+        curves.load_rows([tmp_path])
     with pytest.raises(RowsError, match="at least one run folder"):
-        cells.load_rows([])
+        curves.load_rows([])
     good, bad = write(tmp_path / "good", [row()]), write(tmp_path / "bad", [row()])
     data = (bad / "rows.parquet").read_bytes()
     for content in (b"", data[: len(data) // 2], b"not parquet at all"):
         (bad / "rows.parquet").write_bytes(content)
         with pytest.raises(RowsError, match=r"bad/rows\.parquet: damaged"):
-            cells.load_rows([good, bad])
+            curves.load_rows([good, bad])
     with pytest.raises(RowsError, match="no evaluation"):
-        report.main([write(tmp_path / "empty", [])], tmp_path / "out")
+        tables.main([write(tmp_path / "empty", [])], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_runs_a_run_and_a_file_name_the_same_rows_once(tmp_path):
     run = write(tmp_path / "runs" / "a", [row()])
     paths = [tmp_path / "runs", run, run / "rows.parquet"]
-    assert cells.run_folders(paths) == [(run / "rows.parquet").resolve()]
-    assert cells.load_rows(paths).num_rows == 1
+    assert curves.run_folders(paths) == [(run / "rows.parquet").resolve()]
+    assert curves.load_rows(paths).num_rows == 1
 
 
 def study(tmp_path):
@@ -378,7 +379,7 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     runs, out = study(tmp_path), tmp_path / "report"
     (runs / "catch-ddqn" / "tensorboard").mkdir()
     text = io.StringIO()
-    summary = report.main([runs], out, console=Console(file=text, width=80))
+    summary = tables.main([runs], out, console=Console(file=text, width=80))
     printed = text.getvalue()
     assert sorted(path.name for path in out.iterdir()) == [
         "curves.png",
@@ -391,24 +392,24 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     assert f"tensorboard --logdir {(runs / 'catch-ddqn').resolve()}" in printed
     assert "catch, 4 seeds, 600 agent steps" in printed and "95%" in printed
     assert pq.read_table(out / "summary.parquet").equals(summary)
-    assert summary.schema.equals(report.SUMMARY)
+    assert summary.schema.equals(tables.SUMMARY)
     # Every value and interval is whole, in the file and on an 80 column terminal.
     marked = (out / "table.md").read_text().splitlines()
     assert marked[0].startswith("| env | preset | N | seeds | agent steps | individual | aggregate")
     for line in summary.to_pylist():
-        value, _, interval = report.estimate(line).partition(" ")
+        value, _, interval = tables.estimate(line).partition(" ")
         of_preset = [m for m in marked if m.startswith(f"| {line['env']} | {line['preset']} |")]
         assert len(of_preset) == 1 and f"{value} {interval}" in of_preset[0]
         assert value in printed and interval in printed
     table = (out / "table.csv").read_text().splitlines()
-    assert table[0] == ",".join(report.SUMMARY.names) and len(table) == 1 + summary.num_rows
+    assert table[0] == ",".join(tables.SUMMARY.names) and len(table) == 1 + summary.num_rows
 
 
 def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathematics(tmp_path):
     names = {"preset": "_[bold] $\\frac$ a|b\x1b[31m\n", "env": "gym/[/x]$x:$_\u202e"}
     run = write(tmp_path / "run", [row(**names)])
     text = io.StringIO()
-    report.main([run], tmp_path / "out", console=Console(file=text, width=200))
+    tables.main([run], tmp_path / "out", console=Console(file=text, width=200))
     shown = r"_[bold] $\frac$ a|b\x1b[31m\n"
     assert shown in text.getvalue() and r"gym/[/x]$x:$_\u202e" in text.getvalue()
     assert "\x1b[31m" not in text.getvalue()
@@ -419,19 +420,19 @@ def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathemat
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     runs, out = study(tmp_path), tmp_path / "report"
     quiet = Console(file=io.StringIO())
-    report.main([runs], out, console=quiet)
+    tables.main([runs], out, console=quiet)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        report.main([runs], out, last=3, console=quiet)
+        tables.main([runs], out, last=3, console=quiet)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
 
 
 def test_curves_show_individual_aggregate_active_and_passive_only_where_they_tell_something(
     tmp_path,
 ):
-    found, _ = cells.cells(cells.load_rows([study(tmp_path)]))
-    shown = {(cell.env, cell.preset): list(plot.shown(cell)) for cell in found}
+    found, _ = curves.cells(curves.load_rows([study(tmp_path)]))
+    shown = {(cell.env, cell.preset): list(plots.shown(cell)) for cell in found}
     assert shown["catch", "catch/cerl"] == ["individual", "vote"]
     assert shown["catch", "catch/ddqn"] == ["individual"]
     assert shown["catch", "catch/tandem"] == ["active", "passive"]
@@ -440,22 +441,22 @@ def test_curves_show_individual_aggregate_active_and_passive_only_where_they_tel
 def test_the_band_of_a_curve_is_its_mean_and_interval_without_diverged_seeds():
     returns = numbers((5, 6))
     returns[3, 2] = math.nan
-    curve = cells.Curve(np.arange(5), returns, np.ones((5, 6), dtype=np.int64))
-    value, low, high = plot.band(curve, confidence=0.95)
+    curve = curves.Curve(np.arange(5), returns, np.ones((5, 6), dtype=np.int64))
+    value, low, high = plots.band(curve, confidence=0.95)
     left = np.delete(returns, 2, axis=1)
     np.testing.assert_allclose(value, left.mean(1))
     assert low is not None and high is not None
-    expected = scores.interval(scores.mean, [left], samples=plot.SAMPLES)
+    expected = statistics.interval(statistics.mean, [left], samples=plots.SAMPLES)
     np.testing.assert_array_equal((low, high), expected)
     assert (low < value).all() and (value < high).all()
-    alone = cells.Curve(np.arange(5), returns[:, 2:4], np.ones((5, 2), dtype=np.int64))
-    value, low, high = plot.band(alone, confidence=0.95)
+    alone = curves.Curve(np.arange(5), returns[:, 2:4], np.ones((5, 2), dtype=np.int64))
+    value, low, high = plots.band(alone, confidence=0.95)
     np.testing.assert_array_equal(value, returns[:, 3])
     assert low is None and high is None
 
 
 def test_colours_of_many_presets_stay_different():
-    looks = [tuple(sorted(plot._look(k).items())) for k in range(32)]
+    looks = [tuple(sorted(plots._look(k).items())) for k in range(32)]
     assert len(set(looks)) == 32
 
 

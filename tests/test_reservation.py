@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cerl import memory
 from cerl.config import load
-from cerl.estimate import Needs, Part
-from cerl.reservation import check, reserved
+from cerl.device import free
+from cerl.device.estimate import Needs, Part
+from cerl.device.reservation import check, reserved
 
 GB = 10**9
 OTHER = """
@@ -154,5 +154,5 @@ def test_the_folder_is_this_users_alone_or_none_is_used(place, tmp_path):
 
 def test_where_free_memory_is_unknown_nothing_is_refused(place, monkeypatch):
     root, folder = place
-    monkeypatch.setattr(memory, "limits", lambda device, root: [])
+    monkeypatch.setattr(free, "limits", lambda device, root: [])
     assert check(needs(10**18), root=root, folder=folder).startswith("needs 1,000,000,000.0 GB")

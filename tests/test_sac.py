@@ -26,9 +26,9 @@ from cerl.config import (
 )
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose
-from cerl.encoder import see
-from cerl.kernels import conv, mlp, optim, soft
+from cerl.kernels import conv, mlp, optim, sac
 from cerl.learn import Learner
+from cerl.nets.frames import see
 from cerl.replay import Replay
 
 CPU = torch.device("cpu")
@@ -406,7 +406,7 @@ def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
     cfg = config(**VARIANTS[variant])
     theirs, ours = make_learner(cfg), make_learner(cfg)
     theirs.update()
-    for module in (conv, mlp, soft, optim):
+    for module in (conv, mlp, sac, optim):
         monkeypatch.setattr(module, "runs_triton", lambda impl, device: True)
     ours.update()
     for name, leaf in theirs.net.state_dict().items():

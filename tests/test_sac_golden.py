@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cerl.agents.check_sac import from_original, run_sac_updates, to_original
+from cerl.agents.parity_sac import from_original, run_sac_updates, to_original
 from cerl.config import (
     Config,
     EnsembleConfig,

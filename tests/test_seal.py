@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from cerl import config, files, rows, seal, trust, versions
-from cerl.config import load, load_file
-from cerl.mistakes import ConfigError
+from cerl.config import ConfigError, load
+from cerl.record import files, results, seal, trust, versions
+from cerl.record import folder as folder_module
+from cerl.record.folder import change, check_fixed, dump, fixed, fixed_hash, load_file
 
 RUN = load("catch/cerl", {"seeds": [0, 1]})
 MODULE = load("gym/cartpole", {"env.name": "my_tasks:Mine-v0"})
@@ -20,7 +21,7 @@ MODULE = load("gym/cartpole", {"env.name": "my_tasks:Mine-v0"})
 
 @pytest.fixture
 def folder(tmp_path):
-    config.dump(RUN, tmp_path / "config.yaml")
+    dump(RUN, tmp_path / "config.yaml")
     return tmp_path
 
 
@@ -46,7 +47,7 @@ def refused(content):
 def test_a_sealed_config_is_read_back_and_seals_the_same_text_the_same(folder):
     assert load_file(folder / "config.yaml") == RUN
     before = text_of(folder)
-    config.dump(RUN, folder / "config.yaml")
+    dump(RUN, folder / "config.yaml")
     assert text_of(folder) == before
     assert yaml.safe_load(before)["preset"] == "catch/cerl"
 
@@ -136,11 +137,11 @@ def test_a_key_that_others_may_know_is_no_key(other_user, folder, how):
         path.parent.write_text("")
     with pytest.raises(OSError, match="key|file|File exists"):
         seal.key()
-    config.dump(RUN, folder / "config.yaml")
+    dump(RUN, folder / "config.yaml")
     assert b"# seal: - " in text_of(folder)
     assert seal.opened(folder / "config.yaml").own is False
     assert load_file(folder / "config.yaml") == RUN
-    config.dump(MODULE, folder / "config.yaml")
+    dump(MODULE, folder / "config.yaml")
     with pytest.raises(ConfigError, match="without a key of yours.*pass --trust"):
         trust.check(MODULE, folder, trusted=False)
 
@@ -160,7 +161,7 @@ def test_processes_that_make_the_key_at_once_agree(other_user, monkeypatch):
 
 
 def test_ones_own_run_may_import_a_module_and_another_users_may_not(folder, other_user):
-    config.dump(MODULE, folder / "config.yaml")
+    dump(MODULE, folder / "config.yaml")
     trust.check(MODULE, folder, trusted=False)
     other_user()
     with pytest.raises(ConfigError, match="import the module my_tasks and run its code; .*--trust"):
@@ -170,7 +171,7 @@ def test_ones_own_run_may_import_a_module_and_another_users_may_not(folder, othe
 
 
 def test_a_forged_mark_is_refused_as_a_strangers(folder):
-    config.dump(MODULE, folder / "config.yaml")
+    dump(MODULE, folder / "config.yaml")
     whole = text_of(folder)
     text = whole[: whole.rindex(b"# seal: ")]
     for code in (b"0" * 64, b"-", b"", "é".encode()):
@@ -200,7 +201,7 @@ def test_words_for_a_constructor_that_may_name_code_or_files_are_told(kwargs, to
 
 def test_options_that_may_change_are_changed_and_sealed_anew(folder):
     changes = {"schedule.steps": 50_000, "log.every": 7, "device": "cpu"}
-    run = config.change(folder, changes)
+    run = change(folder, changes)
     assert run == load("catch/cerl", {"seeds": [0, 1], **changes})
     assert load_file(folder / "config.yaml") == run
     assert seal.opened(folder / "config.yaml").own
@@ -218,7 +219,7 @@ def test_changes_are_checked_before_anything_is_written(folder):
         ({"schedule.steps": 3}, "schedule.steps: the run would end before its first update"),
         ({"log.evry": 3}, "log.evry: no such key; did you mean log.every"),
     ):
-        for attempt in (config.change, lambda at, c: load_file(at / "config.yaml", c)):
+        for attempt in (change, lambda at, c: load_file(at / "config.yaml", c)):
             with pytest.raises(ConfigError, match=message):
                 attempt(folder, changes)
     assert text_of(folder) == before
@@ -228,50 +229,50 @@ def test_changes_are_checked_before_anything_is_written(folder):
 
 def test_a_strangers_run_stays_a_strangers_when_it_is_changed(folder, other_user):
     other_user()
-    config.change(folder, {"log.every": 5})
+    change(folder, {"log.every": 5})
     assert not seal.opened(folder / "config.yaml").own
 
 
 def test_options_that_may_change_are_no_part_of_what_a_run_is(folder):
-    mark = config.fixed_hash(folder)
-    assert mark == config.fixed_hash(RUN)
-    config.change(folder, {"schedule.steps": 50_000, "log.save_replay": False, "threads": 2})
-    assert config.fixed_hash(folder) == mark
-    config.check_fixed(folder, mark, where="a")
+    mark = fixed_hash(folder)
+    assert mark == fixed_hash(RUN)
+    change(folder, {"schedule.steps": 50_000, "log.save_replay": False, "threads": 2})
+    assert fixed_hash(folder) == mark
+    check_fixed(folder, mark, where="a")
     for key, value in (("seeds", [0, 7]), ("optim.lr", 1.0), ("preset", "mine")):
         other = load("catch/cerl", {"seeds": [0, 1], key: value})
-        assert config.fixed_hash(other) != mark
+        assert fixed_hash(other) != mark
 
 
 def test_a_lengthened_run_is_one_configuration_in_rows(folder):
-    code = rows.config_hash(RUN)
-    run = config.change(folder, {"schedule.steps": 50_000, "log.every": 3, "threads": 2})
-    assert rows.config_hash(run) == code
-    assert rows.config_hash(load("catch/cerl", {"schedule.update_every": 8})) != code
+    code = results.config_hash(RUN)
+    run = change(folder, {"schedule.steps": 50_000, "log.every": 3, "threads": 2})
+    assert results.config_hash(run) == code
+    assert results.config_hash(load("catch/cerl", {"schedule.update_every": 8})) != code
 
 
 def test_a_file_of_a_newer_cerl_with_more_options_has_the_same_mark(folder):
-    mark = config.fixed_hash(folder)
+    mark = fixed_hash(folder)
     tree = RUN.model_dump(mode="json")
     del tree["loss"]["spread_temperature"], tree["compile"], tree["log"]["every"]
     path = folder / "config.yaml"
-    files.write_text(path, config._text(tree, path))
-    older = config.fixed_hash(folder)
+    files.write_text(path, folder_module._text(tree, path))
+    older = fixed_hash(folder)
     assert older != mark and load_file(path).compile is RUN.compile
-    config.change(folder, {"log.every": 9})
-    assert config.fixed_hash(folder) == older
+    change(folder, {"log.every": 9})
+    assert fixed_hash(folder) == older
 
 
 def test_what_another_config_made_is_refused_with_the_options_that_differ(folder):
-    made = config.fixed(load("catch/cerl", {"seeds": [0, 7], "optim.lr": 0.5}))
+    made = fixed(load("catch/cerl", {"seeds": [0, 7], "optim.lr": 0.5}))
     with pytest.raises(ConfigError) as caught:
-        config.check_fixed(folder, made, where="checkpoint-000001.pt")
+        check_fixed(folder, made, where="checkpoint-000001.pt")
     text = str(caught.value)
     assert text.startswith("checkpoint-000001.pt: expected what the run of")
     assert "optim.lr 0.5, seeds [0, 7] (config.yaml: 0.001, [0, 1])" in text
     with pytest.raises(ConfigError, match="got that of another config.yaml"):
-        config.check_fixed(folder, "0" * 64, where="x")
-    config.check_fixed(folder, config.fixed(RUN), where="x")
+        check_fixed(folder, "0" * 64, where="x")
+    check_fixed(folder, fixed(RUN), where="x")
 
 
 def entries(folder):
@@ -279,8 +280,8 @@ def entries(folder):
 
 
 def test_every_session_adds_an_entry_and_says_what_differs(folder, monkeypatch):
-    assert config.record_versions(folder, torch.device("cpu")) == []
-    assert config.record_versions(folder, torch.device("cpu")) == []
+    assert versions.record_versions(folder, torch.device("cpu")) == []
+    assert versions.record_versions(folder, torch.device("cpu")) == []
     first, second = entries(folder)
     assert first["device"] == "cpu" and first["time"].endswith("Z")
     assert set(first) >= {"cerl", "python", "machine", "torch", "numpy"}
@@ -289,7 +290,7 @@ def test_every_session_adds_an_entry_and_says_what_differs(folder, monkeypatch):
     monkeypatch.setattr(versions, "versions", lambda: now)
     monkeypatch.setattr(versions, "device_kind", lambda device: "NVIDIA H200")
     old = first["torch"]
-    assert config.record_versions(folder, torch.device("cpu")) == [
+    assert versions.record_versions(folder, torch.device("cpu")) == [
         "resumed on NVIDIA H200 instead of cpu: bits may differ from here on",
         f"resumed under torch 2.99 instead of {old}: bits may differ from here on",
     ]
@@ -298,7 +299,7 @@ def test_every_session_adds_an_entry_and_says_what_differs(folder, monkeypatch):
 
 def test_an_entry_of_the_kind_before_lists_is_taken_over(folder):
     (folder / "versions.yaml").write_text("cerl: 0.0.1\ntorch: 2.11\n")
-    said = config.record_versions(folder, torch.device("cpu"))
+    said = versions.record_versions(folder, torch.device("cpu"))
     assert f"resumed under cerl {versions.__version__} instead of 0.0.1" in said[0]
     assert entries(folder)[0] == {"cerl": "0.0.1", "torch": 2.11} and len(entries(folder)) == 2
 
@@ -309,7 +310,7 @@ def test_an_entry_of_the_kind_before_lists_is_taken_over(folder):
 )
 def test_a_versions_file_that_cannot_be_read_is_kept_aside(folder, content):
     (folder / "versions.yaml").write_bytes(content)
-    [said] = config.record_versions(folder, torch.device("cpu"))
+    [said] = versions.record_versions(folder, torch.device("cpu"))
     [aside] = folder.glob("damaged-*")
     assert aside.name in said and aside.read_bytes() == content
     assert len(entries(folder)) == 1
@@ -319,5 +320,5 @@ def test_a_link_in_place_of_the_versions_is_not_written_through(folder, tmp_path
     outside = tmp_path_factory.mktemp("outside") / "file"
     outside.write_text("precious")
     (folder / "versions.yaml").symlink_to(outside)
-    assert "got a link" in config.record_versions(folder, torch.device("cpu"))[0]
+    assert "got a link" in versions.record_versions(folder, torch.device("cpu"))[0]
     assert outside.read_text() == "precious" and len(entries(folder)) == 1

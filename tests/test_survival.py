@@ -12,14 +12,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cerl import checkpoint, preset, stop, train
+from cerl import stop, train
 from cerl.__main__ import main
-from cerl.config import Config, load
+from cerl.config import Config, load, preset
 from cerl.envs.gym import Gym
 from cerl.envs.resident import Resident
 from cerl.evaluate import Evaluator
-from cerl.held import held, under_way
-from cerl.sweep import Cell, sweep
+from cerl.record import checkpoint
+from cerl.record.folder import dump
+from cerl.record.lock import held, under_way
+from cerl.sweep.local import Cell, sweep
 
 TINY = {
     "seeds": (3, 1),
@@ -209,7 +211,7 @@ def test_scores_are_recorded_once_however_often_an_evaluation_is_made(tmp_path, 
 @pytest.mark.slow
 def test_a_checkpoint_never_leads_the_rows(tmp_path, monkeypatch, capsys):
     """Rows that could not be written are made again from the checkpoint before them."""
-    from cerl import rows as tables
+    from cerl.record import results as tables
 
     whole = train.train(tiny(tmp_path / "whole"))
     flush, full = tables.Rows.flush, [False]
@@ -363,9 +365,11 @@ def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tm
     """The parent is killed, its runs train on; the same command waits for them."""
     schedule = {**TINY["schedule"], "steps": 3_000}
     config = tiny(tmp_path, schedule=schedule, log={**TINY["log"], "every": 1000})
-    program = "import sys; from cerl.config import load_file; from cerl.sweep import sweep; "
+    program = (
+        "import sys; from cerl.record.folder import load_file; from cerl.sweep.local import sweep; "
+    )
     program += "sweep([load_file(sys.argv[1])], __import__('pathlib').Path(sys.argv[2]), jobs=2)"
-    train.configuration.dump(config, tmp_path / "asked.yaml")
+    dump(config, tmp_path / "asked.yaml")
     command = [sys.executable, "-c", program, str(tmp_path / "asked.yaml"), str(tmp_path)]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -388,7 +392,7 @@ def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
         train.train(config)
     (folder,) = cell(config).earlier()
-    program = "import sys, time; from pathlib import Path; from cerl.held import held\n"
+    program = "import sys, time; from pathlib import Path; from cerl.record.lock import held\n"
     program += "with held(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
     with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None

@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import checkpoint, explore, pieces, preset, train, wiring
-from cerl.checkpoint import Checkpoints
-from cerl.config import Config, dump, load, load_file
-from cerl.held import under_way
+from cerl import explore, train, wiring
+from cerl.config import Config, load, preset
 from cerl.learn import Learner
+from cerl.record import checkpoint, pieces
+from cerl.record.checkpoint import Checkpoints
+from cerl.record.folder import dump, load_file
+from cerl.record.lock import under_way
 from cerl.stop import SAVED, Stopped
-from cerl.sweep import Cell, sweep
+from cerl.sweep.local import Cell, sweep
 
 TINY = {
     "seeds": (3, 1),

@@ -8,7 +8,7 @@ from rounding import assert_agree
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.transformer import Transformer, attention, rotated, visible
+from cerl.nets.transformer import Transformer, attention, rotated, visible
 
 S, N, B, W, D, H = 2, 2, 2, 9, 16, 2
 DH = D // H

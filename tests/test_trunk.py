@@ -8,8 +8,8 @@ from rounding import assert_agree
 from torch import Tensor
 
 from cerl import draw
-from cerl.nn import initialise
-from cerl.trunk import Trunk, TrunkOptions, hidden, parameters
+from cerl.nets.layers import initialise
+from cerl.nets.trunk import Trunk, TrunkOptions, hidden, parameters
 
 OPTIONS = TrunkOptions(
     kind="fox",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
 
-# Kind of device that tensors without memory stand for (`cerl/estimate.py`): its kernels are asked
-# for the shapes of their results.
+# Kind of device that tensors without memory stand for (`cerl/device/estimate.py`): its kernels are
+# asked for the shapes of their results.
 _stands_for = "cpu"
 
 # Asked here, since torch.compile cannot trace the question.

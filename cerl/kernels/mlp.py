@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, autocast_dtype, runs_triton
-from cerl.kernels.branches import parallel
+from cerl.kernels.runtime.streams import parallel
 
 # What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
 # which is all that the gradient of the input needs of it; the activations.

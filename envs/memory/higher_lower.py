@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cerl.config.memory_tasks import CARDS
 from cerl.envs.memory import deck
 from cerl.envs.resident import Game
-from cerl.tasks import CARDS
 
 _RANKS = deck.KINDS["ranks"]
 

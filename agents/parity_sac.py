@@ -1,0 +1,225 @@
+"""The SAC update for checking from outside: parameters, one batch and noise in, numbers out.
+
+The counterpart of `cerl/agents/check.py`. `from_original` maps the leaf names of the authors' JAX
+code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
+
+    theirs (member axis first)                          ours (leading [S, N])
+    actor, below VmapNormalTanhPolicyParams_0/
+      MLP_0/Dense_k/kernel [N,in,out], bias [N,out]     actor.hidden.k.{weight,bias} [1,N,...]
+      Dense_0/..., Dense_1/...                          actor.moments..., in this order
+    critic, below VmapDoubleCritic_0/VmapCritic_0/
+      MLP_0/Dense_k/kernel [N,2,in,out], bias [N,2,out] critic.hidden.k.{weight,bias} [1,N,...]
+      MLP_0/Dense_K, the last                           critic.final.{weight,bias}
+    log temperature [N]                                 log_alpha [1,N,1]
+
+Output j of their last layer predicts member j, ours is rotated: ours[i, ..., j] = theirs[i, ...,
+(i + j) mod N].
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cerl import draw
+from cerl.agents.sac import SAC, Dice
+from cerl.config import Config
+from cerl.data import EnvSpec
+from cerl.kernels import optim as kernels
+from cerl.nets.frames import Encoder
+from cerl.optim import Optimiser
+from cerl.transition import Transition
+
+Leaves = Mapping[str, Tensor]
+
+
+class Update(NamedTuple):
+    """What one update did; losses are those before it, of the critics, and with the new critics."""
+
+    values: Tensor  # [N, C, B, J] of the critics at the actions taken
+    targets: Tensor  # [N, B, J] regression target of every head
+    head_losses: Tensor  # [N, C, J] mean over the batch
+    actor_losses: Tensor  # [N]
+    temperature_losses: Tensor  # [N]
+    entropy: Tensor  # [N] nats
+    critic_gradient: float  # L2 norm over all leaves
+    actor_gradient: float
+    parameters: dict[str, Tensor]  # after the update, by leaf name
+    target_parameters: dict[str, Tensor]
+
+
+def run_sac_updates(
+    parameters: Leaves,
+    target_parameters: Leaves,
+    *,
+    states: Tensor,
+    actions: Tensor,
+    rewards: Tensor,
+    terminals: Tensor,
+    next_states: Tensor,
+    next_noise: Tensor,
+    noise: Tensor,
+    config: Config,
+    updates: int = 1,
+) -> list[Update]:
+    """Runs updates of one seed on one fixed batch with fixed noise.
+
+    Each is a step of the critics, a move of their targets, a step of policies and temperatures.
+
+    Args:    parameters {leaf name: [1, N, ...]} as the table above; target_parameters, those of the
+             critics without the leading `critic.`; states, next_states [B, features]; actions
+             [B, A] in [-1, 1]; rewards [B], n-step sums where n_step > 1; terminals [B], 1 where
+             nothing follows; next_noise, noise [N, B, A] standard normal, of the policies' actions
+             at the next states and at the states.
+    Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
+             config draws critics at random, which needs more than this noise, or asks for a
+             sequence network or convolutions.
+    Source:  Lin et al. 2024 (arXiv:2405.04342); the losses are those of `SAC`, on given
+             transitions.
+    """
+    if updates < 1:
+        raise ValueError(f"updates: expected at least 1, got {updates}")
+    if config.loss.target_critics:
+        raise ValueError(
+            "loss.target_critics: the target of given transitions is the smallest of all critics; "
+            f"expected 0, got {config.loss.target_critics}"
+        )
+    if config.net.channels:
+        raise ValueError(
+            "net.channels: given transitions are of flat states; expected no convolutions, got "
+            f"{list(config.net.channels)}"
+        )
+    spec = EnvSpec(
+        name="batch",
+        observation=tuple(states.shape[1:]),
+        dtype=states.dtype,
+        actions=actions.shape[1],
+        envs=len(states),
+        frames=1,
+        resident=True,
+        exact_state=True,
+        continuous=True,
+    )
+    agent = SAC(config, spec, device="cpu")
+    keys = draw.seed_keys([0])
+    net, target = agent.build(keys=keys), agent.build(keys=keys).critic
+    _load(net, parameters, what="parameters")
+    _load(target, target_parameters, what="target_parameters")
+    encoder = net.encoder
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            "given transitions are of single observations; expected net.encoder frames, got "
+            f"{config.net.encoder}"
+        )
+    row = (1, 1, len(states), 1)
+    power = agent.table.gamma**config.loss.n_step
+    batch = Transition(
+        x=encoder.pixels(states[None, None].unsqueeze(3)),
+        x_next=encoder.pixels(next_states[None, None].unsqueeze(3)),
+        action=actions.float().view(*row, -1),
+        reward=rewards.float().view(*row, 1).expand(*row, len(power)),
+        discount=(1.0 - terminals.float()).view(*row, 1) * power,
+        weight=torch.ones(row),
+    )
+    dice = Dice(next_noise.unsqueeze(0), noise.unsqueeze(0), critics=None)
+    groups = [group for stage in agent.stages(net) for group in stage.groups]
+    critics, actors, alphas = (Optimiser(group.optim, group.leaves) for group in groups)
+    done = []
+    for _ in range(updates):
+        critic = agent.critic_losses(net, target, batch, dice)
+        critic_grads = torch.autograd.grad(critic.heads.sum(), critics.leaves)
+        critics.step(critic_grads)
+        with torch.no_grad():
+            rate = config.schedule.target_rate
+            kernels.follow(list(target.parameters()), critics.leaves, rate=rate)
+        policy = agent.policy_losses(net, agent.samples(net, batch.x, dice), batch.weight)
+        loss = policy.actor.sum() + policy.temperature.sum()
+        grads = torch.autograd.grad(loss, [*actors.leaves, *alphas.leaves])
+        actors.step(grads[:-1])
+        alphas.step(grads[-1:])
+        done.append(
+            Update(
+                values=critic.q[0].detach(),
+                targets=critic.target[0],
+                head_losses=critic.heads[0].detach(),
+                actor_losses=policy.actor[0].detach(),
+                temperature_losses=policy.temperature[0].detach(),
+                entropy=policy.entropy[0],
+                critic_gradient=_norm(critic_grads),
+                actor_gradient=_norm(grads[:-1]),
+                parameters=_copies(net),
+                target_parameters=_copies(target),
+            )
+        )
+    return done
+
+
+def _load(module: torch.nn.Module, leaves: Leaves, *, what: str) -> None:
+    own = dict(module.named_parameters())
+    given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in own.items()}
+    if given != wanted:
+        wrong = sorted(set(given.items()) ^ set(wanted.items()))
+        raise ValueError(f"{what}: expected leaves {wanted}, got {given}; different: {wrong}")
+    with torch.no_grad():
+        for name, leaf in own.items():
+            leaf.copy_(leaves[name])
+
+
+def _norm(grads: tuple[Tensor, ...]) -> float:
+    return float(torch.stack([grad.square().sum() for grad in grads]).sum().sqrt())
+
+
+def _copies(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
+
+
+_NAME = re.compile(r".*/Dense_(\d)/(kernel|bias)")
+
+
+def _ours(name: str, depth: int) -> str:
+    """Our name of one of their leaves, without `actor.` or `critic.`."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"expected a leaf of an MLP's Dense layer, got {name!r}")
+    number, kind = int(match[1]), match[2]
+    layer = f"hidden.{number}" if number < depth else "final"
+    if "MLP_0" not in name:
+        layer = "moments"
+    return f"{layer}.{'weight' if kind == 'kernel' else 'bias'}"
+
+
+def _rotated(leaf: Tensor, sign: int) -> Tensor:
+    """Every member's outputs (the last axis of [N, ...]) moved by its number."""
+    return torch.stack([leaf[i].roll(sign * i, -1) for i in range(len(leaf))])
+
+
+def from_original(leaves: Leaves, *, depth: int) -> dict[str, Tensor]:
+    """Leaves of the original's actor or critic by our names, with our axes.
+
+    Args: depth, number of hidden layers.
+    """
+    result: dict[str, Tensor] = {}
+    for name, leaf in sorted(leaves.items()):
+        ours = _ours(name, depth)
+        if ours.startswith("final") and leaf.shape[-1] > 1:
+            leaf = _rotated(leaf, -1)
+        leaf = leaf.unsqueeze(0)
+        result[ours] = torch.cat([result[ours], leaf], -1) if ours in result else leaf
+    return result
+
+
+def to_original(leaves: Leaves, names: list[str], *, depth: int) -> dict[str, Tensor]:
+    """Our leaves of an actor or critic by the original's names, with its axes."""
+    result = {}
+    for name in names:
+        ours = _ours(name, depth)
+        leaf = leaves[ours][0]
+        if ours.startswith("final") and leaf.shape[-1] > 1:
+            leaf = _rotated(leaf, 1)
+        if ours.startswith("moments"):
+            leaf = leaf.chunk(2, -1)[1 if "Dense_1" in name else 0]
+        result[name] = leaf
+    return result

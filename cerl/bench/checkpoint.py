@@ -1,0 +1,153 @@
+"""`cerl bench checkpoint`: what saving replay costs a run, on the device and disk at hand.
+
+Training is played by moving the write head of a full ring, so the rows are there as fast as asked.
+The rows are noise (nothing can be compressed) or frames (a picture in which some squares move).
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from cerl import draw, wiring
+from cerl.bench import runs
+from cerl.config import Config, load
+from cerl.data import EnvSpec
+from cerl.envs import make
+from cerl.learn import Learner
+from cerl.record import checkpoint as checkpoints
+from cerl.record import pieces
+
+Result = TypeVar("Result")
+
+
+def checkpoint(
+    *,
+    preset: str = "atari/paper-ddqn",
+    capacity: int = 100_000,
+    seeds: int = 1,
+    placement: Literal["device", "host"] = "device",
+    content: tuple[Literal["frames", "noise"], ...] = ("frames", "noise"),
+    pace: tuple[float, ...] = (0.0, 50.0),
+    megabytes: float = 2_000.0,
+    folder: Path = Path("."),
+    device: str = "auto",
+    out: Path | None = None,
+) -> runs.Rows:
+    """Writing of replay beside training, saving and loading of a checkpoint.
+
+    Args:
+        preset: whose rows, networks and optimisers are saved
+        capacity: rows of the replay, per seed
+        seeds: S
+        placement: where replay is
+        content: of the observations: frames (compressible as games are) or noise (not at all)
+        pace: MB of rows that training makes in a second; 0: as fast as they can be written
+        megabytes: rows that training makes in all, at each pace
+        folder: on the disk that is measured; what is written is deleted
+        device: cpu, cuda or auto
+        out: JSON-lines file that rows are appended to
+    """
+    changes = {
+        "device": device,
+        "seeds": tuple(range(seeds)),
+        "replay": {"capacity": capacity, "placement": placement},
+    }
+    config = load(preset, changes)
+    place = wiring.prepare(config)
+    learner = runs.filled_learner(config, _spec(config, place), place)
+    rows: runs.Rows = []
+    for what in content:
+        if what == "frames":
+            _draw_frames(learner.replay.obs)
+        else:
+            runs.fill_randomly(learner.replay, _spec(config, place), config.ensemble.members)
+        for rate in pace:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as place_:
+                rows.append({"what": what} | _measured(learner, Path(place_), rate, megabytes))
+    runs.show(
+        f"Checkpoints of {preset} on {runs.device_name(place)}: S {seeds}, {capacity:,} rows, "
+        f"replay on the {placement}",
+        rows,
+        out,
+    )
+    return rows
+
+
+def _spec(config: Config, device: torch.device) -> EnvSpec:
+    if config.env.family == "atari":  # needs no emulator
+        return EnvSpec("atari", (84, 84), torch.uint8, 18, config.env.envs, 4, False, False)
+    env = make(config.env, seeds=config.seeds, salt=0, device=device)
+    env.close()
+    return env.spec
+
+
+def _draw_frames(obs: Tensor) -> None:
+    """Still pictures, in which an eighth of the numbers change from row to row."""
+    key = draw.seed_keys((0,), device=obs.device)
+    zero = torch.zeros((), dtype=torch.int64, device=obs.device)
+    flat = obs.flatten(3) if obs.dim() > 3 else obs.unsqueeze(-1)  # [S, R, E, D]
+    size = flat.shape[-1]
+    picture = draw.uniform(key, draw.ACTION, zero, (size,))[0]
+    still = (picture * 255).to(obs.dtype) if obs.dtype == torch.uint8 else picture.round()
+    flat.copy_(still.to(obs.dtype))
+    span = max(1, size // 8)
+    for row in range(flat.shape[1]):
+        start = row * 7 % max(1, size - span)
+        flat[:, row, :, start : start + span] = 1
+
+
+def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> dict[str, object]:
+    replay, state = learner.replay, {"learner": learner.state_dict()}
+    store = checkpoints.Checkpoints(folder, replay)
+    assert store.spool is not None
+    replay.total.fill_(replay.rows)
+    store.save(state)  # the ring as it is: what follows are new rows
+    width = store.spool.width
+    steps = int(megabytes * 1e6 / width)
+    begin, slept, spent = time.perf_counter(), 0.0, []
+    for step in range(steps):
+        replay.total += 1
+        before = time.perf_counter()
+        store.stream()
+        after = time.perf_counter()
+        spent.append(after - before)
+        ahead = step * width / (pace * 1e6) - (after - begin) if pace else 0.0
+        if ahead > 0.01:
+            time.sleep(ahead)
+            slept += ahead
+    seconds = time.perf_counter() - begin
+    file, saving = _timed(lambda: store.save(state), replay.total.device)
+    names = store.spool.names
+    packed = sum((folder / pieces.FOLDER / name).stat().st_size for name in names)
+    checking = time.perf_counter()
+    loaded = checkpoints.newest(folder)
+    checking = time.perf_counter() - checking
+    _, loading = _timed(lambda: store.restore(loaded), replay.total.device)
+    store.close()
+    return {
+        "pace MB/s": pace or "none",
+        "ring MB": replay.rows * width / 1e6,
+        "on disk MB": packed / 1e6,
+        "streamed MB/s": steps * width / 1e6 / seconds,
+        "pause max ms": 1e3 * max(spent),
+        "pause %": 100 * sum(spent) / seconds,
+        "call us": 1e6 * sorted(spent)[len(spent) // 2],
+        "save ms": 1e3 * saving,
+        "file MB": file.stat().st_size / 1e6,
+        "check ms": 1e3 * checking,
+        "load ms": 1e3 * loading,
+    }
+
+
+def _timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """A result, and the seconds until the device has it too."""
+    begin = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - begin

@@ -1,0 +1,236 @@
+"""What adaptive computation pruning saves, and what it costs: `cerl bench acp`.
+
+Time and share of skipped tiles of forgetting attention against the mean decay of its gates, for
+several lengths, with pruning on and off, and how far the pruned output is from the other one.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from cerl.bench import runs
+from cerl.bench.attention import LOG_EPS, Shape, inputs, needed_device, paired, threshold
+from cerl.bench.clock import Timer, compiled, stopwatch, untimed
+from cerl.kernels.attention import forgetting_attention
+from cerl.record.files import write_atomically
+from cerl.report.plots import COLOURS
+
+SCHEMA = pa.schema(
+    [
+        ("batch", pa.int64()),
+        ("length", pa.int64()),  # T, steps
+        ("heads", pa.int64()),
+        ("width", pa.int64()),  # D
+        ("decay", pa.float64()),  # mean -log f of a step, nats
+        ("pruned", pa.bool_()),
+        ("threshold", pa.float64()),  # natural log; null: not pruned
+        ("skipped", pa.float64()),  # share of the tiles up to the diagonal
+        ("forward", pa.float64()),  # ms in a CUDA graph, as the next one
+        ("both", pa.float64()),  # forward and backward
+        ("error", pa.float64()),  # largest |o - unpruned o|; null: not pruned
+        ("error_fp32", pa.float64()),  # of the same inputs in float32
+        ("allowed", pa.float64()),  # largest error that the threshold allows, before rounding
+        ("dtype", pa.string()),  # of the times and of `error`
+        ("device", pa.string()),
+    ]
+)
+DECAYS = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+
+Row = dict[str, Any]
+
+
+def acp(
+    *,
+    out: Path,
+    lengths: tuple[int, ...] = (1024, 4096, 16384),
+    decays: tuple[float, ...] = DECAYS,
+    positions: int = 32768,
+    heads: int = 16,
+    width: int = 64,
+    repeats: int = 10,
+    seconds: float = 120.0,
+    jobs: int = 0,
+) -> list[Row]:
+    """Pruning on and off against the mean decay: rows.parquet and acp.png, bf16.
+
+    log f is uniform between 0.5 and 1.5 times the mean. Files of an earlier run are replaced.
+
+    Args:
+        out: folder of the two files
+        lengths: steps of a sequence, T
+        decays: means of -log f per step, nats
+        positions: B x T
+        heads: H
+        width: of a head, D
+        repeats: timings of each number, of which the median is taken
+        seconds: points that begin later than this are left out
+        jobs: processes that compile the kernels of every length first; 0 compiles as it goes
+    """
+    device = needed_device()
+    wrong = [length for length in lengths if length < 1 or positions % length]
+    if wrong:
+        raise ValueError(f"--lengths: expected divisors of {positions} positions, got {wrong}")
+    if not all(decay > 0.0 for decay in decays):
+        raise ValueError(f"--decays: expected means above 0, got {decays}")
+    shapes = [Shape(positions // length, length, heads, width) for length in lengths]
+    end = time.monotonic() + seconds
+    if jobs:
+        compiled(_compile, [(shape,) for shape in shapes], jobs=jobs, seconds=0.6 * seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for decay in decays:
+        for shape in shapes:
+            if time.monotonic() > end:
+                print(f"T {shape.length}, decay {decay:g} left out: no time", flush=True)
+                continue
+            rows += study(shape, decay, stopwatch(repeats), device)
+            for row in rows[-2:]:
+                print(_line(row), flush=True)
+            save(rows, out / "rows.parquet")
+    if rows:
+        draw(rows, out / "acp.png")
+    return rows
+
+
+def study(
+    shape: Shape,
+    decay: float,
+    timer: Timer,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Row]:
+    """The rows without and with pruning of one length and one mean decay."""
+    q, k, v, do = inputs(shape, device=device, dtype=dtype)
+    log_f = gates(shape, decay, device)
+    limit = threshold(shape)
+    error = output_error(q, k, v, log_f, limit)
+    error_fp32 = output_error(q.float(), k.float(), v.float(), log_f, limit)
+    # Weights that sum to less than e are left out, and the others grow by as much.
+    allowed = 2.0 * math.exp(LOG_EPS) * float(v.abs().amax())
+    rows = []
+    for pruned in (False, True):
+        attend = partial(forgetting_attention, threshold=_limit(shape, device) if pruned else None)
+        with torch.no_grad():
+            _, skipped = attend(q, k, v, log_f, return_skipped=True)
+        calls = paired(attend, (q, k, v, log_f), do, float(skipped.mean()))
+        both = calls.both
+        assert both is not None, "a whole sequence has a backward pass"
+        values = [
+            *shape, decay, pruned, limit if pruned else None, calls.skipped,
+            timer(calls.forward).graph, timer(both).graph,
+            error if pruned else None, error_fp32 if pruned else None,
+            allowed if pruned else None, str(dtype).removeprefix("torch."),
+            runs.device_name(device),
+        ]  # fmt: skip
+        rows.append(dict(zip(SCHEMA.names, values, strict=True)))
+    return rows
+
+
+def gates(shape: Shape, decay: float, device: torch.device) -> Tensor:
+    """log_f [B, T, H] float32, uniform between 0.5 and 1.5 times -decay."""
+    generator = torch.Generator(device).manual_seed(1)
+    return -decay * (0.5 + torch.rand(shape[:3], device=device, generator=generator))
+
+
+def _limit(shape: Shape, device: torch.device) -> Tensor:
+    return torch.full((shape.batch, shape.heads), threshold(shape), device=device)
+
+
+def output_error(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, limit: float) -> float:
+    """Largest difference of pruned and unpruned outputs."""
+    with torch.no_grad():
+        pruned = forgetting_attention(q, k, v, log_f, threshold=limit)
+        whole = forgetting_attention(q, k, v, log_f)
+    return float((pruned.float() - whole.float()).abs().amax())
+
+
+def _line(row: Row) -> str:
+    text = f"T {row['length']}, decay {row['decay']:g}, "
+    text += f"forward {row['forward']:.4g} ms, with backward {row['both']:.4g} ms"
+    if not row["pruned"]:
+        return f"{text}, not pruned"
+    text += f", {100.0 * row['skipped']:.1f}% skipped, error {row['error']:.2g}"
+    return f"{text} (float32 {row['error_fp32']:.2g}, allowed {row['allowed']:.2g})"
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """Replaces the file of rows."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Times, skipped tiles and errors against the decay; a colour and a marker for each length."""
+    figure = Figure(figsize=(10.0, 7.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 2).ravel()
+    lengths = sorted({row["length"] for row in rows})
+    looks = {
+        length: {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv"[i % 5], "markersize": 4}
+        for i, length in enumerate(lengths)
+    }
+    for length, look in looks.items():
+        on, off = (
+            [row for row in rows if row["length"] == length and row["pruned"] == pruned]
+            for pruned in (True, False)
+        )
+        _curve(panels[0], on, "skipped", 100.0, look)
+        for panel, name in zip(panels[1:3], ("forward", "both"), strict=True):
+            _curve(panel, on, name, 1.0, look)
+            _curve(panel, off, name, 1.0, look | {"linestyle": "--", "marker": ""})
+        _curve(panels[3], on, "error_fp32", 1.0, look)
+        _curve(panels[3], on, "error", 1.0, look | {"linestyle": "-."})
+    allowed = [row["allowed"] for row in rows if row["pruned"]]
+    if allowed:
+        panels[3].axhline(min(allowed), color="#555555", linestyle=":", linewidth=1.5)
+    labels = (
+        ("Tiles that pruning skips", "share of causal tiles (%)"),
+        ("Forward", "time (ms)"),
+        ("Forward and backward", "time (ms)"),
+        ("Largest |o - unpruned o|", "difference, in units of v"),
+    )
+    for panel, (title, unit) in zip(panels, labels, strict=True):
+        panel.set_title(title, fontsize=11)
+        panel.set_ylabel(unit)
+        panel.set_xlabel("mean decay, -log f (nats per step)")
+        panel.set_xscale("log")
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[1:3]:
+        panel.set_yscale("log")
+    panels[3].set_yscale("symlog", linthresh=1e-8)  # an error may be zero
+    panels[3].set_ylim(bottom=0.0)
+    panels[0].set_ylim(0, 100)
+    grey = {"color": "#555555", "linewidth": 1.8}
+    handles = [
+        *(Line2D([], [], label=f"T = {length}", **look) for length, look in looks.items()),
+        Line2D([], [], label="pruning on (difference: float32)", **grey),
+        Line2D([], [], label="pruning off", linestyle="--", **grey),
+        Line2D([], [], label="bf16 (difference)", linestyle="-.", **grey),
+        Line2D([], [], label="allowed, before rounding", linestyle=":", **grey),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
+
+
+def _curve(panel: Any, rows: Sequence[Row], name: str, unit: float, look: dict[str, Any]) -> None:
+    points = sorted((row["decay"], unit * row[name]) for row in rows)
+    if points:
+        panel.plot(*zip(*points, strict=True), linewidth=1.8, **look)
+
+
+def _compile(shape: Shape) -> None:
+    study(shape, 0.01, untimed, needed_device())
+    torch.cuda.synchronize()

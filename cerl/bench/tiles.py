@@ -1,0 +1,271 @@
+"""Block sizes of attention kernels against the clock: `cerl bench attention-tiles`.
+
+A kernel module chooses its `Launch` (block sizes, warps, stages) from a table `CONFIGS`, or takes
+one as the argument `launch` of its functions. Each candidate in turn takes the place of that
+choice; the public operator is timed, and its results are compared with those of the own choice.
+"""
+
+import ast
+import importlib
+import inspect
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cerl.bench import runs
+from cerl.bench.attention import Work, needed_device, parsed, sequence_calls, step_calls
+from cerl.bench.clock import Report, Rows, Timer, compiled, stopwatch
+
+# Results may differ by this share of the largest value: bf16 sums in another order.
+TOLERANCE = 2.0**-6
+# Candidates where none are named, by field; other fields keep their default.
+GRID = {
+    "rows": (32, 64),
+    "columns": (32, 64),
+    "pairs": (1, 2, 4),
+    "warps": (2, 4, 8),
+    "stages": (1, 2, 3),
+}
+
+
+def attention_tiles(
+    *,
+    key: str,
+    shape: str = "4,4096,16,64",
+    case: str = "none",
+    module: str = "attention.long_triton",
+    configs: tuple[str, ...] = (),
+    repeats: int = 10,
+    seconds: float = 240.0,
+    jobs: int = 16,
+    out: Path | None = None,
+) -> Rows:
+    """Times candidates for one choice of block sizes of a kernel module.
+
+    Prints milliseconds in a CUDA graph, the fastest first, with registers of a thread, bytes that
+    it spills and shared memory of a program. Nothing is written back.
+
+    Args:
+        key: entry of CONFIGS, its parts separated by commas: forward,64,2; or a function that
+            takes `launch`: backward; with + several that must fit each other
+        shape: B,T,H,D of a sequence, or step:B,R,H,D
+        case: a gate (none, mild, s70, s90), with +acp if pruned
+        module: of cerl.kernels: attention.long_triton, attention.short_triton,
+            attention.medium_triton, attention.step_triton
+        configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
+            list of lists; a grid if not given. Of several keys with + as they are
+        repeats: timings of each number, of which the median is taken
+        seconds: candidates that begin later than this are left out
+        jobs: processes that compile the candidates first; 0 compiles each before it is timed
+        out: JSON-lines file that every row is appended to as soon as it is measured
+    """
+    device = needed_device()
+    (work,) = parsed((shape,), (case,))
+    kernels = importlib.import_module(f"cerl.kernels.{module}")
+    known, keys = entries(kernels), key.split("+")
+    if not set(keys) <= set(known):
+        raise ValueError(f"--key: expected one of {'  '.join(known)}, or some with +; got {key!r}")
+    candidates = combined_configs(configs, kernels.Launch, [known[key] for key in keys])
+    end = time.monotonic() + seconds
+    if jobs:
+        given = [(work, module, keys, candidate) for candidate in candidates]
+        compiled(_compile, given, jobs=jobs, seconds=0.7 * seconds)
+    title = f"{module} {key}: {work.what} {work.case} on {runs.device_name(device)}"
+    with Report(title, out) as report:
+        rows = sweep(report, work, module, keys, candidates, stopwatch(repeats), device, end=end)
+    print("\nfastest first")
+    with Report(title, None) as report:
+        for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
+            report.add(row)
+    return rows
+
+
+def entries(kernels: Any) -> dict[str, Any]:
+    """What can be replaced, by its text, and what stands there; None: a function's own choice."""
+    table = getattr(kernels, "CONFIGS", {})
+    found = {
+        ",".join(map(str, key)): launch
+        for key, launch in table.items()
+        if hasattr(launch, "_fields")
+    }
+    for name, function in vars(kernels).items():
+        if not inspect.isfunction(function):
+            continue
+        argument = inspect.signature(function).parameters.get("launch")
+        if argument is not None and argument.default is None:
+            found[name] = None
+    return found
+
+
+def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
+    """Candidates, the default first.
+
+    Raises: ValueError for a candidate with other fields than the kind.
+    """
+    if len(texts) == 1 and texts[0].endswith(".json"):
+        lists = json.loads(Path(texts[0]).read_text())
+    elif texts:
+        lists = [list(_literals(text)) for text in texts]
+    else:
+        names = [name for name in kind._fields if name in GRID]
+        others = {} if default is None else default._asdict()
+        grid = itertools.product(*(GRID[name] for name in names))
+        lists = [list((others | dict(zip(names, sizes, strict=True))).values()) for sizes in grid]
+    candidates = [default]
+    for values in lists:
+        try:
+            candidate = kind(*values)
+        except TypeError as error:
+            raise ValueError(
+                f"--configs: expected values of {', '.join(kind._fields)}, got {values}"
+            ) from error
+        if candidate not in candidates:
+            candidates.append(candidate)
+    return candidates
+
+
+def combined_configs(
+    texts: Sequence[str], kind: Any, defaults: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    """Candidates for several entries at once, one for each, the defaults first.
+
+    Raises: ValueError for a candidate of other entries or fields.
+    """
+    if len(defaults) == 1:
+        return [(candidate,) for candidate in parsed_configs(texts, kind, defaults[0])]
+    candidates = [tuple(defaults)]
+    for text in texts:
+        parts = text.split("+")
+        if len(parts) != len(defaults):
+            raise ValueError(f"--configs: expected {len(defaults)} parts with +, got {text!r}")
+        pairs = zip(parts, defaults, strict=True)
+        candidates.append(tuple(parsed_configs((part,), kind, given)[-1] for part, given in pairs))
+    return candidates
+
+
+def _literals(text: str) -> Iterator[int | None]:
+    for part in text.split(","):
+        try:
+            yield ast.literal_eval(part.strip())
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"--configs: expected numbers like 128,64,8,3, got {text!r}"
+            ) from error
+
+
+def sweep(
+    report: Report,
+    work: Work,
+    module: str,
+    keys: Sequence[str],
+    candidates: Sequence[tuple[Any, ...]],
+    timer: Timer,
+    device: torch.device,
+    *,
+    end: float,
+) -> Rows:
+    """Rows of all candidates that run and agree with the first one."""
+    kernels = importlib.import_module(f"cerl.kernels.{module}")
+    expected: Sequence[Tensor] = ()
+    for candidate in candidates:
+        texts = (",".join(map(str, launch or ["own choice"])) for launch in candidate)
+        row: dict[str, Any] = {"config": "+".join(texts)}
+        if time.monotonic() > end:
+            print(*row.values(), "left out: no time", flush=True)
+            continue
+        before = set(_variants())
+        try:
+            with _all_replaced(kernels, keys, candidate):
+                calls = (step_calls if work.step else sequence_calls)(work, device)
+                results = _results(calls.forward, calls.both)
+                expected = expected or results
+                error = difference(results, expected)
+                if error > TOLERANCE:
+                    raise RuntimeError(
+                        f"results differ by {error:.3g} of the largest value from the first ones"
+                    )
+                forward = timer(calls.forward).graph
+                both = None if calls.both is None else timer(calls.both).graph
+        except Exception as error:  # too much shared memory, say; the other candidates go on
+            report.fail(row, error)
+            continue
+        variants = [known for name, known in _variants().items() if name not in before]
+        row |= {"forward": forward, "fwd+bwd": both, "error": error}
+        row |= {"registers": "", "spills": "", "shared": ""} | _resources(variants)
+        report.add(row)
+    return report.rows
+
+
+@contextmanager
+def replaced(kernels: Any, key: str, launch: Any) -> Iterator[None]:
+    """The choice behind one of the `entries` is another one for a while."""
+    table = getattr(kernels, "CONFIGS", {})
+    entry = next((entry for entry in table if ",".join(map(str, entry)) == key), None)
+    if entry is None:
+        table, entry = vars(kernels), key
+        launch = partial(table[key], launch=launch)
+    before = table[entry]
+    table[entry] = launch
+    try:
+        yield
+    finally:
+        table[entry] = before
+
+
+@contextmanager
+def _all_replaced(kernels: Any, keys: Sequence[str], launches: Sequence[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for key, launch in zip(keys, launches, strict=True):
+            stack.enter_context(replaced(kernels, key, launch))
+        yield
+
+
+def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference, as a share of the largest value of its tensor; NaN counts as infinite."""
+    errors = []
+    for result, wanted in zip(results, expected, strict=True):
+        scale = wanted.double().abs().amax().clamp(min=1e-30)
+        errors.append(
+            ((result.double() - wanted.double()).abs().amax() / scale).nan_to_num(torch.inf)
+        )
+    return float(torch.stack(errors).amax())
+
+
+def _results(forward: Callable[[], Any], both: Callable[[], Any] | None) -> list[Tensor]:
+    return [forward().clone(), *(() if both is None else both())]
+
+
+def _variants() -> dict[int, Any]:
+    """All compiled attention kernels; Triton keeps them in each function by device."""
+    found = {}
+    modules = [m for name, m in sys.modules.items() if name.startswith("cerl.kernels.attention")]
+    for function in [function for module in modules for function in vars(module).values()]:
+        for cached in getattr(function, "device_caches", {}).values():
+            found |= {id(kernel): kernel for kernel in cached[0].values()}
+    return found
+
+
+def _resources(variants: Sequence[Any]) -> dict[str, str]:
+    """Of the kernels that a candidate added, as text in the order of their compilation."""
+    return {
+        "registers": "+".join(str(kernel.n_regs) for kernel in variants),
+        "spills": "+".join(str(kernel.n_spills) for kernel in variants),
+        "shared": "+".join(str(kernel.metadata.shared) for kernel in variants),
+    }
+
+
+def _compile(work: Work, module: str, keys: Sequence[str], candidate: tuple[Any, ...]) -> None:
+    kernels = importlib.import_module(f"cerl.kernels.{module}")
+    with _all_replaced(kernels, keys, candidate):
+        calls = (step_calls if work.step else sequence_calls)(work, needed_device())
+        _results(calls.forward, calls.both)
+    torch.cuda.synchronize()

@@ -1,0 +1,277 @@
+"""Presets as plain trees of options: one YAML file each, stating only differences from its `base:`.
+
+Reading and merging only; what a tree means is checked by `cerl/config/`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cerl.config import errors
+from cerl.config.errors import ConfigError
+from cerl.text import visible
+
+FOLDER = Path(__file__).resolve().parent / "configs"
+SUFFIXES = (".yaml", ".yml")  # of a preset that is a file of one's own
+
+Tree = dict[str, Any]
+
+
+DEEPEST = 32  # lists and mappings inside each other, at most
+LARGEST = 200_000  # values of a file, at most; those behind an alias count as often as it stands
+LONGEST = 40  # digits of a whole number, at most
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+# The core schema of YAML 1.2, and underscores between digits: yes, on, 1:30 and dates are texts.
+_SCHEMA = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    "float": (
+        rf"[-+]?(?:\.{_DIGITS}|{_DIGITS}(?:\.(?:{_DIGITS})?)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """One YAML document as plain values, each error with the path of its key."""
+
+    yaml_implicit_resolvers = {}
+
+    def __init__(self, text: str | bytes) -> None:
+        super().__init__(text)
+        self.path: list[str] = []  # of the node that is being read
+        self.values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """PyYAML calls itself once a level; this ends before Python's own limit does."""
+        self.path.append(str(getattr(index, "value", index)))
+        if len(self.path) > DEEPEST:
+            key = ".".join(self.path[1:4])
+            raise ConfigError(f"{key}...: expected at most {DEEPEST} levels, got more")
+        node = super().compose_node(parent, index)
+        self.path.pop()
+        return node
+
+    def plain(self, node: Any, key: str, depth: int = 0) -> Any:
+        """The value of a node. Raises: ConfigError."""
+        self.values += 1
+        if self.values > LARGEST or depth > DEEPEST:
+            raise ConfigError(f"{key}: expected fewer values, got an alias that repeats too many")
+        if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
+            return [self.plain(n, f"{key}.{i}", depth + 1) for i, n in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
+            return self._mapping(node, key, depth)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        try:
+            if not isinstance(node, yaml.ScalarNode):
+                raise ValueError(f"expected a plain list or mapping, got !!{kind}")
+            return _scalar(kind, node.value)
+        except ValueError as error:
+            raise ConfigError(f"{key or 'the file'}: {error}") from None
+
+    def _mapping(self, node: yaml.MappingNode, key: str, depth: int) -> Tree:
+        out: Tree = {}
+        for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise ConfigError(f"{key or 'the file'}: expected names as keys, got a {name.id}")
+            if not name.tag.endswith(":str"):
+                got = name.value[:40] or "nothing"
+                raise ConfigError(f"{key or 'the file'}: expected names as keys, got {got}")
+            path = f"{key}.{name.value}".removeprefix(".")
+            if name.value in out:
+                count = sum(other.value == name.value for other, _ in node.value)
+                raise ConfigError(f"{path}: the key {name.value!r} is given {count} times")
+            out[name.value] = self.plain(value, path, depth + 1)
+        return out
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` would read as something else."""
+
+
+for _name, (_pattern, _first) in _SCHEMA.items():
+    for _schema in (_Loader, _Dumper):
+        _schema.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), _first
+        )
+
+
+def _scalar(kind: str, text: str) -> Any:
+    """The value of a word of YAML. Raises: ValueError with expected and got."""
+    digits = text.replace("_", "")
+    match kind:
+        case "str":
+            return text
+        case "null":
+            return None
+        case "bool" if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        case "int" if len(text) > LONGEST:
+            raise ValueError(f"expected at most {LONGEST} digits, got {len(text):,}")
+        case "int" if digits[:2] in ("0o", "0x"):
+            return int(digits, 0)
+        case "int":
+            return int(digits)
+        case "float":
+            return float(digits.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    raise ValueError(f"expected a text, a number, true or false, got !!{kind} {text[:40]!r}")
+
+
+def parsed(text: str | bytes, *, where: str) -> Any:
+    """The plain values of a YAML document; None for an empty one.
+
+    Raises: ConfigError naming `where` and the key.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.plain(node, "")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: expected YAML: {error}") from error
+
+
+def written(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML, which `parsed` gives back."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False)
+
+
+def options(text: str | bytes, *, where: str) -> Tree:
+    """The tree of options that a YAML document states. Raises: ConfigError."""
+    tree = parsed(text, where=where)
+    if not isinstance(tree, dict) or not tree:
+        got = "nothing" if not tree else f"a {type(tree).__name__}"
+        raise ConfigError(f"{where}: expected `key: value` lines, got {got}")
+    return tree
+
+
+def read(path: Path) -> Tree:
+    """The tree of one file. Raises: ConfigError."""
+    try:
+        return options(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def scalar(text: str, *, where: str) -> Any:
+    """A word of the command line, read as a value in a YAML file is. Raises: ConfigError."""
+    return parsed(text, where=where)
+
+
+def as_word(value: Any) -> str:
+    """A value as one word that `scalar` reads."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets, e.g. minatar/cerl."""
+    files = (path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in files)
+
+
+def studies() -> list[str]:
+    """Names of the shipped studies (presets that are run and reported together), e.g. demo."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a preset; a name that ends in .yaml is a path. Raises: ConfigError."""
+    if name.endswith(SUFFIXES) and "\0" not in name:
+        return Path(name)
+    if name not in presets():
+        raise ConfigError(
+            f"preset: no preset {name!r}{errors.nearest(name, presets())} "
+            "(`cerl list presets` shows them all; a path ending in .yaml is read as a file)"
+        )
+    return FOLDER / f"{name}.yaml"
+
+
+def description(name: str) -> str:
+    """First comment line of a preset's file: its source, and what to expect."""
+    first = find(name).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    return visible(first.lstrip("# ")) if first.startswith("#") else ""
+
+
+def title(name: str) -> str:
+    """What a preset is called in rows and folders: its name, or the stem of a file of one's own."""
+    if not name.endswith(SUFFIXES):
+        return name
+    stem = re.sub(r"[^\w.+-]+", "-", Path(name).stem).lstrip(".-")
+    return stem or "file"
+
+
+def tree(name: str) -> Tree:
+    """What a preset says on top of its bases, and its title as `preset`. Raises: ConfigError."""
+    path = find(name)
+    found = _chain(path, ())
+    if "env" not in found:
+        raise ConfigError(
+            f"{path}: expected an environment, got none: give it a `base: PRESET`, or `env:` with "
+            "a family (`cerl list` shows both)"
+        )
+    return {"preset": title(name)} | found
+
+
+def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
+    path = path.resolve()
+    if path in above:
+        names = " -> ".join(p.stem for p in (*above, path))
+        raise ConfigError(f"{path}: `base:` leads back to itself: {names}")
+    tree = read(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a preset, got {base!r}")
+    try:
+        below = find(base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error}") from error
+    # A base that is a file lies beside the file that names it, and lends it no name.
+    lower = _chain(path.parent / below, (*above, path))
+    lower.pop("preset", None)
+    return merged(lower, tree)
+
+
+def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """`top` over `base`, key by key; another environment family starts from its own defaults."""
+    family = "family" in top and top["family"] != base.get("family")
+    out: Tree = {} if family else dict(base)
+    for key, value in top.items():
+        below = out.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merged(below, value)
+        out[key] = value
+    return out
+
+
+def nested(overrides: Mapping[str, Any]) -> Tree:
+    """{"env.name": "asterix"} as {"env": {"name": "asterix"}}; nested keys stay as they are."""
+    out: Tree = {}
+    for key, value in overrides.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merged(out, value)
+    return out
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a tree with its dotted key; an empty group is one of its own."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def words(overrides: Mapping[str, Any]) -> str:
+    """Overrides on one line, for messages."""
+    return yaml.safe_dump(dict(overrides), default_flow_style=True, width=10**6).strip()

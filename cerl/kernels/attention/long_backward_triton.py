@@ -1,0 +1,440 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
+"""Gradients of forgetting attention in Triton: by query rows, then by keys, then of the gates.
+
+The kernel of the queries runs first and leaves what the kernel of the keys needs of each row; both
+recompute scores, so that no sum depends on the order of programs.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cerl.kernels.attention.long_triton import (
+    LANES,
+    block_size,
+    cap,
+    choose,
+    fall,
+    grid,
+    key_ranges,
+    load_rows,
+    pair_scores,
+    place,
+    strides,
+    tiled,
+    vector,
+    vectors,
+)
+from cerl.kernels.attention.plan import FEW
+from cerl.kernels.attention.scan_triton import LOG2E, TILE, gate_gradient, load_decay, sum_pointers
+from cerl.kernels.runtime.overlap import follow, overlap
+
+
+@triton.jit
+def _outer(a_x, a_y, b_x, b_y):
+    return tl.maximum(a_x, b_x), tl.minimum(a_y, b_y)
+
+
+@triton.jit
+def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
+    """Of LANES query tiles, ends of those that see a key up to jl; those that miss one from j0."""
+    tile = begin + tl.arange(0, LANES)
+    last = offset + queries - 1
+    b_first = tl.load(p_left + tl.minimum(offset + tile * PM, last))
+    b_last = tl.load(p_left + tl.minimum(offset + tile * PM + PM - 1, last))
+    inside = tile < total
+    m_miss = inside & (b_last > j0)
+    return tl.where(inside & (b_first <= jl), tile + 1, 0), tl.where(m_miss, tile, total)
+
+
+@triton.jit
+def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
+    """Ends, in query tiles, of those that visit key j0's tile, and of a run that sees all from j0.
+
+    Both begin at the diagonal. Under the running rule some of the former do not visit the tile.
+    """
+    jl = j0 // PN * PN + PN - 1
+    begin = tl.maximum(j0 - offset, 0) // PM
+    total = tl.cdiv(queries, PM)
+    visited, whole = _look(p_left, j0, jl, begin, offset, queries, total, PM)
+    for base in range(begin + LANES, total, LANES):
+        more, miss = _look(p_left, j0, jl, base, offset, queries, total, PM)
+        visited, whole = _outer(visited, whole, more, miss)
+    visited, whole = tl.reduce((visited, whole), 0, _outer)
+    visited = tl.maximum(visited, begin)
+    return visited, tl.minimum(whole, visited)
+
+
+@triton.jit
+def _keys_block(
+    b_k,
+    b_v,
+    hi_j,
+    lo_j,
+    column,
+    b_dk,
+    b_dv,
+    b_column,
+    begin,
+    i_b,
+    i_h,
+    o_pair,
+    p_q,
+    p_do,
+    p_terms,
+    p_sums,
+    p_sees,
+    p_high,
+    p_low,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_db,
+    s_dt,
+    s_dh,
+    pairs,
+    offset,
+    queries,
+    padded,
+    length,
+    scale,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    TMA: tl.constexpr,
+    EVEN: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
+    b_delta = vector(p_terms, o_pair, begin, padded, BM, TMA)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+    if MASKED:
+        i = offset + begin + tl.arange(0, BM)
+        hi_i = vector(p_sums, o_pair, offset + begin, length, BM, EVEN)
+        b_left = vector(p_sees, o_pair, offset + begin, length, BM, EVEN)
+        b_near = vector(p_terms, 2 * pairs + o_pair, begin, padded, BM, TMA)
+        m_pair = (column[:, None] <= i[None, :]) & (column[:, None] >= b_left[None, :])
+        b_s = pair_scores(b_s, scale, hi_i[None, :], hi_j[:, None], lo_j[:, None], m_pair)
+        b_p = tl.exp2(b_s - b_near[None, :])
+    else:
+        hi_r, lo_r = load_decay(p_high, p_low, offset + begin)
+        b_bias = ((hi_r - hi_j) + (lo_r - lo_j)) * LOG2E
+        b_far = vector(p_terms, pairs + o_pair, begin, padded, BM, TMA)
+        b_p = tl.exp2(b_s * scale + b_bias[:, None] - b_far[None, :])
+    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+    b_ds = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    b_ds = b_p * (b_ds - b_delta[None, :])
+    b_column += tl.sum(b_ds, 1)
+    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv, b_column
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "padded", "keys", "length"])
+def _backward_keys(
+    p_q,
+    p_k,
+    p_v,
+    p_do,
+    p_decay,
+    p_sums,
+    p_left,
+    p_sees,
+    p_terms,
+    p_dk,
+    p_dv,
+    p_column,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_db,
+    s_dt,
+    s_dh,
+    pairs,
+    heads,
+    queries,
+    padded,
+    keys,
+    length,
+    scale,
+    GROUPS: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+    EVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
+    key_heads = heads // GROUPS
+    i_pair, i_tile = place()
+    if i_pair * GROUPS >= pairs:
+        return
+    i_b, i_kh = (i_pair // key_heads).to(tl.int64), i_pair % key_heads
+    offset = keys - queries
+    j0 = i_tile * BN
+    column = j0 + tl.arange(0, BN)
+    d = tl.arange(0, BD)
+    b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
+    b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+    follow(OVERLAP)
+    b_dk = tl.zeros([BN, BD], tl.float32)
+    b_dv = tl.zeros([BN, BD], tl.float32)
+    for group in range(GROUPS):
+        i_h = i_kh * GROUPS + group
+        o_pair = i_b * heads + i_h
+        p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
+        hi_j, lo_j = load_decay(p_high, p_low, column)
+        visited, whole = _last_tiles(p_left + o_pair * length, j0, offset, queries, PM, PN)
+        end = tl.minimum(visited * PM, queries)
+        first = tl.maximum(j0 - offset, 0) // BM * BM
+        first = tl.minimum(first, end)
+        diagonal = tl.cdiv(tl.maximum(j0 + BN - 1 - offset, 0), BM) * BM
+        diagonal = tl.maximum(tl.minimum(diagonal, end), first)
+        clean = diagonal
+        if not ONE_LOOP:
+            clean = tl.maximum(tl.minimum(whole * PM, end), diagonal)
+        near = tl.cdiv(diagonal - first, BM)
+        far = tl.cdiv(end - clean, BM)
+        b_column = tl.zeros([BN], tl.float32)
+        for step in tl.range(near + far, num_stages=2):
+            begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
+            b_dk, b_dv, b_column = _keys_block(
+                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
+                s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
+                pairs, offset, queries, padded, length, scale * LOG2E,
+                D, BD, PRECISION, BM, TMA, EVEN, True,
+            )  # fmt: skip
+        if not ONE_LOOP:
+            for begin in range(diagonal, clean, BM):
+                b_dk, b_dv, b_column = _keys_block(
+                    b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
+                    p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
+                    s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
+                    pairs, offset, queries, padded, length, scale * LOG2E,
+                    D, BD, PRECISION, BM, TMA, EVEN, False,
+                )  # fmt: skip
+        tl.store(p_column + o_pair * length + column, b_column)
+    o_out = (i_b * keys * key_heads + i_kh) * D
+    o_tile = column[:, None] * (key_heads * D) + d[None, :]
+    m_tile = (column < keys)[:, None] & (d < D)[None, :]
+    tl.store(p_dk + o_out + o_tile, (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_tile)
+    tl.store(p_dv + o_out + o_tile, b_dv.to(p_dv.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
+def _backward_queries(
+    p_q,
+    p_k,
+    p_v,
+    p_o,
+    p_do,
+    p_decay,
+    p_sums,
+    p_left,
+    p_lse,
+    p_dlse,
+    p_terms,
+    p_dq,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    s_ob,
+    s_ot,
+    s_oh,
+    s_db,
+    s_dt,
+    s_dh,
+    s_lb,
+    s_lt,
+    s_lh,
+    pairs,
+    heads,
+    queries,
+    keys,
+    length,
+    scale,
+    GROUPS: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    DLSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
+    PM: tl.constexpr,
+    PN: tl.constexpr,
+    KM: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """dq of BM query rows of one head.
+
+    For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse as if o had not
+    been rounded, and the log-sum-exp in base 2 as it is subtracted from far scores, less the decay
+    since the first row of its block of KM, and from near ones, less the low part of its sum.
+    """
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    tiles = tl.num_programs(1)
+    i_tile = tiles - 1 - i_tile
+    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
+    offset = keys - queries
+    i_kh = i_h // GROUPS
+    o_pair = i_pair.to(tl.int64)
+    p_high, p_low, _ = sum_pointers(p_decay, o_pair, pairs, length)
+    p_left += o_pair * length
+    d = tl.arange(0, BD)
+    row = i_tile * BM + tl.arange(0, BM)
+    safe = tl.minimum(row, queries - 1)
+    i = offset + safe
+    i0 = offset + i_tile * BM
+    i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
+    tile0 = offset + i_tile * BM // PM * PM
+    follow(OVERLAP)
+    # A block inside a tile may see fewer keys than the tile's first row does.
+    edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
+    whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
+    begin = i_tile * BM
+    b_lse = tl.load(p_lse + (i_b * queries + safe) * heads + i_h) * LOG2E
+    hi_i, lo_i = load_decay(p_high, p_low, i)
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_left = tl.load(p_left + i)
+    b_dlse = tl.zeros([BM], tl.float32)
+    if DLSE:
+        b_dlse = tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
+    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1) - b_dlse
+    b_near = b_lse - lo_i * LOG2E
+    b_far = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+    b_term = b_far
+    if KM < BM:
+        hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
+        b_term = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
+    # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    m_row = row < queries
+    o_padded = o_pair * (tiles * BM) + row
+    o_term = pairs.to(tl.int64) * (tiles * BM)
+    tl.store(p_terms + o_term + o_padded, tl.where(m_row, b_term, float("inf")))
+    tl.store(p_terms + 2 * o_term + o_padded, tl.where(m_row, b_near, float("inf")))
+    b_dq = tl.zeros([BM, BD], tl.float32)
+    b_row = tl.zeros([BM], tl.float32)
+    scale2 = scale * LOG2E
+    for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
+        begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
+        column = begin + tl.arange(0, BN)
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
+        lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
+        b_s = pair_scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
+        b_p = tl.exp2(b_s - b_near[:, None])
+        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_ds - b_delta[:, None])
+        b_row += tl.sum(b_ds, 1)
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    if not ONE_LOOP:
+        for begin in range(whole, diagonal, BN):
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_fall, frame = fall(
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
+            )
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = b_s * scale2 + b_fall[None, :]
+            b_p = tl.exp2(b_s - (b_far - frame)[:, None])
+            b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            b_ds = b_p * (b_ds - b_delta[:, None])
+            b_row += tl.sum(b_ds, 1)
+            b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    # A row of dS sums to dlse; what is over is the rounding of o in delta, which ends here.
+    tl.store(p_terms + o_padded, tl.where(m_row, b_delta + b_row - b_dlse, 0.0))
+    tl.store(
+        p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
+        (b_dq * scale).to(p_dq.dtype.element_ty),
+        mask=m_row[:, None] & (d < D)[None, :],
+    )
+
+
+def backward(
+    do: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    decay: Tensor,
+    left: Tensor,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and log_f; `left` tells what each position saw in the forward pass."""
+    batch, queries, heads, width = q.shape
+    keys, groups = k.shape[1], heads // k.shape[2]
+    pairs = batch * heads
+    start = None if start is None else start.view(torch.uint8)
+    by_key, by_query = choose("keys", q), choose("queries", q)
+    dq = q.new_empty(q.shape)
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    padded = -(-queries // by_query.rows) * by_query.rows
+    terms = log_f.new_empty(3, batch, heads, padded)
+    lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
+    column = log_f.new_empty(batch, heads, decay.shape[3])
+    options = dict(
+        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= FEW,
+        PM=TILE, PN=TILE,
+    )  # fmt: skip
+    m, n = by_query.rows, by_query.columns
+    tma, (k_rows, v_rows) = tiled(n, k, v)
+    _backward_queries[grid(pairs, padded // m, k)](
+        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, lse,
+        lse if dlse is None else dlse, terms, dq,
+        *strides(q, k, v, o, do), *lse_strides,
+        pairs, heads, queries, keys, decay.shape[3], scale,
+        **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
+        num_warps=by_query.warps, num_stages=by_query.stages, **cap(by_query), **overlap(q),
+    )  # fmt: skip
+    m, n = by_key.rows, by_key.columns
+    tma, (q_rows, do_rows) = tiled(m, q, do)
+    even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
+    _backward_keys[grid(pairs // groups, -(-keys // n), k)](
+        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
+        vectors(terms, m, tma), dk, dv, column,
+        *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
+        scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
+        num_warps=by_key.warps, num_stages=by_key.stages, **cap(by_key), **overlap(q),
+    )  # fmt: skip
+    dlog_f = gate_gradient(log_f, start, dlse, column, queries=queries)
+    return dq, dk, dv, dlog_f

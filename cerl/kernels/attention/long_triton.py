@@ -1,0 +1,431 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
+"""Forgetting attention in Triton for sequences of any length: the forward pass.
+
+Scores take one multiply-add: the decay of a row enters relative to the first row of its tile, where
+softmax cannot see it, and only tiles on the diagonal or on an edge of an episode pay for exact
+pairs. The scan of the gates has found which tiles may be skipped. Sums run in a fixed order.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from cerl.kernels.attention.plan import FEW
+from cerl.kernels.attention.scan_triton import LOG2E, TILE, load_decay, prepare, sum_pointers
+from cerl.kernels.runtime.overlap import follow, overlap
+
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look compares
+
+
+class Launch(NamedTuple):
+    """Block sizes of a role: query rows, key columns; warps and pipeline stages."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None = None  # most of a thread; None leaves it to the compiler
+
+
+# Keyed by (role, padded width, bytes of an element); forward and queries share their columns.
+# Timed on an H200 at 4,4096,16,64 and 16,1024,8,128; `cerl bench attention-tiles` times others.
+CONFIGS: dict[tuple[str, int, int], Launch] = {
+    ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
+    ("forward", 128, 2): Launch(64, 64, 4, 2),
+    ("forward", 64, 4): Launch(64, 32, 4, 1),
+    ("forward", 128, 4): Launch(64, 32, 8, 1),
+    ("keys", 64, 2): Launch(64, 64, 4, 3),
+    ("keys", 128, 2): Launch(32, 64, 4, 3),
+    ("keys", 64, 4): Launch(32, 32, 4, 1),
+    ("keys", 128, 4): Launch(32, 32, 8, 1),
+    ("queries", 64, 2): Launch(64, 64, 4, 2, 168),
+    ("queries", 128, 2): Launch(64, 64, 4, 2),
+    ("queries", 64, 4): Launch(32, 32, 4, 1),
+    ("queries", 128, 4): Launch(32, 32, 8, 1),
+}
+CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
+COPY_ENGINE = True  # load tiles with it where their layout allows
+
+
+@triton.jit
+def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
+    """Where the keys begin that all rows of a tile see, and the diagonal; how many blocks of edge.
+
+    With ONE_LOOP all blocks before the diagonal are edge.
+    """
+    diagonal = tl.maximum(edge, (i0 + 1) // BN * BN)
+    whole = diagonal
+    if not ONE_LOOP:
+        whole = tl.minimum(tl.maximum(edge, tl.cdiv(tl.load(p_left + i1), BN) * BN), diagonal)
+    return whole, diagonal, (whole - edge) // BN
+
+
+@triton.jit
+def _near_tiles(
+    p_high,
+    p_low,
+    p_left,
+    p_count,
+    p_room,
+    i,
+    i0,
+    b_left,
+    m_row,
+    hi_i,
+    lo_i,
+    b_lse,
+    whole,
+    near,
+    PN: tl.constexpr,
+):
+    """Where the running rule lets a query tile begin, of the keys from `whole` to `near`.
+
+    b_lse: log-sum-exp of its rows over the keys from `near` on. Writes what it finds.
+    """
+    hi_r, lo_r = load_decay(p_high, p_low, i0)
+    b_limit = b_lse - ((hi_i - hi_r) + (lo_i - lo_r))
+    # Rows that see nothing before the tile ask for nothing.
+    limit = tl.load(p_room) + tl.min(tl.where(m_row & (b_left <= i0), b_limit, float("inf")))
+    skipped = tl.zeros([LANES], tl.int32)
+    for base in range(whole // PN, near // PN, LANES):
+        tile = base + tl.arange(0, LANES)
+        inside = tile < near // PN
+        b_high, b_low = load_decay(p_high, p_low, tl.where(inside, tile * PN + PN - 1, i0))
+        skipped += (inside & ((hi_r - b_high) + (lo_r - b_low) < limit)).to(tl.int32)
+    count = tl.sum(skipped)
+    whole += count * PN
+    tl.store(p_left + i, tl.maximum(b_left, whole), mask=m_row & (count > 0))
+    tl.atomic_add(p_count, count.to(tl.float32), sem="relaxed")
+    return whole
+
+
+@triton.jit
+def place():
+    """The head and the tile of this program, in a `grid`; heads past the last one are no heads."""
+    return tl.program_id(2) * tl.num_programs(0) + tl.program_id(0), tl.program_id(1)
+
+
+@triton.jit
+def load_rows(
+    p,
+    i_b,
+    i_h,
+    begin,
+    limit,
+    s_b,
+    s_t,
+    s_h,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """[BT, BD] rows of a head from `begin`; past D columns zeros, past `limit` rows any row's."""
+    if TMA:
+        return p.load([i_b.to(tl.int32), begin, i_h * D]).reshape([BT, BD])
+    else:
+        t = tl.minimum(begin + tl.arange(0, BT), limit - 1)
+        d = tl.arange(0, BD)
+        p_tile = p + i_b * s_b + i_h * s_h + t[:, None] * s_t + d[None, :]
+        if D == BD:
+            return tl.load(p_tile)
+        else:
+            return tl.load(p_tile, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
+    """BT numbers of row i_row of a [rows, length] matrix."""
+    if TMA:
+        return p.load([i_row.to(tl.int32), begin]).reshape([BT])
+    else:
+        return tl.load(p + i_row.to(tl.int64) * length + begin + tl.arange(0, BT))
+
+
+@triton.jit
+def fall(
+    p_sums,
+    p_high,
+    p_low,
+    i_pair,
+    pairs,
+    begin,
+    hi_r,
+    lo_r,
+    length,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Decays (base 2) from BN keys on to a later row r, as a vector and a number for all of it.
+
+    They meet at the last key: neither is above 0, so their sum is as exact as the larger.
+    """
+    b_fall = vector(p_sums, 2 * pairs + i_pair, begin, length, BN, TMA)
+    high, low = load_decay(p_high, p_low, begin + BN - 1)
+    return b_fall, ((hi_r - high) + (lo_r - low)) * LOG2E
+
+
+@triton.jit
+def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
+    """Scores in base 2 of pairs, exact but for the low part of c_i, which the caller adds to rows.
+
+    All in [i, j] or [j, i] broadcast form; -inf where m_pair is False.
+    """
+    b_s = b_qk * scale - lo_j * LOG2E
+    return tl.where(m_pair, b_s + (hi_i - hi_j) * LOG2E, float("-inf"))
+
+
+@triton.jit
+def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED: tl.constexpr):
+    """One step of the running softmax in base 2; scores still lack `frame`."""
+    b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
+    b_pivot = b_new
+    if MASKED:
+        b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_p = tl.exp2(b_s - (b_pivot - frame)[:, None])
+    b_shrink = tl.exp2(b_max - b_pivot)
+    b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+    b_o = b_o * b_shrink[:, None]
+    b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)
+    return b_new, b_sum, b_o
+
+
+@triton.jit(do_not_specialize=["pairs", "heads", "queries", "keys", "length"])
+def _forward(
+    p_q,
+    p_k,
+    p_v,
+    p_decay,
+    p_sums,
+    p_left,
+    p_room,
+    p_count,
+    p_o,
+    p_lse,
+    s_qb,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kt,
+    s_kh,
+    s_vb,
+    s_vt,
+    s_vh,
+    pairs,
+    heads,
+    queries,
+    keys,
+    length,
+    scale,
+    GROUPS: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
+    RUNNING: tl.constexpr,
+    PN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Output and log-sum-exp of one query tile of one head."""
+    i_pair, i_tile = place()
+    if i_pair >= pairs:
+        return
+    i_tile = tl.num_programs(1) - 1 - i_tile
+    i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
+    offset = keys - queries
+    i_kh = i_h // GROUPS
+    p_high, p_low, _ = sum_pointers(p_decay, i_pair, pairs, length)
+    p_left += i_pair.to(tl.int64) * length
+    d = tl.arange(0, BD)
+    row = i_tile * BM + tl.arange(0, BM)
+    i = offset + tl.minimum(row, queries - 1)
+    i0 = offset + i_tile * BM
+    i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
+    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    follow(OVERLAP)
+    edge = tl.load(p_left + i0) // PN * PN
+    whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
+    calm = False
+    if RUNNING:
+        calm = tl.load(p_left + i1) <= edge
+        near = tl.where(calm, tl.maximum(edge, i0 // PN * PN - PN), near)
+    hi_i, lo_i = load_decay(p_high, p_low, i)
+    b_left = tl.load(p_left + i)
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_o = tl.zeros([BM, BD], tl.float32)
+    scale *= LOG2E
+    for step in range(edges + tl.cdiv(i1 + 1 - near, BN)):
+        begin = tl.where(step < edges, edge + step * BN, near + (step - edges) * BN)
+        column = begin + tl.arange(0, BN)
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
+        lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        m_pair = (column[None, :] <= i[:, None]) & (column[None, :] >= b_left[:, None])
+        b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :], m_pair)
+        b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, lo_i * LOG2E, PRECISION, True)
+
+    m_row = row < queries
+    if RUNNING:
+        whole = _near_tiles(
+            p_high, p_low, p_left, p_count + i_pair, p_room + i_pair, i, i0, b_left, m_row,
+            hi_i, lo_i, (b_max + tl.log2(b_sum)) * LN2, whole, tl.where(calm, near, whole), PN,
+        )  # fmt: skip
+    if not ONE_LOOP:
+        # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
+        hi_r, lo_r = load_decay(p_high, p_low, i0)
+        b_shift = ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
+        b_near = b_max
+        b_max = b_near - b_shift
+        b_start = b_max
+        for begin in range(whole, near, BN):
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_fall, frame = fall(
+                p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
+            )
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = b_s * scale + b_fall[None, :]
+            b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
+
+        # A row whose largest score is a near one keeps it unrounded.
+        b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
+    b_o = b_o * (1.0 / b_sum)[:, None]
+    p_o += (i_b * queries * heads + i_h) * D
+    p_lse += i_b * queries * heads + i_h
+    tl.store(p_lse + row * heads, (b_max + tl.log2(b_sum)) * LN2, mask=m_row)
+    tl.store(
+        p_o + row[:, None] * (heads * D) + d[None, :],
+        b_o.to(p_o.dtype.element_ty),
+        mask=m_row[:, None] & (d < D)[None, :],
+    )
+
+
+def block_size(size: int) -> int:
+    """What an axis is padded to: a power of two that a product takes."""
+    return max(16, power_of_two(size))
+
+
+def power_of_two(size: int) -> int:
+    """The next one; Triton's own takes longer than a launch."""
+    return 1 << (size - 1).bit_length()
+
+
+def choose(role: str, q: Tensor) -> Launch:
+    return CONFIGS[role, max(64, block_size(q.shape[-1])), q.element_size()]
+
+
+def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
+    """Raises: ValueError if the three do not work on the same tiles and blocks."""
+    if (
+        forward.rows != TILE
+        or forward.columns != queries.columns
+        or any(TILE % size for size in (*queries[:2], *keys[:2]))
+        or queries.rows % keys.rows
+    ):
+        raise ValueError(
+            f"CONFIGS: expected forward rows of {TILE}, blocks that divide {TILE}, the columns of "
+            "forward and queries alike, and rows of keys that divide those of queries, got forward "
+            f"{forward}, keys {keys} and queries {queries}"
+        )
+
+
+def cap(launch: Launch) -> dict[str, int]:
+    return {} if launch.registers is None else {"maxnreg": launch.registers}
+
+
+def grid(heads: int, tiles: int, k: Tensor) -> tuple[int, int, int]:
+    """Programs by head, tile, and group of heads whose rows of four tensors fit the cache together.
+
+    A group goes from tile to tile together.
+    """
+    size = 4 * k.shape[1] * k.shape[3] * k.element_size()
+    groups = -(-heads // max(1, CACHE // size))
+    return -(-heads // groups), tiles, groups
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
+    return [size for tensor in tensors for size in tensor.stride()[:3]]
+
+
+def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
+    """Whether the copy engine can load blocks of these, and what to hand to the kernel.
+
+    It takes 16-bit tensors whose heads lie side by side and fill their padded width.
+    """
+    for x in tensors:
+        width = x.shape[3]
+        if not (
+            COPY_ENGINE and x.is_cuda and x.element_size() == 2 and width == block_size(width)
+            and x.stride(2) == width and x.stride(3) == 1 and x.data_ptr() % 16 == 0
+            and all(size % 8 == 0 and size > 0 for size in x.stride()[:2])
+        ):  # fmt: skip
+            return False, list(tensors)
+    return True, [
+        TensorDescriptor(
+            x,
+            [x.shape[0], x.shape[1], x.shape[2] * x.shape[3]],
+            [x.stride(0), x.stride(1), 1],
+            [1, rows, x.shape[3]],
+        )
+        for x in tensors
+    ]
+
+
+def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
+    """Contiguous 32-bit numbers for `vector`, the last axis in blocks of `size`."""
+    if not tma:
+        return x
+    return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    start: Tensor | None,
+    threshold: Tensor | None,
+    room: Tensor | None,
+    *,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o [B, M, Hq, D], lse [B, M, Hq], tiles not visited [B, Hq], decayed sums, first visible key.
+
+    Args: as the custom operator in `attention.py`; window 0 is none.
+    """
+    batch, queries, heads, width = q.shape
+    keys = k.shape[1]
+    start = None if start is None else start.view(torch.uint8)
+    launch, pairs = choose("forward", q), batch * heads
+    check_launches(launch, choose("keys", q), choose("queries", q))
+    decay, left, count = prepare(
+        log_f, start, threshold, queries=queries, window=window, block=launch.columns
+    )
+    o = q.new_empty(batch, queries, heads, width)
+    lse = log_f.new_empty(batch, queries, heads)
+    tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
+    _forward[grid(pairs, -(-queries // launch.rows), k)](
+        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
+        lse if room is None else room, count, o, lse,
+        *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
+        GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
+        ONE_LOOP=keys <= FEW, RUNNING=room is not None,
+        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
+        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
+    )  # fmt: skip
+    return o, lse, count, decay, left

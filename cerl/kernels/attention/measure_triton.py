@@ -1,0 +1,103 @@
+# The arguments of a Triton kernel and its language are no Python types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
+"""The threshold of pruning that follows from the q and k at hand, in one launch.
+
+A program measures the longest query and the longest key of one head, so few heads of many rows take
+longer than their bytes would. Plain torch, the definition, reads q and k in four launches and makes
+eight of small tensors.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cerl.kernels.attention.long_triton import block_size
+
+ROWS, WARPS = 256, 8  # rows of a turn of the loop
+
+
+@triton.jit
+def _longest(p, s_t, count, D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr):
+    """Length of the longest of `count` rows; infinite where one is NaN."""
+    d = tl.arange(0, BD)
+    b_longest = tl.zeros([BT], tl.float32)
+    for first in range(0, count, BT):
+        t = first + tl.arange(0, BT)
+        o = t[:, None].to(tl.int64) * s_t + d[None, :]
+        b = tl.load(p + o, (t < count)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        square = tl.sum(b * b, 1)
+        b_longest = tl.maximum(b_longest, tl.where(square == square, square, float("inf")))
+    return tl.sqrt(tl.max(b_longest, 0))
+
+
+@triton.jit(do_not_specialize=["heads", "queries", "keys"])
+def _measure(
+    p_q,
+    p_k,
+    p_limits,
+    sb_q,
+    st_q,
+    sh_q,
+    sb_k,
+    st_k,
+    sh_k,
+    heads,
+    queries,
+    keys,
+    offset,
+    factor,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    GROUPS: tl.constexpr,
+    LIMITS: tl.constexpr,
+    BT: tl.constexpr,
+):
+    """offset - factor |q| |k| / n for one batch row and query head, from its longest rows.
+
+    p_limits is [LIMITS, B, Hq], of n = 1, 2.
+    """
+    i = tl.program_id(0)
+    i_batch, i_head = (i // heads).to(tl.int64), (i % heads).to(tl.int64)
+    q = _longest(p_q + i_batch * sb_q + i_head * sh_q, st_q, queries, D, BD, BT)
+    k = _longest(p_k + i_batch * sb_k + (i_head // GROUPS) * sh_k, st_k, keys, D, BD, BT)
+    known = (q < float("inf")) & (k < float("inf"))  # else nothing is skipped
+    bound = tl.where(known, q, 0.0) * tl.where(known, k, 0.0)
+    for n in tl.static_range(LIMITS):
+        limit = offset - factor / (n + 1) * bound
+        tl.store(p_limits + n * tl.num_programs(0) + i, tl.where(known, limit, -float("inf")))
+
+
+def measured_limits(
+    q: Tensor, k: Tensor, *, log_eps: float, scale: float, slack: float, count: int
+) -> Tensor:
+    """log_eps - ln N - U * (2, 1) with U = scale max|q| max|k|: float32 [count, B, Hq].
+
+    Args: q [B, M, Hq, D] and k [B, N, Hkv, D], rows contiguous; scale at least 0; slack, a share by
+          which the limits are rounded down, for what float32 rounds here; count, 1 or 2.
+    """
+    batch, queries, heads, width = q.shape
+    keys, key_heads = k.shape[1:3]
+    limits = torch.empty(count, batch, heads, dtype=torch.float32, device=q.device)
+    _measure[(batch * heads,)](
+        q,
+        k,
+        limits,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        heads,
+        queries,
+        keys,
+        float((log_eps - math.log(keys)) * (1.0 + slack)),
+        float(2.0 * scale * (1.0 + slack) ** 2),
+        D=width,
+        BD=block_size(width),
+        GROUPS=heads // key_heads,
+        LIMITS=count,
+        BT=ROWS,
+        num_warps=WARPS,
+    )
+    return limits

@@ -1,0 +1,1 @@
+"""Networks of a population: parameters lead with [S, N]; what looks at observations and rows."""

@@ -1,0 +1,437 @@
+"""Checkpoints of a run: numbered files in its folder, written whole or not at all, checked on load.
+
+A checkpoint is written beside the others and renamed only once it is on the disk, so a crash or a
+full disk leaves the ones before it as they are. torch does not verify its own archive; loading
+does. Rows of replay lie beside it, in pieces that it names (`cerl/record/pieces.py`).
+"""
+
+import contextlib
+import errno
+import os
+import pickle
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from cerl import __version__
+from cerl.record import files as safe
+from cerl.record import pieces
+from cerl.record.pieces import Manifest
+from cerl.record.spool import Spool
+from cerl.record.tree import CheckpointError as CheckpointError
+from cerl.record.tree import Free as Free
+from cerl.record.tree import lost, plain, size
+from cerl.record.tree import match as match
+from cerl.record.tree import numbers as numbers
+from cerl.record.tree import put as put
+from cerl.record.tree import put_net as put_net
+from cerl.replay import Replay
+
+FORMAT = 5  # raised where what a checkpoint holds has another shape, or leaves other names
+KEEP = 2  # checkpoints of a run folder
+_NAME = re.compile(r"checkpoint-(\d{6,18})\.pt")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the standard library raises over an archive whose bytes are wrong.
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, ValueError, RuntimeError, KeyError, OverflowError),
+)
+
+
+class Damaged(CheckpointError):
+    """A checkpoint that cannot be used; says only what is wrong with it ("damaged (...)")."""
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that was read."""
+
+    state: dict[str, Any]  # on the CPU mapped to the file, until it is copied
+    file: Path
+    damaged: list[str]  # a sentence on each newer one
+    replay: Manifest | None  # its rows of replay, still on the disk
+
+
+class _File:
+    """Hands torch's writes to a file and keeps the error that torch would replace by its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class Checkpoints:
+    """Saves a run into its folder: what `save` is given, and the rows of its replay.
+
+    Args of the constructor: replay, None where checkpoints leave it out.
+    """
+
+    def __init__(self, folder: Path, replay: Replay | None) -> None:
+        self.folder = folder
+        self.spool = None if replay is None else Spool(folder, replay)
+        # Files of pieces that each checkpoint needs; None where that cannot be read.
+        self.needed = {file.name: _needed(file) for file in files(folder)}
+
+    def restore(self, loaded: Loaded) -> None:
+        """Reads the rows of replay of a checkpoint in place.
+
+        Raises: CheckpointError if they are damaged, or belong to a run with other options.
+        """
+        if self.spool is not None and loaded.replay is not None:
+            self.spool.load(loaded.replay)
+        self._sweep()
+
+    def stream(self) -> None:
+        """Hands new rows of replay to a thread that writes them, once they fill a piece.
+
+        To be called once an iteration; nearly always it only counts.
+        Raises: CheckpointError if rows could not be written; they are tried again later.
+        """
+        if self.spool is None:
+            return
+        with self._errors(0):
+            written = self.spool.stream()
+        if written:
+            self._sweep()
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Writes a checkpoint of a state (see `save`) and of replay. Returns: its file.
+
+        Raises: CheckpointError if it could not be written; the older ones are then as they were,
+                and the next call tries again.
+        """
+        needed = size(state)
+        rows = None
+        if self.spool is not None:
+            with self._errors(needed):
+                rows = self.spool.save()
+        file = save(self.folder, state, replay=rows)
+        self.needed[file.name] = rows.names if rows is not None else set()
+        self._sweep()
+        return file
+
+    def close(self) -> None:
+        """Ends the thread; rows that are not in a checkpoint yet are given up."""
+        if self.spool is not None:
+            self.spool.close()
+
+    def needs(self, state: dict[str, Any], *, every: int, iterations: int) -> int:
+        """Bytes on the disk that a run needs at most, if rows do not shrink when compressed.
+
+        Args: state, what is going to be saved; every, iterations between checkpoints; iterations
+              of the whole run.
+        """
+        needed = (KEEP + 1) * size(state)
+        if self.spool is not None:
+            rows = self.spool.replay.rows
+            # The older checkpoint's rows and all that came since; no checkpoint needs more than
+            # its own ring, and what lies behind the ring goes at once.
+            kept = rows + KEEP * min(every, rows)
+            needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
+        return needed
+
+    def taken(self) -> int:
+        """Bytes on the disk that checkpoints and pieces of this run take already."""
+        found = [*files(self.folder), *(self.folder / pieces.FOLDER).glob("*")]
+        return sum(file.lstat().st_size for file in found)
+
+    def _sweep(self) -> None:
+        """Deletes pieces that neither a checkpoint nor the ring needs."""
+        self.needed = {file.name: self.needed.get(file.name) for file in files(self.folder)}
+        keep = set() if self.spool is None else self.spool.names
+        for names in self.needed.values():
+            if names is None:
+                return
+            keep |= names
+        pieces.sweep(self.folder, keep)
+
+    @contextlib.contextmanager
+    def _errors(self, needed: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(_unsaved(self.folder, needed, error)) from error
+
+
+def _needed(file: Path) -> set[str] | None:
+    """Names of the pieces of a checkpoint, without reading its tensors."""
+    try:
+        _, replay = _content(file, torch.device("cpu"))
+    except CheckpointError:
+        return None
+    return set() if replay is None else replay.names
+
+
+def files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Checkpoints of a run folder, the oldest first; whether they are intact is not looked at."""
+    folder = Path(folder)
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(filter(_NAME.fullmatch, names), key=_number)]
+
+
+def _number(name: str) -> int:
+    found = _NAME.fullmatch(name)
+    return int(found.group(1)) if found else 0
+
+
+def save(
+    folder: str | os.PathLike[str],
+    state: dict[str, Any],
+    *,
+    replay: Manifest | None = None,
+    keep: int = KEEP,
+) -> Path:
+    """Writes `checkpoint-<number>.pt`, one number above the newest, then deletes all but `keep`.
+
+    Args:    state, nested dicts, lists and tuples of tensors, numbers, strings, bytes and None.
+             Tensors may be on any device; each travels to the host on its own. replay: its rows,
+             which are on the disk.
+    Returns: the file.
+    Raises:  ValueError if the state holds anything else (it could not be loaded), or keep < 1;
+             CheckpointError if the disk is full or the folder not writable: the temporary file is
+             removed, and what was there stays.
+    """
+    folder = Path(folder)
+    if keep < 1:
+        raise ValueError(f"keep: expected at least 1 checkpoint to stay, got {keep}")
+    needed = size(state)
+    before = files(folder)
+    target = folder / f"checkpoint-{_number(before[-1].name) + 1 if before else 1:06d}.pt"
+    content = {"format": FORMAT, "cerl": __version__, "state": state}
+    content["replay"] = None if replay is None else replay.state()
+    try:
+        _check_space(folder, needed)
+        safe.write_atomically(target, lambda file: _write(file, content))
+    except OSError as error:
+        raise CheckpointError(_unsaved(folder, needed, error)) from error
+    for old in files(folder)[:-keep]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return target
+
+
+def _write(raw: BinaryIO, content: dict[str, Any]) -> None:
+    """Raises: OSError."""
+    file = _File(raw)
+    try:
+        torch.save(content, file)  # pyright: ignore[reportArgumentType]
+    except Exception:
+        if file.error is not None:
+            raise file.error from None
+        raise
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Refuses before anything is written where the tensors alone do not fit."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _unsaved(folder: Path, needed: int, error: OSError) -> str:
+    before = files(folder)
+    last = f"the newest is still {before[-1].name}" if before else "there is none yet"
+    if error.errno not in _FULL:
+        return (
+            f"{folder}: the checkpoint could not be written ({error.strerror or error}); {last}. "
+            "Make the folder writable and resume"
+        )
+    free = shutil.disk_usage(folder).free
+    wanted = (
+        f"a checkpoint needs {in_words(needed)} beside the ones that are kept, " if needed else ""
+    )
+    return (
+        f"{folder}: the disk is full: {wanted}{in_words(free)} are free; {last}. Free some space, "
+        "or save checkpoints without the replay buffer (log.save_replay: false), and resume"
+    )
+
+
+def in_words(count: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def newest(
+    folder: str | os.PathLike[str],
+    *,
+    replay: bool = True,
+    map_location: torch.device | str = "cpu",
+) -> Loaded:
+    """The newest intact checkpoint of a run folder, to go on from it; newer ones are set aside.
+
+    Every byte is checked, of rows of replay too unless `replay` is false. A damaged file is renamed
+    to `damaged-<name>`, and why is written beside it.
+    Raises: CheckpointError if there is no checkpoint, or none is intact, or the newest intact one
+            is of another format; nothing is renamed then.
+    """
+    loaded, damaged = _search(Path(folder), torch.device(map_location), rows=replay)
+    return loaded._replace(damaged=[_set_aside(file, reason) for file, reason in damaged])
+
+
+def load(path: str | os.PathLike[str], *, map_location: torch.device | str = "cpu") -> Loaded:
+    """A checkpoint for looking at it: changes nothing in its folder, and needs no rows of replay.
+
+    Args:   path of a checkpoint, or of a run folder: its newest intact one.
+    Raises: CheckpointError if there is none, or it is of another format.
+    """
+    path, device = Path(path), torch.device(map_location)
+    if path.is_dir():
+        loaded, damaged = _search(path, device, rows=False)
+        return loaded._replace(damaged=[f"{file.name} is {reason}" for file, reason in damaged])
+    try:
+        return _intact(path, device)
+    except Damaged as error:
+        raise CheckpointError(f"{path}: {error}; {_alternative(path, device)}") from error
+
+
+def _search(
+    folder: Path, device: torch.device, *, rows: bool
+) -> tuple[Loaded, list[tuple[Path, str]]]:
+    """The newest intact checkpoint, and newer ones with what is wrong with them."""
+    found = files(folder)
+    if not found:
+        raise CheckpointError(
+            f"{folder}: no checkpoint in this folder (expected checkpoint-<number>.pt); the run "
+            "ended before its first one, start it again with `cerl train`"
+        )
+    damaged: list[tuple[Path, str]] = []
+    usable: Path | None = None
+    for file in reversed(found):
+        try:
+            loaded = _intact(file, device)
+            if rows and loaded.replay is not None:
+                reason = pieces.damage(folder, loaded.replay)
+                if reason is not None:
+                    usable = usable or file
+                    raise Damaged(f"damaged ({reason})")
+            return loaded, damaged
+        except Damaged as error:
+            damaged.append((file, str(error)))
+    advice = "start the run again with `cerl train`"
+    if usable is not None:
+        advice = (
+            f"of {usable.name} only rows of replay are damaged: `cerl train --resume {folder} "
+            "--log.no-save-replay` goes on from it and fills a new replay first"
+        )
+    said = "; ".join(f"{file.name} is {reason}" for file, reason in damaged)
+    raise CheckpointError(f"{folder}: no intact checkpoint: {said}. Nothing was changed; {advice}")
+
+
+def _set_aside(file: Path, reason: str) -> str:
+    """Renames a damaged checkpoint. Returns: a sentence on it."""
+    target, count = file.with_name(f"damaged-{file.name}"), 1
+    while os.path.lexists(target):
+        count += 1
+        target = file.with_name(f"damaged-{file.name}.{count}")
+    try:
+        os.rename(file, target)
+        safe.write_text(target.with_name(f"{target.name}.txt"), f"{reason}\n")
+    except OSError as error:
+        return f"{file.name} is {reason}; it could not be set aside ({error.strerror or error})"
+    return f"{file.name} is {reason}; it was set aside as {target.name}"
+
+
+def _alternative(file: Path, device: torch.device) -> str:
+    """What to do about a damaged checkpoint: the newest intact one before it, if any."""
+    for older in reversed([f for f in files(file.parent) if _number(f.name) < _number(file.name)]):
+        with contextlib.suppress(CheckpointError):
+            return f"{_intact(older, device).file} is intact"
+    return "no intact checkpoint came before it; start the run again with `cerl train`"
+
+
+def _intact(file: Path, device: torch.device) -> Loaded:
+    """A checkpoint whose bytes are as they were written; its rows of replay are not looked at.
+
+    Raises: Damaged; CheckpointError if it is of another format or may not be read.
+    """
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{file}: expected a checkpoint or a run folder, found no such file")
+    try:
+        with safe.read(file) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            with zipfile.ZipFile(raw) as archive:
+                _check_stored(archive)
+                bad = archive.testzip()
+    except OSError as error:
+        raise Damaged(f"damaged ({lost(file, error)})") from error
+    except _BROKEN as error:
+        if isinstance(error, Damaged):
+            raise
+        reason = plain(str(error))
+        raise Damaged(f"damaged ({size:,} bytes, not a whole archive: {reason})") from error
+    if bad is not None:
+        raise Damaged(f"damaged (checksum of {plain(bad)} does not agree)")
+    state, replay = _content(file, device)
+    return Loaded(state, file, [], replay)
+
+
+def _check_stored(archive: zipfile.ZipFile) -> None:
+    """torch compresses nothing; what is compressed could fill the memory on being read."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
+
+
+def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest | None]:
+    """State and rows of replay of a checkpoint whose bytes are taken for granted."""
+    foreign = "intact, but no checkpoint of cerl"
+    try:
+        with safe.read(file) as raw, zipfile.ZipFile(raw) as archive:
+            _check_stored(archive)
+    except OSError as error:
+        raise Damaged(f"damaged ({lost(file, error)})") from error
+    except zipfile.BadZipFile as error:
+        raise Damaged(f"damaged (not a whole archive: {plain(str(error))})") from error
+    try:
+        content = torch.load(
+            file, map_location=device, weights_only=True, mmap=device.type == "cpu"
+        )
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise Damaged(f"{foreign}: {_refusal(error)}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or type(found) is not int:
+        raise Damaged(foreign)
+    if found != FORMAT:
+        version = content.get("cerl")
+        raise CheckpointError(
+            f"{file}: checkpoint format {found if abs(found) < 10**9 else 'unknown'}, written by "
+            f"cerl {plain(version, 20) if isinstance(version, str) else 'unknown'}; this is cerl "
+            f"{__version__}, which reads format {FORMAT}. Use the version that wrote it (the run "
+            "folder's versions.yaml)"
+        )
+    if not isinstance(content.get("state"), dict) or "replay" not in content:
+        raise Damaged(foreign)
+    replay = content["replay"]
+    try:
+        return content["state"], None if replay is None else pieces.manifest(replay)
+    except CheckpointError as error:
+        raise Damaged(f"{foreign}: {error}") from error
+
+
+def _refusal(error: Exception) -> str:
+    """Why torch did not load an archive, in words of our own."""
+    asked = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+    if asked is not None:
+        return f"it asks for code ({asked.group(1)}), which a checkpoint never does; refused"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it asks for more than plain data and tensors; refused"
+    return plain(str(error).strip().partition("\n")[0])

@@ -1,0 +1,109 @@
+"""versions.yaml: under what each session of a run computed, one entry a session, the oldest first.
+
+A resumed run continues bit for bit only under the same versions and on the same kind of device.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cerl import __version__
+from cerl.config import ConfigError, preset
+from cerl.record import files
+from cerl.text import visible
+
+FILE = "versions.yaml"
+_LARGEST = 1 << 22  # bytes
+# Packages that compute: another version of one may round otherwise.
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "gymnasium",
+    "envpool",
+    "ale-py",
+    "mujoco",
+    "dm-control",
+    "popgym",
+)
+
+Entry = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on: cerl, Python, the machine, the packages that compute."""
+    found = {"cerl": __version__, "python": platform.python_version()}
+    found["machine"] = platform.platform()
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def device_kind(device: Any) -> str:
+    """What computes, e.g. NVIDIA H200 or cpu. Args: device, a torch.device or its name."""
+    import torch  # its import takes seconds, and presets are loaded without it
+
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def record_versions(folder: Path, device: Any) -> list[str]:
+    """Adds an entry for a session that begins.
+
+    Args:    folder of the run, which only this process writes; device, a torch.device.
+    Returns: sentences on what differs from the session before, and on a file that cannot be read
+             (it is kept aside).
+    Raises:  OSError if the file cannot be written.
+    """
+    path, sentences = folder / FILE, []
+    try:
+        entries = _read(path)
+    except (OSError, ConfigError) as error:
+        aside = path.with_name(f"damaged-{time.time_ns()}-{FILE}")
+        os.replace(path, aside)
+        entries = []
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{path}: {error.strerror or error}"
+        sentences.append(f"{visible(reason)}; kept aside as {aside.name}")
+    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    now |= {"device": device_kind(device)} | versions()
+    if entries:
+        sentences += differences(entries[-1], now)
+    files.write_text(path, yaml.safe_dump([*entries, now], sort_keys=False))
+    return sentences
+
+
+def differences(before: Entry, now: Entry) -> list[str]:
+    """Sentences on what a session computes with that differs from the one before."""
+    changed = []
+    for name in ("device", "cerl", *PACKAGES):
+        old, new = (visible(str(entry.get(name) or "none")) for entry in (before, now))
+        if old != new and (name != "device" or "device" in before):
+            what = "on" if name == "device" else f"under {name}"
+            changed.append(f"resumed {what} {new} instead of {old}: bits may differ from here on")
+    return changed
+
+
+def _read(path: Path) -> list[Entry]:
+    """Entries of the file; none if it is missing. Raises: OSError, ConfigError."""
+    try:
+        content, _ = files.read_small(path, most=_LARGEST)
+    except FileNotFoundError:
+        return []
+    found = preset.parsed(content, where=str(path))
+    entries = [found] if isinstance(found, dict) else found
+    plain = str | int | float | None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and all(isinstance(value, plain) for value in entry.values())
+        for entry in entries
+    ):
+        raise ConfigError(f"{path}: expected a list of `package: version` lines")
+    return entries

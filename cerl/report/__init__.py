@@ -1,0 +1,1 @@
+"""From result rows of many runs to tables, statistics and figures."""

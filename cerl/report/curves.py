@@ -1,0 +1,246 @@
+"""Result rows as curves: every score of one preset on one environment, seed by seed.
+
+The unit is the seed: its `individual` score is the average over all of its members. Curves hold the
+steps that all seeds of a preset have in common; what had to be left out is said in notes.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cerl.record import results
+from cerl.record.results import RowsError
+from cerl.text import visible
+
+# Scores of a cell, in the order of a table's columns, and how the columns are headed.
+SCORES = {
+    "individual": "individual",
+    "random": "drawn member",
+    "vote": "aggregate (vote)",
+    "mean": "aggregate (mean)",
+    "active": "active",
+    "passive": "passive",
+    "individual_mode": "individual, modes",
+    "mean_mode": "aggregate (mean), modes",
+    "active_mode": "active, modes",
+    "passive_mode": "passive, modes",
+}
+
+
+class Curve(NamedTuple):
+    """One score of one preset on one environment, at the steps that all of its seeds have."""
+
+    steps: np.ndarray  # [T] int64, agent steps of one seed
+    returns: np.ndarray  # [T, S]; NaN: not a number in the run
+    episodes: np.ndarray  # [T, S] int64, all members together
+
+
+class Cell(NamedTuple):
+    """One preset on one environment."""
+
+    env: str
+    preset: str  # as shown: with its hash where one preset has several configurations
+    config_hash: str
+    members: int
+    seeds: tuple[int, ...]
+    diverged: dict[int, int]  # seeds whose numbers went wrong, and agent steps at which it was seen
+    curves: dict[str, Curve]  # by key of SCORES
+
+
+def run_folders(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Tables of result rows: a parquet file, a run folder, or every run anywhere below a folder.
+
+    Raises: RowsError naming a path that has none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        own = path / "rows.parquet"
+        if path.is_file() or own.is_file():
+            found.append(path if path.is_file() else own)
+            continue
+        below = sorted(path.rglob("rows.parquet")) if path.is_dir() else []
+        if not below:
+            what = "no rows.parquet in or below it" if path.is_dir() else "no such file or folder"
+            raise RowsError(f"{path}: expected a run folder or a folder of runs; {what}")
+        found += below
+    if not found:
+        raise RowsError("report: expected at least one run folder, got none")
+    return list(dict.fromkeys(file.resolve() for file in found))
+
+
+def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
+    """All rows of some runs, with a column `run`: the file that they are from.
+
+    Raises: RowsError if a path has no rows or a damaged file.
+    """
+    tables = []
+    for file in run_folders(paths):
+        table = results.read(file, results.ROWS)
+        run = pa.array([str(file)] * table.num_rows, pa.string())
+        tables.append(table.append_column("run", run))
+    return pa.concat_tables(tables)
+
+
+def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
+    """Curves of every preset on every environment, and what a reader has to know about them.
+
+    Environments in alphabetical order, presets in that of the rows. A seed that diverged stays in:
+    its scores count, and where it has none any more (`diverged` cut) it has NaN.
+    Raises: RowsError if no evaluation is among the rows.
+    """
+    marks = _marks(table)
+    table = table.filter(pc.field("policy") != "train")
+    if table.num_rows == 0:
+        raise RowsError(
+            "no evaluation among the rows: the runs ended before their first one, which comes "
+            "after eval.every agent steps; train longer, or evaluate more often"
+        )
+    notes: list[str] = []
+    points = _points(table)
+    chosen = _newest(points, notes)
+    points = [point for point in points if chosen[_configured(point)] == point["run"]]
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for point in points:
+        groups.setdefault((point["env"], point["preset"], point["config_hash"]), []).append(point)
+    hashes: dict[tuple[str, str], int] = {}
+    for env, preset, _ in groups:
+        hashes[env, preset] = hashes.get((env, preset), 0) + 1
+    for (env, preset), count in hashes.items():
+        if count > 1:
+            notes.append(
+                f"{preset} on {env} was run with {count} different configurations; each has lines "
+                "of its own, under the first digits of its config_hash"
+            )
+    out = []
+    for (env, preset, code), own in groups.items():
+        name = f"{preset} [{code[:6]}]" if hashes[env, preset] > 1 else preset
+        diverged = {
+            seed: step
+            for (*group, seed, run), step in marks.items()
+            if tuple(group) == (env, preset, code)
+            and run == chosen.get((env, preset, code, seed), run)
+        }
+        out.append(_cell(env, name, code, own, diverged, notes))
+    for env in sorted({cell.env for cell in out}):
+        own = [cell for cell in out if cell.env == env and cell.curves]
+        ends = {c.preset: max(int(x.steps[-1]) for x in c.curves.values()) for c in own}
+        if len(set(ends.values())) > 1:
+            text = ", ".join(f"{preset} at {step:,}" for preset, step in ends.items())
+            notes.append(f"{env}: presets ended at different steps ({text}); each has its own")
+    return sorted(out, key=lambda cell: cell.env), notes
+
+
+_KEYS = ["env", "preset", "config_hash", "members", "seed", "run", "score", "step"]
+
+
+def _points(table: pa.Table) -> list[dict]:
+    """One dict a score, seed and step; `individual` is the average over the seed's members."""
+    policy, role = table["policy"], table["role"]
+    tandem = pc.is_in(role, pa.array(["active", "passive"]))  # pyright: ignore
+    mode = pc.if_else(pc.ends_with(policy, "_mode"), "_mode", "")  # pyright: ignore
+    role = pc.binary_join_element_wise(role, mode, "")  # pyright: ignore
+    score = pc.if_else(tandem, role, policy)  # pyright: ignore
+    grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
+    points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()
+    for point in points:
+        # Names come from files, and are shown in tables, notes and plots.
+        point |= {name: visible(point[name] or "") for name in ("env", "preset", "run")}
+    return [point for point in points if point["score"] in SCORES]
+
+
+def _configured(point: dict) -> tuple[str, str, str, int]:
+    return point["env"], point["preset"], point["config_hash"], point["seed"]
+
+
+def _marks(table: pa.Table) -> dict[tuple[str, str, str, int, str], int]:
+    """First step that is marked `diverged`, of every seed of every run that has one."""
+    keys = ["env", "preset", "config_hash", "seed", "run"]
+    marked = table.filter(pc.field("diverged"))
+    first = marked.group_by(keys, use_threads=False).aggregate([("step", "min")])
+    return {(*_configured(row), row["run"]): row["step_min"] for row in first.to_pylist()}
+
+
+def _newest(points: list[dict], notes: list[str]) -> dict[tuple[str, str, str, int], str]:
+    """The run that counts for each seed of a configuration: the one that got furthest."""
+    last: dict[tuple, dict[str, int]] = {}
+    for p in points:
+        runs = last.setdefault(_configured(p), {})
+        runs[p["run"]] = max(runs.get(p["run"], 0), p["step"])
+    chosen = {key: max(runs, key=lambda run: (runs[run], run)) for key, runs in last.items()}
+    for key, runs in last.items():
+        if len(runs) > 1:
+            env, preset, _, seed = key
+            left = ", ".join(sorted(set(runs) - {chosen[key]}))
+            notes.append(
+                f"seed {seed} of {preset} on {env} was run {len(runs)} times with one "
+                f"configuration; the run that got furthest counts, not {left}"
+            )
+    return chosen
+
+
+def _cell(
+    env: str,
+    name: str,
+    code: str,
+    points: list[dict],
+    diverged: dict[int, int],
+    notes: list[str],
+) -> Cell:
+    played = {p["seed"] for p in points}
+    seeds = tuple(sorted(played | set(diverged)))
+    # Steps are those of the sound seeds: a seed that was cut does not take theirs with it.
+    sound = sorted(played - set(diverged)) or sorted(played)
+    ends = {seed: max(p["step"] for p in points if p["seed"] == seed) for seed in sound}
+    if len(set(ends.values())) > 1:
+        text = ", ".join(f"seed {seed} at {step:,}" for seed, step in ends.items())
+        notes.append(
+            f"{name} on {env}: seeds got to different steps ({text}); they are compared at the "
+            "last step that all of them have"
+        )
+    curves = {}
+    for score in SCORES:
+        own = {(p["step"], p["seed"]): p for p in points if p["score"] == score}
+        steps = sorted({step for step, _ in own})
+        steps = [step for step in steps if all((step, seed) in own for seed in sound)]
+        if steps:
+            none = {"return_mean": None, "episodes_sum": 0}
+            grid = [[own.get((step, seed), none) for seed in seeds] for step in steps]
+            curves[score] = Curve(
+                np.array(steps, dtype=np.int64),
+                np.array([[_number(p["return_mean"]) for p in line] for line in grid]),
+                np.array([[p["episodes_sum"] for p in line] for line in grid], dtype=np.int64),
+            )
+        elif own:
+            notes.append(f"{name} on {env}: {score} has no step that all seeds share; left out")
+    lost, ended = [], []
+    for k, seed in enumerate(seeds):
+        own = curves.values()
+        if any((c.episodes[:, k] == 0).any() for c in own) and seed in diverged:
+            ended.append(seed)
+        elif any(not np.isfinite(c.returns[:, k]).all() for c in own):
+            lost.append(seed)
+    if lost:
+        notes.append(
+            f"{name} on {env}: a return of seed {' '.join(map(str, lost))} is not a finite number; "
+            "such scores do not count, and the table says how many seeds do"
+        )
+    if diverged:
+        text = ", ".join(f"seed {seed} at {step:,}" for seed, step in sorted(diverged.items()))
+        note = (
+            f"{name} on {env}: {len(diverged)} of {len(seeds)} seeds diverged ({text} agent "
+            "steps); what they scored counts as it is"
+        )
+        if ended:
+            note += f", and there are no scores to the end of seed {' '.join(map(str, ended))}"
+        notes.append(note)
+    return Cell(env, name, code, points[0]["members"], seeds, diverged, curves)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

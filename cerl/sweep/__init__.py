@@ -1,0 +1,1 @@
+"""Many runs: studies, and starting their runs on this machine."""

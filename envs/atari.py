@@ -1,0 +1,293 @@
+"""Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step.
+
+`AtariPool` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
+EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A
+frame is ALE's grey screen, the maximum of an agent step's last two, resized by INTER_AREA. Rewards
+are raw; clipping belongs to the collector, stacking to replay.
+
+What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine's preprocessing):
+
+- Its emulator reads game-over before acting, so its terminals come one emulator frame later than
+  here (both back ends read it after), and an agent step later when the game ends on a skip's last
+  frame.
+- EnvPool cannot start an episode without a no-op frame unless it presses FIRE; ale-py can. So
+  `noop_max: 0` without FIRE asks for `backend: ale`.
+- The first frame there is a maximum with zeros, which is the frame itself: the same here. Episodes
+  are cut at 27,000 agent steps by its runner, gym's TimeLimit being removed: `time_limit` here.
+- The last frame of a game: EnvPool pools it with what its buffer holds, ale-py leaves it out. It is
+  the observation of a terminal, which nothing learns from. After a time limit it is right in both.
+- Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cerl.config import AtariEnv
+from cerl.data import EnvSpec, Step
+from cerl.envs.ale import AleGames, camel_case, check_known, fire_action
+from cerl.envs.host import Outbox, host_actions, simulator_seeds, worker_threads
+from cerl.envs.simulator_state import array, entries, whole
+from cerl.record.checkpoint import CheckpointError
+
+
+class Games(Protocol):
+    """What a back end does: emulates G games that restart on the step after their game over."""
+
+    actions: int  # number of actions
+    fire: int | None  # index of FIRE among them
+
+    def reseed(self, seeds: np.ndarray) -> None: ...
+
+    def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+class EnvPoolGames:
+    """G games of EnvPool: single frames, raw rewards, no limit on the episode.
+
+    Args:    seeds [G] of the emulators; threads of the emulators.
+    Raises:  ImportError without envpool; ValueError on an unknown game, or on no no-ops at the
+             start of a game that is not started by FIRE.
+    """
+
+    def __init__(
+        self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
+    ) -> None:
+        try:
+            import envpool
+            from envpool.atari.registration import atari_game_list
+        except ImportError as error:
+            raise ImportError(
+                f"backend 'envpool' needs envpool ({error}): pip install 'cerl[atari]'"
+            ) from error
+        names = [camel_case(rom) for rom in atari_game_list]
+        check_known(config.name, names)
+        self.fire = fire_action(config)
+        presses = config.fire_reset and self.fire is not None
+        if config.noop_max == 0 and not presses:
+            raise ValueError(
+                "env.noop_max: EnvPool plays at least one no-op frame where it presses no FIRE, "
+                f"got 0 for {config.name}; set env.noop_max to 1 or more, or env.backend to 'ale'"
+            )
+        self._make = partial(
+            envpool.make_gymnasium,
+            f"{config.name}-v5",
+            num_envs=len(seeds),
+            batch_size=len(seeds),
+            num_threads=threads,
+            max_episode_steps=2**30,
+            stack_num=1,
+            frame_skip=config.frame_skip,
+            # The count of no-ops is 1..noop_max; FIRE takes the place of one.
+            noop_max=config.noop_max + int(presses),
+            use_fire_reset=config.fire_reset,
+            episodic_life=False,
+            reward_clip=False,
+            use_inter_area_resize=True,
+            full_action_space=config.full_actions,
+            repeat_action_probability=config.sticky,
+        )
+        self._env: Any = None
+        self.reseed(seeds)
+        self.actions = int(self._env.action_space.n)
+
+    def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
+        """From the next reset on, which has to be of all games, only these seeds matter.
+
+        EnvPool takes seeds only where it is built, so it is built anew.
+        """
+        # The old one goes first, with its threads and memory: EnvPool's own `close` frees nothing.
+        self._env = None
+        self._env = self._make(seed=[int(seed) for seed in seeds])
+
+    def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
+        frame, info = self._env.reset(*(() if which is None else (which.astype(np.int32),)))
+        return frame[:, 0], info["lives"]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One agent step: frame [G, 84, 84], raw reward [G], game over [G] bool, lives [G].
+
+        A game that was over starts anew instead and returns its first frame and reward 0.
+        """
+        frame, reward, _, _, info = self._env.step(action.astype(np.int32))
+        # The info's flag is the emulator's game over, without EnvPool's own notion of truncation.
+        return frame[:, 0], reward, info["terminated"].astype(bool), info["lives"]
+
+    def close(self) -> None:
+        self._env.close()
+        del self._env
+
+
+class AtariPool:
+    """A VecEnv of S x E Atari games.
+
+    With `life_loss`, a lost life is terminal for the agent and the game plays on. On the step after
+    it, the agent's action is ignored as after any episode's end; the game plays one agent step of
+    no-op (of FIRE with `fire_reset`, where the game has it), whose reward is dropped, and its frame
+    is the first of the next episode. Should the game end in that very step, a new game starts at
+    once. `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game
+    ends.
+
+    Steps have memory of their own: they stay valid as long as somebody holds them. ale-py's games
+    are restored by playing them again (`note` says how long that took); EnvPool's cannot be saved,
+    so `load_state_dict` builds new ones with new seeds and starts new episodes.
+
+    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
+             seed; longest, where above 0, limits a game's agent steps as `time_limit` does.
+    Raises:  ImportError without the back end; ValueError on an unknown game or an option that the
+             back end cannot express.
+    """
+
+    def __init__(
+        self,
+        config: AtariEnv,
+        *,
+        seeds: Sequence[int],
+        salt: int,
+        device: torch.device | str,
+        longest: int = 0,
+    ) -> None:
+        self._config, self._seeds, self._salt = config, tuple(seeds), salt
+        self._limit = min(config.time_limit, longest or config.time_limit)
+        self._generation = 0
+        self.note = ""  # how restoring went
+        make = EnvPoolGames if config.backend == "envpool" else AleGames
+        threads = worker_threads(config.threads, simulators=len(seeds) * config.envs)
+        self._games: Games = make(config, seeds=self._simulator_seeds(), threads=threads)
+        self.spec = EnvSpec(
+            name=config.name,
+            observation=(84, 84),
+            dtype=torch.uint8,
+            actions=self._games.actions,
+            envs=config.envs,
+            frames=config.frame_skip,
+            resident=False,
+            exact_state=config.backend == "ale",
+        )
+        self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
+        games = len(seeds) * config.envs
+        self._elapsed = np.zeros(games, dtype=np.int64)  # agent steps of the game
+        self._lives = np.zeros(games, dtype=np.int64)
+        self._over = np.zeros(games, dtype=bool)  # the game ended: its next step is its reset
+        self._lost = np.zeros(games, dtype=bool)  # a life was lost, the game plays on
+        self._cut = np.zeros(games, dtype=bool)  # the time limit came: has to be reset
+
+    def _simulator_seeds(self) -> np.ndarray:
+        return simulator_seeds(
+            self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
+        )
+
+    def restart(self, number: int) -> Step:
+        """A new game everywhere; all that follows depends on the seeds and `number` alone."""
+        self._generation = number
+        self._games.reseed(self._simulator_seeds())
+        return self.reset()
+
+    def reset(self) -> Step:
+        """Starts a new game everywhere."""
+        frame, lives = self._games.reset(None)
+        self._lives[:] = lives
+        for each in (self._elapsed, self._over, self._lost, self._cut):
+            each[:] = 0
+        return self._outbox.send(frame, np.zeros(len(lives)), self._over, self._cut)
+
+    def step(self, action: Tensor) -> Step:
+        """Advances every game by one agent step.
+
+        Args:    action [S, E] int64 in [0, spec.actions) on any device; ignored where the last step
+                 ended an episode.
+        Raises:  ValueError on a wrong shape, dtype or an action out of range.
+        """
+        config, limit = self._config, self._limit
+        starts = self._over | self._lost | self._cut
+        shape = (len(self._seeds), config.envs)
+        act = host_actions(
+            action, name=config.name, count=self.spec.actions, ignored=starts.reshape(shape)
+        ).reshape(-1)
+        if config.fire_reset and self._games.fire is not None:
+            act[self._lost] = self._games.fire
+        frame, reward, over, lives = self._games.step(act)
+        self._elapsed = np.where(self._over, 0, self._elapsed + 1)
+        again = self._cut | (self._lost & (over | (self._elapsed >= limit)))
+        if again.any():
+            which = np.flatnonzero(again)
+            frame[which], lives[which] = self._games.reset(which)
+            self._elapsed[which], over[which] = 0, False
+        lost = ~starts & ~over & (lives > 0) & (lives < self._lives)
+        self._over = over
+        self._lost = lost if config.life_loss else np.zeros_like(over)
+        self._cut = ~over & (self._elapsed >= limit)
+        self._lives[:] = lives
+        terminated = over | self._lost
+        return self._outbox.send(
+            frame, np.where(starts, 0, reward), terminated, self._cut & ~terminated
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often the emulators were seeded, and under ale-py what continues the games.
+
+        The games were reset at least once.
+        """
+        state: dict[str, Any] = {"generation": self._generation}
+        if isinstance(self._games, AleGames):
+            ended = np.stack([self._over, self._lost, self._cut])
+            state["elapsed"] = torch.from_numpy(self._elapsed.copy())
+            state["lives"] = torch.from_numpy(self._lives.copy())
+            state["ended"] = torch.from_numpy(ended)
+            state["games"] = self._games.state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> Step | None:
+        """Restores in place, or starts new episodes with new seeds where that cannot be done.
+
+        Returns: None, or the first Step of the new episodes.
+        Raises:  CheckpointError if the state does not fit; then nothing is changed.
+        """
+        name = self._config.name
+        keys = ["elapsed", "lives", "ended", "games"] if self.spec.exact_state else []
+        entries(state, ["generation", *keys], where=name)
+        generation = whole(state["generation"], where=f"{name}.generation")
+        if keys and self._play_again(state, generation):
+            return None
+        if not keys:
+            self.note = "EnvPool's emulators cannot be saved; env.backend 'ale' plays on exactly"
+        return self.restart(generation + 1)
+
+    def _play_again(self, state: dict[str, Any], generation: int) -> bool:
+        """Restores ale-py's games. Returns: False if they play otherwise than they did."""
+        assert isinstance(self._games, AleGames)
+        name, before, games = self._config.name, self._generation, len(self._over)
+        elapsed = array(state["elapsed"], (games,), np.int64, where=f"{name}.elapsed")
+        lives = array(state["lives"], (games,), np.int64, where=f"{name}.lives")
+        ended = array(state["ended"], (3, games), bool, where=f"{name}.ended")
+        self._generation = generation
+        begin = time.perf_counter()
+        try:
+            now, same = self._games.restore(
+                state["games"], seeds=self._simulator_seeds(), where=f"{name}.games"
+            )
+        except CheckpointError:
+            self._generation = before
+            raise
+        steps, seconds = len(state["games"]["given"]), time.perf_counter() - begin
+        self.note = f"replayed {steps:,} agent steps of {games} games in {seconds:.1f} s"
+        if not same or not np.array_equal(now, lives):
+            self.note += ", which ended differently from those saved (another version of ale-py?)"
+            return False
+        self._elapsed, self._lives = elapsed, lives
+        self._over, self._lost, self._cut = ended
+        return True
+
+    def close(self) -> None:
+        """Frees the emulators and their threads."""
+        self._games.close()

@@ -1,0 +1,50 @@
+"""Tables of results: a damaged file is refused, whichever bit it is."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from cerl.record import results
+
+
+def written(path, *, run: str = "") -> results.Rows:
+    table = results.Rows(path, results.METRICS, run=run)
+    values = [0.5, None, float("nan"), 3.25, -1e300]
+    for step in (10, 20, 30):
+        facts = {"step": [step] * 5, "seed": [1] * 5, "member": [0, 1, 2, 3, -1]}
+        table.append({**facts, "name": list("abcde"), "value": values})
+    table.flush()
+    return table
+
+
+def test_no_flipped_bit_is_read_as_another_number(tmp_path):
+    path, copy = tmp_path / "metrics.parquet", tmp_path / "copy.parquet"
+    written(path)
+    whole, content = path.read_bytes(), repr(results.read(path, results.METRICS).to_pydict())
+    refused = 0
+    for bit in range(0, 8 * len(whole), 83):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        copy.write_bytes(flipped)
+        try:
+            assert repr(results.read(copy, results.METRICS).to_pydict()) == content, bit
+        except results.RowsError as error:
+            assert "damaged" in str(error) or "expected" in str(error)
+            refused += 1
+    assert refused > len(whole) * 8 / 83 / 2
+
+
+def test_rows_of_another_run_are_not_taken_over(tmp_path):
+    path = tmp_path / "metrics.parquet"
+    written(path, run="one")
+    with pytest.raises(results.RowsError, match="a run with other options"):
+        results.Rows(path, results.METRICS, run="other").keep_until(20)
+    table = results.Rows(path, results.METRICS, run="one")
+    assert table.keep_until(20) == 5 and len(table.table) == 10
+    assert pq.read_schema(path).metadata[b"cerl.run"] == b"one"
+
+
+def test_nothing_is_read_through_a_link(tmp_path):
+    written(tmp_path / "metrics.parquet")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "metrics.parquet")
+    with pytest.raises(results.RowsError, match="link"):
+        results.read(tmp_path / "link.parquet", results.METRICS)
