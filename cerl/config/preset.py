@@ -14,7 +14,7 @@ from cerl.config import errors
 from cerl.config.errors import ConfigError
 from cerl.text import visible
 
-FOLDER = Path(__file__).resolve().parent / "configs"
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
 SUFFIXES = (".yaml", ".yml")  # of a preset that is a file of one's own
 
 Tree = dict[str, Any]

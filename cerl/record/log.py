@@ -2,7 +2,8 @@
 
 Rows and metrics are the record (`cerl/record/results.py`), TensorBoard shows the same numbers
 (`cerl/record/tensorboard.py`). The metric `value_error` is Q minus the Monte Carlo
-return, positive where Q is too high: the opposite sign of what the original code logs as `Overestimation`.
+return, positive where Q is too high: the opposite sign of what the original code logs as
+`Overestimation`.
 """
 
 import math

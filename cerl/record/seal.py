@@ -3,8 +3,8 @@
     # seal: <HMAC-SHA256 of the text above, or -> <SHA-256 of all that stands before it in the file>
 
 The hash guards against accidents: anybody can compute it. The HMAC is made with a key that only
-this user has, and tells runs of this user from those of others (`cerl/record/trust.py`), whose owner
-a file system cannot name: whoever unpacks an archive owns what was in it.
+this user has, and tells runs of this user from those of others (`cerl/record/trust.py`). A file
+system cannot: whoever unpacks an archive owns what was in it.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ import numpy as np
 Tasks = Sequence[np.ndarray]  # one [..., runs of the task] for each task
 Statistic = Callable[..., np.ndarray]
 
-HUMAN_RANDOM = Path(__file__).resolve().parent / "configs" / "atari_human_random.csv"
+HUMAN_RANDOM = Path(__file__).resolve().parents[1] / "configs" / "atari_human_random.csv"
 
 
 def mean(tasks: Tasks) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Tasks that need memory, on the device: T-mazes, and the games of POPGym 1.0.7 at three levels.
 
-A file holds the pure rules (`Game`) of one kind of task; `cerl/config/memory_tasks.py` lists the levels
-that are made of them. Observations are those of the package flattened as `gymnasium.spaces.flatten` does it
-(one-hot and joined), so nothing is lost and nothing is added. Where description and code of the
-package differ, the code is followed; the files say where.
+A file holds the pure rules (`Game`) of one kind of task; `cerl/config/memory_tasks.py` lists the
+levels that are made of them. Observations are those of the package flattened as
+`gymnasium.spaces.flatten` does it (one-hot and joined), so nothing is lost and nothing is added.
+Where description and code of the package differ, the code is followed; the files say where.
 """
 
 from collections.abc import Callable, Sequence
