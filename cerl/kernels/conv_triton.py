@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Ensemble convolution in Triton: forward, gradient of the input, gradients of weight and bias.
 
 Each is a matrix product that reads patches straight from the image: channels last, the entries of a
