@@ -1,6 +1,6 @@
 """Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step.
 
-`AtariPool` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
+`Atari` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
 EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A
 frame is ALE's grey screen, the maximum of an agent step's last two, resized by INTER_AREA. Rewards
 are raw; clipping belongs to the collector, stacking to replay.
@@ -128,7 +128,7 @@ class EnvPoolGames:
         del self._env
 
 
-class AtariPool:
+class Atari:
     """A VecEnv of S x E Atari games.
 
     With `life_loss`, a lost life is terminal for the agent and the game plays on. On the step after

@@ -20,9 +20,10 @@ from torch import Tensor
 from cerl.config import GymEnv
 from cerl.data import EnvSpec, Step
 from cerl.envs import simulator_state
-from cerl.envs.gym_task import cause, create, import_task_module
+from cerl.envs.gym_task import create
 from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
 from cerl.envs.nonfinite import Watch
+from cerl.envs.task_module import cause, import_task_module
 from cerl.text import visible
 
 # What gymnasium asks of a task, for messages.

@@ -20,13 +20,6 @@ from cerl.config import (
 )
 from cerl.config.memory_tasks import TASKS
 from cerl.envs.api import VecEnv
-from cerl.envs.atari import AtariPool
-from cerl.envs.catch import Catch
-from cerl.envs.control import Control
-from cerl.envs.gym import Gym
-from cerl.envs.memory import Memory
-from cerl.envs.minatar import MinAtar
-from cerl.envs.point_mass import PointMass
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.
@@ -35,13 +28,13 @@ STEPS = 60
 
 
 def catch(seeds: Sequence[int], salt: int) -> VecEnv:
-    return Catch(CatchEnv(envs=3, rows=6), seeds=seeds, salt=salt, device="cpu")
+    return envs.make(CatchEnv(envs=3, rows=6), seeds=seeds, salt=salt, device="cpu")
 
 
 def minatar(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = MinAtarEnv.model_validate({"name": name, "envs": 3, "time_limit": 40})
-        return MinAtar(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -51,7 +44,7 @@ def atari(backend: str) -> Build:
         pytest.importorskip({"ale": "ale_py"}.get(backend, backend))
         options = {"backend": backend, "sticky": 0.25, "fire_reset": True, "threads": 1}
         config = AtariEnv.model_validate({"name": "Pong", "envs": 2, "time_limit": 40, **options})
-        return AtariPool(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -59,7 +52,7 @@ def atari(backend: str) -> Build:
 def gymnasium(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = GymEnv(name=name, envs=3, time_limit=40)
-        return Gym(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -67,7 +60,7 @@ def gymnasium(name: str) -> Build:
 def point_mass(walls: bool) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = PointMassEnv(envs=3, walls=walls, time_limit=25)
-        return PointMass(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -76,7 +69,7 @@ def mujoco(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         pytest.importorskip("envpool")
         config = MujocoEnv(name=name, envs=2, time_limit=25, threads=2)
-        return Control(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -86,7 +79,7 @@ def suite(backend: str, **options: object) -> Build:
         pytest.importorskip(backend)
         common = {"backend": backend, "envs": 2, "time_limit": 25, "threads": 1}
         config = DmcEnv.model_validate({"name": "reacher-easy", **common, **options})
-        return Control(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -94,7 +87,7 @@ def suite(backend: str, **options: object) -> Build:
 def memory(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = MemoryEnv(name=name, envs=3, time_limit=25)
-        return Memory(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
