@@ -15,15 +15,15 @@ from cerl.config import GymEnv
 from cerl.envs.host import nearest
 from cerl.envs.task_module import cause, keyword_arguments, listed, unknown_argument
 
-# Arguments of gymnasium.make itself.
+# Arguments that gymnasium.make itself takes, so that no task can be given them.
 _RESERVED = ("id", "max_episode_steps", "disable_env_checker")
 
 
 def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.Env:
-    """One simulator, its episodes limited.
+    """One simulator, with the time limits of `config.time_limit` and `longest`.
 
     Args:    name, the registered id, without a module; longest, agent steps after which an episode
-             is truncated too (0: never); where, the simulator in words.
+             is truncated too (0: never); where, which simulator it is, for messages.
     Raises:  ValueError on an unknown id or argument; ImportError where a package is missing;
              RuntimeError where the task's constructor fails.
     """

@@ -16,7 +16,7 @@ from cerl.envs.host import nearest
 
 
 def cause(error: BaseException) -> str:
-    """An error of foreign code in a few words."""
+    """The class and the message of an error in a task's own code."""
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
