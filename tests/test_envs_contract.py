@@ -20,6 +20,8 @@ from cerl.config import (
 )
 from cerl.config.memory_tasks import TASKS
 from cerl.envs.api import VecEnv
+from cerl.envs.own_game import own_game
+from cerl.envs.resident import Resident
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.
@@ -101,6 +103,12 @@ def popgym(name: str) -> Build:
     return build
 
 
+def own(seeds: Sequence[int], salt: int) -> VecEnv:
+    rules = own_game("test_own_game:summing", {})
+    options = {"name": "summing", "envs": 3, "sticky": 0.1, "time_limit": 0}
+    return Resident(rules, **options, seeds=seeds, salt=salt, device="cpu")
+
+
 def observed(config: type, **options: object) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         observe = {"dropout": 0.2, "flicker": 0.2}
@@ -132,6 +140,7 @@ BUILDERS: dict[str, Build] = {
     "popgym_autoencode": popgym("AutoencodeEasy"),
     "popgym_battleship": popgym("BattleshipEasy"),
     "popgym_pendulum": popgym("NoisyPositionOnlyPendulumEasy"),
+    "own_game": own,
     "observed_catch": observed(CatchEnv, rows=6),
     "observed_point_mass": observed(PointMassEnv, time_limit=25),
     "observed_pendulum": observed(GymEnv, name="Pendulum-v1", time_limit=25),
