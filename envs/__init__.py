@@ -108,7 +108,7 @@ def make_resident(
 
 
 def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
-    """What a device-resident family plays.
+    """The game of a device-resident family, and how it is to be played.
 
     Returns: the rules; the name in `spec`; the probability of a sticky action; the time limit in
              agent steps (0: none).

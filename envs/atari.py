@@ -179,7 +179,7 @@ class Atari:
         games = len(seeds) * config.envs
         self._elapsed = np.zeros(games, dtype=np.int64)  # agent steps of the game
         self._lives = np.zeros(games, dtype=np.int64)
-        # What the last step did to each game; at most one of the three.
+        # How the last step ended each episode, if it did. A life may be lost as the limit comes.
         self._over = np.zeros(games, dtype=bool)  # it ended; the emulator's next step restarts it
         self._lost = np.zeros(games, dtype=bool)  # a life was lost and the game goes on
         self._cut = np.zeros(games, dtype=bool)  # the time limit came; it has to be reset

@@ -48,7 +48,7 @@ class Game(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """Where each game's episode stands, as far as sticky actions, autoreset and time limit need."""
+    """The state of an episode beside the rules: for sticky actions, autoreset and time limit."""
 
     last_action: Tensor  # [G] int64, its id in the rules, or [G, A]; kept at a reset, as in MinAtar
     done: Tensor  # [G] bool, the last step ended an episode
@@ -254,7 +254,7 @@ class Resident:
     def _transition(
         self, action: Tensor, u: Tensor, *, resets: bool
     ) -> tuple[Episode, Any, Tensor, Tensor, Tensor]:
-        """What one step makes of every game, computed without changing anything.
+        """Computes the result of one step of every game, without changing anything.
 
         Args:    action [G] or [G, A]; u [G, columns] uniform in [0, 1); resets, False if the caller
                  knows that no game begins a new episode.
