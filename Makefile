@@ -26,6 +26,7 @@ test: .venv/installed-all
 
 lint:
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
