@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from cerl.kernels.runtime.blocks import PROCESSORS, Blocks, block_size
 
-# What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
-# which is all that the gradient of the input needs of it; the activations.
+# What a forward pass keeps for the backward pass: nothing; for every hidden activation a byte, its
+# sign, which is enough for the gradient of the input; or the activations themselves.
 NOTHING, SIGNS, ACTIVATIONS = 0, 1, 2
 
 WIDEST = 1024  # units of a hidden layer that fit on chip
-WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
-NARROW = 32  # inputs up to which the pass down makes the gradient of their weight
-SHARED = 16  # groups of networks with inputs in common that get a product each
+WIDE = 64  # inputs and rows from which on cuBLAS multiplies the first layer
+NARROW = 32  # inputs up to which the backward program itself makes the first weight's gradient
+SHARED = 16  # inputs shared by several networks, each a launch of cuBLAS, at most
 
 
 def fits(hidden: Sequence[int]) -> bool:
