@@ -1,8 +1,8 @@
 """The Triton programs of a population's perceptrons; `mlp_triton.py` launches them.
 
-A program of the forward pass holds one hidden layer of its rows on chip, and multiplies each tile of
-the other hidden layer on as soon as it is made. The backward pass does the same in the other
-direction. Every sum runs in a fixed order.
+A program of the forward pass holds one hidden layer of its rows on chip; it multiplies each tile of
+the other as soon as that is made. The backward pass does the same in the other direction. Every sum
+runs in a fixed order.
 """
 
 import triton
