@@ -49,12 +49,13 @@ with _prompt_to_leave():
     import re
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from typing import Annotated, Any, Literal, get_args, get_origin
+    from typing import Any, Literal
 
-    from pydantic import BaseModel, ValidationError
+    from pydantic import ValidationError
 
     from cerl import __version__
-    from cerl.config import Config, ConfigError, GymEnv, errors, load, preset, validated
+    from cerl.config import Config, ConfigError, errors, preset, validated
+    from cerl.config.form import form_of, key_of, overridden
     from cerl.record.folder import CHANGEABLE, FILE, changeable, check_out, load_file, unchangeable
     from cerl.stop import SAVED, Stopped
     from cerl.sweep.study import load_study
@@ -213,7 +214,7 @@ def _run(arguments: list[str]) -> None:
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:
     """Raises: ConfigError if an option is given twice, of which only the last would count."""
-    given = [key for word in arguments if (key := _key(word))]
+    given = [key for word in arguments if (key := key_of(word))]
     for key in given:
         if given.count(key) > 1:
             raise ConfigError(
@@ -274,10 +275,10 @@ def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]
     import tyro
 
     known = set(errors.keys(Config, family=run.env.family))
-    given = dict.fromkeys(key for word in options if (key := _key(word)) in known)
+    given = dict.fromkeys(key for word in options if (key := key_of(word)) in known)
     if fixed := [key for key in given if not changeable(key)]:
         raise ConfigError(unchangeable(fixed, folder / FILE))
-    form, default = _form(run, only=CHANGEABLE)
+    form, default = form_of(run, only=CHANGEABLE)
     filled = tyro.cli(
         form,
         default=default,
@@ -287,15 +288,6 @@ def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]
     )
     values = dict(preset.leaves(dataclasses.asdict(filled)))
     return {key: values[key] for key in given}
-
-
-def _key(word: str) -> str:
-    """The dotted key of an option as it is written, e.g. log.save_replay of --log.no-save-replay;
-    empty for other words."""
-    if not word.startswith("--"):
-        return ""
-    group, dot, name = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
-    return f"{group}{dot}{name.removeprefix('no_')}"
 
 
 def _run_folder(name: str | Path) -> Path:
@@ -309,66 +301,6 @@ def _run_folder(name: str | Path) -> Path:
 
 def _nature(path: Path) -> str:
     return "a file" if path.exists() else "no such folder"
-
-
-def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
-    """The Config of a preset with options of the command line on top.
-
-    Raises: ConfigError; SystemExit after --help, or where an option cannot be read at all.
-    """
-    import tyro
-
-    run = load(name)
-    form, default = _form(run)
-    filled = tyro.cli(
-        form,
-        default=default,
-        args=list(arguments),
-        prog=prog,
-        description=preset.description(name),
-    )
-    tree = dataclasses.asdict(filled)
-    tree["env"]["family"] = run.env.family
-    return validated(tree, where=name)
-
-
-def _form(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
-    """A model, or some of its keys, as a plain dataclass for tyro; the model itself checks later.
-
-    So a wrong value reads the same whether it comes from a file or from the command line.
-    """
-    import tyro
-
-    fields: list[tuple[str, Any, Any]] = []
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
-        below = [key.partition(".")[2] for key in only if key.startswith(f"{name}.")]
-        if name == "family" or (only and name not in only and not below):
-            continue
-        if isinstance(value, BaseModel):
-            form, value = _form(value, only=below)
-            fields.append((name, form, dataclasses.field(default=value)))
-            continue
-        kind, choices = _plain(info.annotation)
-        if isinstance(model, GymEnv) and name == "kwargs":
-            kind, choices = tuple[str, ...], ()
-            value = tuple(f"{key}={preset.as_word(part)}" for key, part in value)
-        text = " ".join((info.description or "").split())
-        argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(choices)}}}" if choices else None)
-        fields.append((name, Annotated[kind, argument], dataclasses.field(default=value)))
-    form = dataclasses.make_dataclass(type(model).__name__, fields, frozen=True)
-    form.__doc__ = type(model).__doc__
-    return form, form()
-
-
-def _plain(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """The type to read from the command line, and the words it may be if there is a choice."""
-    if get_origin(annotation) is Literal:
-        return str, get_args(annotation)
-    if get_origin(annotation) is tuple:
-        kind, choices = _plain(get_args(annotation)[0])
-        return tuple[kind, ...], choices
-    return annotation, ()
 
 
 def _eval(arguments: list[str]) -> None:
@@ -389,9 +321,9 @@ def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[s
     import tyro
 
     keys = ("episodes", "policies", "epsilon")
-    form, default = _form(run.eval, only=keys)
+    form, default = form_of(run.eval, only=keys)
     filled = tyro.cli(form, default=default, args=list(arguments), prog=prog)
-    flags = set(map(_key, arguments))
+    flags = set(map(key_of, arguments))
     asked = {key: getattr(filled, key) for key in keys if key in flags}
     validated(
         preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")

@@ -24,6 +24,7 @@ from cerl import config
 from cerl.bench import runs as bench
 from cerl.config import load, preset
 from cerl.config.errors import keys
+from cerl.config.form import form_of
 from cerl.record import results as rows
 from cerl.record.folder import changeable, dump
 from cerl.sweep.study import load_study
@@ -314,7 +315,7 @@ def test_help_of_a_preset_explains_every_option(capsys):
 def test_form_has_the_values_of_the_model():
     for name in ("minatar/cerl", "atari/paper-qrdqn", "gym/cartpole", "catch/tandem"):
         run = load(name)
-        _, default = command._form(run)
+        _, default = form_of(run)
         tree = dataclasses.asdict(default)
         tree["env"]["family"] = run.env.family
         assert config.validated(tree, where=name) == run
