@@ -1,7 +1,7 @@
 """The options of a run as a command line: a form for tyro, made of the models of `cerl/config`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,14 +12,17 @@ from cerl.config.load import load, validated
 from cerl.config.options import Config
 
 
-def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
+def overridden(
+    name: str, arguments: Sequence[str], *, prog: str, changes: Mapping[str, Any] | None = None
+) -> Config:
     """The Config of a preset with options of the command line on top.
 
+    Args:   changes to the preset by dotted key, e.g. those of a study; the command line wins.
     Raises: ConfigError; SystemExit after --help, or where an option cannot be read at all.
     """
     import tyro
 
-    run = load(name)
+    run = load(name, changes)
     form, default = form_of(run)
     filled = tyro.cli(
         form,
