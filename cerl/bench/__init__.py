@@ -36,13 +36,15 @@ def run(name: str, arguments: list[str]) -> None:
     """
     import tyro
 
+    from cerl import help
+    from cerl.arguments import filled
+
     module = importlib.import_module(f"cerl.bench.{BENCHMARKS[name][0]}")
     function = getattr(module, name.replace("-", "_"))
-    prog, flat = f"cerl bench {name}", (tyro.conf.OmitArgPrefixes,)
-    if name == "compare":  # hands what it does not know to the benchmark that it runs
-        plan, rest = tyro.cli(
-            module.Plan, args=arguments, prog=prog, config=flat, return_unknown_args=True
-        )
-        function(plan, rest)
-    else:
-        tyro.cli(function, args=arguments, prog=prog, config=flat)
+    prog = f"cerl bench {name}"
+    if name != "compare":
+        tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    elif help.asked(arguments):
+        tyro.cli(module.Plan, args=["--help"], prog=prog)
+    else:  # what it does not know is handed to the benchmark that it runs
+        function(*filled(module.Plan, arguments, prog=prog))
