@@ -22,29 +22,39 @@ import tyro
 
 from cerl.arguments import word
 from cerl.bench import BENCHMARKS, Slower
-from cerl.bench.table import DERIVED, MEASURED, ORIGIN, Printed, Row, Rows, cell
+from cerl.bench.table import (
+    DERIVED,
+    MEASURED,
+    ORIGIN,
+    Printed,
+    Row,
+    Rows,
+    cell,
+    check_tolerance,
+)
+from cerl.record.versions import versions
 
 # Benchmarks worth a look before a release, for one GPU: `cerl bench compare OLD NEW` runs them all.
 GUARDED = (
     "update",
-    "update --presets minatar/ddqn minatar/cerl --seeds 10 --capacity 100_000",
     "sac",
-    "train --presets minatar/cerl",
+    "train",
     "train --presets mujoco/cerl --envs 1",
     "env --counts 10 1024 8192",
     "replay",
-    "memory-update --windows 128 512",
+    "memory-update",
     "memory-acting",
     "attention --shapes 4,4096,16,64 16,1024,8,128 64,256,8,64 256,64,4,32 step:64,1024,8,64",
 )
 # 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; the last one stands for all more.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
+# The columns that say what was measured, as pairs of name and text.
 Place = tuple[tuple[str, str], ...]
 
 
 def place(row: Row) -> Place:
-    """The columns that say what was measured, as pairs of name and text."""
+    """What was measured in a row."""
     names = row.keys() - MEASURED.keys() - DERIVED - ORIGIN
     return tuple((name, cell(row[name])) for name in row if name in names)
 
@@ -122,7 +132,6 @@ def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
     Raises:  ValueError if no row was measured before.
     """
     printed, slower, count = Printed("compared with stored rows"), 0, 0
-    versions = [row.get("versions", {}) for row in old[-1:]]
     for row in rows:
         before = partner(row, old)
         if before is None:
@@ -139,9 +148,16 @@ def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
             printed.add(head | {"ratio": ratio, "verdict": verdict})
     if not count:
         raise ValueError("--against: none of the rows was measured before; see the table")
-    if versions:
-        print("before under " + ", ".join(f"{name} {x}" for name, x in versions[0].items()))
+    _tell_origin(old[-1])
     return slower, f"{slower} of {count} measurements are more than {tolerance:.1%} above those in"
+
+
+def _tell_origin(row: Row) -> None:
+    """Prints the commit of a stored row, and which versions are others now."""
+    before, now = row.get("versions") or {}, versions()
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    other = [f"{name} {before.get(name, 'none')} (now {now.get(name, 'none')})" for name in names]
+    print("; ".join([f"stored rows: commit {row.get('commit') or 'unknown'}", *other]), flush=True)
 
 
 class Turn(NamedTuple):
@@ -150,8 +166,8 @@ class Turn(NamedTuple):
     old: list[float]
     new: list[float]
 
-    def ratio(self) -> tuple[float, float]:
-        """Geometric mean of new / old, and the half-width of its 95% interval.
+    def ratio(self) -> tuple[float, float, float]:
+        """Geometric mean of new / old, and both ends of its 95% interval.
 
         The rounds are paired, so that what drifts from round to round cancels.
         """
@@ -159,7 +175,7 @@ class Turn(NamedTuple):
         mean = statistics.fmean(logs)
         error = statistics.stdev(logs) / math.sqrt(len(logs))
         half = STUDENT[min(len(logs) - 1, len(STUDENT)) - 1] * error
-        return math.exp(mean), math.exp(mean) * math.sinh(half)
+        return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 @dataclass(frozen=True)
@@ -167,8 +183,9 @@ class Plan:
     """Run a benchmark under two source trees in turns, and compare.
 
     Rounds are old new, new old, old new, ...; each a process of its own. Printed is, for every
-    measurement, the mean ratio new / old with its 95% interval; exit code 1 if the interval lies
-    above 1 + tolerance somewhere. Other options go to the benchmark:
+    measurement, the mean ratio new / old with its 95% interval. SLOWER, and exit code 1: the whole
+    interval lies above 1 + tolerance; unsure: a part of it does, and more rounds would tell. Other
+    options go to the benchmark:
     `cerl bench compare ../old . update --presets minatar/cerl --calls 100`.
 
     A tree is a folder with cerl/, and with cerl/agents, cerl/envs and cerl/configs as links or
@@ -198,6 +215,7 @@ def compare(plan: Plan, options: Sequence[str]) -> None:
     """
     if plan.rounds < 2:
         raise ValueError(f"--rounds: expected a number from 2 on, got {plan.rounds}")
+    check_tolerance(plan.tolerance)
     if plan.name and plan.name not in BENCHMARKS.keys() - {"compare"}:
         raise ValueError(f"compare: no benchmark {plan.name!r}; `cerl bench` lists them")
     if options and not plan.name:
@@ -205,13 +223,16 @@ def compare(plan: Plan, options: Sequence[str]) -> None:
     trees = {"old": plan.old, "new": plan.new}
     for name, tree in trees.items():
         _check(tree, name)
+    lines = [[plan.name, *options]] if plan.name else [line.split() for line in GUARDED]
     slower: list[str] = []
     failed: list[str] = []
-    for words in [[plan.name, *options]] if plan.name else map(str.split, GUARDED):
+    for words in lines:
         try:
             slower += _compared(trees, words, plan)
-        except RuntimeError as error:  # the other benchmarks are still of use
-            failed.append(str(error))
+        except RuntimeError as error:
+            if len(lines) == 1:
+                raise
+            failed.append(str(error))  # the other benchmarks are still of use
             print(error, flush=True)
     if failed:
         raise RuntimeError(f"{len(failed)} benchmarks failed, the first: {failed[0]}")
@@ -234,15 +255,15 @@ def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[
                 with plan.out.open("a") as file:
                     lines = (row | {"tree": name, "round": number} for row in rows)
                     file.writelines(json.dumps(line) + "\n" for line in lines)
-    printed, slower, low = Printed(title), [], 1.0 + plan.tolerance
+    printed, slower, most = Printed(title), [], 1.0 + plan.tolerance
     for there, name, turn in _turns(rounds["old"], rounds["new"]):
-        ratio, half = turn.ratio()
-        verdict = "SLOWER" if ratio - half > low else "unsure" if ratio + half > low else ""
+        ratio, low, high = turn.ratio()
+        verdict = "SLOWER" if low > most else "unsure" if high > most else ""
         if verdict == "SLOWER":
             slower.append(f"{_told(there)}, {name}: {ratio:.3f}")
         middle = {"old": statistics.median(turn.old), "new": statistics.median(turn.new)}
-        spread: Row = {"ratio": f"{ratio:.3f}", "+-": f"{half:.3f}", "verdict": verdict}
-        printed.add(dict(there) | {"measured": name} | middle | spread)
+        told: Row = {"ratio": f"{ratio:.3f}", "95% interval": f"{low:.3f} to {high:.3f}"}
+        printed.add(dict(there) | {"measured": name} | middle | told | {"verdict": verdict})
     if any(turn for turn in rounds["new"]) and not printed.widths:
         raise ValueError("compare: the two trees measure nothing in common")
     return slower

@@ -110,6 +110,7 @@ class Table:
         """
         from cerl.bench.compare import stored
 
+        check_tolerance(output.tolerance)
         self.bench, self.device, self.output = bench, device, output
         self.title = f"{title or bench} on {device}"
         self.rows, self.failed, self.old = Rows(), Rows(), Rows()
@@ -146,22 +147,35 @@ class Table:
                 file.write(json.dumps(line) + "\n")
 
     def finished(self) -> Rows:
-        """All rows, once they have been compared with those of `Output.against`.
+        """All rows, after `compare`.
 
-        Raises: RuntimeError if some could not be measured; Slower if some take too long.
+        Raises: RuntimeError if some could not be measured; Slower.
         """
         if self.failed:
             raise RuntimeError(
                 f"{len(self.failed)} of {len(self.rows) + len(self.failed)} rows failed, the first "
                 f"with {self.failed[0]['error']}; the others are above"
             )
+        self.compare()
+        return self.rows
+
+    def compare(self) -> None:
+        """Compares the rows with those of `Output.against`, if there is one.
+
+        Raises: Slower if some take too long; ValueError if no row was measured before.
+        """
         if self.output.against is not None:
             from cerl.bench.compare import against
 
             slower, text = against(self.rows, self.old, tolerance=self.output.tolerance)
             if slower:
                 raise Slower(f"{text} {self.output.against}")
-        return self.rows
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raises: ValueError if it is no share."""
+    if not tolerance >= 0.0:
+        raise ValueError(f"--tolerance: expected a share from 0 on, like 0.02, got {tolerance}")
 
 
 def commit() -> str | None:
@@ -170,7 +184,16 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        words = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--exclude=*",
+            "--abbrev=40",
+            "--dirty=+",
+        ]
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None

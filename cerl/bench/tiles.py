@@ -84,6 +84,7 @@ def attention_tiles(
     ranked = Printed("\nfastest first")
     for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
         ranked.add(row)
+    table.compare()
     return rows
 
 
