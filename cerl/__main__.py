@@ -57,8 +57,7 @@ class Train:
     resume: Annotated[Path | None, arguments.folder("train --resume", "run folder")] = None
     """folder of a run to go on with, instead of a preset"""
     trust: FlagCreatePairsOff[bool] = False
-    """with --resume: a module that the config of somebody else's run names may be imported, and its
-    code run"""
+    """let a stranger's run, resumed, import the module that its config names, and run its code"""
 
     def run(self, rest: list[str]) -> None:
         if self.resume is not None:
@@ -95,7 +94,7 @@ class Eval:
     folder: Annotated[Positional[str], arguments.word("eval", "RUN"), UNSAID] = ""
     """folder of a run"""
     trust: FlagCreatePairsOff[bool] = False
-    """a module that the config of somebody else's run names may be imported, and its code run"""
+    """let a stranger's run import the module that its config names, and run its code"""
 
     def run(self, rest: list[str]) -> None:
         if not self.folder:
@@ -125,8 +124,7 @@ class Sweep:
     jobs: Annotated[int, arguments.count("--jobs", "a number of runs")] = 1
     """runs at a time, as processes of their own"""
     device: Annotated[str, arg(metavar="DEVICE"), UNSAID] = ""
-    """cpu, cuda, cuda:N or auto, for every run (a study may have other presets for cpu than for
-    cuda); each preset's own if not given"""
+    """cpu, cuda, cuda:N or auto, for every run; a study may have other presets for a CPU"""
     out: Annotated[Path, arguments.folder("sweep --out")] = Path("runs/sweep")
     """receives the run folders and the report"""
 
@@ -169,8 +167,7 @@ class Report:
     last: Annotated[int, arguments.count("report --last", "a number of evaluations")] = 1
     """scores are means over so many last evaluations of a run"""
     until: Annotated[int, arguments.count("report --until", "a number of agent steps")] = 0
-    """evaluations after this agent step are left out, so that runs that got to different steps are
-    compared at the same one; 0 leaves out none"""
+    """leave out evaluations after this agent step, to compare runs at the same one; 0: none"""
 
     def run(self, rest: list[str]) -> None:
         arguments.refuse_unknown("report", rest)

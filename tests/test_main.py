@@ -479,13 +479,15 @@ def test_help_lists_what_there_is(capsys):
         assert command.main(words) == 0
         out = capsys.readouterr().out
         assert [line.split()[0] for line in out.splitlines()[5:11]] == list(command.COMMANDS)
-    known = {"train": preset.presets(), "sweep": preset.studies(), "bench": list(BENCHMARKS)}
+    known = {"train": ("presets", preset.presets()), "sweep": ("studies", preset.studies())}
+    known["bench"] = ("benchmarks", list(BENCHMARKS))
     for name in command.COMMANDS:
         assert command.main([name, "--help"]) == 0
         out = capsys.readouterr().out
         assert out.startswith(f"usage: cerl {name} ")
-        listed = [line for line in out.rpartition("╯")[2].splitlines() if line.startswith("  ")]
-        assert [line.split()[0] for line in listed] == known.get(name, [])
+        what, names = known.get(name, ("nothing", []))
+        listed = out.partition(f"\n{what}:\n")[2].splitlines()
+        assert [line.split()[0] for line in listed] == names
     assert command.main(["sweep", "demo", "--help"]) == 0
     assert "--jobs N" in capsys.readouterr().out
 
