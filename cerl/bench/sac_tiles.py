@@ -16,7 +16,8 @@ from cerl.bench.sac import Size, parsed_size
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.bench.tiles import difference, variants
 from cerl.device.precision import precision as products
-from cerl.kernels.mlp import WIDEST
+from cerl.kernels.mlp_plan import NARROW, WIDEST
+from cerl.kernels.runtime.blocks import Blocks, block_size
 
 BATCH, HIDDEN = 256, 256
 # Results of other block sizes may differ by this share of the largest: sums in another order.
@@ -45,8 +46,6 @@ class Work(NamedTuple):
 
 def works(size: Size) -> list[Work]:
     """The launches of an update that differ in more than the number of networks."""
-    from cerl.kernels.mlp_triton import NARROW
-
     seeds, members, width, actions = size
     sizes = (seeds, 2, width, actions)
     return [
@@ -82,7 +81,7 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     b1, b2, b3 = (torch.zeros(nets, shape[1], device=device) for shape in shapes)
     if work.kernel == "forward":
         layers = (w1, b1, w2, b2, w3, b3)
-        return lambda blocks: kernels.forward(x, tail, *layers, keep=work.keep, blocks=blocks)
+        return lambda blocks: kernels.mlp.host(x, tail, *layers, work.keep, blocks=blocks)
     a1, a2 = (normal(nets, BATCH, HIDDEN).relu() for _ in range(2))
     if work.keep == 1:
         a1, a2 = (a1 > 0).to(torch.uint8), (a2 > 0).to(torch.uint8)
@@ -114,7 +113,7 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     )
 
 
-# Rows, columns, depth, warps, stages, units of a program (all): see `mlp_triton.Blocks`.
+# Rows, columns, depth, warps, stages, units of a program (all): see `mlp_plan`.
 ROWWISE = (
     *((32, 32, 32, 4, 2), (32, 32, 32, 4, 3), (32, 64, 32, 4, 2), (32, 16, 32, 4, 3)),
     *((32, 32, 32, 8, 2), (16, 32, 32, 4, 2), (64, 16, 32, 4, 3), (128, 16, 32, 8, 3)),
@@ -129,8 +128,6 @@ TILEWISE = ((32, 64, 64, 2, 3), (32, 64, 32, 2, 3), (32, 128, 64, 4, 3), (32, 12
 
 def candidates(work: Work) -> list[Any]:
     """The kernel's own choice (None), then every other one that fits the layer."""
-    from cerl.kernels.mlp_triton import Blocks, power
-
     table = TILEWISE if work.kernel == "weight_gradient" else ROWWISE
     inputs = work.width + work.more if work.layer in (0, 1) else HIDDEN
     outputs = work.out if work.layer == 3 else HIDDEN
@@ -138,8 +135,10 @@ def candidates(work: Work) -> list[Any]:
     for sizes in table:
         blocks = Blocks(*sizes)
         if work.kernel == "weight_gradient":
-            columns, depth = min(blocks.columns, power(outputs)), min(blocks.depth, power(inputs))
-            blocks = blocks._replace(columns=columns, depth=depth)
+            blocks = blocks._replace(
+                columns=min(blocks.columns, block_size(outputs)),
+                depth=min(blocks.depth, block_size(inputs)),
+            )
         if blocks not in found:
             found.append(blocks)
     return found
@@ -205,7 +204,7 @@ def call_candidate(work: Work, members: int, precision: str, number: int) -> Non
 
 def _timed(work: Work, members: int, precision: str, timer: Timer, device: torch.device) -> Rows:
     """Rows of one launch: the own choice, then the fastest candidates that agree with it."""
-    from cerl.kernels import mlp_triton
+    from cerl.kernels import mlp_kernels
 
     rows, expected = Rows(), ()
     with products(precision, device):
@@ -213,7 +212,7 @@ def _timed(work: Work, members: int, precision: str, timer: Timer, device: torch
         for blocks in candidates(work):
             name = "own choice" if blocks is None else ",".join(map(str, blocks))
             name = name.removesuffix(f",{WIDEST}")
-            before = set(variants(mlp_triton))
+            before = set(variants(mlp_kernels))
             try:
                 results = call(blocks)
                 expected = expected or results
@@ -226,7 +225,7 @@ def _timed(work: Work, members: int, precision: str, timer: Timer, device: torch
                 print(f"{work.name}  {name}  {type(error).__name__}: {text}", flush=True)
                 continue
             row: Row = {"launch": work.name, "N": members, "blocks": name}
-            new = [kernel for key, kernel in variants(mlp_triton).items() if key not in before]
+            new = [kernel for key, kernel in variants(mlp_kernels).items() if key not in before]
             used = [f"{k.n_regs}/{k.n_spills}/{k.metadata.shared // 1024}k" for k in new]
             rows.append(
                 row | {"us": spent, "error": error, "regs/spills/shared": " ".join(used[-1:])}

@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """Optimiser passes in Triton: every element is read once and written once, many leaves a launch.
 
 A program owns one block of one leaf; it finds its leaf by comparing its id with the leaves' first
@@ -14,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from cerl.kernels.runtime.operator import operator
 
 BLOCK = 1024  # elements a program; 8 a thread: two 16-byte accesses of every tensor
 GROUP = 16  # leaves a launch
@@ -203,13 +202,17 @@ def _adam(
         )
 
 
+@operator(
+    "rmsprop",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "velocity"),
+)
 def rmsprop(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     velocity: Sequence[Tensor],
-    *,
     lr: float,
     decay: float,
     eps: float,
@@ -234,13 +237,17 @@ def rmsprop(
         )
 
 
+@operator(
+    "adam",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "targets"),
+)
 def adam(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     targets: Sequence[Tensor],
-    *,
     count: Tensor,
     lr: float,
     beta1: float,

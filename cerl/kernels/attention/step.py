@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, autocast_dtype, runs_triton, traced
+from cerl.kernels import Impl, autocast_dtype, runs_triton
 from cerl.kernels.attention import SLACK
+from cerl.kernels.runtime.operator import traced
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
 BLOCK = 64
