@@ -80,22 +80,3 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def traced(x: Tensor) -> bool:
-    """Whether someone looks at calls with `x`: a compiler, a mode, a transform, a subclass.
-
-    If so a kernel has to stand behind a `torch.library` operator.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def differentiated() -> bool:
-    """Whether calls may be differentiated: a graph is made, or derivatives go forward."""
-    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0

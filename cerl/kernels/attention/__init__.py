@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, autocast_dtype, differentiated, runs_triton, traced, without_autocast
+from cerl.kernels import Impl, autocast_dtype, runs_triton, without_autocast
 from cerl.kernels.attention.check import check_placement, check_pruning, check_tensors, check_values
 from cerl.kernels.attention.plan import (
     FEW,
@@ -26,6 +26,7 @@ from cerl.kernels.attention.plan import (
     tiles,
     visited_tiles,
 )
+from cerl.kernels.runtime.operator import differentiated, traced
 
 # Makes up for float32 sums of up to 128 squares and for the rounding to float32 after them.
 SLACK = 2.0**-16
@@ -108,7 +109,13 @@ def forgetting_attention(
             limit = _limit(q, keys, threshold, bound, log_eps, 2.0)
             room = _limit(q, keys, None, bound, log_eps, 1.0) if running else None
     if use_triton:
-        attend = _forward if traced(q) else _Direct.apply if differentiated() else _attend
+        attend = (
+            _forward
+            if traced(q)
+            else _Direct.apply
+            if differentiated((q, k, v, log_f))
+            else _attend
+        )
         options = start, limit, min(window or 0, keys), scale, room
         o, lse, skipped, *_ = attend(q, k, v, log_f, *options)
         if return_skipped:
