@@ -28,8 +28,8 @@ from cerl.kernels.attention.long_triton import (
     vector,
     vectors,
 )
-from cerl.kernels.attention.plan import FEW
-from cerl.kernels.attention.scan_triton import LOG2E, TILE, gate_gradient, load_decay, sum_pointers
+from cerl.kernels.attention.plan import Plan
+from cerl.kernels.attention.scan_triton import LOG2E, gate_gradient, load_decay, sum_pointers
 from cerl.kernels.runtime.overlap import follow, overlap
 
 
@@ -398,6 +398,7 @@ def backward(
     decay: Tensor,
     left: Tensor,
     *,
+    plan: Plan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and log_f; `left` tells what each position saw in the forward pass."""
@@ -413,8 +414,8 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= FEW,
-        PM=TILE, PN=TILE,
+        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=plan.few,
+        PM=plan.tiles.rows, PN=plan.tiles.columns,
     )  # fmt: skip
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)

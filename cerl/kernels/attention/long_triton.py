@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cerl.kernels.attention.plan import FEW
-from cerl.kernels.attention.scan_triton import LOG2E, TILE, load_decay, prepare, sum_pointers
+from cerl.kernels.attention.plan import Plan, Tiles
+from cerl.kernels.attention.scan_triton import LOG2E, load_decay, prepare, sum_pointers
 from cerl.kernels.runtime.overlap import follow, overlap
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -327,18 +327,20 @@ def choose(role: str, q: Tensor) -> Launch:
     return CONFIGS[role, max(64, block_size(q.shape[-1])), q.element_size()]
 
 
-def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
-    """Raises: ValueError if the three do not work on the same tiles and blocks."""
+def check_launches(tiles: Tiles, forward: Launch, keys: Launch, queries: Launch) -> None:
+    """Raises: ValueError if the three do not work on the plan's tiles and on the same blocks."""
     if (
-        forward.rows != TILE
+        forward.rows != tiles.rows
         or forward.columns != queries.columns
-        or any(TILE % size for size in (*queries[:2], *keys[:2]))
+        or any(tiles.rows % launch.rows for launch in (queries, keys))
+        or any(tiles.columns % launch.columns for launch in (queries, keys))
         or queries.rows % keys.rows
     ):
         raise ValueError(
-            f"CONFIGS: expected forward rows of {TILE}, blocks that divide {TILE}, the columns of "
-            "forward and queries alike, and rows of keys that divide those of queries, got forward "
-            f"{forward}, keys {keys} and queries {queries}"
+            f"CONFIGS: expected forward rows of {tiles.rows}, blocks that divide tiles of "
+            f"{tiles.rows} by {tiles.columns}, the columns of forward and queries alike, and rows "
+            f"of keys that divide those of queries, got forward {forward}, keys {keys} and queries "
+            f"{queries}"
         )
 
 
@@ -401,6 +403,7 @@ def forward(
     threshold: Tensor | None,
     room: Tensor | None,
     *,
+    plan: Plan,
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -412,9 +415,15 @@ def forward(
     keys = k.shape[1]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
-    check_launches(launch, choose("keys", q), choose("queries", q))
+    check_launches(plan.tiles, launch, choose("keys", q), choose("queries", q))
     decay, left, count = prepare(
-        log_f, start, threshold, queries=queries, window=window, block=launch.columns
+        log_f,
+        start,
+        threshold,
+        plan=plan,
+        queries=queries,
+        window=window,
+        block=launch.columns,
     )
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
@@ -424,8 +433,8 @@ def forward(
         lse if room is None else room, count, o, lse,
         *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
         GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
-        ONE_LOOP=keys <= FEW, RUNNING=room is not None,
-        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
+        ONE_LOOP=plan.few, RUNNING=room is not None,
+        PN=plan.tiles.columns, BM=launch.rows, BN=launch.columns, TMA=tma,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
     )  # fmt: skip
     return o, lse, count, decay, left

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cerl.kernels.attention.long_triton import LN2, block_size, cap, load_rows, strides
-from cerl.kernels.attention.plan import Tiles, tiles
+from cerl.kernels.attention.plan import MARGIN, MEDIUM_KEYS, Plan, Tiles
 from cerl.kernels.attention.scan_triton import LOG2E, append, append_before, resets
 from cerl.kernels.runtime.launch import Launcher
 from cerl.kernels.runtime.overlap import follow, options, starts_early
@@ -38,8 +38,8 @@ class Launch(NamedTuple):
     parts: int = 1
 
 
-SLOTS: tl.constexpr = tl.constexpr(256)  # positions of a program, and query rows
-LENGTH: tl.constexpr = tl.constexpr(320)  # sums kept: blocks of rows may end past the last position
+# Positions of the sums that a program keeps: blocks of rows may end past the last position.
+LENGTH: tl.constexpr = tl.constexpr(MEDIUM_KEYS + MARGIN)
 # Keyed by (role, padded width, bytes of an element).
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 16, 2): Launch(64, 64, 4, 1, 128),
@@ -479,20 +479,25 @@ def _launcher(
     return Launcher(
         _forward if dlse is None else _backward,
         D=width, BD=block_size(width), GROUPS=groups, STARTS=starts, **own,
-        PM=tile.rows, PN=tile.columns, BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
+        PM=tile.rows, PN=tile.columns, BT=MEDIUM_KEYS, BM=launch.rows, BN=launch.columns,
         num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **options(early),
     )  # fmt: skip
 
 
 def _choose(
-    role: str, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None, **own: bool
+    role: str,
+    plan: Plan,
+    q: Tensor,
+    k: Tensor,
+    start: Tensor | None,
+    launch: Launch | None,
+    **own: bool,
 ) -> tuple[int, Launcher]:
     """Forward programs of a head, and what launches a role."""
-    _, queries, heads, width = q.shape
-    _, keys, key_heads, _ = k.shape
+    heads, width = q.shape[2:]
     launch = launch or CONFIGS[role, block_size(width), q.element_size()]
-    given = width, heads // key_heads, start is not None, starts_early(q)
-    return launch.parts, _launcher(launch, tiles(queries, keys, width, q.dtype), *given, **own)
+    given = width, heads // k.shape[2], start is not None, starts_early(q)
+    return launch.parts, _launcher(launch, plan.tiles, *given, **own)
 
 
 def forward(
@@ -503,6 +508,7 @@ def forward(
     start: Tensor | None,
     threshold: Tensor | None,
     *,
+    plan: Plan,
     window: int,
     scale: float,
     launch: Launch | None = None,
@@ -518,13 +524,13 @@ def forward(
     """
     batch, queries, heads, _ = q.shape
     keys, pairs = k.shape[1], batch * heads
-    parts, run = _choose("forward", q, k, start, launch, prune=threshold is not None)
+    parts, run = _choose("forward", plan, q, k, start, launch, prune=threshold is not None)
     start = None if start is None else start.view(torch.uint8)
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
-    sums = log_f.new_empty(3, batch, heads, LENGTH.value)
-    sees = log_f.new_empty(batch, heads, SLOTS.value, dtype=torch.int32)
+    sums = log_f.new_empty(3, batch, heads, plan.sums_length)
+    sees = log_f.new_empty(batch, heads, plan.left_length, dtype=torch.int32)
     run(
         pairs * parts,
         (
@@ -553,6 +559,7 @@ def backward(
     sums: Tensor,
     sees: Tensor,
     *,
+    plan: Plan,
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -560,12 +567,12 @@ def backward(
     batch, queries, heads, _ = q.shape
     keys, key_heads = k.shape[1:3]
     pairs = batch * heads
-    _, run = _choose("backward", q, k, start, launch, dlse=dlse is not None)
+    _, run = _choose("backward", plan, q, k, start, launch, dlse=dlse is not None)
     start = None if start is None else start.view(torch.uint8)
     dq, dk, dv, dlog_f = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_f)
     )
-    delta = lse.new_empty(batch, heads, SLOTS.value)
+    delta = lse.new_empty(batch, heads, plan.left_length)
     run(
         batch * key_heads,
         (

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention.plan import CHUNK, Plan
 from cerl.kernels.runtime.overlap import follow, overlap
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-PAST: tl.constexpr = tl.constexpr(128)  # positions past the last one, rounded up to as many
-TILE = 64  # rows and columns of the tiles on which pruning is decided; blocks divide it
+PAST: tl.constexpr = tl.constexpr(CHUNK)  # buffers of positions are a multiple of it
 
 
 @triton.jit
@@ -307,29 +307,31 @@ def prepare(
     start: Tensor | None,
     threshold: Tensor | None,
     *,
+    plan: Plan,
     queries: int,
     window: int,
-    block: int = TILE,
+    block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Decayed sums, what each position sees, and how many tiles are not visited.
+    """Decayed sums, the first key that each position visits, and how many tiles are not visited.
 
-    Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
-             their fall in base 2 to the last position of their block; left [B, Hq, L] int32, the
-             first key that a position sees, or for the first of a query tile, if that is later,
-             the first of the key tiles that are not pruned; count [B, Hq] float32.
+    Args:    log_f [B, N, Hq]; start [B, N] uint8 or bool; threshold [B, Hq] contiguous; window 0 is
+             none; block: positions in a block of the falls, which divides the plan's tiles.
+    Returns: decay [3, B, Hq, plan.sums_length]: high and low part of the sums, and their fall, in
+             base 2, from each position to the last of its block; left [B, Hq, plan.left_length]
+             int32: the first key that a position sees, but for the first query of a tile the first
+             key of the first tile that is visited, if that is later; count [B, Hq] float32.
     """
     batch, keys, heads = log_f.shape
-    length = (-(-keys // PAST.value) + 1) * PAST.value
-    decay = log_f.new_empty(3, batch, heads, length)
-    left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
+    decay = log_f.new_empty(3, batch, heads, plan.sums_length)
+    left = log_f.new_empty(batch, heads, plan.left_length, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
     steps, runs = scan(keys)
     _prepare[(batch * heads,)](
         log_f, log_f if start is None else start, log_f if threshold is None else threshold,
         decay, left, count, *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        batch * heads, heads, queries, keys, length, window or keys,
+        batch * heads, heads, queries, keys, plan.sums_length, window or keys,
         STARTS=start is not None, PRUNE=threshold is not None,
-        PN=TILE, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32, **overlap(log_f),
+        PN=plan.tiles.columns, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32, **overlap(log_f),
     )  # fmt: skip
     return decay, left, count
 
@@ -337,7 +339,7 @@ def prepare(
 def gate_gradient(
     log_f: Tensor, start: Tensor | None, dlse: Tensor | None, column: Tensor, *, queries: int
 ) -> Tensor:
-    """dlog_f [B, N, Hq] from dlse [B, M, Hq] and column sums of dS [B, Hq, L] (L: `prepare`)."""
+    """dlog_f [B, N, Hq] from dlse [B, M, Hq] and column sums of dS [B, Hq, plan.sums_length]."""
     batch, keys, heads = log_f.shape
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     steps, runs = scan(keys)

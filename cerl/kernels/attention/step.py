@@ -1,9 +1,9 @@
 """One step of forgetting attention while acting: the cache, the definition, and the dispatch.
 
 A step appends one key to every row of a ring of R keys and attends to what the row still sees; it
-equals the sequence operator of `attention.py` with window = R, position by position. Lengths and
-resets live on the device, so that one CUDA graph serves every step. On CUDA it is one launch
-(`attention_step_triton.py`).
+equals `forgetting_attention` on the whole sequence with window = R, position by position. Lengths
+and resets live on the device, so that one CUDA graph serves every step. On CUDA it is one launch
+(`step_triton.py`).
 """
 
 import math
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, autocast_dtype, runs_triton, traced
-from cerl.kernels.attention import SLACK
+from cerl.kernels import Impl, autocast_dtype, runs_triton
+from cerl.kernels.attention.bounds import SLACK
+from cerl.kernels.runtime.operator import operator
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
 BLOCK = 64
@@ -147,8 +148,7 @@ def forgetting_attention_step(
             'impl="reference"'
         )
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    step = _step if traced(q) else _run_step
-    return step(q, k, v, log_f, start, *cache, window, log_eps, factor)
+    return _step(q, k, v, log_f, start, *cache, window, log_eps, factor)
 
 
 def definition(
@@ -283,7 +283,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: 
             )
 
 
-def _run_step(
+@operator(
+    "forgetting_attention_step",
+    shapes=lambda q, *rest: q.new_empty(q.shape),
+    mutates=("keys", "values", "decay", "norm", "position", "length"),
+)
+def _step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -299,21 +304,24 @@ def _run_step(
     log_eps: float | None,
     scale: float,
 ) -> Tensor:
+    """The kernel's step; writes the six tensors of the cache, in the order of `Cache`."""
     from cerl.kernels.attention import step_triton
 
-    cache = keys, values, decay, norm, position, length
     return step_triton.step(
-        q, k, v, log_f, start, *cache, window=window, log_eps=log_eps, scale=scale
+        q,
+        k,
+        v,
+        log_f,
+        start,
+        keys,
+        values,
+        decay,
+        norm,
+        position,
+        length,
+        window=window,
+        log_eps=log_eps,
+        scale=scale,
+        block=BLOCK,
+        slack=SLACK,
     )
-
-
-_step = torch.library.custom_op(
-    "cerl::forgetting_attention_step",
-    _run_step,
-    mutates_args=("keys", "values", "decay", "norm", "position", "length"),
-)
-
-
-@_step.register_fake
-def _(q, k, v, log_f, start, keys, values, decay, norm, position, length, window, log_eps, scale):
-    return q.new_empty(q.shape)

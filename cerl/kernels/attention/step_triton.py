@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cerl.kernels.attention.long_triton import block_size, power_of_two
 from cerl.kernels.attention.scan_triton import LOG2E
-from cerl.kernels.attention.step import BLOCK, SLACK
 
 
 class Launch(NamedTuple):
@@ -226,6 +225,8 @@ def step(
     window: int,
     log_eps: float | None,
     scale: float,
+    block: int,
+    slack: float,
     launch: Launch | None = None,
 ) -> Tensor:
     """One launch of a step as in `attention_step.definition`; writes the cache.
@@ -266,9 +267,9 @@ def step(
         D=width,
         BD=padded,
         PRUNE=log_eps is not None,
-        BLOCK=BLOCK,
-        SLACK=SLACK,
-        BLOCKS=power_of_two(max(ring // BLOCK, 1)),
+        BLOCK=block,
+        SLACK=slack,
+        BLOCKS=power_of_two(max(ring // block, 1)),
         BN=launch.columns,
         STAGES=launch.stages,
         num_warps=launch.warps,
