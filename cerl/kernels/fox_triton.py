@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Inputs of FoX's Pro attention in Triton: one launch forward, one backward and a sum.
 
 A program takes a block of rows of one network and one head. Backward it computes the norm of k

@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Scan of gated recurrent units in Triton: all steps of a block of rows are one program.
 
 Up to 128 units in tf32 or 16 bits the recurrent weights are read once and stay on chip, as does the

@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Population of two-hidden-layer perceptrons in Triton: forward, gradients of inputs and weights.
 
 A program of the forward pass takes a block of rows of one network through all layers: one hidden

@@ -1,5 +1,3 @@
-# torch exports its list operators under private names only.
-# pyright: reportPrivateImportUsage=false
 """Optimiser passes over lists of leaves, in place: the plain-torch definitions, and their dispatch.
 
 On CUDA a pass is one launch for up to sixteen leaves that reads and writes everything once

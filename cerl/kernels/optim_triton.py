@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """Optimiser passes in Triton: every element is read once and written once, many leaves a launch.
 
 A program owns one block of one leaf; it finds its leaf by comparing its id with the leaves' first

@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """Small steps of soft actor-critic in Triton, one launch each way: see `soft.py`.
 
 Samples are independent, a program takes a block of rows; sums over rows belong to one program each

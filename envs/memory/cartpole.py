@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.draw import gaussian
 from cerl.envs.resident import Game
+from cerl.kernels.random import gaussian
 
 _GRAVITY = 9.8  # m / s^2
 _CART, _POLE = 1.0, 0.1  # kg

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.draw import gaussian
 from cerl.envs.resident import Game
+from cerl.kernels.random import gaussian
 
 _GRAVITY = 10.0  # m / s^2; mass 1 kg, length 1 m
 _TORQUE = 2.0  # N m of a full action
