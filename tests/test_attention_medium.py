@@ -17,6 +17,7 @@ from cerl.kernels.attention.plan import Plan, make_plan
 from cerl.kernels.attention.pruning import visited
 
 pytest.importorskip("triton")
+from cerl.kernels.attention import medium_backward_triton as medium_backward
 from cerl.kernels.attention import medium_triton as medium
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,7 +108,7 @@ def run(case: Case, tensors: list[Tensor], start: Any, do: Tensor, dlse: Any) ->
         q, k, v, log_f, start, limit, window=case.window, launch=one, **options
     )
     given = do, dlse, q, k, v, log_f, start, o, lse, sums, sees
-    return [o, lse, *medium.backward(*given, launch=two, **options), skipped]
+    return [o, lse, *medium_backward.backward(*given, launch=two, **options), skipped]
 
 
 @functools.cache

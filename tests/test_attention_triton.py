@@ -374,10 +374,14 @@ def test_sequence_with_nan_leaves_the_other_bitwise_alone(case):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_gradient_asks_for_no_more_than_what_is_used(case, monkeypatch):
-    from cerl.kernels.attention import long_backward_triton, medium_triton, short_triton
+    from cerl.kernels.attention import (
+        long_backward_triton,
+        medium_backward_triton,
+        short_triton,
+    )
 
     asked = []
-    for module in (short_triton, medium_triton, long_backward_triton):
+    for module in (short_triton, medium_backward_triton, long_backward_triton):
 
         def spy(do, dlse, *rest, call=module.backward, **options):
             asked.append(dlse is not None)
@@ -565,11 +569,17 @@ def test_running_rule_skips_the_tiles_of_the_definition_and_more_than_the_static
         return differentiate(
             x,
             lambda *t: forgetting_attention(
-                *t, start=x.start, window=case.window, bound="measured", rule=rule,
-                return_lse=True, return_skipped=True, impl=impl,
+                *t,
+                start=x.start,
+                window=case.window,
+                bound="measured",
+                rule=rule,
+                return_lse=True,
+                return_skipped=True,
+                impl=impl,
             ),
             dtype=dtype,
-        )  # fmt: skip
+        )
 
     ours, exact = by("triton", "running"), by("reference", "running", torch.float64)
     assert_as_good(ours, by("reference", "running"), exact)
@@ -693,6 +703,7 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
     from cerl.kernels.attention import (
         long_backward_triton,
         long_triton,
+        medium_backward_triton,
         medium_triton,
         scan_triton,
         short_triton,
@@ -703,6 +714,7 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
         long_triton,
         long_backward_triton,
         medium_triton,
+        medium_backward_triton,
         short_triton,
     )
 

@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """The threshold of pruning that follows from the q and k at hand, in one launch.
 
 A program measures the longest query and the longest key of one head, so few heads of many rows take
@@ -15,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention.long_triton import block_size
+from cerl.kernels.runtime.blocks import block_size
 
 ROWS, WARPS = 256, 8  # rows of a turn of the loop
 

@@ -117,9 +117,9 @@ def attend_backward(
         return short_triton.backward(*given, window=window, scale=scale)
     assert sums is not None and left is not None, "the forward pass made them"
     if plan.regime == "medium":
-        from cerl.kernels.attention import medium_triton
+        from cerl.kernels.attention import medium_backward_triton
 
-        return medium_triton.backward(*given, sums, left, plan=plan, scale=scale)
+        return medium_backward_triton.backward(*given, sums, left, plan=plan, scale=scale)
     from cerl.kernels.attention import long_backward_triton
 
     return long_backward_triton.backward(*given, sums, left, plan=plan, scale=scale)
