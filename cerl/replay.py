@@ -6,7 +6,7 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -126,9 +126,9 @@ class Replay:
         """
         home = self.total.device
         keys, step = self.keys.to(home), step.to(home)
-        sizes = {"context": context, "ahead": ahead}
+        sizes: dict[str, Any] = {"context": context, "ahead": ahead}
         ring = (keys, step, self.total, self.real, self.member)
-        offsets = {
+        offsets: dict[str, Any] = {
             "offset": draw.purpose_offset(draw.SAMPLE),
             "owner_offset": draw.purpose_offset(draw.OWNER),
         }

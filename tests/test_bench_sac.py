@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cerl.bench import sac
+from cerl.kernels.runtime.blocks import Blocks
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def test_the_authors_time_stands_beside_their_update_alone(preset, wanted):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's")
 def test_launches_agree_whatever_the_blocks(monkeypatch):
-    triton_ = pytest.importorskip("cerl.kernels.mlp_triton")
+    pytest.importorskip("triton")
     monkeypatch.setattr(sac, "BATCH", 20)
     monkeypatch.setattr(sac, "HIDDEN", 24)
     works = sac.works(1, 1, 5, 2) + sac.works(1, 1, 33, 2)
@@ -52,7 +53,7 @@ def test_launches_agree_whatever_the_blocks(monkeypatch):
         assert choices[0] is None and len(set(choices)) == len(choices) > 2
         call = sac.launch(work, 1, CPU, dtype=torch.float32)
         own = call(None)
-        for blocks in (triton_.Blocks(16, 16, 16, 4, 1), triton_.Blocks(16, 16, 16, 4, 1, 16)):
+        for blocks in (Blocks(16, 16, 16, 4, 1), Blocks(16, 16, 16, 4, 1, 16)):
             assert sac._difference(call(blocks), own) < 1e-5
         assert any(result.numel() and bool(result.any()) for result in own)
         spoilt = [result * 1.5 if result.is_floating_point() else result for result in own]

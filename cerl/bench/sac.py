@@ -19,7 +19,8 @@ from cerl.config import load
 from cerl.data import EnvSpec
 from cerl.device.precision import precision as products
 from cerl.graph import captured
-from cerl.kernels.mlp import WIDEST
+from cerl.kernels.mlp_plan import NARROW, WIDEST
+from cerl.kernels.runtime.blocks import Blocks, block_size
 
 BATCH, HIDDEN = 256, 256
 # Milliseconds of the authors' JAX step of CERL, batch on the device and sampling left out.
@@ -136,8 +137,6 @@ class Work(NamedTuple):
 
 def works(seeds: int, members: int, width: int, actions: int) -> list[Work]:
     """The launches of an update that differ in more than the number of networks."""
-    from cerl.kernels.mlp_triton import NARROW
-
     sizes = (seeds, 2, width, actions)
     return [
         Work("forward", "critics", *sizes, members, keep=2),
@@ -172,7 +171,7 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     b1, b2, b3 = (torch.zeros(nets, shape[1], device=device) for shape in shapes)
     if work.kernel == "forward":
         layers = (w1, b1, w2, b2, w3, b3)
-        return lambda blocks: kernels.forward(x, tail, *layers, keep=work.keep, blocks=blocks)
+        return lambda blocks: kernels.mlp.host(x, tail, *layers, work.keep, blocks=blocks)
     a1, a2 = (normal(nets, BATCH, HIDDEN).relu() for _ in range(2))
     if work.keep == 1:
         a1, a2 = (a1 > 0).to(torch.uint8), (a2 > 0).to(torch.uint8)
@@ -204,7 +203,7 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     )
 
 
-# Rows, columns, depth, warps, stages, units of a program (all): see `mlp_triton.Blocks`.
+# Rows, columns, depth, warps, stages, units of a program (all): see `mlp_plan`.
 ROWWISE = (
     *((32, 32, 32, 4, 2), (32, 32, 32, 4, 3), (32, 64, 32, 4, 2), (32, 16, 32, 4, 3)),
     *((32, 32, 32, 8, 2), (16, 32, 32, 4, 2), (64, 16, 32, 4, 3), (128, 16, 32, 8, 3)),
@@ -219,8 +218,6 @@ TILEWISE = ((32, 64, 64, 2, 3), (32, 64, 32, 2, 3), (32, 128, 64, 4, 3), (32, 12
 
 def candidates(work: Work) -> list[Any]:
     """The kernel's own choice (None), then every other one that fits the layer."""
-    from cerl.kernels.mlp_triton import Blocks, power
-
     table = TILEWISE if work.kernel == "weight_gradient" else ROWWISE
     inputs = work.width + work.more if work.layer in (0, 1) else HIDDEN
     outputs = work.out if work.layer == 3 else HIDDEN
@@ -228,7 +225,10 @@ def candidates(work: Work) -> list[Any]:
     for sizes in table:
         blocks = Blocks(*sizes)
         if work.kernel == "weight_gradient":
-            columns, depth = min(blocks.columns, power(outputs)), min(blocks.depth, power(inputs))
+            columns, depth = (
+                min(blocks.columns, block_size(outputs)),
+                min(blocks.depth, block_size(inputs)),
+            )
             blocks = blocks._replace(columns=columns, depth=depth)
         if blocks not in found:
             found.append(blocks)
@@ -331,9 +331,9 @@ def _dtype(precision: str) -> torch.dtype:
 
 def _variants() -> dict[int, Any]:
     """Compiled perceptron kernels; Triton keeps them in each function by device."""
-    from cerl.kernels import mlp_triton
+    from cerl.kernels import mlp_kernels
 
-    caches = [getattr(function, "device_caches", {}) for function in vars(mlp_triton).values()]
+    caches = [getattr(function, "device_caches", {}) for function in vars(mlp_kernels).values()]
     kernels = [k for cache in caches for cached in cache.values() for k in cached[0].values()]
     return {id(kernel): kernel for kernel in kernels}
 

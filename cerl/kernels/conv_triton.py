@@ -578,4 +578,4 @@ def _weight_gradient_blocks(groups: int, fan_in: int, columns: int, *, rows: int
     programs = (3 if wide == 64 else 5) * PROCESSORS
     tiles = groups * triton.cdiv(fan_in, tall) * triton.cdiv(columns, wide)
     splits = max(min(programs // tiles, rows // 192), 1)
-    return Blocks(tall, wide, 32, 2, 3, splits)
+    return Blocks(tall, wide, 32, 2, 3, splits=splits)

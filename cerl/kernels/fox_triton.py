@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.fox import EPS
+from cerl.kernels.runtime.blocks import power_of_two
+from cerl.kernels.runtime.operator import operator
 
 # Of a head's rows in a program: twice as many halve the programs that a processor holds (registers
 # as reported for sm_90). Rows of y are read in 16-byte words where P is a multiple of 16.
@@ -232,7 +233,23 @@ def _backward(
         tl.store(p_dy + o_rest, tl.zeros([BR, 8], to), m_rest)
 
 
-def forward(
+def _shapes(y, bias, q_scale, k_scale, start, before_k, before_v, eps):
+    (rows, steps), (heads, head) = start.shape, q_scale.shape[1:]
+    q, k, v, gate = (y.new_empty(rows, steps, heads, head) for _ in range(4))
+    return q, k, v, bias.new_empty(rows, steps, heads), gate
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx, *grads):
+    return *fox_inputs_backward(*grads, *ctx.saved_tensors, ctx.eps), *[None] * 4
+
+
+@operator("fox_inputs", shapes=_shapes, save=_save, gradient=_gradient)
+def fox_inputs(
     y: Tensor,
     bias: Tensor,
     q_scale: Tensor,
@@ -240,13 +257,13 @@ def forward(
     start: Tensor,
     before_k: Tensor | None,
     before_v: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v, log_f and gate; arguments as `fox.fox_inputs` checked them."""
+    """q, k, v, log_f and gate; arguments as `fox.fox_inputs` checked them; eps of the norms."""
     nets, batch, steps, stride = y.shape
     heads, head = q_scale.shape[1:]
     _check_size(batch * steps, stride)
-    q, k, v, gate = (y.new_empty(nets * batch, steps, heads, head) for _ in range(4))
-    log_f = bias.new_empty(nets * batch, steps, heads)
+    results = _shapes(y, bias, q_scale, k_scale, start, before_k, before_v, eps)
     rows, wide = _block(head, batch * steps)
     _forward[(nets * triton.cdiv(batch * steps, rows), heads)](
         y.contiguous(),
@@ -256,15 +273,11 @@ def forward(
         start.contiguous(),
         y if before_k is None else before_k.contiguous(),
         y if before_v is None else before_v.contiguous(),
-        q,
-        k,
-        v,
-        log_f,
-        gate,
+        *results,
         stride,
         batch * steps,
         steps,
-        EPS,
+        eps,
         H=heads,
         D=head,
         BEFORE=before_k is not None,
@@ -272,10 +285,17 @@ def forward(
         BD=wide,
         num_warps=4,
     )
-    return q, k, v, log_f, gate
+    return results
 
 
-def backward(
+@operator(
+    "fox_inputs_backward",
+    shapes=lambda dq, dk, dv, dlog_f, dgate, *inputs: tuple(
+        part.new_empty(part.shape) for part in inputs[:4]
+    ),
+    gradient_of="fox_inputs",
+)
+def fox_inputs_backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
@@ -288,6 +308,7 @@ def backward(
     start: Tensor,
     before_k: Tensor | None,
     before_v: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of y, bias, q_scale and k_scale."""
     nets, batch, steps, stride = y.shape
@@ -314,7 +335,7 @@ def backward(
         stride,
         batch * steps,
         steps,
-        EPS,
+        eps,
         H=heads,
         D=head,
         REST=stride - heads * (4 * head + 3),
@@ -329,8 +350,8 @@ def backward(
 
 def _block(head: int, rows: int) -> tuple[int, int]:
     """Rows of a program, and its columns: a head rounded up."""
-    wide = triton.next_power_of_2(head)
-    return min(max(ELEMENTS // wide, 16), triton.next_power_of_2(rows)), wide
+    wide = power_of_two(head)
+    return min(max(ELEMENTS // wide, 16), power_of_two(rows)), wide
 
 
 def _check_size(rows: int, stride: int) -> None:

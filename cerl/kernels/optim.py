@@ -39,17 +39,7 @@ def rmsprop(
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
 
-        optim_triton.rmsprop(
-            leaves,
-            grads,
-            first,
-            second,
-            velocity,
-            lr=lr,
-            decay=decay,
-            eps=eps,
-            momentum=momentum,
-        )
+        optim_triton.rmsprop(leaves, grads, first, second, velocity, lr, decay, eps, momentum)
         return
     leaves, grads, first, second, velocity = map(list, (leaves, grads, first, second, velocity))
     torch._foreach_lerp_(first, grads, 1.0 - decay)
@@ -96,19 +86,8 @@ def adam(
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
 
-        optim_triton.adam(
-            leaves,
-            grads,
-            first,
-            second,
-            targets,
-            count=count,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            rate=rate,
-        )
+        state = first, second, targets, count
+        optim_triton.adam(leaves, grads, *state, lr, beta1, beta2, eps, rate)
         return
     leaves, grads, first, second = map(list, (leaves, grads, first, second))
     step = count.double()

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.runtime.operator import operator
+
 BLOCK = 1024  # elements a program; 8 a thread: two 16-byte accesses of every tensor
 GROUP = 16  # leaves a launch
 
@@ -200,13 +202,17 @@ def _adam(
         )
 
 
+@operator(
+    "rmsprop",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "velocity"),
+)
 def rmsprop(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     velocity: Sequence[Tensor],
-    *,
     lr: float,
     decay: float,
     eps: float,
@@ -231,13 +237,17 @@ def rmsprop(
         )
 
 
+@operator(
+    "adam",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "targets"),
+)
 def adam(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     targets: Sequence[Tensor],
-    *,
     count: Tensor,
     lr: float,
     beta1: float,

@@ -20,8 +20,8 @@ class Blocks(NamedTuple):
     depth: int
     warps: int = 4
     stages: int = 3
+    units: int = 1024  # of a perceptron's other hidden layer, most in a program
     splits: int = 1  # shares of the sum, a program each
-    units: int = 1024  # most units of the other hidden layer in a program of a perceptron
 
     @property
     def options(self) -> dict[str, Any]:
