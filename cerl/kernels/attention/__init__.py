@@ -10,10 +10,13 @@ acting, one step at a time. Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.069
     check.py                  what is refused, with messages that say why
     plan.py                   which kernels run for given sizes, on which tiles, with which buffers
     operator.py               the operator of torch and its gradient, which run the plan's kernels:
-      short_triton.py           up to 128 keys: one program holds a whole head
-      medium_triton.py          up to 256 keys of 16 bits: one launch forward, one backward
-      scan_triton.py            any length: sums of the gates, tiles to visit, gradient of the gates
-      long_triton.py            any length: output; long_backward_triton.py: gradients of q, k, v
+      short_triton.py           up to 128 keys: a program holds a whole head
+      medium_triton.py          up to 256 keys of 16 bits, in one launch forward
+      medium_backward_triton.py   and one launch backward
+      scan_triton.py            any length: scans of the gates, forward and back
+      long_triton.py              output
+      long_backward_triton.py     gradients of q, k and v
+      launch.py, rows_triton.py what several kernels share: table entries; loads and stores of rows
     step.py, step_triton.py   one step while acting, with a ring of keys
 
 Words: `left` of a position is the first key that it sees or visits; a `limit` is a threshold, one
@@ -115,7 +118,8 @@ def forgetting_attention(
                 room = limit_of(q, keys, bound=bound, log_eps=log_eps, times=1.0)
 
     if use_triton:
-        o, lse, skipped = attend(q, k, v, log_f, start, limit, room, min(window or 0, keys), scale)
+        given = start, limit, room, min(window or 0, keys), scale
+        o, lse, skipped = attend(q, k, v, log_f, *given)[:3]
         if return_skipped:
             skipped = skipped / causal_tiles(q.shape[1], keys, plan.tiles)
     else:

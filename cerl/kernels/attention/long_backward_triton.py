@@ -1,8 +1,9 @@
 """Gradients of forgetting attention in Triton for sequences of any length, in three launches.
 
 A kernel by queries makes dq and leaves three numbers of each row for the next one; a kernel by keys
-makes dk and dv and the column sums of dS; a scan makes the gradients of the gates from these. The
-first two both recompute the scores, so that no sum depends on the order of programs.
+makes dk and dv and the column sums of dS; a scan makes the gradients of the gates from these
+(`docs/attention.md`, "Gradients of the gates"). The first two both recompute the scores, so that no
+sum depends on the order of programs.
 """
 
 import torch

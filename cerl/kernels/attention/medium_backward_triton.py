@@ -1,8 +1,8 @@
 """Gradients of forgetting attention in Triton for 129 to 256 keys of 16 bits, in one launch.
 
-A program takes all keys of a head. It sums each row of dS before it sums columns, which corrects
-the rows for the rounding of o: the gates, whose gradients are differences of such sums, then lose
-nothing. Sums run in a fixed order.
+A program takes all keys of a head. It sums each row of dS before it sums columns, to correct the
+rows for the rounding of o (`docs/attention.md`, "Gradients of the gates"). Sums run in a fixed
+order.
 """
 
 import functools
