@@ -133,7 +133,7 @@ def study(
             error if pruned else None, error_fp32 if pruned else None,
             allowed if pruned else None, str(dtype).removeprefix("torch."),
             runs.device_name(device),
-        ]
+        ]  # fmt: skip
         rows.append(dict(zip(SCHEMA.names, values, strict=True)))
     return rows
 
