@@ -77,8 +77,8 @@ def _near_tiles(
 ):
     """Applies the running rule (`pruning.nearer_tiles`) to the key tiles from `whole` to `near`.
 
-    b_lse is the log-sum-exp of the rows over the keys from `near` on. Adds the tiles skipped to
-    p_count, and moves p_left of the rows behind them, for the backward pass.
+    b_lse is the log-sum-exp of the rows over the keys from `near` on. Adds the number of skipped
+    tiles to p_count, and moves p_left of the rows past those tiles, for the backward pass.
 
     Returns: where the tiles that are kept begin.
     """
@@ -133,7 +133,7 @@ def fall(
 def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
     """Scores in base 2 of pairs, which lack only the low part of the sum of row i; -inf if masked.
 
-    The caller adds that part to the maximum of the row, where it is one number instead of many.
+    The caller adds that part to the maximum or the log-sum-exp of the row, which is one number.
     Arguments in [i, j] or [j, i] broadcast form.
     """
     b_s = b_qk * scale - lo_j * LOG2E
@@ -142,7 +142,7 @@ def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
 
 @triton.jit
 def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED: tl.constexpr):
-    """One block of the running softmax in base 2, whose scores all lack the constant `frame`."""
+    """One block of the running softmax in base 2, whose scores lack `frame`: one number a row."""
     b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
     b_pivot = b_new
     if MASKED:
@@ -198,7 +198,7 @@ def _forward(
     i_pair, i_tile = place()
     if i_pair >= pairs:
         return
-    i_tile = tl.num_programs(1) - 1 - i_tile
+    i_tile = tl.num_programs(1) - 1 - i_tile  # tiles with the most keys start first
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
     i_kh = i_h // GROUPS
@@ -213,7 +213,7 @@ def _forward(
     follow(OVERLAP)
     edge = tl.load(p_left + i0) // PN * PN
     whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
-    calm = False
+    calm = False  # whether all rows see the first visited tile as a whole; the running rule asks
     if RUNNING:
         calm = tl.load(p_left + i1) <= edge
         near = tl.where(calm, tl.maximum(edge, i0 // PN * PN - PN), near)
@@ -287,6 +287,7 @@ def _forward(
 
 
 def choose(role: str, q: Tensor) -> Launch:
+    """The table's launch for the width and type of q; heads below 64 wide take that of 64."""
     return CONFIGS[role, max(64, block_size(q.shape[-1])), q.element_size()]
 
 

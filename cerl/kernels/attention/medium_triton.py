@@ -49,8 +49,8 @@ def _first_tiles(
 ):
     """How many tiles of PN keys each tile of PM queries skips: [BT // PM], the tile it begins at.
 
-    A tile of keys that ends before the queries do begin is skipped if the first query does not see
-    its last key, or over a decay below the threshold: the static rule of `pruning.visited`.
+    A tile of keys that ends before the first query of a tile of queries is skipped if that query
+    does not see its last key, or sees it over a decay below the threshold (`pruning.visited`).
     """
     tile = tl.arange(0, BT // PM)
     i0 = offset + tile * PM
@@ -101,7 +101,7 @@ def edge_block(step, first, end, edges):
 def pair_scores(b_qk, scale, hi_i, hi_j, lo_j):
     """Scores in base 2 of pairs, which lack only the low part of the sum of row i.
 
-    The caller adds that part to the maximum of the row, where it is one number instead of many.
+    The caller adds that part to the maximum or the log-sum-exp of the row, which is one number.
     Arguments in [i, j] or [j, i] broadcast form; lo_j in base 2.
     """
     return (b_qk * scale - lo_j) + (hi_i - hi_j) * LOG2E

@@ -47,7 +47,7 @@ def load_rows(
 
 @triton.jit
 def vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
-    """BT numbers of row i_row of a [rows, length] matrix."""
+    """BT numbers of row i_row of a [rows, length] matrix, from `begin` on."""
     if TMA:
         return p.load([i_row.to(tl.int32), begin]).reshape([BT])
     else:
@@ -70,9 +70,11 @@ def strides(*tensors: Tensor) -> list[int]:
 
 
 def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
-    """Whether the copy engine can load blocks of these, and what to hand to the kernel.
+    """Whether the copy engine can load blocks of `rows` rows, and what to hand to the kernel.
 
-    It takes 16-bit tensors whose heads lie side by side and fill their padded width.
+    The engine takes 16-bit tensors whose heads lie side by side and fill their padded width.
+
+    Returns: whether it can, for all tensors or none; descriptors for `load_rows`, or the tensors.
     """
     for x in tensors:
         width = x.shape[3]

@@ -66,6 +66,7 @@ def sum_pointers(p_decay, i_pair, pairs, length):
 
 @triton.jit
 def load_decay(p_high, p_low, t):
+    """High and low part of the decayed sums at t."""
     return tl.load(p_high + t), tl.load(p_low + t)
 
 
@@ -150,11 +151,11 @@ def _prepare(
     BR: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Decayed sums of one head in two floats, their fall (base 2) to the end of each BLOCK of
-    positions, and the first key that each position sees; BR runs of BS positions at a time.
+    """Stores the sums, falls and first keys of one head, and counts the tiles not visited.
 
-    A tile of PN queries visits the key tiles from the first key of its first row on, which
-    therefore stands after those that are pruned. Counts the tiles that are not visited.
+    A turn of the loop takes BR runs of BS positions. The fall of a position is the decay, in base
+    2, from there to the last position of its BLOCK. A tile of PN queries visits the key tiles from
+    the first key of its first row on; that key is moved past the tiles that are pruned.
     """
     follow(OVERLAP)
     i_pair = tl.program_id(0).to(tl.int64)
@@ -326,9 +327,9 @@ def _gates(
 
 
 class Scan(NamedTuple):
-    """Runs that a program scans at a time, and their positions."""
+    """How many positions a program scans at a time: steps times runs."""
 
-    steps: int
+    steps: int  # positions of a run, which one thread adds up
     runs: int
 
 
