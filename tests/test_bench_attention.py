@@ -24,7 +24,8 @@ from cerl.bench.clock import Spent, compiled, stopwatch
 from cerl.bench.table import Output, Table
 from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention import step as attention_step
-from cerl.kernels.attention.plan import Tiles, tiles, visited
+from cerl.kernels.attention.plan import Tiles, make_plan
+from cerl.kernels.attention.pruning import visited
 from cerl.record import results
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def test_gates_prune_the_pairs_that_their_names_say(gate, share, width):
     assert float(below) == pytest.approx(share, abs=0.01)
     assert attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(share, abs=0.01)
     # A tile goes only when its last pair may: fewer of them, by about one tile a row.
-    block = tiles(1024, 1024, width, torch.bfloat16)
+    block = make_plan(1024, width, torch.bfloat16).tiles
     skipped = attention.skipped_share(log_f, block, limit)
     slack = (block.rows + block.columns) / 1024 * 1.5
     assert share - slack <= skipped <= share + 1e-9
@@ -219,7 +220,7 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
     log_f = attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
     limit = attention.threshold(Shape(2, 256, 2, 16))
     wanted = []
-    for block in (tiles(256, 256, 16, torch.bfloat16), Tiles(32, 16)):
+    for block in (make_plan(256, 16, torch.bfloat16).tiles, Tiles(32, 16)):
         kept = visited(log_f, queries=256, tiles=block, threshold=limit).sum()
         causal = sum(
             -(-min(row + block.rows, 256) // block.columns) for row in range(0, 256, block.rows)
@@ -424,7 +425,7 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     assert on["forward"] == on["both"] == 2.0
     log_f = pruning.gates(Shape(1, 512, 2, 16), 0.3, CPU)
     assert float(log_f.mean()) == pytest.approx(-0.3, rel=0.05)
-    block = tiles(512, 512, 16, torch.bfloat16)
+    block = make_plan(512, 16, torch.bfloat16).tiles
     assert on["skipped"] == pytest.approx(attention.skipped_share(log_f, block, on["threshold"]))
     assert on["skipped"] > 0.4
     assert measured[3]["skipped"] == measured[3]["error"] == 0.0
@@ -445,8 +446,8 @@ def test_the_error_is_that_of_the_pruned_output():
     q, k, v, _ = attention.inputs(Shape(1, 512, 1, 16), device=CPU, dtype=torch.float32)
     log_f = torch.full((1, 512, 1), -0.01)
     weights = (q[0, :, 0] @ k[0, :, 0].T / 4 + (log_f.cumsum(1)[0] - log_f.cumsum(1)[0].T)).exp()
-    kept = visited(log_f, queries=512, tiles=tiles(512, 512, 16, q.dtype), threshold=-1.0)[0, 0]
-    size = tiles(512, 512, 16, q.dtype)
+    size = make_plan(512, 16, q.dtype).tiles
+    kept = visited(log_f, queries=512, tiles=size, threshold=-1.0)[0, 0]
     kept = kept.repeat_interleave(size.rows, 0).repeat_interleave(size.columns, 1)[:512, :512]
     whole, pruned = (
         w / w.sum(1, keepdim=True) @ v[0, :, 0] for w in (weights.tril(), weights.tril() * kept)

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention.plan import Tiles, visited
+from cerl.kernels.attention.plan import Tiles
+from cerl.kernels.attention.pruning import visited
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
 LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop

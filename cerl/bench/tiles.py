@@ -60,7 +60,7 @@ def attention_tiles(
         shape: B,T,H,D of a sequence, or step:B,R,H,D
         case: a gate (none, mild, s70, s90), with +acp if pruned
         module: of cerl.kernels: attention.long_triton, attention.short_triton,
-            attention.medium_triton, attention.step_triton
+            attention.medium_triton, attention.medium_backward_triton, attention.step_triton
         configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
             list of lists; a grid if not given. Of several keys with + as they are
         repeats: timings of each number, of which the median is taken
