@@ -32,8 +32,9 @@ import pyarrow.parquet as pq
 import torch
 
 import cerl
-from cerl import checkpoint
-from cerl.config import load, new_folder
+from cerl.config import load
+from cerl.record import checkpoint
+from cerl.record.folder import new_folder
 from cerl.train import Loop
 from cerl.wiring import assemble
 
