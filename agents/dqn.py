@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, LossConfig
-from cerl.data import Carry, EnvSpec, Previous, Window
+from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_values
 from cerl.kernels.runtime.streams import parallel
@@ -39,6 +39,7 @@ class QNet(nn.Module):
         self, config: Config, spec: EnvSpec, *, seeds: int, heads: int, atoms: int
     ) -> None:
         super().__init__()
+        self.config, self.spec, self.seeds = config, spec, seeds
         net, ensemble = config.net, config.ensemble
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
         self.feature_norm = net.feature_norm
@@ -113,6 +114,23 @@ class QNet(nn.Module):
         else:
             q = self.final(self._normed(features), heads)
         return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
+
+    def carry(self, *, envs: int, evaluating: bool) -> Carry:
+        """An empty carry, on the network's device."""
+        sizes = {"seeds": self.seeds, "envs": envs, "evaluating": evaluating}
+        return carries.new(self.config, self, self.spec, **sizes)
+
+    def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
+        """Features of one new observation for every acting trunk; the carry moves on in place."""
+        obs, start, previous, member = seen
+        rest = {"previous": previous, "evaluating": evaluating}
+        return carries.step(self.config, self, obs, start, carry, member, **rest)
+
+    def refill(
+        self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
+    ) -> None:
+        """Recomputes a carry in place from the last rows that were acted on."""
+        carries.refill(self.config, self, window, carry, member, evaluating=evaluating)
 
     def trunks(self, evaluating: bool) -> list[Trunk]:
         """Those that act; none without memory."""
@@ -196,13 +214,10 @@ class DQN:
     def act(
         self,
         net: QNet,
-        obs: Tensor,
-        start: Tensor,
+        seen: ActInput,
         carry: Carry,
-        member: Tensor,
         *,
         noise: Noise,
-        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Epsilon-greedy actions of the members on duty; first-index ties.
@@ -211,17 +226,9 @@ class DQN:
                  the k-th of `evaluating` ("vote": the most voted greedy action, ties broken
                  uniformly; "mean": the greedy action of the mean Q); None while training.
         """
-        (x,) = carries.step(
-            self.config,
-            net,
-            obs,
-            start,
-            carry,
-            member,
-            previous=previous,
-            evaluating=evaluating is not None,
-        )
-        envs, members = obs.shape[1], self.config.ensemble.members
+        (x,) = net.step(seen, carry, evaluating=evaluating is not None)
+        start, member = seen.start, seen.member
+        envs, members = start.shape[1], self.config.ensemble.members
         zero = torch.zeros_like(start, dtype=torch.float32)
         entropy = zero
         if evaluating is None and 3 * envs < members and len(net.convs) > 0:
@@ -241,19 +248,10 @@ class DQN:
         return Decision(action, value, bonus=zero, diversity=entropy)
 
     @torch.no_grad()
-    def judge(
-        self,
-        net: QNet,
-        obs: Tensor,
-        start: Tensor,
-        previous: Previous,
-        carry: Carry,
-        member: Tensor,
-    ) -> Tensor:
+    def judge(self, net: QNet, seen: ActInput, carry: Carry) -> Tensor:
         """Values of all actions for the members on duty, [S, E, A]."""
-        (x,) = carries.step(
-            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
-        )
+        (x,) = net.step(seen, carry, evaluating=False)
+        member = seen.member
         q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
         return q.gather(1, member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
 

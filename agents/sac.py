@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.config import Config, NetConfig
-from cerl.data import Carry, EnvSpec, Previous, Window
+from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.kernels import sac
@@ -142,6 +142,7 @@ class SACNet(nn.Module):
 
     def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int) -> None:
         super().__init__()
+        self.config, self.spec, self.seeds = config, spec, seeds
         net, members = config.net, config.ensemble.members
         frames = net.encoder == "frames"
         self.encoder = Encoder(net, spec) if frames else Tokens(config, spec)
@@ -164,6 +165,23 @@ class SACNet(nn.Module):
         """Features of a part at the wanted rows, [S, M or N, rows, D]."""
         (x,) = read(self.encoder, part.trunk, inputs)
         return see(part.convs, x)
+
+    def carry(self, *, envs: int, evaluating: bool) -> Carry:
+        """An empty carry, on the network's device."""
+        sizes = {"seeds": self.seeds, "envs": envs, "evaluating": evaluating}
+        return carries.new(self.config, self, self.spec, **sizes)
+
+    def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
+        """Features of one new observation for every acting trunk; the carry moves on in place."""
+        obs, start, previous, member = seen
+        rest = {"previous": previous, "evaluating": evaluating}
+        return carries.step(self.config, self, obs, start, carry, member, **rest)
+
+    def refill(
+        self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
+    ) -> None:
+        """Recomputes a carry in place from the last rows that were acted on."""
+        carries.refill(self.config, self, window, carry, member, evaluating=evaluating)
 
     def trunks(self, evaluating: bool) -> list[Trunk]:
         """Those that act, the policies' and while training the critics'; none without memory."""
@@ -261,13 +279,10 @@ class SAC:
     def act(
         self,
         net: SACNet,
-        obs: Tensor,
-        start: Tensor,
+        seen: ActInput,
         carry: Carry,
-        member: Tensor,
         *,
         noise: Noise,
-        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Samples of the policies on duty; the aggregate `mean` is the mean of all members'.
@@ -275,16 +290,8 @@ class SAC:
         Diversity is the variance across members of an action component, each member's action a mean
         of K samples: unbiased, 0 for a single member.
         """
-        x, *others = carries.step(
-            self.config,
-            net,
-            obs,
-            start,
-            carry,
-            member,
-            previous=previous,
-            evaluating=evaluating is not None,
-        )
+        x, *others = net.step(seen, carry, evaluating=evaluating is not None)
+        start, member = seen.start, seen.member
         mean, log_std = net.actor(see(net.actor.convs, x))
         mean, log_std = mean.transpose(1, 2), log_std.transpose(1, 2)  # [S, E, N, A]
         members = mean.shape[2]
@@ -293,8 +300,8 @@ class SAC:
         if evaluating is None:
             taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
             action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
-            seen = see(net.critic.convs, others[0] if others else x)
-            value = self._value(net.critic(seen, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
+            viewed = see(net.critic.convs, others[0] if others else x)
+            value = self._value(net.critic(viewed, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
             counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
@@ -309,24 +316,15 @@ class SAC:
         return Decision(action, zero, zero, diversity=spread)
 
     @torch.no_grad()
-    def judge(
-        self,
-        net: SACNet,
-        obs: Tensor,
-        start: Tensor,
-        previous: Previous,
-        carry: Carry,
-        member: Tensor,
-    ) -> Tensor:
+    def judge(self, net: SACNet, seen: ActInput, carry: Carry) -> Tensor:
         """Value of the policy's mode for the members on duty, [S, E, 1]."""
-        x, *others = carries.step(
-            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
-        )
-        seen = see(net.critic.convs, others[0] if others else x)
+        x, *others = net.step(seen, carry, evaluating=False)
+        member = seen.member
+        viewed = see(net.critic.convs, others[0] if others else x)
         mine = member.unsqueeze(1)
         mean, _ = net.actor(see(net.actor.convs, x))
         mode = torch.tanh(mean).transpose(1, 2)  # [S, E, N, A]
-        q = net.critic(seen, _of(mode, member).unsqueeze(1), 1)[..., 0]  # [S, N, C, E]
+        q = net.critic(viewed, _of(mode, member).unsqueeze(1), 1)[..., 0]  # [S, N, C, E]
         return self._value(q).gather(1, mine).transpose(1, 2)
 
     def next_values(

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from cerl.config import OptimConfig
-from cerl.data import Carry, Previous, Window
+from cerl.data import ActInput, Carry, Window
 from cerl.explore import Noise
+from cerl.heads import HeadTable
 
 Metrics = dict[str, Tensor]  # {name: [S, N]}, detached
 
@@ -53,6 +54,11 @@ class Agent(Protocol):
     """
 
     @property
+    def table(self) -> HeadTable:
+        """What every value head regresses to."""
+        ...
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names that the stages' losses give together."""
         ...
@@ -76,26 +82,20 @@ class Agent(Protocol):
     def act(
         self,
         net: Any,
-        obs: Tensor,
-        start: Tensor,
+        seen: ActInput,
         carry: Carry,
-        member: Tensor,
         *,
         noise: Noise,
-        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
         """Actions of the members on duty.
 
-        Args:    obs [S, E, *observation]; start [S, E] bool; carry, brought up to date in place;
-                 member [S, E] in [0, N), or N + k for the k-th aggregate of `evaluating` (None
-                 while training); previous, which networks without memory do without.
+        Args: carry, moves on in place; evaluating, names of the aggregates that may act (None
+              while training).
         """
         ...
 
-    def judge(
-        self, net: Any, obs: Tensor, start: Tensor, previous: Previous, carry: Carry, member: Tensor
-    ) -> Tensor:
+    def judge(self, net: Any, seen: ActInput, carry: Carry) -> Tensor:
         """Values [S, E, K] that the members on duty expect in the next row; moves the carry on."""
         ...
 

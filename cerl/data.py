@@ -59,6 +59,17 @@ class Previous(NamedTuple):
     reward: Tensor  # [S, E] float32, as replay stores it
 
 
+class ActInput(NamedTuple):
+    """What acting sees of one moment."""
+
+    obs: Tensor  # [S, E, *observation]
+    start: Tensor  # [S, E] bool, the row begins an episode
+    previous: Previous  # action and reward that led here, as replay stores them
+    member: (
+        Tensor  # [S, E] int64 who acts: [0, N), or N + k for the k-th aggregate of an evaluation
+    )
+
+
 class Row(NamedTuple):
     """One time index of every seed and environment, as replay stores it."""
 

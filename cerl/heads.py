@@ -22,6 +22,7 @@ class HeadTable(NamedTuple):
     value: Tensor  # [N, J] int64, index of the head that values it
     crossed: bool  # some head values the action of a member that it does not belong to
     gamma: Tensor  # [J] float32
+    own_gamma: float  # discount of head 0, by which a member acts
 
 
 def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device | str) -> HeadTable:
@@ -57,6 +58,7 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
         value=value.contiguous(),
         crossed=members > 1 and kind in ("own_target", "single_actor"),
         gamma=discount.to(torch.float32),
+        own_gamma=gamma,
     )
 
 
