@@ -10,7 +10,6 @@ from cerl.agent import Agent
 from cerl.collect import Collector
 from cerl.data import Window
 from cerl.learn import Learner
-from cerl.nets import carry as memory
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
 RANK_ROWS = 1024  # at most, behind a feature rank
@@ -80,14 +79,12 @@ def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
     Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
              a value over the environments inside an episode; NaN without any.
     """
-    last, start = collector.last, collector.start
-    carry = tuple(tensor.clone() for tensor in collector.carry)
-    now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
-    live = agent.judge(*now)
-    window = collector.replay.last(collector.rows)
-    memory.refill(collector.config, collector.net, window, carry, collector.member)
-    error = (agent.judge(*now) - live).abs()  # [S, E, K]
-    inside = ~start.unsqueeze(-1).expand_as(error)
+    player = collector.player
+    seen, carry = player.seen(), tuple(tensor.clone() for tensor in player.carry)
+    live = agent.judge(player.net, seen, carry)
+    player.net.refill(collector.replay.last(collector.recent_rows()), carry, player.member)
+    error = (agent.judge(player.net, seen, carry) - live).abs()  # [S, E, K]
+    inside = ~player.start.unsqueeze(-1).expand_as(error)
     count = inside.sum((1, 2))
     mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
     largest = torch.where(inside, error, -torch.inf).amax((1, 2))

@@ -326,7 +326,7 @@ class Loop:
         """Saves what an error leaves whole, before the error ends the run."""
         if isinstance(error, CheckpointError):
             return
-        if self.parts.collector.lost:  # the step counts, as one that lost its simulators
+        if self.parts.collector.player.lost:  # the step counts, as one that lost its simulators
             self._counted()
         elif not self.whole:
             self.logger.note(

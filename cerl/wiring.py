@@ -135,4 +135,4 @@ def assemble(config: Config) -> Parts:
 def close(parts: Parts) -> None:
     """Frees the simulators."""
     parts.env.close()
-    parts.evaluator.env.close()
+    parts.evaluator.player.env.close()

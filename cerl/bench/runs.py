@@ -340,7 +340,7 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     parts = wiring.assemble(config)
     collector, learner, place = parts.collector, parts.learner, parts.device
     fill_randomly(parts.replay, parts.env.spec, config.ensemble.members)
-    action = torch.zeros_like(collector.action)
+    action = torch.zeros_like(collector.player.action)
     update = captured(learner.update, place)
     every, envs = config.schedule.update_every, parts.env.spec.envs
     steps = 0
@@ -357,11 +357,12 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     def env_step() -> None:
         parts.env.step(action)
 
+    halves = collector.player.halves
     resident = parts.env.spec.resident  # elsewhere the collector has captured its parts itself
     pieces: dict[str, Callable[[], None]] = {
-        "act": captured(collector.decide, place) if resident else collector.decide,
+        "act": captured(halves.decide, place) if resident else halves.decide,
         "env": captured(env_step, place) if resident else env_step,
-        "insert and count": captured(collector.record, place) if resident else collector.record,
+        "insert and count": captured(halves.record, place) if resident else halves.record,
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,

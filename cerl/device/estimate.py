@@ -236,7 +236,6 @@ def _wired(
         learner = Learner(config, mind, net, replay, keys=keys)
         ledger.account = "acting"
         collector = Collector(config, env, mind, net, replay, keys=keys)
-        collector.sent = None  # actions stay where they are
         collector.step()
         ledger.account = "batches"
         if fused:
@@ -247,7 +246,7 @@ def _wired(
     ledger.account = "evaluation"
     own = evaluation_keys(config.seeds, META)
     evaluator = Evaluator(config, stage, mind, net, keys=own)
-    evaluator.advance()
+    evaluator.player.step()
     return [*held, evaluator]
 
 
