@@ -43,7 +43,7 @@ def test_what_a_run_keeps_is_what_its_parts_hold(name):
     moments += parts.learner.target.parameters()
     kept = sum(moment.nbytes for moment in moments)
     assert 0 <= found["optimiser"] - kept < 10_000
-    carried = sum(part.nbytes for part in parts.collector.carry)
+    carried = sum(part.nbytes for part in parts.collector.player.carry)
     assert 0 <= found["acting"] - carried < 0.2 * carried + 20_000
     wiring.close(parts)
 
@@ -205,7 +205,7 @@ def test_a_gpu_takes_about_as_much_as_was_told(name):
         parts.collector.step()
     for _ in range(3):
         parts.learner.update()
-    parts.evaluator.advance()
+    parts.evaluator.player.step()
     torch.cuda.synchronize(device)
     taken = torch.cuda.max_memory_allocated(device) - before
     assert 0.4 * told[f"cuda:{torch.cuda.current_device()}"] < taken

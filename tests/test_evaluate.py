@@ -51,8 +51,8 @@ def played(ours, number):
 
 def actions_of(ours):
     """[S, E] of every step of its environments."""
-    assert isinstance(ours.env, Scripted)
-    return ours.env.taken
+    assert isinstance(ours.player.env, Scripted)
+    return ours.player.env.taken
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -97,7 +97,7 @@ def test_policies_by_hand():
     assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
     assert results["mean"].returns.tolist() == [[[0, 0]]] * 2
     # a strong preference moves the mean, not the vote
-    ours.net.final.bias.data[:, 3, 0, 1] = 50.0
+    ours.player.net.final.bias.data[:, 3, 0, 1] = 50.0
     results = played(ours, 0)
     assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
     assert results["mean"].returns.tolist() == [[[5, 5]]] * 2

@@ -222,7 +222,7 @@ def frames_run(device, steps):
 
 def test_stack_that_acts_equals_the_stack_that_learns_on_host_environments():
     collector = frames_run("cpu", 40)
-    net, replay = collector.net, collector.replay
+    net, replay = collector.player.net, collector.replay
     time = torch.tensor([[[30, 31, 32, 33]]]).view(1, 1, 1, 4)  # one window of context + 1 rows
     for env in range(4):
         obs, real = replay.obs[:, time, env][:, 0], replay.real[:, time, env][:, 0]
@@ -240,7 +240,7 @@ def test_gpu_collects_from_host_environments_what_the_cpu_does():
     gpu, cpu = frames_run("cuda", 40), frames_run("cpu", 40)
     for name in Row._fields:
         assert torch.equal(getattr(gpu.replay, name).cpu(), getattr(cpu.replay, name)), name
-    assert torch.equal(gpu.carry[0].cpu(), cpu.carry[0])
+    assert torch.equal(gpu.player.carry[0].cpu(), cpu.player.carry[0])
     assert torch.equal(gpu.finished[..., :3].cpu(), cpu.finished[..., :3])
 
 
@@ -257,13 +257,14 @@ def test_updates_beside_host_environments_equal_those_that_wait():
                 update()
 
         ours.step(learn)
-        theirs.decide()
+        theirs.player.halves.decide()
         torch.cuda.synchronize()
         for _ in due:
             alone.update()
         torch.cuda.synchronize()
-        theirs.next.copy_(theirs.env.step(theirs.action.cpu()))
-        theirs.record()
+        player = theirs.player
+        player.next.copy_(player.env.step(player.action.cpu()))
+        theirs.player.halves.record()
         torch.cuda.synchronize()
     for name in Row._fields:
         assert torch.equal(getattr(ours.replay, name), getattr(theirs.replay, name)), name

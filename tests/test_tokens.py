@@ -528,9 +528,9 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
         stale = staleness(agent, collector)
         assert (stale["cache_error"] > 1e-4).all()
         assert (stale["cache_error_largest"] >= stale["cache_error"]).all()
-        places = [part.data_ptr() for part in collector.carry]
+        places = [part.data_ptr() for part in collector.player.carry]
         collector.refresh()
-        assert [part.data_ptr() for part in collector.carry] == places
+        assert [part.data_ptr() for part in collector.player.carry] == places
         assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
 
 
@@ -544,11 +544,11 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
         "replay": {"capacity": 300, "start": 100},
     }
     _, _, collector = collector_of(load("catch/ddqn", options))
-    agent, net = built(collector.config, collector.env.spec)
-    collector.net.load_state_dict(net.state_dict())
+    agent, net = built(collector.config, collector.player.env.spec)
+    collector.player.net.load_state_dict(net.state_dict())
     for _ in range(25):
         collector.step()
-    assert not collector.start.any()
+    assert not collector.player.start.any()
     assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
 
 
@@ -559,7 +559,7 @@ def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
     _, net, collector = collector_of(cfg)
     for evaluating, streams in ((False, 1), (True, 3)):
         sizes = {"seeds": len(cfg.seeds), "envs": cfg.env.envs, "evaluating": evaluating}
-        held = carry.new(cfg, net, collector.env.spec, **sizes)
+        held = carry.new(cfg, net, collector.player.env.spec, **sizes)
         assert held and all(len(part) == len(cfg.seeds) * streams * cfg.env.envs for part in held)
 
 
@@ -798,7 +798,9 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
     (eager, walk), (graph, jump) = runs
     update = captured(graph.update, device)
     for k in range(120):
-        walk._whole()
+        walk.player.halves.decide()
+        walk.player.next.copy_(walk.player.env.step(walk.player.action))
+        walk.player.halves.record()
         jump.step()
         if k >= 60 and k % 4 == 0:
             eager.update()
@@ -808,6 +810,6 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
             jump.refresh()
     for mine, theirs in zip(eager.leaves, graph.leaves, strict=True):
         assert torch.equal(mine, theirs) and mine.isfinite().all()
-    for mine, theirs in zip(walk.carry, jump.carry, strict=True):
+    for mine, theirs in zip(walk.player.carry, jump.player.carry, strict=True):
         assert torch.equal(mine, theirs)
     assert int(eager.updates) == int(graph.updates) == 15
