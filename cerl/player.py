@@ -174,9 +174,7 @@ class Player:
 
     def seen(self) -> ActInput:
         """What the members on duty see now."""
-        previous = Previous(self.action, self.clipped(self.last.reward))
-        if self.evaluating is None:
-            previous = previous._replace(action=self.stored())
+        previous = Previous(self.stored(), self.clipped(self.last.reward))
         return ActInput(self.last.obs, self.start, previous, self.member)
 
     def stored(self) -> Tensor:
