@@ -379,9 +379,9 @@ def _eval(arguments: list[str]) -> None:
     trusted, options = _flag(arguments[1:], "--trust")
     run = load_file(folder / FILE)
     asked = _eval_options(run, options, prog=f"cerl eval {folder}")
-    from cerl import train
+    from cerl.evaluate_run import evaluate_run
 
-    _print_results(train.evaluate(folder, trusted=trusted, **asked))
+    _print_results(evaluate_run(folder, trusted=trusted, **asked))
 
 
 def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[str, Any]:

@@ -49,12 +49,24 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
     return torch.stack([d.expand(-1, members) for d in dormant]).sum(0) / units
 
 
+def measurements(agent: Agent, learner: Learner, collector: Collector) -> dict[str, Tensor]:
+    """Training metrics and diagnostics, {name: [S, N] or [S]}, on the device where they are."""
+    # Counted before the diagnostics, which sample a batch themselves.
+    metrics = {**learner.metrics, "misses": learner.replay.misses.clone()}
+    if int(learner.updates) > 0:
+        metrics |= diagnose(agent, learner)
+        if learner.config.net.encoder != "frames":
+            metrics |= staleness(agent, collector)
+    return metrics
+
+
 @torch.no_grad()
 def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
-    """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
+    """Diagnostics of the current batch. Returns: {name: [S, N]}."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        # Of a stored state nothing is left: it is one member's, and all look at this batch.
+        # All members look at the first one's batch. A stored state is of the member that acted, so
+        # it is left out.
         window = Window(*(field[:, :1] for field in window))
         window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
@@ -62,12 +74,12 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
         features = outputs[-1].flatten(3)  # [S, N or 1, rows, D]
-        # Windows of many learnt rows: some of each are enough, decompositions are slow.
+        # Some of the rows are enough where windows have many: decompositions are slow.
         every = -(-features.shape[2] // RANK_ROWS)
         result["feature_rank"] = feature_rank(features[:, :, ::every])
         result["dormant_share"] = dormant_share(outputs)
     result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
-    return {name: value.expand(shape).float().cpu() for name, value in result.items()}
+    return {name: value.expand(shape).float() for name, value in result.items()}
 
 
 @torch.no_grad()
@@ -76,7 +88,7 @@ def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
 
     What acting remembers comes from older parameters. The other values come from the last
     layers x `sequence.cache` rows of replay, so with recurrent units longer episodes differ too.
-    Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
+    Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of
              a value over the environments inside an episode; NaN without any.
     """
     player = collector.player
@@ -89,4 +101,4 @@ def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
     mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
     largest = torch.where(inside, error, -torch.inf).amax((1, 2))
     largest = torch.where(count > 0, largest, torch.nan)
-    return {"cache_error": mean.cpu(), "cache_error_largest": largest.cpu()}
+    return {"cache_error": mean, "cache_error_largest": largest}

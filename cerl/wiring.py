@@ -1,6 +1,7 @@
 """The parts of a run, and how they are put together: the only place that knows them all."""
 
-import os
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from cerl.agents.sac import SAC
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
+from cerl.device.estimate import estimate, explaining
+from cerl.device.pick import prepare
+from cerl.device.reservation import Reservation, reserved
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
 from cerl.learn import Learner
 from cerl.replay import Replay
-
-THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
 
 
 class Parts(NamedTuple):
@@ -33,47 +35,6 @@ class Parts(NamedTuple):
     watch: Watch
     collector: Collector
     evaluator: Evaluator
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a config, made the current one where it has a number (kernels launch there).
-
-    Raises: ValueError if it does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise ValueError(
-            f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu"
-        )
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device.
-
-    Raises: ValueError for a device or a number of threads that this machine does not have.
-    """
-    device = pick_device(config.device)
-    cores = os.cpu_count() or 1
-    most = max(THREADS_A_CORE * cores, FEW_THREADS)
-    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
-        if threads > most:
-            raise ValueError(
-                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
-                f"{threads}; 0 is one for each core"
-            )
-    torch.set_num_threads(config.threads or cores)
-    return device
 
 
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
@@ -107,6 +68,14 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
         device=device,
         longest=config.eval.time_limit,
     )
+
+
+@contextlib.contextmanager
+def reserved_for(config: Config) -> Iterator[Reservation]:
+    """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
+    needs = estimate(config, device=prepare(config), agent=make_agent)
+    with reserved(needs) as reservation, explaining(needs):
+        yield reservation
 
 
 def assemble(config: Config) -> Parts:

@@ -17,6 +17,7 @@ from cerl.device.estimate import (
     explaining,
     refusal,
 )
+from cerl.device.pick import prepare
 
 CPU = torch.device("cpu")
 SMALL = {"replay.capacity": 2_000, "replay.start": 1_000}
@@ -194,7 +195,7 @@ def test_an_allocators_words_are_never_shown():
 @pytest.mark.parametrize("name", ["minatar/cerl", "memory/fox-tandem", "point_mass/cerl"])
 def test_a_gpu_takes_about_as_much_as_was_told(name):
     config = load(name, {"replay.batch": 128, "replay.start": 1_000, "device": "cuda"})
-    device = wiring.prepare(config)
+    device = prepare(config)
     told = estimate(config, device=device, agent=wiring.make_agent).total()
     gc.collect()  # what earlier tests left in circles must not be freed in between
     torch.cuda.empty_cache()

@@ -13,10 +13,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from cerl import draw, wiring
+from cerl import draw
 from cerl.bench import runs
 from cerl.config import Config, load
 from cerl.data import EnvSpec
+from cerl.device.pick import prepare
 from cerl.envs import make
 from cerl.learn import Learner
 from cerl.record import checkpoint as checkpoints
@@ -58,7 +59,7 @@ def checkpoint(
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
-    place = wiring.prepare(config)
+    place = prepare(config)
     learner = runs.filled_learner(config, _spec(config, place), place)
     rows: runs.Rows = []
     for what in content:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cerl import draw, wiring
 from cerl.config import Config, MinAtarEnv, load
 from cerl.data import EnvSpec, Row
+from cerl.device.pick import pick
 from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
@@ -140,7 +141,7 @@ def update(
         profile: print the kernels that take the time (CUDA)
         out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
+    place = pick(device)
     rows: Rows = []
     for preset in presets:
         changes = {
@@ -228,7 +229,7 @@ def env(
         calls: steps per timing
         out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
+    place = pick(device)
     rows: Rows = []
     for game in games:
         for count in counts:
@@ -274,7 +275,7 @@ def replay(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
+    place = pick(device)
     spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
     before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
     ring = Replay(spec, keys=draw.seed_keys((0,), device=place), capacity=capacity, device=place)
@@ -332,7 +333,7 @@ def train(
                 "eval": {"episodes": 1},
             }
             rows += _train_rows(load(preset, changes), preset, calls=calls, profile=profile)
-    show(f"Training on {device_name(wiring.pick_device(device))}", rows, out)
+    show(f"Training on {device_name(pick(device))}", rows, out)
     return rows
 
 

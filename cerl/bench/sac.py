@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl import wiring
 from cerl.bench import runs
 from cerl.bench.attention import needed_device
 from cerl.bench.clock import Report, Rows, compiled, stopwatch
 from cerl.config import load
 from cerl.data import EnvSpec
+from cerl.device.pick import pick
 from cerl.device.precision import precision as products
 from cerl.graph import captured
 from cerl.kernels.mlp import WIDEST
@@ -55,7 +55,7 @@ def sac(
         calls: updates per timing
         out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
+    place = pick(device)
     with Report(f"{preset} update on {runs.device_name(place)}", out) as report:
         for size in sizes:
             seeds, members, observation, actions = _numbers(size)

@@ -18,6 +18,7 @@ from cerl.bench import runs
 from cerl.bench.runs import Rows, device_name, microseconds, show
 from cerl.config import Config, load
 from cerl.data import EnvSpec, Previous
+from cerl.device.pick import pick
 from cerl.graph import captured
 from cerl.kernels.attention import forgetting_attention
 from cerl.learn import Learner
@@ -69,7 +70,7 @@ def memory_update(
         profile: print the kernels that take the time (CUDA)
         out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
+    place, rows = pick(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for window, name in itertools.product(windows, nets):
         learner = _learner(name, place, window=window, members=members, batch=batch, **sizes)
@@ -131,7 +132,7 @@ def memory_acting(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
+    place, rows = pick(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for name, streams in itertools.product(nets, ("duty", "all")):
         learner = _learner(name, place, window=length + 3, members=members, batch=1, **sizes)
@@ -193,7 +194,7 @@ def memory_length(
         calls: calls per timing
         out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
+    place, rows = pick(device), []
     sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
     for name, window in itertools.product(nets, lengths):
         for log_eps in (0.0, prune) if NETS[name][0] == "fox" else (0.0,):
