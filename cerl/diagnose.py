@@ -49,14 +49,14 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
     return torch.stack([d.expand(-1, members) for d in dormant]).sum(0) / units
 
 
-def measurements(agent: Agent, learner: Learner, collector: Collector) -> dict[str, Tensor]:
+def measurements(learner: Learner, collector: Collector) -> dict[str, Tensor]:
     """Training metrics and diagnostics, {name: [S, N] or [S]}, on the device where they are."""
     # Counted before the diagnostics, which sample a batch themselves.
     metrics = {**learner.metrics, "misses": learner.replay.misses.clone()}
     if int(learner.updates) > 0:
-        metrics |= diagnose(agent, learner)
+        metrics |= diagnose(learner.agent, learner)
         if learner.config.net.encoder != "frames":
-            metrics |= staleness(agent, collector)
+            metrics |= staleness(learner.agent, collector)
     return metrics
 
 

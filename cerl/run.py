@@ -76,7 +76,7 @@ class Run:
         return self.iteration >= self.schedule.last and self.recorded
 
     def count(self) -> None:
-        """Counts an iteration: target networks that are copies are renewed where that is due, and
+        """Ends an iteration: target networks that are copies are renewed where that is due, and
         what is due in the log is not there yet."""
         self.iteration += 1
         config, schedule, number = self.config, self.schedule, self.iteration
@@ -84,7 +84,7 @@ class Run:
             if schedule.passes(number, config.schedule.target_every):
                 self.sync()
         due = (schedule.due(number, every) for every in (config.log.every, config.eval.every))
-        self.recorded = not any(due)
+        self.recorded, self.whole = not any(due), True
 
     def learn(self, updates: range) -> None:
         """Makes the updates with these numbers."""

@@ -23,8 +23,7 @@ def train(config: Config) -> Path:
     """
     check_out(config.out)
     with reserved_for(config) as reservation:
-        parts = assemble(config)
-        folder = new_folder(config)
+        parts, folder = assemble(config), new_folder(config)
         with held(folder):
             record_versions(folder, parts.device)
             return carry_out(Run(config, parts, folder, reservation))
@@ -75,22 +74,21 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
     if not run.recorded:  # an earlier session was told to stop in the evaluation that is due here
         record(run, stopped)
     while run.iteration < schedule.last and not stopped():
-        # One agent step of every environment, and the updates that are due once it is done.
+        # Always: one agent step of every environment, and the updates that are then due.
         number, run.whole = run.iteration + 1, False
         collector.step(partial(run.learn, schedule.updates_in(number, since=run.filled)))
         if schedule.refreshes(number):
             collector.refresh()
         run.count()
-        run.whole = True
         # Now and then: metrics, episodes and scores.
         if not run.recorded:
             record(run, stopped)
-        if not run.recorded:  # told to stop: nothing of this iteration is in the log
+        if not run.recorded:  # told to stop, so nothing of this iteration is in the log
             return
-        # Now and then: a checkpoint. Rows of replay go to the disk all the time.
+        # Now and then: a checkpoint; rows of replay go to the disk all the time.
         run.saver.stream()
-        by_clock = run.saver.owed or run.saver.late(log.checkpoint_minutes)
-        if by_clock or schedule.due(run.iteration, log.checkpoint_every):
+        late = run.saver.late(log.checkpoint_minutes)
+        if late or schedule.due(number, log.checkpoint_every):
             run.save()
         run.logger.progress(run.steps, run.updates)
 
@@ -101,17 +99,14 @@ def record(run: Run, stopped: Callable[[], bool]) -> None:
     Told to stop, the evaluation is given up, and made on resuming.
     """
     config, parts, logger, number = run.config, run.parts, run.logger, run.iteration
-    metrics = (
-        measurements(parts.agent, parts.learner, parts.collector)
-        if run.schedule.due(number, config.log.every)
-        else {}
-    )
+    metrics, scores = {}, None
+    if run.schedule.due(number, config.log.every):
+        metrics = measurements(parts.learner, parts.collector)
     if run.reservation is not None and parts.device.type == "cuda":
         run.reservation.write()  # graphs have taken memory since, which nobody else can tell
     if found := parts.watch.look(run.steps, metrics):
         logger.note("\n".join(found))
         run.capture_updates()
-    scores = None
     if run.schedule.due(number, config.eval.every):
         scores = parts.evaluator.run(number, stopped=stopped)
         if scores is None:

@@ -142,7 +142,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
 ):
     config = load(name, {**options, "device": "cpu"})
     limit = free.Limit(20 * 10**9, free.MACHINE)
-    monkeypatch.setattr(free, "limits", lambda device, root: [limit])
+    monkeypatch.setattr(free, "free_bytes", lambda device, root: [limit])
     monkeypatch.setattr(wiring, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
         train.train(config)

@@ -13,7 +13,7 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.config import Config, EnsembleConfig, EvalConfig, LossConfig, NetConfig, PointMassEnv
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
-from cerl.record.log import over_episodes
+from cerl.record.record import over_episodes
 
 CPU = torch.device("cpu")
 
@@ -214,7 +214,10 @@ def test_seeds_that_play_longer_change_nothing_for_the_others():
                 reward=lambda s, e, k, t, a: a / 3,
             )
             played(ours, 1)
-            return {k: over_episodes(*r[:2]) for k, r in played(ours, 2).items()}
+            return {
+                k: over_episodes(r.returns.numpy(), r.lengths.numpy())
+                for k, r in played(ours, 2).items()
+            }
 
         together, alone = run((4, 9)), run((9,))
         for name, scores in alone.items():

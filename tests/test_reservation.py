@@ -17,7 +17,7 @@ OTHER = """
 import os, sys
 from pathlib import Path
 from cerl.config import load
-from cerl.estimate import Needs, Part
+from cerl.device.estimate import Needs, Part
 from cerl.device.reservation import reserved
 needs = Needs((Part("replay", "cpu", int(sys.argv[3])),), load("catch/ddqn"))
 with reserved(needs, root=Path(sys.argv[1]), folder=Path(sys.argv[2])):
@@ -154,7 +154,7 @@ def test_the_folder_is_this_users_alone_or_none_is_used(place, tmp_path):
 
 def test_where_free_memory_is_unknown_nothing_is_refused(place, monkeypatch):
     root, folder = place
-    monkeypatch.setattr(free, "limits", lambda device, root: [])
+    monkeypatch.setattr(free, "free_bytes", lambda device, root: [])
     assert check_fits(needs(10**18), root=root, folder=folder).startswith(
         "needs 1,000,000,000.0 GB"
     )

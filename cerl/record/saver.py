@@ -58,8 +58,9 @@ class Saver:
             self._written(self.checkpoints.stream)
 
     def late(self, minutes: float) -> bool:
-        """Whether the newest checkpoint is that old; never for 0 minutes."""
-        return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        """Whether a checkpoint is owed, or the newest one is that old (never for 0 minutes)."""
+        old = minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        return old or self.owed
 
     def _patient(self) -> bool:
         """Whether the last failure is long enough ago to try again."""
