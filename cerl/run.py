@@ -80,9 +80,9 @@ class Run:
         what is due in the log is not there yet."""
         self.iteration += 1
         config, schedule, number = self.config, self.schedule, self.iteration
-        if config.schedule.target_rate == 1.0:
-            if schedule.passes(number, config.schedule.target_every):
-                self.sync()
+        copied = config.schedule.target_rate == 1.0
+        if copied and schedule.passes(number, config.schedule.target_every):
+            self.sync()
         due = (schedule.due(number, every) for every in (config.log.every, config.eval.every))
         self.recorded, self.whole = not any(due), True
 

@@ -26,7 +26,7 @@ PATIENCE = 10.0  # seconds that others may hold the lock
 
 
 class Claim(NamedTuple):
-    """What another process still wants."""
+    """Memory that another process reserved and has not taken yet."""
 
     process: int
     left: dict[str, int]  # bytes by place: HOST, or the name of a GPU
@@ -72,9 +72,9 @@ class Reservation:
         self._before = free.pages("self", 1, root=root)  # resident, not of this run
 
     def write(self) -> None:
-        """Says anew what is still to be taken; call it once the run is assembled.
+        """Writes what is still to be taken; called again once the run has taken some of it.
 
-        What a process holds of a GPU nobody else can see, so it takes that off itself.
+        Nobody else can see how much of a GPU a process holds, so it takes that off itself.
         """
         if self._file is None:
             return
