@@ -15,12 +15,11 @@ from torch import Tensor
 from cerl import explore
 from cerl.agent import Agent
 from cerl.config import Config
-from cerl.data import Previous, Row, Step
+from cerl.data import ActInput, Previous, Row, Step
 from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
 from cerl.graph import captured, fused
 from cerl.kernels.runtime.streams import parallel
-from cerl.nets import carry
 from cerl.record.checkpoint import put
 from cerl.replay import Replay
 
@@ -52,12 +51,18 @@ class Collector:
     """
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
+        self,
+        config: Config,
+        env: VecEnv,
+        agent: Agent[Any, Any, Any],
+        net: Any,
+        replay: Replay,
+        *,
+        keys: Tensor,
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
         self.exploration = config.exploration  # made here: torch.compile cannot trace it
-        self.remembers = config.net.encoder != "frames"
         on_device = replay.placement == "device"
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
@@ -67,7 +72,7 @@ class Collector:
         self.bonus = torch.zeros(seeds, envs, device=device)
         width = config.remembered
         self.before = torch.zeros(seeds, envs, width, device=device) if width else None
-        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
+        self.carry = net.carry(envs=envs, evaluating=False)
         # That a refresh looks back on: every layer sees keys made of as many rows before them.
         self.rows = min(config.sequence.layers * config.cache + 1, replay.rows)
         self.refresh = captured(self.refresh, device) if on_device else self.refresh
@@ -154,22 +159,15 @@ class Collector:
         if self.before is not None:
             states = [part.view(*self.start.shape, -1) for part in self.carry]
             self.before.copy_(torch.cat(states, -1).masked_fill(self.start.unsqueeze(-1), 0.0))
-        decision = self.agent.act(
-            self.net,
-            self.last.obs,
-            self.start,
-            self.carry,
-            self.member,
-            noise=noise,
-            previous=self.previous() if self.remembers else None,
-        )
+        decision = self.agent.act(self.net, self.seen(), self.carry, noise=noise)
         self.action.copy_(decision.action)
         self.value.copy_(decision.value)
         self.bonus.copy_(decision.bonus)
 
-    def previous(self) -> Previous:
-        """What led to the last step, as its rows in replay say it."""
-        return Previous(self._stored(self.action), self._clipped(self.last.reward))
+    def seen(self) -> ActInput:
+        """What acting sees of the last step; what led to it as its rows in replay say it."""
+        previous = Previous(self._stored(self.action), self._clipped(self.last.reward))
+        return ActInput(self.last.obs, self.start, previous, self.member)
 
     def _stored(self, action: Tensor) -> Tensor:
         # What a diverged policy asks for is not learnt from by the members that share it.
@@ -183,7 +181,7 @@ class Collector:
     def refresh(self) -> None:
         """Recomputes what acting remembers from the last rows of replay and today's parameters."""
         window = self.replay.last(self.rows)
-        carry.refill(self.config, self.net, window, self.carry, self.member)
+        self.net.refill(window, self.carry, self.member)
 
     @torch.no_grad()
     def _record(self) -> None:
@@ -202,7 +200,7 @@ class Collector:
 
     def _count(self, step: Step, reward: Tensor, value: Tensor, real: Tensor) -> None:
         """Running sums; episodes that ended move into `finished` of the member that acted last."""
-        run, gamma = self.running, self.config.loss.gamma
+        run, gamma = self.running, self.agent.table.own_gamma
         weight = torch.where(real, run.weight * gamma + 1.0, 0.0)
         sums = Running(
             returned=torch.where(real, run.returned + step.reward, 0.0),

@@ -3,6 +3,8 @@
 Called now and then with a sampled batch, never inside an update.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,6 @@ from cerl.agent import Agent
 from cerl.collect import Collector
 from cerl.data import Window
 from cerl.learn import Learner
-from cerl.nets import carry as memory
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
 RANK_ROWS = 1024  # at most, behind a feature rank
@@ -51,11 +52,11 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
+def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]:
     """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        # Of a stored state nothing is left: it is one member's, and all look at this batch.
+        # Stored states are left out: each is one member's, and all members look at this batch.
         window = Window(*(field[:, :1] for field in window))
         window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
@@ -72,22 +73,22 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
-    """How far values under what acting remembers are from those that today's parameters give.
+def staleness(agent: Agent[Any, Any, Any], collector: Collector) -> dict[str, Tensor]:
+    """How far values differ between the carry as it is and one that is recomputed.
 
-    What acting remembers comes from older parameters. The other values come from the last
-    layers x `sequence.cache` rows of replay, so with recurrent units longer episodes differ too.
+    The carry comes from the older parameters that acted. It is recomputed with those of now from
+    the last layers x `sequence.cache` rows of replay, so that recurrent units differ in longer
+    episodes too.
     Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
              a value over the environments inside an episode; NaN without any.
     """
-    last, start = collector.last, collector.start
+    net, seen = collector.net, collector.seen()
     carry = tuple(tensor.clone() for tensor in collector.carry)
-    now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
-    live = agent.judge(*now)
+    live = agent.judge(net, seen, carry)
     window = collector.replay.last(collector.rows)
-    memory.refill(collector.config, collector.net, window, carry, collector.member)
-    error = (agent.judge(*now) - live).abs()  # [S, E, K]
-    inside = ~start.unsqueeze(-1).expand_as(error)
+    net.refill(window, carry, seen.member)
+    error = (agent.judge(net, seen, carry) - live).abs()  # [S, E, K]
+    inside = ~seen.start.unsqueeze(-1).expand_as(error)
     count = inside.sum((1, 2))
     mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
     largest = torch.where(inside, error, -torch.inf).amax((1, 2))

@@ -17,12 +17,11 @@ from torch import Tensor
 from cerl import draw, explore
 from cerl.agent import Agent
 from cerl.config import Config
-from cerl.data import Previous, Step
+from cerl.data import ActInput, Previous, Step
 from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured
-from cerl.nets import carry
 from cerl.record.results import INDIVIDUAL
 
 AGGREGATES = ("vote", "mean")
@@ -72,7 +71,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: Agent, net: Any, *, keys: Tensor
+        self, config: Config, env: VecEnv, agent: Agent[Any, Any, Any], net: Any, *, keys: Tensor
     ) -> None:
         self.config, self.env, self.agent, self.net, self.keys = config, env, agent, net, keys
         seeds, device, count = len(keys), keys.device, lanes(config)
@@ -108,7 +107,7 @@ class Evaluator:
         self.done = torch.zeros((), dtype=torch.bool, device=device)
         self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
         self.member = torch.zeros_like(self.fixed)
-        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
+        self.carry = net.carry(envs=count, evaluating=True)
         self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
         self.action = env.spec.action(seeds, count, device=device)
         self.diversity = torch.zeros(seeds, count, device=device)
@@ -166,25 +165,17 @@ class Evaluator:
         self.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
         with precision(config.precision, self.keys.device):
             decision = self.agent.act(
-                self.net,
-                self.last.obs,
-                self.start,
-                self.carry,
-                self.member,
-                noise=noise,
-                previous=self._previous(),
-                evaluating=self.aggregates,
+                self.net, self._seen(), self.carry, noise=noise, evaluating=self.aggregates
             )
         self.action.copy_(decision.action)
         self.diversity.copy_(decision.diversity)
         self.noise_step += 1
 
-    def _previous(self) -> Previous | None:
-        """What led to the last step, as training would store it."""
+    def _seen(self) -> ActInput:
+        """What acting sees of the last step; what led to it as training would store it."""
         clip, reward = self.config.replay.reward_clip, self.last.reward
-        if self.config.net.encoder == "frames":
-            return None
-        return Previous(self.action, reward.clamp(-clip, clip) if clip else reward)
+        previous = Previous(self.action, reward.clamp(-clip, clip) if clip else reward)
+        return ActInput(self.last.obs, self.start, previous, self.member)
 
     def _noise(self) -> Noise:
         spec, config = self.env.spec, self.config
