@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cerl import explore
-from cerl.agent import Agent
+from cerl.agent import Agent, Network
 from cerl.config import Config
 from cerl.data import Row, Step
 from cerl.envs.api import VecEnv
@@ -41,7 +41,14 @@ class Collector:
     """
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
+        self,
+        config: Config,
+        env: VecEnv,
+        agent: Agent[Any, Any, Any],
+        net: Network,
+        replay: Replay,
+        *,
+        keys: Tensor,
     ) -> None:
         self.config, self.replay = config, replay
         self.exploration = config.exploration  # made here: torch.compile cannot trace it

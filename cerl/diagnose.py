@@ -3,6 +3,8 @@
 Called now and then with a sampled batch, never inside an update.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,18 +57,17 @@ def measurements(learner: Learner, collector: Collector) -> dict[str, Tensor]:
     metrics = {**learner.metrics, "misses": learner.replay.misses.clone()}
     if int(learner.updates) > 0:
         metrics |= diagnose(learner.agent, learner)
-        if learner.config.net.encoder != "frames":
+        if learner.net.reader.whole:  # only networks that read windows in order have a cache
             metrics |= staleness(learner.agent, collector)
     return metrics
 
 
 @torch.no_grad()
-def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
+def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]:
     """Diagnostics of the current batch. Returns: {name: [S, N]}."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        # All members look at the first one's batch. A stored state is of the member that acted, so
-        # it is left out.
+        # Stored states are left out: each is one member's, and all members look at this batch.
         window = Window(*(field[:, :1] for field in window))
         window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
@@ -83,13 +84,14 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
-    """How far values under what acting remembers are from those that today's parameters give.
+def staleness(agent: Agent[Any, Any, Any], collector: Collector) -> dict[str, Tensor]:
+    """How far values differ between the carry as it is and one that is recomputed.
 
-    What acting remembers comes from older parameters. The other values come from the last
-    layers x `sequence.cache` rows of replay, so with recurrent units longer episodes differ too.
-    Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of
-             a value over the environments inside an episode; NaN without any.
+    The carry comes from the older parameters that acted. It is recomputed with those of now from
+    the last layers x `sequence.cache` rows of replay, so that recurrent units differ in longer
+    episodes too.
+    Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of a value
+             over the environments inside an episode; NaN without any.
     """
     player = collector.player
     seen, carry = player.seen(), tuple(tensor.clone() for tensor in player.carry)

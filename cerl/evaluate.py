@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cerl import draw, explore
-from cerl.agent import Agent
+from cerl.agent import Agent, Network
 from cerl.config import Config
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
@@ -88,7 +88,13 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: Agent, net: Any, *, keys: Tensor
+        self,
+        config: Config,
+        env: VecEnv,
+        agent: Agent[Any, Any, Any],
+        net: Network,
+        *,
+        keys: Tensor,
     ) -> None:
         self.config = config
         seeds, device, count = len(keys), keys.device, lanes(config)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.agent import Agent, Decision
+from cerl.agent import Agent, Decision, Network
 from cerl.config import Config
 from cerl.data import ActInput, EnvSpec, Previous, Step
 from cerl.device.precision import precision
@@ -88,8 +88,8 @@ class Player:
         self,
         config: Config,
         env: VecEnv,
-        agent: Agent,
-        net: Any,
+        agent: Agent[Any, Any, Any],
+        net: Network,
         *,
         keys: Tensor,
         decide: Callable[[], None],

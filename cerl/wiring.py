@@ -2,15 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from cerl import draw, envs
 from cerl.agent import Agent
-from cerl.agents.dqn import DQN, scalar_value
-from cerl.agents.quantile import quantile_value
+from cerl.agents.dqn import DQN
 from cerl.agents.sac import SAC
+from cerl.agents.values import expected_value, quantile_value
 from cerl.collect import Collector
 from cerl.config import Config
 from cerl.data import EnvSpec
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
     """A wired run."""
 
     device: torch.device
-    agent: Agent
+    agent: Agent[Any, Any, Any]
     env: VecEnv
     replay: Replay
     learner: Learner
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
     evaluator: Evaluator
 
 
-def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent[Any, Any, Any]:
     """The agent of a config. Raises: ValueError if it cannot act in such an environment."""
     if spec.continuous != (config.agent == "sac"):
         kinds = ("discrete", "continuous")
@@ -52,7 +52,7 @@ def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
         )
     if config.agent == "sac":
         return SAC(config, spec, device=device)
-    kind = {"dqn": scalar_value, "quantile": quantile_value}[config.agent](config.loss)
+    kind = {"dqn": expected_value, "quantile": quantile_value}[config.agent](config.loss)
     return DQN(config, spec, kind=kind, device=device)
 
 

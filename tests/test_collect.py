@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from draws import draws
 from scripted import Chain, Scripted
 
 from cerl import draw, explore, wiring
-from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.dqn import DQN
 from cerl.agents.sac import SAC
+from cerl.agents.values import expected_value
 from cerl.collect import Collector
 from cerl.config import (
     Config,
@@ -63,7 +65,7 @@ def collector(cfg, *, exact=True, resident=False):
         exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=cfg.replay.capacity, device=CPU)
     return Collector(cfg, env, agent, net, replay, keys=keys)
@@ -183,7 +185,7 @@ def test_a_monte_carlo_value_by_hand():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
     net = agent.build(keys=keys)
     with torch.no_grad():
         net.final.weight.zero_()
@@ -205,7 +207,7 @@ def test_bonuses_count_in_the_returns_of_the_steps_before_their_own():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
     replay = Replay(env.spec, keys=keys, capacity=50, device=CPU)
     ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
     plain = agent.act
@@ -255,7 +257,7 @@ def test_continuous_actions_go_where_the_discrete_ones_go():
         )
         drawn = bool((replay.action[:, step] == noise.action).all())
         assert drawn == (step * E < 20)
-    window = replay.sample(step=torch.tensor(0), batch=7, context=1, ahead=2)
+    window = draws(replay, step=torch.tensor(0), batch=7, context=1, ahead=2)
     assert window.action.shape == (2, 1, 7, 4, 2)
     at = window.row // E - replay.total + 30, window.row % E
     for s in range(2):
@@ -353,7 +355,7 @@ def test_what_simulators_answer_changes_no_batch_of_the_same_step():
         ours.player.env.reward = lambda *where: gain * (len(taken) == 12)
 
         def learn():
-            window = ours.replay.sample(step=ours.player.steps, batch=64, context=0, ahead=1)
+            window = draws(ours.replay, step=ours.player.steps, batch=64, context=0, ahead=1)
             sampled.append(window.reward.clone())
 
         for _ in range(13):
@@ -445,7 +447,7 @@ def test_double_dqn_learns_a_chain():
         explore=ExploreConfig(start=1.0, end=0.2, hold=0, decay=400),
     )
     env, keys = Chain(seeds=2, envs=2), draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=2_000, device=CPU)
     learner = Learner(cfg, agent, net, replay, keys=keys)

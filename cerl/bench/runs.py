@@ -25,7 +25,7 @@ from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.replay import Replay
+from cerl.replay import Replay, Sampling
 
 Rows = list[dict[str, object]]
 
@@ -192,7 +192,7 @@ def _stage_parts(
     """Gradients and optimisers of one stage of an update."""
     window = learner.sample()
     dice = learner.agent.dice(learner.keys, learner.updates)
-    grads, _ = learner.grads(window, stage, dice)
+    grads, _ = learner.grads(window, stage=stage, dice=dice)
 
     def step() -> None:
         rest = grads
@@ -203,7 +203,7 @@ def _stage_parts(
     which = f" of stage {stage + 1}" if len(learner.stages) > 1 else ""
     return {
         f"loss and gradients{which}": captured(
-            lambda: _drop(learner.grads(window, stage, dice)), place
+            lambda: _drop(learner.grads(window, stage=stage, dice=dice)), place
         ),
         f"optimiser{which}": captured(step, place),
     }
@@ -286,9 +286,19 @@ def replay(
     frame = torch.zeros(1, 1, 84, 84, dtype=torch.uint8, device=place)
     row = Row(frame, zeros, zeros.float(), flags, ~flags, zeros)
     counter = torch.zeros((), dtype=torch.int64, device=place)
+    sampling = Sampling(
+        batch=batch,
+        context=3,
+        ahead=1,
+        begins=False,
+        members=1,
+        batches="shared",
+        probability=1.0,
+        candidates=8,
+    )
 
     def sample() -> None:
-        ring.sample(step=counter, batch=batch, context=3, ahead=1)
+        ring.sample(sampling, step=counter)
         counter.add_(1)
 
     rows: Rows = []

@@ -32,7 +32,7 @@ BEYOND = 1 << 62  # bytes: stands for sizes that no 64-bit integer can count
 HOST = "cpu"
 HEAP = 1.75  # bytes of heap that the C library holds for each byte of temporary tensors
 FEW = 8, 16  # learnt rows of the two short windows from which a long one is extrapolated
-MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent]
+MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent[Any, Any, Any]]
 
 # The options that a part grows with, shapes of the environment left out.
 _SIZES = ("net.hidden", "net.channels", "net.critics", "loss.quantiles", "ensemble.horizons")
