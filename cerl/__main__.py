@@ -102,10 +102,10 @@ class Eval:
         folder = arguments.run_folder(Path(self.folder))
         run = load_file(folder / FILE)
         asked = arguments.of_evaluation(run, rest, prog=f"cerl eval {folder}")
-        from cerl import train
+        from cerl.evaluate_run import evaluate_run
         from cerl.report import evaluation
 
-        evaluation.show(train.evaluate(folder, trusted=self.trust, **asked))
+        evaluation.show(evaluate_run(folder, trusted=self.trust, **asked))
 
 
 @dataclass(frozen=True)

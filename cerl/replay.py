@@ -6,7 +6,7 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,19 @@ from cerl.kernels.sampling import Picked, pick, windows
 from cerl.record.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
+
+
+class Sampling(NamedTuple):
+    """Which windows are drawn, around (first) learnt rows that are drawn uniformly."""
+
+    batch: int  # B
+    context: int  # rows before the row drawn
+    ahead: int  # rows after it
+    begins: bool  # the row drawn begins an episode; context is then 1 or more
+    members: int  # M batches per seed; 1: one that the ensemble shares
+    batches: Batches  # own: rows that the member acted in; disjoint: rows that a hash gives it
+    probability: float  # share of steps in which that restriction (and one batch each) holds
+    candidates: int  # rows drawn for each slot; with `begins` far more than an episode has rows
 
 
 class Replay:
@@ -102,28 +115,9 @@ class Replay:
                     "convert it where it is made"
                 )
 
-    def sample(
-        self,
-        *,
-        step: Tensor,
-        batch: int,
-        context: int,
-        ahead: int,
-        begins: bool = False,
-        members: int = 1,
-        batches: Batches = "shared",
-        probability: float = 1.0,
-        candidates: int = 8,
-    ) -> Window:
-        """Windows of context + 1 + ahead rows around uniformly drawn (first) learnt rows.
-
-        Args:    step int64 [], counts draws; begins: the row drawn begins an episode (context of at
-                 least 1, many more candidates than an episode has rows); members M batches per seed
-                 (1: shared by the ensemble); batches "own" takes rows that member acted in,
-                 "disjoint" rows that a hash gives it; probability: share of steps in which that
-                 restriction (and one batch each) holds.
-        Returns: Window [S, M, B, W].
-        """
+    def sample(self, sampling: Sampling, *, step: Tensor) -> Window:
+        """Windows of context + 1 + ahead rows, [S, M, B, W]. Args: step int64 [], counts draws."""
+        batch, context, ahead, begins, members, batches, probability, candidates = sampling
         home = self.total.device
         keys, step = self.keys.to(home), step.to(home)
         sizes: dict[str, Any] = {"context": context, "ahead": ahead}

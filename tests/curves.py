@@ -35,7 +35,8 @@ import cerl
 from cerl.config import load
 from cerl.record import checkpoint
 from cerl.record.folder import new_folder
-from cerl.train import Loop
+from cerl.run import Run
+from cerl.train import carry_out
 from cerl.wiring import assemble
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +163,7 @@ def trained(name: str, *, device: str = "cpu", threads: int = 1) -> Made:
         stack.enter_context(mock.patch.object(torch.cuda, "graph", Counted))
         config = load(case.preset, options)
         parts, folder = assemble(config), new_folder(config)
-        loop = Loop(config, parts, folder)
+        one = Run(config, parts, folder)
 
         def recorded(update: Callable[[], None]) -> Callable[[], None]:
             def updated() -> None:
@@ -176,8 +177,8 @@ def trained(name: str, *, device: str = "cpu", threads: int = 1) -> Made:
 
             return updated
 
-        loop.updates = [recorded(update) for update in loop.updates]
-        loop.run()
+        one.update, one.update_first = recorded(one.update), recorded(one.update_first)
+        carry_out(one)
         tables = {
             kind: pq.read_table(folder / f"{kind}.parquet").to_pydict()
             for kind in ("rows", "metrics")

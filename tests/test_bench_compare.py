@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cerl import __main__ as command
-from cerl import bench, wiring
-from cerl.bench import attention, compare
+from cerl import bench
+from cerl.bench import attention, compare, runs, sac, sequences
 from cerl.bench.compare import GUARDED, Turn
 
 # Appends its name to `turns`, and writes a row of each `(part, times)`: the times of its rounds.
@@ -148,7 +148,8 @@ def test_guarded_benchmarks_can_be_read(line, monkeypatch):
     def stop(*_):
         raise Read
 
-    monkeypatch.setattr(wiring, "pick_device", stop)
+    for module in (runs, sac, sequences):
+        monkeypatch.setattr(module, "pick", stop)
     monkeypatch.setattr(attention, "needed_device", stop)
     name, *words = line.split()
     with pytest.raises(Read):

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 
 from cerl import config
-from cerl.config.form import overridden
 from cerl.config import Config, ConfigError, EnsembleConfig, GymEnv, NetConfig, load, preset
 from cerl.config.contradictions import MISS, contradictions, smallest_share
 from cerl.config.errors import keys, nearest
+from cerl.config.form import overridden
 from cerl.record import files
 from cerl.record.folder import check_out, dump, load_file, new_folder
 from cerl.record.results import config_hash, env_name

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cerl.agents.parity_dqn import from_original, run_updates, to_original
-from cerl.agents.quantile import quantile_value
+from cerl.agents.values import quantile_value
 from cerl.config import Config
 
 FOLDER = Path(__file__).parent / "golden"

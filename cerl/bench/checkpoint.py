@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cerl import draw, wiring
+from cerl import draw
 from cerl.bench import runs
 from cerl.bench.clock import device_name, once
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import Config, load
 from cerl.data import EnvSpec
+from cerl.device.pick import prepare
 from cerl.envs import make
 from cerl.learn import Learner
 from cerl.record import checkpoint as checkpoints
@@ -56,7 +57,7 @@ def checkpoint(
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
-    place = wiring.prepare(config)
+    place = prepare(config)
     learner = runs.filled_learner(config, _spec(config, place), place)
     title = f"checkpoints of {preset}, S {seeds}, {capacity:,} rows, replay on the {placement},"
     table = Table("checkpoint", output, device=device_name(place), title=title)

@@ -14,11 +14,12 @@ from cerl.bench.clock import Timing, device_name, microseconds, profiled
 from cerl.bench.table import Output, Rows, Table
 from cerl.config import Config, MinAtarEnv, load
 from cerl.data import EnvSpec, Row
+from cerl.device.pick import pick
 from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.replay import Replay
+from cerl.replay import Replay, Sampling
 
 
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
@@ -77,7 +78,7 @@ def update(
         compile: fuse the loss with torch.compile
         profile: print the kernels that take the time (CUDA)
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     table = Table("update", output, device=device_name(place))
     for preset in presets:
         changes = {
@@ -127,7 +128,7 @@ def _stage_parts(
     """Gradients and optimisers of one stage of an update."""
     window = learner.sample()
     dice = learner.agent.dice(learner.keys, learner.updates)
-    grads, _ = learner.grads(window, stage, dice)
+    grads, _ = learner.grads(window, stage=stage, dice=dice)
 
     def step() -> None:
         rest = grads
@@ -138,7 +139,7 @@ def _stage_parts(
     which = f" of stage {stage + 1}" if len(learner.stages) > 1 else ""
     return {
         f"loss and gradients{which}": captured(
-            lambda: _drop(learner.grads(window, stage, dice)), place
+            lambda: _drop(learner.grads(window, stage=stage, dice=dice)), place
         ),
         f"optimiser{which}": captured(step, place),
     }
@@ -160,7 +161,7 @@ def env(
         games: MinAtar games
         counts: how many of them step together
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     table = Table("env", output, device=device_name(place), title="MinAtar")
     for game in games:
         for count in counts:
@@ -201,7 +202,7 @@ def replay(
         capacity: rows (frames)
         batch: windows of a sample
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
     before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
     ring = Replay(spec, keys=draw.seed_keys((0,), device=place), capacity=capacity, device=place)
@@ -213,8 +214,19 @@ def replay(
     row = Row(frame, zeros, zeros.float(), flags, ~flags, zeros)
     counter = torch.zeros((), dtype=torch.int64, device=place)
 
+    sampling = Sampling(
+        batch=batch,
+        context=3,
+        ahead=1,
+        begins=False,
+        members=1,
+        batches="shared",
+        probability=1.0,
+        candidates=8,
+    )
+
     def sample() -> None:
-        ring.sample(step=counter, batch=batch, context=3, ahead=1)
+        ring.sample(sampling, step=counter)
         counter.add_(1)
 
     table = Table("replay", output, device=device_name(place))
@@ -245,7 +257,7 @@ def train(
         compile: fuse the loss with torch.compile
         profile: print the kernels that take the time of one iteration (CUDA)
     """
-    name = device_name(wiring.pick_device(timing.device))
+    name = device_name(pick(timing.device))
     table = Table("train", output, device=name, title="training")
     for preset in presets:
         for count in envs:
@@ -266,7 +278,7 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
     parts = wiring.assemble(config)
     collector, learner, place = parts.collector, parts.learner, parts.device
     fill_randomly(parts.replay, parts.env.spec, config.ensemble.members)
-    action = torch.zeros_like(collector.action)
+    action = torch.zeros_like(collector.player.action)
     update = captured(learner.update, place)
     every, envs = config.schedule.update_every, parts.env.spec.envs
     steps = 0
@@ -283,11 +295,12 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
     def env_step() -> None:
         parts.env.step(action)
 
+    halves = collector.player.halves
     resident = parts.env.spec.resident  # elsewhere the collector has captured its parts itself
     pieces: dict[str, Callable[[], None]] = {
-        "act": captured(collector.decide, place) if resident else collector.decide,
+        "act": captured(halves.decide, place) if resident else halves.decide,
         "env": captured(env_step, place) if resident else env_step,
-        "insert and count": captured(collector.record, place) if resident else collector.record,
+        "insert and count": captured(halves.record, place) if resident else halves.record,
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from cerl import wiring
 from cerl.bench import runs
 from cerl.bench.clock import Timing, device_name, microseconds, profiled
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import load
 from cerl.data import EnvSpec
+from cerl.device.pick import pick
 from cerl.graph import captured
 
 # Milliseconds of the authors' JAX step of CERL, batch on the device and sampling left out.
@@ -60,7 +60,7 @@ def sac(
         parts: time sampling, gradients and optimisers of each stage apart too
         profile: print the time and the number of every kernel of an update (CUDA)
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     table = Table("sac", output, device=device_name(place), title=f"{preset} update")
     for size in map(parsed_size, sizes):
         for precision in precisions:

@@ -18,11 +18,11 @@ from cerl.bench.clock import Timing, device_name, microseconds, profiled
 from cerl.bench.runs import fill_randomly
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import Config, load
-from cerl.data import EnvSpec, Previous
+from cerl.data import ActInput, EnvSpec, Previous
+from cerl.device.pick import pick
 from cerl.graph import captured
 from cerl.kernels.attention import forgetting_attention
 from cerl.learn import Learner
-from cerl.nets import carry
 from cerl.replay import Replay
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
@@ -82,7 +82,7 @@ def memory_update(
         batch: B, windows of a batch
         profile: print the kernels that take the time (CUDA)
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     title = "update of sequence networks"
     table = Table("memory-update", output, device=device_name(place), title=title)
     for window, name in itertools.product(windows, nets):
@@ -118,7 +118,7 @@ def memory_acting(
         length: of the corridor; so many rows are behind every stream
         envs: E
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     title = "acting with sequence networks"
     table = Table("memory-acting", output, device=device_name(place), title=title)
     for name, streams in itertools.product(nets, ("duty", "all")):
@@ -156,7 +156,7 @@ def memory_length(
         scales: shortest and longest time scale of the gates, steps
         batch: B, windows of a batch
     """
-    place = wiring.pick_device(timing.device)
+    place = pick(timing.device)
     title = "length of windows"
     table = Table("memory-length", output, device=device_name(place), title=title)
     for name, window, log_eps in _lengths(nets, lengths, prune):
@@ -253,8 +253,7 @@ def _acting(
     learner: Learner, *, envs: int, rows: int, evaluating: bool
 ) -> tuple[Callable[[], None], Callable[[], None], int]:
     """A step with full caches, the same by recomputing `rows` rows, and the bytes of the caches."""
-    config, net, device = learner.config, learner.net, learner.keys.device
-    agent: Any = learner.agent
+    net, device = learner.net, learner.keys.device
     generator = torch.Generator(device).manual_seed(0)
     window = learner.replay.last(rows)
     # As many environments as asked for; their contents do not matter for the time.
@@ -264,21 +263,19 @@ def _acting(
             for k, v in window._asdict().items()
         }
     )
-    members = config.ensemble.members
+    members = learner.config.ensemble.members
     member = torch.randint(0, members, (1, envs), generator=generator, device=device)
-    sizes = {"seeds": 1, "envs": envs, "evaluating": evaluating}
-    held = carry.new(config, net, agent.spec, **sizes)
+    held = net.carry(envs=envs, evaluating=evaluating)
     start = torch.zeros(1, envs, dtype=torch.bool, device=device)
     previous = Previous(window.action[:, 0, :, -1], window.reward[:, 0, :, -1])
-    obs = window.obs[:, 0, :, -1]
-    carry.refill(config, net, window, held, member, evaluating=evaluating)
+    seen = ActInput(window.obs[:, 0, :, -1], start, previous, member)
+    net.refill(window, held, member, evaluating=evaluating)
 
     def cached() -> None:
-        options: dict[str, Any] = {"previous": previous, "evaluating": evaluating}
-        carry.step(config, net, obs, start, held, member, **options)
+        net.step(seen, held, evaluating=evaluating)
 
     def recomputed() -> None:
-        carry.refill(config, net, window, (), member, evaluating=evaluating)
+        net.refill(window, (), member, evaluating=evaluating)
 
     with torch.no_grad():
         for _ in range(3):
