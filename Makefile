@@ -30,6 +30,7 @@ compare: .venv/installed-all
 
 lint:
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types:
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -22,8 +22,7 @@ from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
 from cerl.kernels import sac
-from cerl.kernels.mlp import mlp
-from cerl.kernels.mlp_plan import fits
+from cerl.kernels.mlp import fits, mlp
 from cerl.kernels.pointwise import atanh, sigmoid
 from cerl.kernels.runtime.streams import parallel
 from cerl.kernels.sac import density, sampled

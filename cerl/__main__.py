@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 
 # `python -m cerl` searches the current folder before everything else, `cerl` does not. A module of
-# the user's that registers a task is found there all the same (`cerl.envs.gym_task`).
+# the user's that registers a task is found there all the same (`cerl.envs.task_module`).
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 

@@ -82,7 +82,7 @@ def _forward(
         acc = tl.dot(b_a, b_w, acc, input_precision=PRECISION)
     acc += tl.load(p_bias + column, m_column, other=0.0).to(tl.float32)[None, :]
     if RELU:
-        acc = tl.where(acc < 0.0, 0.0, acc)  # NaN stays
+        acc = tl.where(acc < 0.0, 0.0, acc)  # a NaN stays NaN
     o_y = (row * F)[:, None] + ((column // F) * (rows * F) + column % F)[None, :]
     m_y = (row < rows)[:, None] & m_column[None, :]
     tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), m_y)
@@ -401,7 +401,7 @@ def conv2d_backward(
 def output_gradient(
     grad: Tensor, y: Tensor, *, relu: bool, plain: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the other two gradients begin with: the gradient before the ReLU, as they want it.
+    """Gradient before the ReLU, in the two layouts that the gradients of x and of the weight read.
 
     Returns: that gradient [G, N, B, h', w', F], rounded to tf32 where products are (empty unless
              `plain`); the same, turned, [G, N, F, B, h', w']; its sums before rounding over shares
@@ -536,7 +536,7 @@ def weight_gradient(
 
 
 def _check_sizes(x: Tensor, y: Tensor) -> None:
-    """Offsets inside a group are 32-bit."""
+    """Refuses what offsets inside a group, which are 32-bit, cannot reach."""
     for name, tensor in (("input", x), ("output", y)):
         if tensor[0].numel() >= 2**31:
             raise ValueError(
@@ -574,7 +574,8 @@ def _weight_gradient_blocks(groups: int, fan_in: int, columns: int, *, rows: int
     wide = _wide(columns)
     small = wide == 64 and groups * fan_in * columns < 16 * 64 * 64
     tall = 32 if small else _wide(fan_in)
-    # A few programs a processor hide each other's latency; a share should be worth its write.
+    # A few programs a multiprocessor hide each other's latency. A share of the sum has 192 rows or
+    # more, since each share writes a whole tile.
     programs = (3 if wide == 64 else 5) * PROCESSORS
     tiles = groups * triton.cdiv(fan_in, tall) * triton.cdiv(columns, wide)
     splits = max(min(programs // tiles, rows // 192), 1)

@@ -44,10 +44,10 @@ def fox_inputs(
     0 where an episode begins. Norms and shifts are computed in float32.
 
     Args:    y [G, B, W, P], P at least 4 D + 3 H: columns q, k, v and the output gate, D = H Dh
-             each, then the logits of forget gate, shift of k and of v, H each, then what is not
-             read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start [G B, W] bool;
-             before_k, before_v [G B, H, Dh], raw k and v of the row before the first, 0 if not
-             given, that get no gradient. impl as in `cerl.kernels`.
+             each, then the logits of forget gate, shift of k and shift of v, H each, then columns
+             that are not read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start
+             [G B, W] bool; before_k, before_v [G B, H, Dh], raw k and v of the row before the
+             first, 0 if not given, that get no gradient. impl as in `cerl.kernels`.
     Returns: the first three and gate in the type of y.
     Raises:  ValueError where shapes or types do not fit together.
     """

@@ -13,14 +13,15 @@ from torch import Tensor
 from cerl.kernels.runtime.blocks import power_of_two
 from cerl.kernels.runtime.operator import operator
 
-# Of a head's rows in a program: twice as many halve the programs that a processor holds (registers
-# as reported for sm_90). Rows of y are read in 16-byte words where P is a multiple of 16.
+# Numbers of a head, rows times columns, in a program. With twice as many a multiprocessor holds
+# half as many programs (registers as reported for sm_90). Rows of y are read in 16-byte words where
+# P is a multiple of 16.
 ELEMENTS = 1024
 
 
 @triton.jit
 def _row(p, row, d, m, stride, D: tl.constexpr):
-    """Entries d of rows, float32, 0 beyond them."""
+    """Columns d of rows, float32, 0 outside the mask."""
     o = row[:, None] * stride + d[None, :]
     return tl.load(p + o, m[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
 
@@ -29,7 +30,7 @@ def _row(p, row, d, m, stride, D: tl.constexpr):
 def _previous(
     p, p_before, row, d, m, begins, stride, steps, H, D: tl.constexpr, BEFORE: tl.constexpr
 ):
-    """Entries d of the row before each, of the same episode, 0 where there is none."""
+    """Columns d of the row before each, 0 where that is of another episode or does not exist."""
     t = row % steps
     b = _row(p, row - 1, d, m & (t > 0) & (begins == 0), stride, D)
     if BEFORE:
@@ -44,7 +45,7 @@ def _sigmoid(b):
 
 @triton.jit
 def _log1p(b):
-    """Of 0 to 1; a series where the sum would round."""
+    """log(1 + b) for b in [0, 1]; a series for small b, where 1 + b would lose digits."""
     return tl.where(b < 0.03, b * (1.0 - b * (0.5 - b * (1.0 / 3.0 - 0.25 * b))), tl.log(1.0 + b))
 
 
@@ -154,7 +155,11 @@ def _backward(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """p_sums [G, blocks, H, 2 D + 1] takes a program's sums: of the scales of q, k and the bias."""
+    """Gradients of BR rows of y, and terms of the parameters' gradients.
+
+    p_sums [G, blocks, H, 2 D + 1] takes the sums over a program's rows of the gradients of the
+    scale of q, the scale of k and the bias.
+    """
     blocks = tl.cdiv(rows, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_h = tl.program_id(1)
@@ -174,7 +179,7 @@ def _backward(
     p_sums += (tl.program_id(0).to(tl.int64) * H + i_h) * (2 * D + 1)
     to: tl.constexpr = p_dy.dtype.element_ty
     begins = tl.load(p_start + row, m, other=0)
-    # The rows after these, as far as the shift carries these rows there.
+    # Rows whose next row is of the same episode: the shift mixes them into that row's k and v.
     m_next = m & (row % steps < steps - 1)
     m_next = m_next & (tl.load(p_start + row + 1, m_next, other=1) == 0)
 
@@ -349,13 +354,13 @@ def fox_inputs_backward(
 
 
 def _block(head: int, rows: int) -> tuple[int, int]:
-    """Rows of a program, and its columns: a head rounded up."""
+    """Rows of a program; its columns, the width of a head rounded up to a power of two."""
     wide = power_of_two(head)
     return min(max(ELEMENTS // wide, 16), power_of_two(rows)), wide
 
 
 def _check_size(rows: int, stride: int) -> None:
-    """Offsets inside a network are 32-bit."""
+    """Refuses what offsets inside a network, which are 32-bit, cannot reach."""
     if (rows + 1) * stride >= 2**31:
         raise ValueError(
             f"fox_inputs: {rows} rows of {stride} numbers are too many for one network, fewer than "

@@ -1,8 +1,8 @@
 """Scan of gated recurrent units, every network with its own weights: definition, dispatch.
 
-cuDNN's recurrent layers share one weight over a batch, and a graph of single steps is thousands of
-launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The products with
-the inputs, which no step waits for, are left to the caller as one product over all rows.
+cuDNN's recurrent layers share one weight over a batch, and single steps would be thousands of
+launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The caller makes
+the products with the inputs, as one product over all rows, since they do not depend on the state.
 Cho et al. 2014 (arXiv:1406.1078), with the reset gate behind the recurrent product as in cuDNN.
 """
 

@@ -1,8 +1,8 @@
 """Scan of gated recurrent units in Triton: all steps of a block of rows are one program.
 
 Up to 128 units in tf32 or 16 bits the recurrent weights are read once and stay on chip, as does the
-state. Others are read a tile at a time in every step, where the state goes through memory: every
-program reads what it wrote itself, behind a barrier. Every sum runs in a fixed order.
+state. Larger weights are read a tile at a time in every step. The state then goes through memory: a
+program writes it, waits at a barrier and reads it back. Every sum runs in a fixed order.
 
 The forward pass saves the states alone; the products with them are computed again as one matrix
 product over all rows before the backward pass goes down the steps.
@@ -18,7 +18,7 @@ from cerl.kernels.runtime.operator import operator
 from cerl.kernels.runtime.rounding import round_operand
 
 WIDEST = 256  # units whose sums for a block of rows fit on chip
-HELD = 128  # units whose recurrent weights do
+HELD = 128  # units whose recurrent weights fit on chip
 
 
 @triton.jit

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, autocast_dtype, runs_triton
-from cerl.kernels.mlp_plan import ACTIVATIONS, NOTHING, SIGNS
+from cerl.kernels.mlp_plan import ACTIVATIONS, NOTHING, SIGNS, WIDEST
+
+
+def fits(hidden: Sequence[int]) -> bool:
+    """Whether hidden layers of these sizes are those that `mlp` takes."""
+    return len(hidden) == 2 and max(hidden) <= WIDEST
 
 
 def mlp(

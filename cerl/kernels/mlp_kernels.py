@@ -1,7 +1,8 @@
-"""Programs of the population's perceptrons in Triton; `mlp_triton.py` launches them.
+"""The Triton programs of a population's perceptrons; `mlp_triton.py` launches them.
 
-Of its hidden layers a program has one whole on chip, tiles of the other go into the next product at
-once. The backward pass goes down the same way in one program. Every sum runs in a fixed order.
+A program of the forward pass holds one hidden layer of its rows on chip; it multiplies each tile of
+the other as soon as that is made. The backward pass does the same in the other direction. Every sum
+runs in a fixed order.
 """
 
 import triton
@@ -34,14 +35,17 @@ def _matrix(p, stride, k, n, K: tl.constexpr, N: tl.constexpr, PRECISION: tl.con
 
 @triton.jit
 def _activation(b, p_bias, n, N: tl.constexpr):
-    """ReLU of a product plus the bias of columns n; NaN stays."""
+    """ReLU of a product plus the bias of columns n; a NaN stays NaN."""
     b += tl.load(p_bias + n, n < N, other=0.0).to(tl.float32)[None, :]
     return tl.where(b < 0.0, 0.0, b)
 
 
 @triton.jit
 def _keep(p, b, row, n, m_row, N: tl.constexpr, KEEP: tl.constexpr):
-    """Stores columns n of an activation (2), or whether its gradient passes (1): NaN lets it."""
+    """Stores columns n of an activation (KEEP 2), or whether the ReLU passes its gradient (1).
+
+    The gradient of a NaN passes.
+    """
     o, m = row[:, None] * N + n[None, :], m_row[:, None] & (n < N)[None, :]
     if KEEP == 2:
         tl.store(p + o, b, m)
@@ -112,7 +116,7 @@ def forward(
     o = tl.arange(0, BO)
     out = tl.zeros([BR, BO], tl.float32)
     if D + A <= BK:
-        # Narrow inputs: a tile of the first layer at a time goes into the sums of the second.
+        # Narrow inputs: each tile of the first layer is added to the sums of the second at once.
         k = tl.arange(0, BK)
         n = i_part * BH2 + tl.arange(0, BH2)
         m_first = m_row & (i_part == 0)
@@ -138,7 +142,7 @@ def forward(
         b_w3 = _matrix(p_w3, s_row3, n, o, H2, O, PRECISION)
         out = tl.dot(round_operand(b_a2, PRECISION), b_w3, out, input_precision=PRECISION)
     else:
-        # The whole first layer, so that the inputs are read once; then a tile of the second.
+        # Wide inputs are read once, for the whole first layer; then the second is made in tiles.
         h = tl.arange(0, BH1)
         acc = tl.zeros([BR, BH1], tl.float32)
         if SUM:

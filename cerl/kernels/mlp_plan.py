@@ -1,22 +1,15 @@
 """Decisions about the population's perceptrons: what fits on chip, what is kept, block sizes."""
 
-from collections.abc import Sequence
-
 from cerl.kernels.runtime.blocks import PROCESSORS, Blocks, block_size
 
-# What a forward pass leaves for the backward pass: nothing; a byte for every hidden activation,
-# which is all that the gradient of the input needs of it; the activations.
+# What a forward pass keeps for the backward pass: nothing; for every hidden activation a byte, its
+# sign, which is enough for the gradient of the input; or the activations themselves.
 NOTHING, SIGNS, ACTIVATIONS = 0, 1, 2
 
 WIDEST = 1024  # units of a hidden layer that fit on chip
-WIDE = 64  # inputs, and rows, from which on cuBLAS multiplies them
-NARROW = 32  # inputs up to which the pass down makes the gradient of their weight
-SHARED = 16  # groups of networks with inputs in common that get a product each
-
-
-def fits(hidden: Sequence[int]) -> bool:
-    """Whether hidden layers of these sizes are those of `mlp`."""
-    return len(hidden) == 2 and max(hidden) <= WIDEST
+WIDE = 64  # inputs and rows from which on cuBLAS multiplies the first layer
+NARROW = 32  # inputs up to which the backward program itself makes the first weight's gradient
+SHARED = 16  # inputs shared by several networks, each a launch of cuBLAS, at most
 
 
 # The fastest of `cerl bench sac-tiles` on an H200 in tf32, 100 and 200 networks x 256 rows, hidden

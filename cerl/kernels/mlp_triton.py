@@ -45,7 +45,7 @@ class Hidden(NamedTuple):
     above: Tensor  # [G, B, H2]
     sum1: Tensor  # [G, blocks, H1] float32, sums over the rows of a block
     sum2: Tensor  # [G, blocks, H2]
-    first: Tensor  # [blocks, G, in, H1], terms of the first weight's gradient; then no `below`
+    first: Tensor  # [blocks, G, in, H1], terms of the first weight's gradient; if made, not `below`
 
 
 def _shapes(x, tail, w1, b1, w2, b2, w3, b3, keep):
@@ -293,10 +293,10 @@ def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Ten
 
 
 def by_library(x: Tensor, nets: int) -> bool:
-    """Whether cuBLAS multiplies an input [X, B, D]: if wide, and if few launches do it.
+    """Whether cuBLAS multiplies an input [X, B, D]: a wide one, for which few launches suffice.
 
-    It may be shared by networks, and a batch of the library's has one stride. A tail, which fewer
-    networks share, is left to the kernels.
+    A batched product of cuBLAS has one stride between matrices, so each input that several networks
+    share takes a launch of its own. The tail, which fewer networks share, is left to the kernels.
     """
     return min(x.shape[1:]) >= WIDE and (x.shape[0] <= SHARED or x.shape[0] == nets)
 
@@ -314,17 +314,17 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _joined(parts: Tensor) -> Tensor:
-    """The sum over the first axis, free of a launch where that has one entry."""
+    """The sum over the first axis; without a launch where that axis has one entry."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def _rowwise(tensor: Tensor) -> Tensor:
-    """The tensor itself where only its last axis must lie side by side, else a copy."""
+    """The tensor itself if neighbours along its last axis are neighbours in memory, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
-    """A program holds a row of either hidden layer; offsets inside a network are 32-bit."""
+    """Refuses layers that do not fit on chip, and what 32-bit offsets in a network cannot reach."""
     if max(h1, h2) > WIDEST:
         raise ValueError(
             f"mlp: hidden layers of {h1} and {h2} units do not fit on chip, at most {WIDEST} do; "
@@ -404,7 +404,8 @@ def mlp_backward(
     def last() -> tuple[Tensor, Tensor]:
         return weight_gradient(grad, a2)
 
-    # The last waves of the large kernels leave most of the GPU to those that wait.
+    # The last programs of a large kernel leave most of the GPU idle. Products at a lower priority
+    # run there.
     (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
 
     def middle() -> Tensor:
@@ -442,6 +443,6 @@ def _parts(
         cut = cut.unflatten(0, (part.shape[0], -1))
         whole = cut.shape[1] == 1
         cut = (cut[:, 0] if whole else cut.sum(1)).to(part.dtype)
-        # Results of an operator share no memory: pieces of one tensor are copied.
+        # The results of an operator may not share memory, so pieces of one tensor are copied.
         grads.append(cut.clone(memory_format=torch.contiguous_format) if whole else cut)
     return grads[0], grads[1]

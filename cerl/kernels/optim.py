@@ -32,7 +32,8 @@ def rmsprop(
     m <- decay m + (1 - decay) g;  v <- decay v + (1 - decay) g^2;  u = lr g / sqrt(v - m^2 + eps)
     w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
 
-    Args:   velocity holds d and is empty without momentum; impl as in `cerl.kernels`.
+    Args:   first, second, velocity hold m, v, d of every leaf; velocity is empty without momentum;
+            impl as in `cerl.kernels`.
     Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape
             a leaf; a gradient alone may be strided.
     """
@@ -79,8 +80,9 @@ def adam(
     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), and then as `follow`
     target <- target + rate (w - target)
 
-    Args:   targets, one of every leaf, or none at all; count int64 [] on the leaves' device, t,
-            this step included; impl as in `cerl.kernels`.
+    Args:   first, second hold m and v of every leaf; targets, one of every leaf, or none at all;
+            count int64 [] on the leaves' device is t, the number of this step, from 1; impl as in
+            `cerl.kernels`.
     Raises: as `rmsprop`.
     """
     if runs_triton(impl, leaves[0].device):

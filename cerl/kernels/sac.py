@@ -71,14 +71,13 @@ def squashed(
 def regression(
     q: Tensor, y: Tensor, weight: Tensor, *, delta: float, impl: Impl = "auto"
 ) -> Tensor:
-    """Mean error of every value head over the rows: squared, from the second head on maybe Huber.
+    """Mean error of every value head over the rows: squared for head 0, Huber for the others.
 
-    e = q - y; a head's own error is e^2, the others' 2 Huber_delta(e) = e^2 where |e| <= delta,
-    2 delta |e| - delta^2 beyond.
+    e = q - y. The error of head 0 is e^2, that of the others 2 Huber_delta(e): e^2 where
+    |e| <= delta, 2 delta |e| - delta^2 beyond. The mean weights rows by weight / max(sum, 1).
 
-    Args:    q [S, N, C, rows, J]; y [S, N, rows, J], no gradient; weight [S, M, rows], M is 1 or
-             N, of the rows, whose sum counts as 1 at least, no gradient either; delta, 0 for e^2
-             everywhere.
+    Args:    q [S, N, C, rows, J]; y [S, N, rows, J] and weight [S, M, rows], M is 1 or N, get no
+             gradient; delta, 0 for e^2 in all heads; impl as in `cerl.kernels`.
     Returns: [S, N, C, J].
     Raises:  ValueError if the shapes do not fit together, or the kernel gets other than float32.
     """
@@ -109,7 +108,7 @@ def errors(q: Tensor, y: Tensor, *, delta: float) -> Tensor:
 
 
 def normalised(weight: Tensor) -> Tensor:
-    """weight [S, M, rows] as shares of a mean over the rows."""
+    """weight [S, M, rows] divided by its sum over the rows, or by 1 where that is smaller."""
     return weight / weight.sum(2, keepdim=True).clamp(min=1.0)
 
 
@@ -123,9 +122,10 @@ def objective(
     mean: bool,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What policies and temperatures descend: alpha log p - value; alpha (entropy - goal).
+    """Losses of policies, alpha log p - value, and of temperatures, alpha (entropy - goal).
 
-    Policies see alpha, and temperatures the entropy, as constants.
+    Neither passes a gradient to the other: alpha is a constant to the policies, the entropy to the
+    temperatures.
 
     Args:    q [S, N, C, rows], of which the least, or the `mean`, is the value; log_p [S, N, rows];
              log_alpha [S, N, 1]; weight as in `regression`.

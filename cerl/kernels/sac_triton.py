@@ -1,4 +1,4 @@
-"""Small steps of soft actor-critic in Triton, one launch each way: see `sac.py`.
+"""The small steps of soft actor-critic in Triton, one launch forward and one back: see `sac.py`.
 
 Samples are independent, a program takes a block of rows; sums over rows belong to one program each
 and run in a fixed order.
@@ -14,7 +14,7 @@ from torch import Tensor
 from cerl.kernels.runtime.blocks import power_of_two
 from cerl.kernels.runtime.operator import operator
 
-ROWS = 64  # of a program of samples
+ROWS = 64  # rows of a program of `squashed`, at most
 LN2 = tl.constexpr(math.log(2.0))
 HALF_LN_TAU = tl.constexpr(0.5 * math.log(2.0 * math.pi))
 
@@ -112,7 +112,7 @@ def _squashed_backward(
 
 @triton.jit
 def _share(p_weight, rows, BR: tl.constexpr):
-    """1 over the sum of the weights, which counts as 1 at least; NaN stays."""
+    """1 / max(sum of the weights, 1), or NaN where a weight is NaN."""
     total = tl.zeros([BR], tl.float32)
     for first in range(0, rows, BR):
         row = first + tl.arange(0, BR)
@@ -136,7 +136,7 @@ def _regression(
     BR: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """All heads of one critic; `shared` networks in a row share their weights."""
+    """All heads of one critic; `shared` critics in a row share the weights of the rows."""
     i = tl.program_id(0).to(tl.int64)
     p_y += (i // critics) * rows * J
     p_weight += (i // shared) * rows
@@ -204,7 +204,7 @@ def _regression_backward(
 
 @triton.jit
 def _value(p_q, row, m, rows, C: tl.constexpr, MEAN: tl.constexpr):
-    """Least or mean value of C critics, and how many have the least; NaN stays."""
+    """Least or mean value of C critics, and how many of them have the least; NaN where one is."""
     b_v = tl.load(p_q + row, m, other=0.0)
     for c in tl.static_range(1, C):
         b_q = tl.load(p_q + c * rows + row, m, other=0.0)
@@ -234,7 +234,7 @@ def _objective(
     MEAN: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """One member; `shared` members in a row share their weights."""
+    """One member; `shared` members in a row share the weights of the rows."""
     i = tl.program_id(0).to(tl.int64)
     p_q += i * C * rows
     p_log_p += i * rows
