@@ -220,13 +220,13 @@ class SAC:
         if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
-        q = own = q.amin(2)  # [S, N, K, rows, heads]
-        alpha = net.log_alpha.exp()  # [S, N, 1]
-        if loss.backup_entropy and not self.crossed:
-            own = torch.addcmul(q, alpha[..., None, None], log_p[:, :, None, :, None], value=-1)
-        value = next_action_values(self.table, own)
-        if loss.backup_entropy and self.crossed:
-            value = value - of_actors(self.table, alpha * log_p)
+        q = soft = q.amin(2)  # [S, N, K, rows, heads]
+        if loss.backup_entropy:
+            # The K actions are those of all members, or of each critic's own member.
+            actor = 1 if self.crossed else 2
+            alpha, log_p = (x.unsqueeze(actor) for x in (net.log_alpha.exp(), log_p))
+            soft = torch.addcmul(q, alpha.unsqueeze(-1), log_p.unsqueeze(-1), value=-1)
+        value = next_action_values(self.table, soft)
         if not loss.spread_temperature:
             return value, None
         # std over the critics' owners; one number for every member's action.
