@@ -6,14 +6,14 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
-from cerl.kernels.sampling import Picked, pick, pick_triton, windows, windows_triton
+from cerl.kernels.sampling import Picked, pick, windows
 from cerl.record.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
@@ -119,28 +119,26 @@ class Replay:
         """Windows of context + 1 + ahead rows, [S, M, B, W]. Args: step int64 [], counts draws."""
         batch, context, ahead, begins, members, batches, probability, candidates = sampling
         home = self.total.device
-        # On the CPU, and so for rows in host memory, the plain-torch definitions run.
-        draw_rows, read = (pick_triton, windows_triton) if home.type == "cuda" else (pick, windows)
         keys, step = self.keys.to(home), step.to(home)
-        sizes = {"context": context, "ahead": ahead}
+        sizes: dict[str, Any] = {"context": context, "ahead": ahead}
         ring = (keys, step, self.total, self.real, self.member)
-        offsets = {
+        offsets: dict[str, Any] = {
             "offset": draw.purpose_offset(draw.SAMPLE),
             "owner_offset": draw.purpose_offset(draw.OWNER),
         }
         owner = batches if batches in ("own", "disjoint") else "any"
         shape = (members, batch, candidates)
-        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
+        picked = pick(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
         if members > 1 and probability < 1.0:
             # The other updates share one batch, drawn without the restriction.
             offsets["offset"] = draw.purpose_offset(draw.SHARED)
             shape = (1, batch, candidates)
-            one = draw_rows(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
+            one = pick(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
             both = zip(one, picked, strict=True)
             picked = Picked(*(torch.where(shared, a, b) for a, b in both))
         fields = (self.action, self.reward, self.terminated, self.real, self.member)
-        scalars = read(picked, *fields, **sizes)
+        scalars = windows(picked, *fields, **sizes)
         obs = self.obs.flatten(0, 2).index_select(0, scalars.place.flatten())
         hit = picked.hit.to(self.device)
         self.misses += (~hit).flatten(1).sum(1)

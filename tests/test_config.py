@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from cerl import config
-from cerl.__main__ import overridden
+from cerl.config.form import overridden
 from cerl.config import Config, ConfigError, EnsembleConfig, GymEnv, NetConfig, load, preset
 from cerl.config.contradictions import MISS, contradictions, smallest_share
 from cerl.config.errors import keys, nearest

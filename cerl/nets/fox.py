@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cerl.kernels import Impl
 from cerl.kernels.attention import forgetting_attention, norm_bound
-from cerl.kernels.attention.plan import decayed_sums
+from cerl.kernels.attention.pruning import decayed_sums
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 from cerl.kernels.fox import Inputs, fox_inputs
 from cerl.kernels.pointwise import sigmoid
