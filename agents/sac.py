@@ -16,15 +16,15 @@ from torch import Tensor
 
 from cerl import draw, returns
 from cerl.agent import Decision, Group, Metrics, Stage
-from cerl.agents.sac_net import Critic, SACNet
+from cerl.agents.sac_net import Critic, SACNet, log_probability
 from cerl.config import Config
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
-from cerl.heads import HeadTable, head_table, next_action_values, of_actors
+from cerl.heads import head_table, next_action_values, of_actors
 from cerl.kernels import sac
-from cerl.kernels.pointwise import atanh, sigmoid
+from cerl.kernels.pointwise import sigmoid
 from cerl.kernels.runtime.streams import parallel
-from cerl.kernels.sac import density, sampled
+from cerl.kernels.sac import sampled
 from cerl.nets.layers import initialise
 from cerl.returns import Batch, masked
 
@@ -63,12 +63,6 @@ class PolicyLosses(NamedTuple):
     value: Tensor  # of the policies' actions, detached
 
 
-def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
-    u = atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
-    return density(u, log_std, (u - mean) * (-log_std).exp())
-
-
 class SAC:
     """Agent of `config`: build, act, the losses of critics and policies (`cerl/agent.py`)."""
 
@@ -76,17 +70,15 @@ class SAC:
 
     def __init__(self, config: Config, spec: EnvSpec, *, device: torch.device | str) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
-        self.table: HeadTable = head_table(
-            config.ensemble, gamma=config.loss.gamma, device=self.device
-        )
+        gamma = config.loss.gamma
+        self.table = head_table(config.ensemble, gamma=gamma, device=self.device)
         # Whether every critic values every member's next action, or only its own member's.
         self.crossed = self.table.crossed or config.loss.spread_temperature > 0
 
     def build(self, *, keys: Tensor) -> SACNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
         net = SACNet(self.config, self.spec, seeds=len(keys), heads=self.table.heads)
-        net = net.to(self.device)
-        initialise(net, keys=keys.to(self.device), scheme=self.config.net.init)
+        initialise(net.to(self.device), keys=keys.to(self.device), scheme=self.config.net.init)
         return net
 
     def followed(self, net: SACNet) -> Critic:
@@ -216,38 +208,27 @@ class SAC:
         (x,) = net.actor.look(batch.window, batch.later)
         (seen,) = target.look(batch.window, batch.later)
         action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A], [S, N, rows]
-        q = self._target_values(target, seen, action)
+        heads = self.table.value_heads
+        if self.crossed:
+            q = target.crossed(seen, action, heads)  # [S, N, C, K, rows, heads], K is N
+        else:
+            q = target(seen, action, heads).unsqueeze(3)  # K is 1, the member's own action
         if dice.critics is not None:
             chosen = dice.critics.topk(loss.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
-        q = own = q.amin(2)  # [S, N, K, rows, heads]
-        alpha = net.log_alpha.exp()  # [S, N, 1]
-        if loss.backup_entropy and not self.crossed:
-            own = torch.addcmul(q, alpha[..., None, None], log_p[:, :, None, :, None], value=-1)
-        value = next_action_values(self.table, own)
-        if loss.backup_entropy and self.crossed:
-            value = value - of_actors(self.table, alpha * log_p)
+        q = soft = q.amin(2)  # [S, N, K, rows, heads]
+        if loss.backup_entropy:
+            # The K actions are those of all members, or of each critic's own member.
+            actor = 1 if self.crossed else 2
+            alpha, log_p = (x.unsqueeze(actor) for x in (net.log_alpha.exp(), log_p))
+            soft = torch.addcmul(q, alpha.unsqueeze(-1), log_p.unsqueeze(-1), value=-1)
+        value = next_action_values(self.table, soft)
         if not loss.spread_temperature:
             return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = sigmoid(-loss.spread_temperature * spread) + 0.5
         return value, of_actors(self.table, weight)
-
-    def _target_values(self, target: Critic, seen: Tensor, action: Tensor) -> Tensor:
-        """Values of the target critics [S, N, C, K, rows, heads] at K actions of each row.
-
-        K is 1, the member's own action, or N where the table crosses members.
-        """
-        heads, (members, rows) = self.table.value_heads, action.shape[1:3]
-        if not self.crossed:
-            return target(seen, action, heads).unsqueeze(3)
-        if len(target.convs):  # features of images are too wide to repeat
-            each = [target(seen, taken.unsqueeze(1), heads) for taken in action.unbind(1)]
-            return torch.stack(each, 3)
-        actions = action.flatten(1, 2).unsqueeze(1)  # [S, 1, N * rows, A]
-        q = target(_repeated(seen, members), actions, heads)
-        return q.unflatten(3, (members, rows))
 
     def policy_loss(
         self,
@@ -313,12 +294,7 @@ class SAC:
         """Outputs of the hidden layers of every member's first critic, convolutions first."""
         batch = self.batch(net, window)
         (x,) = net.critic.reader.look(window, batch.now)
-        images = []
-        for conv in net.critic.convs:
-            x = conv(x, relu=True)
-            images.append(x)
-        outputs = net.critic.layers(x.flatten(3), batch.action.flatten(2, 3))[1:]
-        return [*images, *(output[:, :, 0] for output in outputs)]
+        return net.critic.activations(x, batch.action.flatten(2, 3))
 
     def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
         """Off-policyness and diversity at the replayed states.
@@ -366,11 +342,6 @@ def _of(values: Tensor, member: Tensor) -> Tensor:
     """values [S, E, N, A] of the members named, member [S, E] -> [S, E, A]."""
     index = member[..., None, None].expand(-1, -1, 1, values.shape[3])
     return values.gather(2, index)[:, :, 0]
-
-
-def _repeated(x: Tensor, actions: int) -> Tensor:
-    """Rows [S, M, rows, D], once for each member's action, [S, M, actions * rows, D]."""
-    return x.unsqueeze(2).expand(-1, -1, actions, -1, -1).flatten(2, 3)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

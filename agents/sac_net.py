@@ -16,6 +16,7 @@ from cerl.config import Config, NetConfig
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.kernels import sac
 from cerl.kernels.mlp import fits, mlp
+from cerl.kernels.pointwise import atanh
 from cerl.nets import carry as carries
 from cerl.nets.frames import see
 from cerl.nets.layers import Critics, LayerNorm, Linear
@@ -105,6 +106,17 @@ class Critic(nn.Module):
             outputs.append(F.relu(self.norms[k](y) if self.norms else y))
         return outputs
 
+    def activations(self, x: Tensor, action: Tensor) -> list[Tensor]:
+        """Outputs of convolutions and of the first critic's hidden layers, in order.
+
+        Args: x as the reader gives it; action [S, 1 or N, rows, A].
+        """
+        images = []
+        for conv in self.convs:
+            x = conv(x, relu=True)
+            images.append(x)
+        return [*images, *(output[:, :, 0] for output in self.layers(x.flatten(3), action)[1:])]
+
     def forward(self, x: Tensor, action: Tensor, heads: int, *, frozen: bool = False) -> Tensor:
         """Values of the first `heads` heads [S, N, C, rows, heads].
 
@@ -119,6 +131,25 @@ class Critic(nn.Module):
             weights, biases = ([leaf.detach() for leaf in leaves] for leaves in (weights, biases))
         weights[-1], biases[-1] = weights[-1][..., :heads], biases[-1][..., :heads]
         return mlp(x.unsqueeze(2), weights, biases, tail=action.unsqueeze(2))
+
+    def crossed(self, x: Tensor, action: Tensor, heads: int) -> Tensor:
+        """Values of every member's critics at every member's action, [S, N, C, N, rows, heads].
+
+        Args: x [S, M, rows, D]; action [S, N, rows, A].
+        """
+        if len(self.convs):  # features of images are too wide to repeat
+            each = [self(x, taken.unsqueeze(1), heads) for taken in action.unbind(1)]
+            return torch.stack(each, 3)
+        members, rows = action.shape[1:3]
+        repeated = x.unsqueeze(2).expand(-1, -1, members, -1, -1).flatten(2, 3)
+        q = self(repeated, action.flatten(1, 2).unsqueeze(1), heads)  # of N * rows rows
+        return q.unflatten(3, (members, rows))
+
+
+def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
+    u = atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+    return sac.density(u, log_std, (u - mean) * (-log_std).exp())
 
 
 class SACNet(nn.Module):

@@ -11,7 +11,8 @@ from torch.distributions.transforms import TanhTransform
 from torch.nn import functional as F
 
 from cerl import draw, explore
-from cerl.agents.sac import SAC, log_probability, sampled
+from cerl.agents.sac import SAC
+from cerl.agents.sac_net import log_probability
 from cerl.config import (
     Config,
     EnsembleConfig,
@@ -27,6 +28,7 @@ from cerl.config import (
 from cerl.data import ActInput, EnvSpec, Previous, Row
 from cerl.diagnose import diagnose
 from cerl.kernels import conv, mlp, optim, sac
+from cerl.kernels.sac import sampled
 from cerl.learn import Learner
 from cerl.nets.frames import see
 from cerl.replay import Replay
