@@ -353,8 +353,14 @@ def started(source: Path, out: Path, arguments: Sequence[str]) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "tests.curves", "run", "--out", str(out), *arguments],
         cwd=source,
-        env=os.environ | {"PYTHONPATH": str(source)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(source), *_python_path()])},
     )
+
+
+def _python_path() -> list[str]:
+    """Folders of PYTHONPATH that packages come from; none of them holds another cerl."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
 
 
 def compare_sources(old: Path, new: Path, *, device: str, cases: Sequence[str]) -> bool:
