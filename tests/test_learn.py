@@ -1,11 +1,10 @@
 """The update: captured equals eager, seeds do not touch each other, loading keeps storage."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from cerl import draw, train, wiring
+from cerl.agents.dqn import QNet
 from cerl.bench import runs
 from cerl.collect import Collector
 from cerl.config import load
@@ -230,8 +229,8 @@ def frames_run(device, steps):
 
 def test_stack_that_acts_equals_the_stack_that_learns_on_host_environments():
     collector = frames_run("cpu", 40)
-    net: Any = collector.player.net
-    replay = collector.replay
+    net, replay = collector.player.net, collector.replay
+    assert isinstance(net, QNet)
     time = torch.tensor([[[30, 31, 32, 33]]]).view(1, 1, 1, 4)  # one window of context + 1 rows
     for env in range(4):
         fields = {k: getattr(replay, k)[:, time, env][:, 0] for k in Row._fields}

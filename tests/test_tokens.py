@@ -561,9 +561,8 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
         "sequence": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
         "replay": {"capacity": 300, "start": 100},
     }
-    _, _, collector = collector_of(load("catch/ddqn", options))
+    _, acting, collector = collector_of(load("catch/ddqn", options))
     agent, net = built(collector.config, collector.player.env.spec)
-    acting: Any = collector.player.net
     acting.load_state_dict(net.state_dict())
     for _ in range(25):
         collector.step()
