@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
-from cerl.config import Config, LossConfig
+from cerl.config import Config, DqnConfig, FramesConfig, ValueOptions, of_kind
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_values
@@ -40,20 +40,24 @@ class QNet(nn.Module):
     ) -> None:
         super().__init__()
         net, ensemble = config.net, config.ensemble
+        options = of_kind(config.agent, ValueOptions)
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
-        self.feature_norm = net.feature_norm
-        below = len(net.channels) if net.encoder == "frames" else 1
+        self.feature_norm = options.feature_norm
+        frames = config.encoder if isinstance(config.encoder, FramesConfig) else None
+        below = len(net.channels) if frames else 1
         depth = below + len(net.hidden)
         self.shared = ensemble.shared_layers
         members = [1 if k < self.shared else ensemble.members for k in range(depth + 1)]
-        if not config.ensemble.gradient_scale:
+        if not options.gradient_scale:
             self.share_scale = self.fork_scale = 1.0
         else:
             self.share_scale = 1.0 / ensemble.members
             self.fork_scale = 1.0 / heads
-        if net.encoder == "frames":
-            self.encoder, self.trunk = Encoder(net, spec), None
-            self.convs, width = convolutions(net, spec, seeds=seeds, layer_members=members)
+        if frames:
+            self.encoder, self.trunk = Encoder(net, spec, frames=frames.frames), None
+            self.convs, width = convolutions(
+                net, spec, seeds=seeds, layer_members=members, frames=frames.frames
+            )
         else:
             self.encoder, self.convs = Tokens(config, spec), nn.ModuleList()
             sizes = {"seeds": seeds, "members": members[0]}
@@ -64,7 +68,7 @@ class QNet(nn.Module):
         for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, below):
             self.hidden.append(Linear(seeds, members[k], width, size))
             width = size
-        out, bias = spec.actions * atoms, net.shared_bias
+        out, bias = spec.actions * atoms, options.shared_bias
         if forked:
             self.final: Heads | ForkedHeads = ForkedHeads(
                 seeds,
@@ -138,13 +142,13 @@ class ValueKind(NamedTuple):
     error: Callable[[Tensor, Tensor], Tensor]  # prediction, target -> loss [...] without atoms
 
 
-def scalar_value(loss: LossConfig) -> ValueKind:
+def scalar_value(agent: DqnConfig) -> ValueKind:
     """Expected values with Huber or squared error (`mse` without the 1/2, as the original's)."""
 
     def error(q: Tensor, target: Tensor) -> Tensor:
-        if loss.kind == "mse":
+        if agent.loss == "mse":
             return (q - target).square()
-        return returns.huber(q - target, delta=loss.huber_delta)
+        return returns.huber(q - target, delta=agent.huber_delta)
 
     return ValueKind(1, lambda q: q, error)
 
@@ -165,13 +169,14 @@ class DQN:
         self, config: Config, spec: EnvSpec, *, kind: ValueKind, device: torch.device | str
     ) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.options = of_kind(config.agent, ValueOptions)
         self.kind = kind
         self.table: HeadTable = head_table(
             config.ensemble, gamma=config.loss.gamma, device=self.device
         )
         names = ("loss", "q_data", "q_pi")
         self.metrics: tuple[str, ...] = names
-        if config.loss.mico_weight:
+        if self.options.mico_weight:
             self.metrics = (*names, "mico_loss")
 
     def build(self, *, keys: Tensor) -> QNet:
@@ -291,7 +296,7 @@ class DQN:
         table, shape = self.table, batch.action.shape[2:]
 
         # A sequence network reads a window once and so knows the next rows with the learnt ones.
-        double, apart = self.config.loss.double, net.trunk is None
+        double, apart = self.options.double, net.trunk is None
 
         def now() -> tuple[Tensor, Tensor, Tensor | None]:
             x, *ahead = net.read(batch.x) if apart else net.read(batch.x, batch.x_next)
@@ -346,7 +351,7 @@ class DQN:
         self, net: QNet, target: QNet, batch: Transition, losses: Tensor, values: Values
     ) -> tuple[Tensor, Metrics]:
         """What `loss` returns, from the losses of the heads: their sum, with MICo where asked."""
-        loss, weight = losses.sum(-1), self.config.loss.mico_weight
+        loss, weight = losses.sum(-1), self.options.mico_weight
         metrics = {
             "loss": losses[..., 0].detach(),
             "q_data": self.kind.mean(values.taken.detach())[..., 0].mean((2, 3)),
@@ -362,7 +367,7 @@ class DQN:
                 reward=batch.reward[..., 0].flatten(2),
                 weight=batch.weight.flatten(2),
                 gamma=self.config.loss.gamma**self.config.loss.n_step,
-                beta=self.config.loss.mico_beta,
+                beta=self.options.mico_beta,
             )
             # Shared layers have one metric loss, spread so that the members' sum holds it once.
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.agent import Metrics
-from cerl.agents.dqn import DQN, scalar_value
-from cerl.agents.quantile import quantile_value
-from cerl.config import Config
+from cerl.agents.dqn import DQN
+from cerl.agents.quantile import value_kind
+from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
 from cerl.nets.frames import Encoder
 from cerl.optim import Optimiser
@@ -89,8 +89,9 @@ def run_updates(
     image = states.dim() - apart == 4
     shape = tuple(states.shape[1 + apart :][: 2 if image else None])
     spec = EnvSpec("batch", shape, states.dtype, action_count, actions.shape[-1], 1, True, True)
-    kind = (scalar_value if config.agent == "dqn" else quantile_value)(config.loss)
-    agent = DQN(config, spec, kind=kind, device="cpu")
+    if isinstance(config.agent, SacConfig):
+        raise ValueError("agent.name: expected dqn or quantile, got sac")
+    agent = DQN(config, spec, kind=value_kind(config.agent), device="cpu")
     keys = draw.seed_keys([0])
     net, target = agent.build(keys=keys), agent.build(keys=keys)
     for module, leaves in ((net, parameters), (target, target_parameters)):
@@ -109,8 +110,8 @@ def run_updates(
     encoder = net.encoder
     if not isinstance(encoder, Encoder):
         raise ValueError(
-            "given transitions are of single observations; expected net.encoder frames, got "
-            f"{config.net.encoder}"
+            "given transitions are of single observations; expected encoder frames, got "
+            f"{config.encoder.name}"
         )
 
     def inputs(raw: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.agents.sac import SAC, Dice
-from cerl.config import Config
+from cerl.config import Config, SacConfig, of_kind
 from cerl.data import EnvSpec
 from cerl.kernels import optim as kernels
 from cerl.nets.frames import Encoder
@@ -81,10 +81,11 @@ def run_sac_updates(
     """
     if updates < 1:
         raise ValueError(f"updates: expected at least 1, got {updates}")
-    if config.loss.target_critics:
+    options = of_kind(config.agent, SacConfig)
+    if options.target_critics:
         raise ValueError(
-            "loss.target_critics: the target of given transitions is the smallest of all critics; "
-            f"expected 0, got {config.loss.target_critics}"
+            "agent.target_critics: the target of given transitions is the smallest of all critics; "
+            f"expected 0, got {options.target_critics}"
         )
     if config.net.channels:
         raise ValueError(
@@ -110,8 +111,8 @@ def run_sac_updates(
     encoder = net.encoder
     if not isinstance(encoder, Encoder):
         raise ValueError(
-            "given transitions are of single observations; expected net.encoder frames, got "
-            f"{config.net.encoder}"
+            "given transitions are of single observations; expected encoder frames, got "
+            f"{config.encoder.name}"
         )
     row = (1, 1, len(states), 1)
     power = agent.table.gamma**config.loss.n_step

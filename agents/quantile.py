@@ -7,14 +7,19 @@ quantile Huber loss. Heads, sharing, tandem and acting are the same lines as for
 from torch import Tensor
 
 from cerl import returns
-from cerl.agents.dqn import ValueKind
-from cerl.config import LossConfig
+from cerl.agents.dqn import ValueKind, scalar_value
+from cerl.config import DqnConfig, QuantileConfig
 
 
-def quantile_value(loss: LossConfig) -> ValueKind:
-    """`loss.quantiles` quantiles per action, kappa = `loss.huber_delta`."""
+def value_kind(agent: DqnConfig | QuantileConfig) -> ValueKind:
+    """What a value is to an agent of discrete actions."""
+    return quantile_value(agent) if isinstance(agent, QuantileConfig) else scalar_value(agent)
+
+
+def quantile_value(agent: QuantileConfig) -> ValueKind:
+    """`agent.quantiles` quantiles per action, kappa = `agent.huber_delta`."""
 
     def error(theta: Tensor, target: Tensor) -> Tensor:
-        return returns.quantile_huber(theta, target, kappa=loss.huber_delta)
+        return returns.quantile_huber(theta, target, kappa=agent.huber_delta)
 
-    return ValueKind(loss.quantiles, lambda q: q.mean(-1), error)
+    return ValueKind(agent.quantiles, lambda q: q.mean(-1), error)

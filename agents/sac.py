@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cerl import draw
 from cerl.agent import Decision, Group, Metrics, Stage
-from cerl.config import Config, NetConfig
+from cerl.config import Config, FramesConfig, NetConfig, SacConfig, of_kind
 from cerl.data import Carry, EnvSpec, Previous, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, head_table, next_action_values, of_actors
@@ -46,11 +46,19 @@ class Actor(nn.Module):
     """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
 
     def __init__(
-        self, net: NetConfig, eyes: Eyes, *, seeds: int, members: int, actions: int
+        self,
+        net: NetConfig,
+        eyes: Eyes,
+        *,
+        options: SacConfig,
+        seeds: int,
+        members: int,
+        actions: int,
     ) -> None:
         super().__init__()
         self.convs, self.trunk, width = eyes
-        self.clip, self.low, self.high = net.log_std == "clip", net.log_std_min, net.log_std_max
+        self.clip = options.log_std == "clip"
+        self.low, self.high = options.log_std_min, options.log_std_max
         self.hidden = nn.ModuleList()
         for size in net.hidden:
             self.hidden.append(Linear(seeds, members, width, size))
@@ -88,17 +96,25 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self, net: NetConfig, eyes: Eyes, *, seeds: int, members: int, actions: int, heads: int
+        self,
+        net: NetConfig,
+        eyes: Eyes,
+        *,
+        options: SacConfig,
+        seeds: int,
+        members: int,
+        actions: int,
+        heads: int,
     ) -> None:
         super().__init__()
         self.convs, self.trunk, width = eyes
         width += actions
-        lead = (seeds, members, net.critics)
+        lead = (seeds, members, options.critics)
         self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in net.hidden:
             self.hidden.append(Critics(*lead, width, size))
-            if net.critic_norm != "none":
-                self.norms.append(LayerNorm(*lead, size, affine=net.critic_norm == "layer"))
+            if options.critic_norm != "none":
+                self.norms.append(LayerNorm(*lead, size, affine=options.critic_norm == "layer"))
             width = size
         self.final = Critics(*lead, width, heads)
         self.fused = fits(net.hidden) and not self.norms
@@ -143,12 +159,17 @@ class SACNet(nn.Module):
     def __init__(self, config: Config, spec: EnvSpec, *, seeds: int, heads: int) -> None:
         super().__init__()
         net, members = config.net, config.ensemble.members
-        frames = net.encoder == "frames"
-        self.encoder = Encoder(net, spec) if frames else Tokens(config, spec)
+        options, encoder = of_kind(config.agent, SacConfig), config.encoder
+        if isinstance(encoder, FramesConfig):
+            self.encoder = Encoder(net, spec, frames=encoder.frames)
+        else:
+            self.encoder = Tokens(config, spec)
         sizes = {"seeds": seeds, "members": members, "actions": spec.actions}
-        self.actor = Actor(net, self._eyes(config, spec, seeds), **sizes)
-        self.critic = Critic(net, self._eyes(config, spec, seeds), **sizes, heads=heads)
-        start = math.log(config.loss.temperature)
+        self.actor = Actor(net, self._eyes(config, spec, seeds), options=options, **sizes)
+        self.critic = Critic(
+            net, self._eyes(config, spec, seeds), options=options, **sizes, heads=heads
+        )
+        start = math.log(options.temperature)
         self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
 
     def _eyes(self, config: Config, spec: EnvSpec, seeds: int) -> Eyes:
@@ -157,7 +178,10 @@ class SACNet(nn.Module):
             trunk = make_trunk(config, spec, self.encoder, seeds=seeds, members=members)
             return Eyes(nn.ModuleList(), trunk, trunk.width)
         lead = [members] * len(config.net.channels)
-        convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
+        frames = of_kind(config.encoder, FramesConfig).frames
+        convs, width = convolutions(
+            config.net, spec, seeds=seeds, layer_members=lead, frames=frames
+        )
         return Eyes(convs, None, width)
 
     def read(self, part: Actor | Critic, inputs: Tensor | Whole) -> Tensor:
@@ -217,11 +241,12 @@ class SAC:
 
     def __init__(self, config: Config, spec: EnvSpec, *, device: torch.device | str) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.options = of_kind(config.agent, SacConfig)
         self.table: HeadTable = head_table(
             config.ensemble, gamma=config.loss.gamma, device=self.device
         )
         # Every critic is asked about every member's next action.
-        self.crossed = self.table.crossed or config.loss.spread_temperature > 0
+        self.crossed = self.table.crossed or self.options.spread_temperature > 0
 
     def build(self, *, keys: Tensor) -> SACNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
@@ -237,8 +262,8 @@ class SAC:
     def stages(self, net: SACNet) -> list[Stage]:
         """The critics; then policies and temperatures, which see the new critics."""
         optim = self.config.optim
-        policy = optim.model_copy(update={"lr": optim.actor_lr or optim.lr})
-        alpha = optim.model_copy(update={"lr": optim.temperature_lr or optim.lr})
+        policy = optim.model_copy(update={"lr": self.options.actor_lr or optim.lr})
+        alpha = optim.model_copy(update={"lr": self.options.temperature_lr or optim.lr})
         return [
             Stage(self.critic_loss, [Group(list(net.critic.parameters()), optim)]),
             Stage(
@@ -250,11 +275,11 @@ class SAC:
 
     def dice(self, keys: Tensor, step: Tensor) -> Dice:
         """Noise of the next and of the present actions, and the choice of target critics."""
-        members, critics = self.config.ensemble.members, self.config.net.critics
-        rows = self.config.replay.batch * self.config.learnt
+        members, critics = self.config.ensemble.members, self.options.critics
+        rows = self.config.replay.batch * self.config.rows_of_window.learnt
         shape = (2, members, rows, self.spec.actions)
         normal = draw.normal(keys, draw.POLICY, step, shape)
-        some = 0 < self.config.loss.target_critics < critics
+        some = 0 < self.options.target_critics < critics
         subset = draw.uniform(keys, draw.SUBSET, step, (members, critics)) if some else None
         return Dice(normal[:, 0], normal[:, 1], subset)
 
@@ -297,7 +322,7 @@ class SAC:
             value = self._value(net.critic(seen, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
-            counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
+            counts = ~noise.explore if self.options.backup_entropy else zero.bool()
             bonus = torch.where(counts, -alpha * log_p, zero)
             return Decision(action, value, bonus, diversity=zero)
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
@@ -334,9 +359,9 @@ class SAC:
     ) -> tuple[Tensor, Tensor | None]:
         """Soft value of the next action that every head regresses to, and the weight of its row.
 
-        Returns: [S, N, rows, J] each; the weights are None without `loss.spread_temperature`.
+        Returns: [S, N, rows, J] each; the weights are None without `agent.spread_temperature`.
         """
-        loss, heads = self.config.loss, self.table.value_heads
+        heads = self.table.value_heads
         x, seen = (net.read(part, batch.x_next) for part in (net.actor, target))
         action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A]
         rows = action.shape[2]
@@ -350,27 +375,26 @@ class SAC:
         else:
             q = target(seen, action, heads).unsqueeze(3)  # [S, N, C, K, rows, heads]
         if dice.critics is not None:
-            chosen = dice.critics.topk(loss.target_critics, dim=2).indices
+            chosen = dice.critics.topk(self.options.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
         q = own = q.amin(2)  # [S, N, K, rows, heads]
         alpha = net.log_alpha.exp()  # [S, N, 1]
-        if loss.backup_entropy and not self.crossed:
+        if self.options.backup_entropy and not self.crossed:
             own = torch.addcmul(q, alpha[..., None, None], log_p[:, :, None, :, None], value=-1)
         value = next_action_values(self.table, own)
-        if loss.backup_entropy and self.crossed:
+        if self.options.backup_entropy and self.crossed:
             value = value - of_actors(self.table, alpha * log_p)
-        if not loss.spread_temperature:
+        if not self.options.spread_temperature:
             return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
-        weight = sigmoid(-loss.spread_temperature * spread) + 0.5
+        weight = sigmoid(-self.options.spread_temperature * spread) + 0.5
         return value, of_actors(self.table, weight)
 
     def critic_losses(
         self, net: SACNet, target: Critic, batch: Transition, dice: Dice
     ) -> CriticLosses:
         """Regression of all heads of all critics to the soft target of their member."""
-        loss = self.config.loss
 
         def now() -> Tensor:
             x = net.read(net.critic, batch.x)
@@ -382,7 +406,7 @@ class SAC:
 
         q, ((later, trust),) = parallel(batch.action.device, now, next_)
         y = torch.addcmul(batch.reward.flatten(2, 3), batch.discount.flatten(2, 3), later)
-        delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
+        delta = self.options.huber_delta if self.options.loss == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
         if trust is None:
             return CriticLosses(sac.regression(q, y, weight, delta=delta), q, y)
@@ -394,8 +418,7 @@ class SAC:
         self, net: SACNet, target: Critic, window: Window, mask: Tensor | None, dice: Dice
     ) -> tuple[Tensor, Metrics]:
         """First stage. Args as in `cerl/agent.py`. Returns: the sum over critics and heads."""
-        loss = self.config.loss
-        batch = transition(net.encoder, window, n=loss.n_step, gamma=self.table.gamma)
+        batch = transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)
         batch = batch._replace(weight=masked(batch.weight, mask))
         losses = self.critic_losses(net, target, batch, dice)
         metrics = {
@@ -422,8 +445,8 @@ class SAC:
             log_p,
             net.log_alpha,
             weight.flatten(2),
-            goal=self.config.loss.target_entropy * self.spec.actions,
-            mean=self.config.loss.actor_value == "mean",
+            goal=self.options.target_entropy * self.spec.actions,
+            mean=self.options.actor_value == "mean",
         )
         return PolicyLosses(*losses)
 
@@ -491,7 +514,7 @@ class SAC:
 
     def _value(self, q: Tensor) -> Tensor:
         """What a member takes its C critics [S, N, C, rows] to say, [S, N, rows]."""
-        return q.mean(2) if self.config.loss.actor_value == "mean" else q.amin(2)
+        return q.mean(2) if self.options.actor_value == "mean" else q.amin(2)
 
     def _transition(self, net: SACNet, window: Window) -> Transition:
         return transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)

@@ -54,8 +54,8 @@ with _prompt_to_leave():
     from pydantic import ValidationError
 
     from cerl import __version__
-    from cerl.config import Config, ConfigError, errors, preset, validated
-    from cerl.config.form import form_of, key_of, overridden
+    from cerl.config import Config, ConfigError, errors, evaluated, preset
+    from cerl.config.form import form_of, key_of, overridden, refuse_moved
     from cerl.record.folder import CHANGEABLE, FILE, changeable, check_out, load_file, unchangeable
     from cerl.stop import SAVED, Stopped
     from cerl.sweep.study import load_study
@@ -274,7 +274,8 @@ def _changes(run: Config, options: list[str], *, folder: Path) -> dict[str, Any]
     """
     import tyro
 
-    known = set(errors.keys(Config, family=run.env.family))
+    refuse_moved(options)
+    known = set(errors.keys(Config, kinds=run.kinds))
     given = dict.fromkeys(key for word in options if (key := key_of(word)) in known)
     if fixed := [key for key in given if not changeable(key)]:
         raise ConfigError(unchangeable(fixed, folder / FILE))
@@ -325,9 +326,7 @@ def _eval_options(run: Config, arguments: Sequence[str], *, prog: str) -> dict[s
     filled = tyro.cli(form, default=default, args=list(arguments), prog=prog)
     flags = set(map(key_of, arguments))
     asked = {key: getattr(filled, key) for key in keys if key in flags}
-    validated(
-        preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")
-    )
+    evaluated(run, asked)  # refused before seconds of imports
     return asked
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cerl import explore
 from cerl.agent import Agent
-from cerl.config import Config
+from cerl.config import Config, FramesConfig
 from cerl.data import Previous, Row, Step
 from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
@@ -56,8 +56,8 @@ class Collector:
     ) -> None:
         self.config, self.env, self.agent, self.net = config, env, agent, net
         self.replay, self.keys = replay, keys
-        self.exploration = config.exploration  # made here: torch.compile cannot trace it
-        self.remembers = config.net.encoder != "frames"
+        self.exploration = config.epsilon_schedule  # made here: torch.compile cannot trace it
+        self.remembers = not isinstance(config.encoder, FramesConfig)
         on_device = replay.placement == "device"
         seeds, envs, device = len(keys), env.spec.envs, keys.device
         first = env.reset()
@@ -65,11 +65,11 @@ class Collector:
         self.action = env.spec.action(seeds, envs, device=device)
         self.value = torch.zeros(seeds, envs, device=device)
         self.bonus = torch.zeros(seeds, envs, device=device)
-        width = config.remembered
+        width = config.encoder.state_size
         self.before = torch.zeros(seeds, envs, width, device=device) if width else None
         self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=envs, evaluating=False)
         # That a refresh looks back on: every layer sees keys made of as many rows before them.
-        self.rows = min(config.sequence.layers * config.cache + 1, replay.rows)
+        self.rows = min(config.rows_of_refresh, replay.rows)
         self.refresh = captured(self.refresh, device) if on_device else self.refresh
         self.start = torch.ones(seeds, envs, dtype=torch.bool, device=device)
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)

@@ -76,7 +76,7 @@ def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
     """How far values under what acting remembers are from those that today's parameters give.
 
     What acting remembers comes from older parameters. The other values come from the last
-    layers x `sequence.cache` rows of replay, so with recurrent units longer episodes differ too.
+    layers x `encoder.cache` rows of replay, so with recurrent units longer episodes differ too.
     Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
              a value over the environments inside an episode; NaN without any.
     """

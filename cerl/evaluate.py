@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cerl import draw, explore
 from cerl.agent import Agent
-from cerl.config import Config
+from cerl.config import Config, FramesConfig
 from cerl.data import Previous, Step
 from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
@@ -182,7 +182,7 @@ class Evaluator:
     def _previous(self) -> Previous | None:
         """What led to the last step, as training would store it."""
         clip, reward = self.config.replay.reward_clip, self.last.reward
-        if self.config.net.encoder == "frames":
+        if isinstance(self.config.encoder, FramesConfig):
             return None
         return Previous(self.action, reward.clamp(-clip, clip) if clip else reward)
 

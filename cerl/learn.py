@@ -79,7 +79,7 @@ class Learner:
             batch=replay.batch,
             context=self.net.encoder.context,
             ahead=self.net.encoder.learnt - 1 + loss.n_step,
-            begins=self.config.begins,
+            begins=self.config.encoder.from_episode_start,
             members=1 if loss.batches == "shared" else self.config.ensemble.members,
             batches=loss.batches,
             probability=loss.batches_probability,

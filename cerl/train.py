@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cerl.config import Config
+from cerl.config import Config, FramesConfig, evaluated
 from cerl.device.estimate import estimate, explaining
 from cerl.device.reservation import Reservation, check, reserved
 from cerl.diagnose import diagnose, staleness
@@ -217,12 +217,13 @@ class Loop:
         config, collector = self.config, self.parts.collector
         before = self.iteration * self.envs
         wanted = updates_by(config, before + self.envs)
-        refresh = config.refresh and wanted // config.refresh > self.made // config.refresh
+        every = config.encoder.updates_between_refreshes
+        refresh = every and wanted // every > self.made // every
         missing = range(self.made + 1, wanted + 1) if before >= self.filled else range(0)
 
         def learn() -> None:
             for number in missing:
-                self.updates[number % config.schedule.policy_every == 0]()
+                self.updates[number % config.agent.policy_every == 0]()
             self.made = wanted
 
         self.whole = False
@@ -433,7 +434,7 @@ def _measurements(config: Config, parts: Parts) -> dict[str, Tensor]:
     metrics["misses"] = parts.replay.misses.cpu().clone()
     if int(parts.learner.updates) > 0:
         metrics |= diagnose(parts.agent, parts.learner)
-        if config.net.encoder != "frames":
+        if not isinstance(config.encoder, FramesConfig):
             metrics |= staleness(parts.agent, parts.collector)
     return metrics
 
@@ -454,10 +455,7 @@ def evaluate(
     trust.check(config, folder, trusted=trusted)
     changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
     asked = {name: value for name, value in changes.items() if value is not None}
-    if episodes is not None:
-        asked |= {"steps": 0, "slots": 0}
-    data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
-    config = Config.model_validate(data)
+    config = evaluated(config, asked)
     device = prepare(config)
     check(estimate(config, device=device, agent=make_agent, evaluating=True))
     keys = evaluation_keys(config.seeds, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cerl import draw, wiring
 from cerl.bench import runs
-from cerl.config import Config, load
+from cerl.config import AtariEnv, Config, load
 from cerl.data import EnvSpec
 from cerl.envs import make
 from cerl.learn import Learner
@@ -79,7 +79,7 @@ def checkpoint(
 
 
 def _spec(config: Config, device: torch.device) -> EnvSpec:
-    if config.env.family == "atari":  # needs no emulator
+    if isinstance(config.env, AtariEnv):  # needs no emulator
         return EnvSpec("atari", (84, 84), torch.uint8, 18, config.env.envs, 4, False, False)
     env = make(config.env, seeds=config.seeds, salt=0, device=device)
     env.close()

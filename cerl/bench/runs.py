@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from cerl import draw, wiring
-from cerl.config import Config, MinAtarEnv, load
+from cerl.config import Config, MinAtarEnv, SacConfig, load
 from cerl.data import EnvSpec, Row
 from cerl.envs import make
 from cerl.envs.api import VecEnv
@@ -152,7 +152,7 @@ def update(
         config = load(preset, changes)
         envs = config.env.envs
         spec = EnvSpec("random", (84, 84), torch.uint8, 18, envs, 4, True, False)
-        if config.agent == "sac":
+        if isinstance(config.agent, SacConfig):
             spec = EnvSpec("random", (observation,), torch.float32, actions, envs, 1, True, False)
             spec = spec._replace(continuous=True)
         learner = filled_learner(config, spec, place)

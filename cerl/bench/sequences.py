@@ -16,7 +16,7 @@ from torch import Tensor
 from cerl import draw, wiring
 from cerl.bench import runs
 from cerl.bench.runs import Rows, device_name, microseconds, show
-from cerl.config import Config, load
+from cerl.config import AttentionOptions, Config, load, of_kind
 from cerl.data import EnvSpec, Previous
 from cerl.graph import captured
 from cerl.kernels.attention import forgetting_attention
@@ -25,7 +25,7 @@ from cerl.nets import carry
 from cerl.replay import Replay
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
-# name: (net.encoder, sequence.variant, whether it is the definition)
+# name: (encoder.name, variant of fox that it is sized like, whether it is the definition)
 NETS: dict[str, tuple[str, str, bool]] = {
     "fox-llama": ("fox", "llama", False),
     "fox-pro": ("fox", "pro", False),
@@ -233,7 +233,7 @@ def memory_length(
 
 
 def _learner(
-    name: str, device: torch.device, *, window: int, members: int, batch: int, **sequence: Any
+    name: str, device: torch.device, *, window: int, members: int, batch: int, **sizes: Any
 ) -> Learner:
     """A learner on random rows of one endless episode, with windows of `window` rows."""
     if name not in NETS:
@@ -245,10 +245,9 @@ def _learner(
         {
             "seeds": (0,),
             "env": {"family": "gym", "envs": ENVS},
-            "net": {"encoder": kind, "hidden": (sequence["width"],)},
+            "net": {"hidden": (sizes["width"],)},
             "ensemble": {"members": members, "heads": "cerl"},
-            "sequence": sequence
-            | {"variant": variant, "learnt": window - 2, "sampling": "uniform", "cache": window},
+            "encoder": _encoder(kind, variant, window=window, **sizes),
             "replay": {"capacity": capacity, "start": capacity, "batch": batch, "candidates": 8},
             "schedule": {"steps": 2 * capacity},
             "explore": {"end": 0.0},
@@ -269,12 +268,20 @@ def _learner(
     return Learner(config, agent, net, replay, keys=keys)
 
 
+def _encoder(kind: str, variant: str, *, window: int, heads: int, **sizes: Any) -> dict[str, Any]:
+    """Options of a sequence network with windows of `window` rows."""
+    options = {"name": kind, "learnt": window - 2, "sampling": "uniform", **sizes}
+    if kind in ("fox", "transformer"):
+        options |= {"heads": heads, "cache": window}
+    return options | {"variant" if kind == "fox" else "sized_like": variant}
+
+
 def _attention(config: Config, device: torch.device, *, calls: int) -> float:
     """Microseconds of the attention of an update alone: of two networks, one with its gradient."""
-    q = config.sequence
+    q = of_kind(config.encoder, AttentionOptions)
     rows = config.ensemble.members * config.replay.batch
     dtype = torch.bfloat16 if q.precision == "bf16" else torch.float32
-    shape = (rows, config.window, q.heads)
+    shape = (rows, config.rows_of_window.total, q.heads)
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
@@ -282,8 +289,8 @@ def _attention(config: Config, device: torch.device, *, calls: int) -> float:
 
     inputs = [normal(*shape, q.width // q.heads).to(dtype).requires_grad_() for _ in range(3)]
     inputs.append(torch.nn.functional.logsigmoid(normal(*shape) + 4.0).requires_grad_())
-    start = torch.zeros(rows, config.window, dtype=torch.bool, device=device)
-    options: dict[str, Any] = {"start": start, "window": config.cache}
+    start = torch.zeros(rows, config.rows_of_window.total, dtype=torch.bool, device=device)
+    options: dict[str, Any] = {"start": start, "window": config.rows_looked_back_on}
 
     def step() -> None:
         for _ in range(q.layers):

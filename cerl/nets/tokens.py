@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.config import Config
+from cerl.config import Config, FoxConfig, SequenceOptions, of_kind
 from cerl.data import EnvSpec, Previous, Window
 from cerl.nets.frames import Encoder, convolutions, see, take
 from cerl.nets.trunk import Trunk, TrunkOptions
@@ -31,11 +31,12 @@ class Tokens:
     """What a sequence network reads of every row: an image or flat observation, and extras."""
 
     def __init__(self, config: Config, spec: EnvSpec) -> None:
-        net, sequence = config.net, config.sequence
+        net, sequence = config.net, of_kind(config.encoder, SequenceOptions)
         self.spec, self.scale, self.images = spec, net.scale, len(net.channels) > 0
-        self.context, self.learnt, self.begins = config.context, config.learnt, config.begins
-        still = net.encoder == "gru" or not sequence.context_grad
-        self.still = self.context if still else 0  # first rows without gradient
+        self.context, self.learnt, _ = config.rows_of_window
+        self.begins = config.encoder.from_episode_start
+        # First rows without gradient.
+        self.still = 0 if sequence.context_carries_gradient else self.context
         self.action, self.reward = sequence.previous_action, sequence.previous_reward
         self.extras = self.action * spec.actions + self.reward  # numbers of a row
 
@@ -100,19 +101,21 @@ def _features(tokens: Tensor, whole: Whole, trunk: Trunk, *, still: int) -> Tens
 
 def make_trunk(config: Config, spec: EnvSpec, tokens: Tokens, *, seeds: int, members: int) -> Trunk:
     """The sequence network of a config, with convolutions where it reads images."""
-    sequence, scales = config.sequence, config.sequence.gate_scales
+    sequence = of_kind(config.encoder, SequenceOptions)
+    fox = sequence if isinstance(sequence, FoxConfig) else FoxConfig()
+    scales = fox.gate_scales
     lead = [members] * len(config.net.channels)
     convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
     options = TrunkOptions(
-        kind=config.net.encoder,
+        kind=sequence.name,
         layers=sequence.layers,
         width=sequence.width,
-        heads=sequence.heads,
-        variant=sequence.variant,
+        heads=sequence.fox_heads,
+        variant=sequence.fox_variant,
         ratio=sequence.ratio,
-        cache=config.cache,
+        cache=config.rows_looked_back_on,
         gate_bias=(scales[0], scales[1]) if scales else None,
-        prune=sequence.prune or None,
+        prune=fox.prune or None,
         precision=sequence.precision,
     )
     inputs = width + tokens.extras

@@ -109,7 +109,7 @@ class Logger:
         self.complaint = ""
         self.fixed = {
             "preset": config.preset or "(file)",
-            "agent": config.agent,
+            "agent": config.agent.name,
             "env": rows.env_name(config),
             "members": self.members,
             "config_hash": rows.config_hash(config),
@@ -208,7 +208,7 @@ class Logger:
         values = {name: _numpy(value) for name, value in metrics.items()}
         self._measure(values)
         at = torch.tensor(step, dtype=torch.int64)
-        epsilon = float(explore.epsilon(self.config.exploration, at))
+        epsilon = float(explore.epsilon(self.config.epsilon_schedule, at))
         rate = self.pace.rates()[0]
         for s in self._kept():
             scalars = tensorboard.training_scalars(values, s) | {"charts/epsilon": epsilon}
