@@ -29,10 +29,10 @@ TINY: dict[str, Any] = {
 }
 GRU = {
     "net": {"encoder": "gru", "hidden": (12,)},
-    "sequence": {"width": 8, "context": 2, "learnt": 4, "cache_refresh": 5},
+    "encoder": {"width": 8, "context": 2, "learnt": 4, "cache_refresh": 5},
 }
 FOX = preset.merged(
-    GRU, {"net": {"encoder": "fox"}, "sequence": {"width": 16, "heads": 2, "cache": 6}}
+    GRU, {"net": {"encoder": "fox"}, "encoder": {"width": 16, "heads": 2, "cache": 6}}
 )
 TANDEM = {"members": 2, "duty": "tandem", "active_probability": 0.7}
 CUT = {"diverged": "cut", "envs": 2}

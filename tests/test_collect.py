@@ -438,7 +438,7 @@ def test_double_dqn_learns_a_chain():
         net=NetConfig(hidden=(16,)),
         ensemble=EnsembleConfig(members=2),
         loss=LossConfig(gamma=0.9),
-        optim=OptimConfig(name="adam", lr=1e-2),
+        optim=AdamConfig(lr=1e-2),
         replay=ReplayConfig(capacity=2_000, batch=16, start=200),
         explore=ExploreConfig(start=1.0, end=0.2, hold=0, decay=400),
     )

@@ -63,7 +63,7 @@ def config(
             duty="first" if heads == "single_actor" else "uniform",
         ),
         loss=LossConfig(**{"gamma": GAMMA, **loss}),
-        optim=OptimConfig(name="rmsprop", lr=2e-3, eps=1e-4),
+        optim=RmsPropConfig(lr=2e-3, eps=1e-4),
         replay=ReplayConfig(
             capacity=200,
             batch=B,
@@ -74,7 +74,7 @@ def config(
 
 
 def make_agent(cfg, spec=SPEC):
-    kind = (scalar_value if cfg.agent == "dqn" else quantile_value)(cfg.loss)
+    kind = (scalar_value if cfg.agent.name == "dqn" else quantile_value)(cfg.loss)
     return DQN(cfg, spec, kind=kind, device=CPU)
 
 
@@ -143,10 +143,10 @@ class Member:
                 weight, bias = leaf[f"hidden.{k}.weight"], leaf[f"hidden.{k}.bias"]
                 x = F.linear(x, weight.T, bias).relu()
             weight = leaf["final.weight"][:, head]
-        if net.feature_norm:
+        if agent.feature_norm:
             x = x / (x.square().sum().sqrt() + 1e-6)
         y = F.linear(x, weight.T) + leaf["final.bias"][head]
-        return y.view(SPEC.actions, -1) if self.cfg.agent == "quantile" else y
+        return y.view(SPEC.actions, -1) if self.cfg.agent.name == "quantile" else y
 
 
 def loss_of(learner, window, mask=None):
@@ -176,7 +176,7 @@ def slow_n_step(window, s, m, b, first, n, gamma):
 
 def slow_error(cfg, prediction, target):
     """Loss of one head on one row."""
-    if cfg.agent == "quantile":
+    if cfg.agent.name == "quantile":
         loss, count = 0.0, len(prediction)
         for m, sample in itertools.product(range(count), target):
             u = sample - prediction[m]
@@ -186,7 +186,7 @@ def slow_error(cfg, prediction, target):
     e = prediction - target
     if cfg.loss.kind == "mse":
         return e**2
-    delta = cfg.loss.huber_delta
+    delta = cfg.agent.huber_delta
     return 0.5 * e**2 if abs(e.item()) <= delta else delta * (abs(e) - 0.5 * delta)
 
 
@@ -202,8 +202,8 @@ def slow_target(cfg, online, target, i, j, stack, reward, discount):
     own_value = kind in ("own_target", "multi_horizon")
     valuer, head = (i, j) if own_value else (m, 0)
     with torch.no_grad():
-        choice = (online if cfg.loss.double else target)[chooser].q(stack, 0)
-        choice = choice.mean(-1) if cfg.agent == "quantile" else choice
+        choice = (online if cfg.agent.double else target)[chooser].q(stack, 0)
+        choice = choice.mean(-1) if cfg.agent.name == "quantile" else choice
         best = choice.tolist().index(max(choice.tolist()))
         return reward + discount * target[valuer].q(stack, head)[best]
 
@@ -231,16 +231,16 @@ def slow_mico(cfg, online, target, rows):
     for a, b in itertools.product(range(len(rows)), repeat=2):
         with torch.no_grad():
             goal = abs(rows[a][2] - rows[b][2])
-            goal = goal + gamma * angle_distance(later[a], later[b], cfg.loss.mico_beta)
-        e = angle_distance(here[a], there[b], cfg.loss.mico_beta) - goal
+            goal = goal + gamma * angle_distance(later[a], later[b], cfg.agent.mico_beta)
+        e = angle_distance(here[a], there[b], cfg.agent.mico_beta) - goal
         total = total + (0.5 * e**2 if abs(e.item()) <= 1 else abs(e) - 0.5)
     return total / len(rows) ** 2
 
 
 def slow_loss(cfg, leaves, target_leaves, window, mask):
     """Loss of every member [S][N] as the definitions say it, and the sum that is minimised."""
-    first, n, losses, total = cfg.net.stack - 1, cfg.loss.n_step, [], torch.zeros(())
-    gammas, weight = horizons(cfg), cfg.loss.mico_weight
+    first, n, losses, total = cfg.encoder.frames - 1, cfg.loss.n_step, [], torch.zeros(())
+    gammas, weight = horizons(cfg), cfg.agent.mico_weight
     for s in range(len(cfg.seeds)):
         online = [Member(leaves, s, i, cfg) for i in range(cfg.ensemble.members)]
         target = [Member(target_leaves, s, i, cfg) for i in range(cfg.ensemble.members)]
@@ -253,10 +253,10 @@ def slow_loss(cfg, leaves, target_leaves, window, mask):
                 if not learns:
                     continue
                 used += 1
-                stack = slow_stack(window, s, m, b, first, cfg.net.stack)
+                stack = slow_stack(window, s, m, b, first, cfg.encoder.frames)
                 for j, gamma in enumerate(gammas):
                     reward, discount, k = slow_n_step(window, s, m, b, first, n, gamma)
-                    later = slow_stack(window, s, m, b, first + k, cfg.net.stack)
+                    later = slow_stack(window, s, m, b, first + k, cfg.encoder.frames)
                     y = slow_target(cfg, online, target, i, j, later, reward, discount)
                     prediction = online[i].q(stack, j)[window.action[s, m, b, first]]
                     td = td + slow_error(cfg, prediction, y)
@@ -350,7 +350,7 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     assert_agree(loss.detach(), want)
     slow = torch.autograd.grad(total, list(copies.values()))
     # Small angles between features enlarge the rounding of their cosines.
-    roundings = 1_000 if cfg.loss.mico_weight else ROUNDINGS
+    roundings = 1_000 if cfg.agent.mico_weight else ROUNDINGS
     for name, ours, theirs in zip(copies, grads, slow, strict=True):
         theirs = theirs * slow_factor(cfg, name)
         size = float(theirs.abs().max())
@@ -733,5 +733,5 @@ def test_gathering_the_weights_of_the_member_on_duty_gives_the_same_decision(opt
     for s, e in itertools.product(range(2), range(2)):
         stack = torch.cat([torch.zeros_like(obs[s, e]), obs[s, e]])
         q = Member(leaves, s, int(member[s, e]), cfg).q(stack, 0).detach()
-        q = q.mean(-1) if cfg.agent == "quantile" else q
+        q = q.mean(-1) if cfg.agent.name == "quantile" else q
         assert float(gathered.value[s, e]) == pytest.approx(float(q.max()), abs=1e-5)

@@ -32,25 +32,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cerl_own_target": {"ensemble.heads": "own_target"},
     "single_cerl": {"ensemble.heads": "single_actor", "ensemble.duty": "first"},
     "multi_horizon": {"ensemble.heads": "multi_horizon"},
-    "mico_001": {"loss.mico_weight": 0.01},
-    "mico_05": {"loss.mico_weight": 0.5},
-    "mico_05_l3": {"loss.mico_weight": 0.5} | L3,
+    "mico_001": {"agent.mico_weight": 0.01},
+    "mico_05": {"agent.mico_weight": 0.5},
+    "mico_05_l3": {"agent.mico_weight": 0.5} | L3,
     "mask": {"loss.mask_probability": 0.5},
     "mask_l3": {"loss.mask_probability": 0.5} | L3,
     "own_batches": OWN,
     "own_batches_l3": OWN | L3,
-    "feature_norm": {"net.feature_norm": True},
-    "not_double": {"loss.double": False},
-    "mse": {"loss.kind": "mse"},
-    "no_gradient_scale_l3": {"ensemble.gradient_scale": False} | L3,
+    "feature_norm": {"agent.feature_norm": True},
+    "not_double": {"agent.double": False},
+    "mse": {"agent.loss": "mse"},
+    "no_gradient_scale_l3": {"agent.gradient_scale": False} | L3,
     "n_step_3": {"loss.n_step": 3},
     "quantile": {
         "agent": "quantile",
-        "loss.quantiles": 11,
+        "agent.quantiles": 11,
         "loss.n_step": 3,
-        "loss.double": False,
+        "agent.double": False,
         "net.padding": "same",
-        "net.shared_bias": False,
+        "agent.shared_bias": False,
         "optim": {"name": "adam", "lr": 5e-5, "eps": 3.125e-4},
     },
 }
@@ -177,7 +177,7 @@ def test_updates_reproduce_the_original(name, batches):
         if name != "quantile":
             main = outcome.head_losses[k][:, 0].tolist()
             assert main == pytest.approx(step["member_loss"], rel=1e-4)
-        if cfg.loss.mico_weight:
+        if cfg.agent.mico_weight:
             mico = outcome.metrics[k]["mico_loss"]  # shared: one loss, shown for every member
             mico = mico[0] if cfg.ensemble.shared_layers else mico.sum()
             assert float(mico) == pytest.approx(step["mico_loss"], rel=1e-4)

@@ -72,7 +72,7 @@ def test_train_hands_the_overridden_config_to_the_loop(stand_in, capsys):
     line += "--loss.no-double --net.hidden 64 32 --schedule.steps 2_000_000"
     assert command.main(line.split()) == 0
     overrides = {"env.name": "asterix", "seeds": [0, 1, 2, 3], "optim.lr": 1e-4}
-    overrides |= {"loss.double": False, "net.hidden": [64, 32], "schedule.steps": 2_000_000}
+    overrides |= {"agent.double": False, "net.hidden": [64, 32], "schedule.steps": 2_000_000}
     assert seen == [load("minatar/cerl", overrides)]
     assert capsys.readouterr().out == "runs/x\n"
 
@@ -124,7 +124,7 @@ def test_resume_hands_on_folder_changes_and_trust(stand_in, run_folder, capsys):
     ("options", "message"),
     [
         ("--seeds 0 7", "seeds cannot change in a run; expected one of schedule.steps, log.*"),
-        ("--optim.lr 1 --loss.no-double", "optim.lr, loss.double cannot change in a run"),
+        ("--optim.lr 1 --loss.no-double", "optim.lr, agent.double cannot change in a run"),
         ("--env.rows=3", "env.rows cannot change in a run"),
         ("--schedule.steps 3", "schedule.steps: the run would end before its first update"),
         ("--log.every 0", "log.every: expected greater than or equal to 1, got 0"),
@@ -205,7 +205,7 @@ def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_
         ("sweep catch/ddqn --out /dev/null/x", "sweep --out: expected a folder that can be made"),
         ("train catch/ddqn --out /dev/null", "--out: expected a folder that can be made"),
         ("train catch/ddqn --seeds 0 --seeds 1", "--seeds: given 2 times"),
-        ("train catch/ddqn --loss.double --loss.no-double", "--loss.double: given 2 times"),
+        ("train catch/ddqn --agent.double --loss.no-double", "--agent.double: given 2 times"),
         ("train catch/ddqn --optim.lr=1 --optim.lr 2 --optim.lr 3", "--optim.lr: given 3 times"),
         ("sweep catch/ddqn --envs a --envs b", "--envs: given 2 times"),
         ("report a --oot x", "no such option '--oot'"),

@@ -56,7 +56,7 @@ def numbers(x):
 def test_rmsprop_is_centred_with_epsilon_inside_the_root(momentum, scale):
     options: dict[str, Any] = dict(lr=2.5e-4, decay=0.95, eps=9.765625e-6, momentum=momentum)
     start, grads = tensors(0, 1e-4), [tensors(k, scale) for k in range(1, 21)]
-    ours = run(OptimConfig(name="rmsprop", **options), grads, start)
+    ours = run(RmsPropConfig(**options), grads, start)
     for k, leaf in enumerate(ours):
         want = slow_rmsprop(numbers(start[k]), [numbers(g[k]) for g in grads], **options)
         moved = want - numbers(start[k])
@@ -66,14 +66,14 @@ def test_rmsprop_is_centred_with_epsilon_inside_the_root(momentum, scale):
 def test_rmsprop_by_hand():
     # g = 2: m = 0.1 * 2, v = 0.1 * 4, root = sqrt(0.4 - 0.04 + 0.28) = 0.8, step = 0.5 * 2 / 0.8
     leaf = torch.ones(1, 1, 1)
-    config = OptimConfig(name="rmsprop", lr=0.5, decay=0.9, eps=0.28)
+    config = RmsPropConfig(lr=0.5, decay=0.9, eps=0.28)
     Optimiser(config, [leaf]).step([torch.full((1, 1, 1), 2.0)])
     assert float(leaf) == pytest.approx(1 - 1.25)
 
 
 def test_rmsprop_survives_a_constant_gradient_whose_variance_rounds_below_zero():
     leaf = torch.zeros(1, 1, 64)
-    config = OptimConfig(name="rmsprop", lr=1e-3, decay=0.95, eps=1e-10)
+    config = RmsPropConfig(lr=1e-3, decay=0.95, eps=1e-10)
     optimiser = Optimiser(config, [leaf])
     grad = torch.linspace(0.1, 3000, 64).view(1, 1, 64)
     for _ in range(600):
@@ -85,7 +85,7 @@ def test_rmsprop_survives_a_constant_gradient_whose_variance_rounds_below_zero()
 def test_adam_equals_the_published_algorithm_and_torchs(scale):
     options: dict[str, Any] = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=3.125e-4)
     start, grads = tensors(0, 1e-4), [tensors(k, scale) for k in range(1, 31)]
-    ours = run(OptimConfig(name="adam", **options), grads, start)
+    ours = run(AdamConfig(**options), grads, start)
     theirs = [torch.nn.Parameter(leaf.clone()) for leaf in start]
     adam = torch.optim.Adam(theirs, lr=1e-3, betas=(0.9, 0.999), eps=3.125e-4)
     for step in grads:
@@ -124,8 +124,8 @@ def test_clipping_of_a_single_member_counts_all_its_leaves():
 @pytest.mark.parametrize(
     "config",
     [
-        OptimConfig(name="rmsprop", lr=1e-2, eps=1e-4, momentum=0.5, clip_norm=0.7),
-        OptimConfig(name="adam", lr=1e-2, clip_norm=0.7),
+        RmsPropConfig(lr=1e-2, eps=1e-4, momentum=0.5, clip_norm=0.7),
+        AdamConfig(lr=1e-2, clip_norm=0.7),
     ],
     ids=["rmsprop", "adam"],
 )

@@ -59,7 +59,7 @@ def config(options):
             huber_delta=options["huber_delta"],
             target_entropy=HYPER["target_entropy"] / A,
         ),
-        optim=OptimConfig(name="adam", lr=HYPER["adam_lr"], eps=1e-8),
+        optim=AdamConfig(lr=HYPER["adam_lr"], eps=1e-8),
         schedule=ScheduleConfig(target_rate=HYPER["tau"]),
         eval=EvalConfig(policies=("individual",)),
     )

@@ -40,10 +40,10 @@ def config(kind: str, spec: EnvSpec = FLAT, **changes: Any) -> Config:
         "device": "cpu",
         "seeds": (0, 1),
         "env.envs": E,
-        "net.encoder": kind,
+        "encoder.name": kind,
         "net.hidden": (8,),
         "ensemble.members": N,
-        "sequence": {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)},
+        "encoder": {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)},
         "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
         "eval.policies": ("individual",),
     }
@@ -113,7 +113,7 @@ def acted(agent, net, rows: list[Row], *, evaluating: bool) -> list[torch.Tensor
 @pytest.mark.parametrize("spec", [FLAT, IMAGE], ids=["flat", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
-    cfg = config(kind, spec, **{"sequence.cache": 7})
+    cfg = config(kind, spec, **{"encoder.cache": 7})
     agent, net = built(cfg, spec)
     rows = random_rows(spec, 30)
     window = filled(cfg, spec, rows).last(30)
@@ -134,7 +134,7 @@ def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
 @pytest.mark.parametrize("spec", [FLAT, IMAGE, FORCES], ids=["flat", "image", "forces"])
 @pytest.mark.parametrize("inputs", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs):
-    names = ("sequence.previous_action", "sequence.previous_reward")
+    names = ("encoder.previous_action", "encoder.previous_reward")
     cfg = config(
         "mlp",
         spec,
@@ -167,12 +167,12 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
 LOSSES: dict[str, dict[str, Any]] = {
     "cerl": {"ensemble.heads": "cerl"},
     "three steps": {"loss.n_step": 3},
-    "single": {"ensemble.members": 1, "loss.double": False},
+    "single": {"ensemble.members": 1, "agent.double": False},
     "shared trunk": {"ensemble.shared_layers": 1, "ensemble.heads": "cerl"},
     "own batches": {"loss.batches": "own", "replay.candidates": 64, "loss.mask_probability": 0.6},
     "disjoint": {"loss.batches": "disjoint", "replay.candidates": 64},
     "episode start": {
-        "sequence.sampling": "episode_start",
+        "encoder.sampling": "episode_start",
         "replay.candidates": 64,
         "env": {"family": "gym", "envs": E},
     },
@@ -257,7 +257,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
                         break
                 for j in range(heads):
                     who = (i + j) % members
-                    chooser = online if cfg.loss.double else later
+                    chooser = online if cfg.agent.double else later
                     best = int(chooser[s, who, b, t + steps, 0].argmax())
                     value = 0.0 if ended else float(later[s, who, b, t + steps, 0, best])
                     y = reward + 0.9**steps * value
@@ -284,9 +284,9 @@ class Identity(nn.Module):
 @pytest.mark.parametrize("heads", ["own", "cerl", "own_target"])
 def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, heads):
     spec = FORCES if agent == "sac" else FLAT
-    changes = {"agent": agent, "ensemble.heads": heads, "loss.quantiles": 4}
-    plain = {"sequence.previous_action": False, "sequence.previous_reward": False}
-    sequence = config("mlp", spec, **changes, **plain, **{"sequence.width": 8})
+    changes = {"agent": agent, "ensemble.heads": heads, "agent.quantiles": 4}
+    plain = {"encoder.previous_action": False, "encoder.previous_reward": False}
+    sequence = config("mlp", spec, **changes, **plain, **{"encoder.width": 8})
     frames = config("frames", spec, **changes, **{"replay.batch": 5 * 4})
     with_trunk, net = built(sequence, spec)
     without, other = built(frames, spec, seed=9)
@@ -331,7 +331,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
     changes = {"ensemble.shared_layers": 1, "ensemble.heads": "cerl"}
     grads = []
     for scale in (True, False):
-        cfg = config("fox", FLAT, **changes, **{"ensemble.gradient_scale": scale})
+        cfg = config("fox", FLAT, **changes, **{"agent.gradient_scale": scale})
         agent, net = built(cfg, FLAT)
         window = filled(cfg, FLAT, random_rows(FLAT, 60)).sample(
             step=torch.tensor(0), batch=5, context=3, ahead=4
@@ -349,7 +349,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
 @pytest.mark.parametrize("kind", ["gru", "fox"])
 @pytest.mark.parametrize("flows", [True, False])
 def test_context_rows_get_gradient_only_where_asked_and_never_with_gru(kind, flows):
-    cfg = config(kind, IMAGE, **{"sequence.context_grad": flows})
+    cfg = config(kind, IMAGE, **{"encoder.context_grad": flows})
     agent, net = built(cfg, IMAGE)
     window = filled(cfg, IMAGE, random_rows(IMAGE, 60)).sample(
         step=torch.tensor(0), batch=5, context=3, ahead=4
@@ -452,7 +452,7 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
         "net": {"encoder": "gru", "hidden": (8,)},
         "ensemble.members": members,
         "loss.batches": "own" if members > 1 else "shared",
-        "sequence": {"width": 16, "layers": 2, "learnt": 3, "context": 1, "stored_state": True},
+        "encoder": {"width": 16, "layers": 2, "learnt": 3, "context": 1, "stored_state": True},
         "replay": {"capacity": 300, "start": 100, "candidates": 64},
     }
     cfg = load("catch/ddqn", options | {"device": "cpu"})
@@ -496,7 +496,7 @@ def collector_of(cfg: Config):
     env = make(cfg.env, seeds=cfg.seeds, salt=0, device=CPU)
     agent = wiring.make_agent(cfg, env.spec, CPU)
     net = agent.build(keys=keys)
-    size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.remembered}
+    size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.encoder.state_size}
     replay = Replay(env.spec, keys=keys, device=CPU, **size)
     return agent, net, Collector(cfg, env, agent, net, replay, keys=keys)
 
@@ -508,10 +508,10 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
     options = {
         "seeds": (0, 1),
         "env.envs": 3,
-        "net.encoder": kind,
+        "encoder.name": kind,
         "net.hidden": (8,),
         "ensemble": {"members": 2, "switch": switch},
-        "sequence": {"width": 16, "heads": 2, "learnt": 12, "cache": 12},
+        "encoder": {"width": 16, "heads": 2, "learnt": 12, "cache": 12},
         "replay": {"capacity": 300, "start": 100},
     }
     options["env"] = {"rows": 9} if preset == "catch/ddqn" else {"time_limit": 9}
@@ -540,7 +540,7 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
         "seeds": (0, 1),
         "env": {"rows": 30, "envs": 3},
         "net": {"encoder": kind, "hidden": (8,)},
-        "sequence": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
+        "encoder": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
         "replay": {"capacity": 300, "start": 100},
     }
     _, _, collector = collector_of(load("catch/ddqn", options))
@@ -554,7 +554,7 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
 
 @pytest.mark.parametrize("preset", ["catch/ddqn", "point_mass/sac"])
 def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
-    options = {"net.encoder": "fox", "ensemble.members": 3, "sequence.learnt": 4}
+    options = {"encoder.name": "fox", "ensemble.members": 3, "encoder.learnt": 4}
     cfg = load(preset, {**options, "device": "cpu"})
     _, net, collector = collector_of(cfg)
     for evaluating, streams in ((False, 1), (True, 3)):
@@ -576,44 +576,44 @@ def test_diagnostics_of_sequence_networks_are_finite(name):
 
 
 ENDLESS = {"env": {"family": "gym", "envs": E}}
-NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": "sac", "loss.kind": "mse"}
+NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": "sac", "agent.loss": "mse"}
 REFUSED = [
-    ({"sequence.learnt": 0}, "sequence.learnt: 0 means the longest episode"),
-    ({"sequence.heads": 3}, r"sequence.width: expected a multiple of sequence.heads \(3\), got 16"),
-    ({"sequence.heads": 4}, "sequence.heads: a head is 8, 16.*got 4 with 4 heads"),
-    ({"sequence.width": 256, "sequence.heads": 1}, "sequence.heads: a head is .* got 256"),
-    ({"sequence.cache": -1}, "sequence.cache: expected greater than or equal to 0, got -1"),
-    ({"sequence.gate_scales": (9.0, 2.0)}, r"sequence.gate_scales: expected the shortest.*\[9"),
-    ({"net.stack": 2}, "net.stack: net.encoder fox reads rows one by one; expected 1, got 2"),
-    ({"sequence.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
-    ({"sequence.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    ({"encoder.learnt": 0}, "encoder.learnt: 0 means the longest episode"),
+    ({"encoder.heads": 3}, r"encoder.width: expected a multiple of encoder.heads \(3\), got 16"),
+    ({"encoder.heads": 4}, "encoder.heads: a head is 8, 16.*got 4 with 4 heads"),
+    ({"encoder.width": 256, "encoder.heads": 1}, "encoder.heads: a head is .* got 256"),
+    ({"encoder.cache": -1}, "encoder.cache: expected greater than or equal to 0, got -1"),
+    ({"encoder.gate_scales": (9.0, 2.0)}, r"encoder.gate_scales: expected the shortest.*\[9"),
+    ({"encoder.frames": 2}, "encoder.frames: net.encoder fox reads rows one by one; expected 1, got 2"),
+    ({"encoder.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
+    ({"encoder.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
     (
-        {"sequence.stored_state": True},
-        "sequence.stored_state: states of recurrent units .*; expected false with net.encoder fox",
+        {"encoder.stored_state": True},
+        "encoder.stored_state: states of recurrent units .*; expected false with net.encoder fox",
     ),
     (
-        {"sequence.stored_state": True, "net.encoder": "gru"},
-        "sequence.stored_state: a state is one member's, .* got shared and episode with 3 members",
+        {"encoder.stored_state": True, "encoder.name": "gru"},
+        "encoder.stored_state: a state is one member's, .* got shared and episode with 3 members",
     ),
-    ({"loss.mico_weight": 0.5}, "loss.mico_weight: the MICo distance .* net.encoder fox"),
+    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo distance .* net.encoder fox"),
     (
         {"loss.batches": "own", "loss.batches_probability": 0.5, "replay.candidates": 64},
         "loss.batches_probability: windows hold rows of several members",
     ),
     ({"ensemble.shared_layers": 3}, r"shared_layers: expected at most 2 \(the sequence network"),
     (
-        {"sequence.sampling": "episode_start", **NINE},
+        {"encoder.sampling": "episode_start", **NINE},
         "replay.candidates: one row in 10 begins an episode, so 16 candidates find none with",
     ),
     (
-        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64}
-        | {"sequence.learnt": 9, "loss.batches": "own"},
+        {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64}
+        | {"encoder.learnt": 9, "loss.batches": "own"},
         "replay.candidates: one row in 30 begins an episode of the least of 3 members, so 64 .* "
         "probability 0.11; .* at least 89 candidates",
     ),
     (
-        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64},
-        "sequence.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
+        {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64},
+        "encoder.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
     ),
 ]
 
@@ -629,7 +629,7 @@ def test_episodes_without_an_end_need_a_number_of_learnt_rows():
     assert load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).learnt == 23
     assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).learnt == 9
     assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).learnt == 51
-    with pytest.raises(ValueError, match="sequence.learnt: 0 means"):
+    with pytest.raises(ValueError, match="encoder.learnt: 0 means"):
         load("memory/fox", {"env": {"family": "gym", "name": "CartPole-v1"}})
 
 
@@ -648,8 +648,8 @@ def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(f
     sizes = {}
     for kind in KINDS:
         cfg = load(family + kind, {"seeds": (0,), "device": "cpu"})
-        assert cfg.net.encoder == kind
-        fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "net.encoder": kind})
+        assert cfg.encoder.name == kind
+        fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "encoder.name": kind})
         assert cfg == fox.model_copy(update={"preset": family + kind})
         agent = wiring.make_agent(cfg, TWINS[family], CPU)
         leaves = agent.build(keys=draw.seed_keys((0,))).parameters()
@@ -665,7 +665,7 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
         "seeds": (0,),
         "env": {"length": 5},
         "net": {"encoder": kind, "hidden": (32,)},
-        "sequence": {"width": 32},
+        "encoder": {"width": 32},
         "optim": {"lr": 1e-3},
         "replay": {"capacity": 20_000, "batch": 16, "start": 400, "candidates": 128},
         "schedule": {"steps": 6_000, "target_rate": 0.01},
@@ -692,7 +692,7 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
         "out": str(tmp_path),
         "env.observe.keep": "position",
         "net": {"encoder": "gru", "hidden": (64,)},
-        "sequence": {"width": 32, "context": 4, "learnt": 8},
+        "encoder": {"width": 32, "context": 4, "learnt": 8},
         "replay.batch": 16,
         "schedule.steps": 2_000,
         "eval.every": 2_000,
@@ -706,11 +706,11 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
 @pytest.mark.parametrize("kind", ["mlp", "fox"])
 def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kind):
     spec = IMAGE._replace(continuous=True)
-    cfg = config(kind, spec, **{"agent": "sac", "ensemble.heads": "cerl", "sequence.cache": 7})
+    cfg = config(kind, spec, **{"agent": "sac", "ensemble.heads": "cerl", "encoder.cache": 7})
     agent, net = built(cfg, spec)
     rows = random_rows(spec, 60)
     replay = filled(cfg, spec, rows)
-    window = replay.sample(step=torch.tensor(3), batch=5, context=cfg.context, ahead=4)
+    window = replay.sample(step=torch.tensor(3), batch=5, context=cfg.rows_of_window.context, ahead=4)
     keys = draw.seed_keys((0, 1))
     dice = agent.dice(keys, torch.tensor(0))
     parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
@@ -757,7 +757,7 @@ def test_gpu_runs_resume_bitwise(tmp_path, name):
         "device": "cuda",
         "env": {"envs": 8, "length": 10},
         "ensemble": {"members": 3, "heads": "cerl"},
-        "sequence": {"cache_refresh": 25},
+        "encoder": {"cache_refresh": 25},
         "replay": {"capacity": 4_000, "start": 200, "candidates": 64},
         "schedule": {"steps": 1_600},
         "eval": {"every": 800, "episodes": 2},
@@ -782,7 +782,7 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
         "seeds": (0, 1),
         "env": {"family": "point_mass", "envs": 8} if "mujoco" in name else {"length": 10},
         "ensemble": {"members": 3, "heads": "cerl"},
-        "sequence": {"learnt": 12, "precision": precision},
+        "encoder": {"learnt": 12, "precision": precision},
         "replay": {"capacity": 4_000, "start": 400},
     }
     cfg = load(name, options)

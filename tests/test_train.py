@@ -102,7 +102,7 @@ def columns_without_time(folder: Path) -> dict:
             preset.merged(
                 sequence("gru"),
                 {
-                    "sequence": {"stored_state": True},
+                    "encoder": {"stored_state": True},
                     "ensemble": {"heads": "own", "members": 2},
                     "loss": {"batches": "own"},
                     "replay": {"candidates": 64},
@@ -357,11 +357,11 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
         changes["ensemble"] = {"members": 3}
     if config.env.family in ("atari", "mujoco", "dmc"):
         pytest.importorskip("envpool")
-    if config.agent == "quantile":
+    if config.agent.name == "quantile":
         changes["loss"] = {"quantiles": 5}
     if config.loss.batches in ("own", "disjoint"):
         changes["replay"] = {**SMALL["replay"], "candidates": 128}
-    if config.net.encoder != "frames":
+    if config.encoder.name != "frames":
         changes["sequence"] = {"context": 1, "learnt": 3, "sampling": "uniform"}
         changes["replay"] = {**SMALL["replay"], "start": 16}
         changes["schedule"] = {**SMALL["schedule"], "steps": 28}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cerl.config.agents import DqnConfig, SacConfig, ValueOptions
 from cerl.config.encoders import SequenceOptions
 from cerl.config.envs import DmcEnv, MinAtarEnv, PopgymEnv
+from cerl.config.memory_tasks import TASKS
 from cerl.config.model import Model
 from cerl.config.options import Config
 from cerl.config.preset import UNIONS
@@ -112,12 +113,15 @@ class Same(NamedTuple):
 
 
 SAME = (
-    Same("explore.end", lambda c: 1 / c.env.longest if c.env.longest else None),
     Same("encoder.learnt", lambda c: c.env.longest),
     Same("encoder.cache", lambda c: c.rows_of_window.total),
     Same("eval.slots", lambda c: c.eval.episodes),
     Same("agent.actor_lr", lambda c: c.optim.lr),
     Same("agent.temperature_lr", lambda c: c.optim.lr),
+    *(
+        Same(f"env.{name}", lambda c, name=name: TASKS[c.env.name].options.get(name))
+        for name in ("length", "decks", "k", "noise")
+    ),
 )
 
 
@@ -154,7 +158,7 @@ def idle(config: Config) -> Iterator[tuple[Effect, Any, Any]]:
 def _ends(config: Config) -> Iterator[str]:
     """Options that make no difference to this run, though they may be set: those of a decay between
     equal numbers, and the difficulty of games that have one only."""
-    if config.epsilon_schedule.start == config.epsilon_schedule.end:
+    if config.explore.start == config.explore.end:
         yield from ("explore.hold", "explore.decay")
     if isinstance(config.env, MinAtarEnv) and config.env.name not in RAMPED:
         yield "env.ramping"
@@ -171,6 +175,8 @@ def differences(config: Config) -> dict[str, Any]:
         f"{section}.{union.key}": config.kinds[section] for section, union in UNIONS.items()
     }
     found["env.name"] = config.env.name
+    # `explore.end` may be none, which stands for a number.
+    config = config.model_copy(update={"explore": config.epsilon_schedule})
     same = {one.option for one in SAME if _says_the_default(config, one)}
     unread = {effect.option for effect, _, _ in idle(config)} | set(_ends(config)) | same
     found |= {key: value for key, value in _changed(config, "") if key not in unread}

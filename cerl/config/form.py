@@ -5,6 +5,7 @@ in their place: `--encoder.name gru` shows and takes the options of a gru, from 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -111,7 +112,7 @@ def refuse_moved(arguments: Sequence[str]) -> None:
 def _kinds(arguments: Sequence[str]) -> preset.Tree:
     """The kinds that a command line chooses, as a tree of options."""
     found: preset.Tree = {}
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in itertools.pairwise([*arguments, ""]):
         section, _, name = key_of(word).partition(".")
         if section in preset.UNIONS and section != "env" and name == "name":
             kind = word.partition("=")[2] if "=" in word else after
