@@ -147,6 +147,11 @@ def content_hash(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def made_by(table: pa.Table) -> str | None:
+    """What the file of a table says of the run that made it (`cerl.record.folder.fixed_hash`)."""
+    return _known(table, _RUN)
+
+
 def _known(table: pa.Table, key: bytes) -> str | None:
     """What a file says of itself."""
     value = (table.schema.metadata or {}).get(key)
@@ -179,8 +184,8 @@ class Rows:
         if not self.path.is_file():
             return 0
         table = read(self.path, self.schema)
-        made_by = _known(table, _RUN)
-        if self.run and made_by is not None and made_by != self.run:
+        run = made_by(table)
+        if self.run and run is not None and run != self.run:
             raise RowsError(
                 f"{self.path}: expected rows of the run of this folder's config.yaml, got those of "
                 "a run with other options; put back the one that belongs to the other"
