@@ -391,7 +391,7 @@ TINY = {
 GRU = {
     "env": {"envs": 2, "length": 5},
     "replay": {"start": 16},
-    "encoder": {"width": 8, "context": 2, "learnt": 3, "cache": 4, "sampling": "uniform"},
+    "encoder": {"width": 8, "context": 2, "learnt": 3, "sampling": "uniform"},
 }
 
 

@@ -11,15 +11,17 @@ from cerl.agents.dqn import DQN, scalar_value
 from cerl.agents.sac import SAC
 from cerl.collect import Collector
 from cerl.config import (
+    AdamConfig,
     Config,
+    DqnConfig,
     EnsembleConfig,
     EvalConfig,
     ExploreConfig,
     LossConfig,
     NetConfig,
-    OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    SacConfig,
     load,
 )
 from cerl.learn import Learner
@@ -63,7 +65,7 @@ def collector(cfg, *, exact=True, resident=False):
         exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=cfg.replay.capacity, device=CPU)
     return Collector(cfg, env, agent, net, replay, keys=keys)
@@ -183,7 +185,7 @@ def test_a_monte_carlo_value_by_hand():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     with torch.no_grad():
         net.final.weight.zero_()
@@ -205,7 +207,7 @@ def test_bonuses_count_in_the_returns_of_the_steps_before_their_own():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
     replay = Replay(env.spec, keys=keys, capacity=50, device=CPU)
     ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
     plain = agent.act
@@ -227,12 +229,11 @@ def test_continuous_actions_go_where_the_discrete_ones_go():
         continuous=True,
     )
     cfg = Config(
-        agent="sac",
+        agent=SacConfig(),
         seeds=(3, 5),
         env=PointMassEnv(envs=E),
         net=NetConfig(hidden=(8,)),
         ensemble=EnsembleConfig(members=N),
-        loss=LossConfig(kind="mse"),
         replay=ReplayConfig(capacity=100, start=10),
         explore=ExploreConfig(start=1.0, end=0.0, hold=19, decay=1),
         eval=EvalConfig(policies=("individual",)),
@@ -269,11 +270,10 @@ def test_actions_that_are_not_finite_do_not_reach_replay():
         seeds=[3], envs=E, length=length, reward=lambda *_: 0.0, actions=2, continuous=True
     )
     cfg = Config(
-        agent="sac",
+        agent=SacConfig(),
         seeds=(3,),
         env=PointMassEnv(envs=E),
         net=NetConfig(hidden=(8,)),
-        loss=LossConfig(kind="mse"),
         replay=ReplayConfig(capacity=100, start=10),
         explore=ExploreConfig(start=0.0, end=0.0, hold=0, decay=1),
         eval=EvalConfig(policies=("individual",)),
@@ -443,7 +443,7 @@ def test_double_dqn_learns_a_chain():
         explore=ExploreConfig(start=1.0, end=0.2, hold=0, decay=400),
     )
     env, keys = Chain(seeds=2, envs=2), draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=2_000, device=CPU)
     learner = Learner(cfg, agent, net, replay, keys=keys)

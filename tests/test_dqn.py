@@ -15,10 +15,20 @@ from rounding import ROUNDINGS, assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, explore
-from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.dqn import DQN
 from cerl.agents.parity_dqn import run_updates
-from cerl.agents.quantile import quantile_value
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig, ReplayConfig
+from cerl.agents.quantile import value_kind
+from cerl.config import (
+    Config,
+    DqnConfig,
+    EnsembleConfig,
+    FramesConfig,
+    LossConfig,
+    NetConfig,
+    QuantileConfig,
+    ReplayConfig,
+    RmsPropConfig,
+)
 from cerl.data import EnvSpec, Row, Window
 from cerl.learn import Learner
 from cerl.nets.frames import Encoder
@@ -46,14 +56,18 @@ def config(
         kernels=(3, 3, 2),
         strides=(1, 1, 1),
         hidden=(8,),
-        stack=2,
         scale=255.0,
     )
     batches = loss.get("batches", "shared")
+    shape |= dict(net)
+    kind = {"dqn": DqnConfig, "quantile": QuantileConfig}[agent]
+    own = {name: loss.pop(name) for name in [*loss] if name in kind.model_fields}
+    own |= {name: shape.pop(name) for name in [*shape] if name in kind.model_fields}
     return Config(
-        agent=agent,
+        agent=kind(**own),
         seeds=seeds,
-        net=NetConfig(**{**shape, **dict(net)}),
+        encoder=FramesConfig(frames=shape.pop("stack", 2)),
+        net=NetConfig(**shape),
         ensemble=EnsembleConfig(
             members=members,
             heads=heads,
@@ -74,8 +88,7 @@ def config(
 
 
 def make_agent(cfg, spec=SPEC):
-    kind = (scalar_value if cfg.agent.name == "dqn" else quantile_value)(cfg.loss)
-    return DQN(cfg, spec, kind=kind, device=CPU)
+    return DQN(cfg, spec, kind=value_kind(cfg.agent), device=CPU)
 
 
 def random_rows(count, seed, *, reward=1.0):
@@ -143,7 +156,7 @@ class Member:
                 weight, bias = leaf[f"hidden.{k}.weight"], leaf[f"hidden.{k}.bias"]
                 x = F.linear(x, weight.T, bias).relu()
             weight = leaf["final.weight"][:, head]
-        if agent.feature_norm:
+        if self.cfg.agent.feature_norm:
             x = x / (x.square().sum().sqrt() + 1e-6)
         y = F.linear(x, weight.T) + leaf["final.bias"][head]
         return y.view(SPEC.actions, -1) if self.cfg.agent.name == "quantile" else y
@@ -184,7 +197,7 @@ def slow_error(cfg, prediction, target):
             loss = loss + abs((m + 0.5) / count - (1.0 if u < 0 else 0.0)) * huber / count
         return loss
     e = prediction - target
-    if cfg.loss.kind == "mse":
+    if cfg.agent.loss == "mse":
         return e**2
     delta = cfg.agent.huber_delta
     return 0.5 * e**2 if abs(e.item()) <= delta else delta * (abs(e) - 0.5 * delta)
@@ -304,8 +317,8 @@ VARIANTS = {
     "single_net": dict(members=1),
     "no_double": dict(double=False),
     "no_double_cerl": dict(heads="cerl", double=False),
-    "mse": dict(kind="mse"),
-    "mse_cerl": dict(heads="cerl", kind="mse"),
+    "mse": dict(loss="mse"),
+    "mse_cerl": dict(heads="cerl", loss="mse"),
     "huber_delta": dict(huber_delta=0.2),
     "n_step": dict(n_step=3),
     "n_step_cerl": dict(heads="cerl", n_step=3),
@@ -428,7 +441,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
         dict(heads="multi_horizon"),
         dict(mico_weight=0.3),
         dict(agent="quantile", quantiles=4),
-        dict(heads="cerl", fork="both", double=False, kind="mse"),
+        dict(heads="cerl", fork="both", double=False, loss="mse"),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ import torch
 
 from cerl.agents.parity_dqn import from_original, run_updates, to_original
 from cerl.agents.quantile import quantile_value
-from cerl.config import Config
+from cerl.config.load import sections
 
 FOLDER = Path(__file__).parent / "golden"
 FIRST, MORE = (json.loads((FOLDER / name).read_text()) for name in ("dqn.json", "dqn_more.json"))
@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no_gradient_scale_l3": {"agent.gradient_scale": False} | L3,
     "n_step_3": {"loss.n_step": 3},
     "quantile": {
-        "agent": "quantile",
+        "agent.name": "quantile",
         "agent.quantiles": 11,
         "loss.n_step": 3,
         "agent.double": False,
@@ -63,10 +63,10 @@ def config(name):
             "kernels": (8, 4, 3),
             "strides": (4, 2, 1),
             "hidden": (FIRST["hyper"]["penultimate"],),
-            "stack": 4,
             "scale": 255.0,
-            "shared_bias": True,
         },
+        "encoder": {"frames": 4},
+        "agent": {"shared_bias": True},
         "ensemble": {"members": MEMBERS},
         "loss": {"gamma": 0.99},
         "replay": {},
@@ -78,7 +78,7 @@ def config(name):
             tree[group][leaf] = value
         else:
             tree[group] = value
-    return Config.model_validate(tree)
+    return sections(tree, where="golden")
 
 
 def leaves(shapes, seed):
@@ -193,10 +193,10 @@ def test_updates_reproduce_the_original(name, batches):
 
 
 def test_the_quantile_loss_of_every_transition_is_the_originals(batches):
-    golden, loss = GOLDEN["quantile"], config("quantile").loss
+    golden, agent = GOLDEN["quantile"], config("quantile").agent
     logits, target = torch.tensor(golden["logits"]), torch.tensor(golden["target"])
     taken = logits[torch.arange(BATCH), :, batches.shared["actions"]]  # [B, N, atoms]
-    ours = quantile_value(loss).error(taken, target).sum(1)
+    ours = quantile_value(agent).error(taken, target).sum(1)
     assert ours.tolist() == pytest.approx(golden["steps"][0]["batch_loss"], rel=1e-4)
 
 

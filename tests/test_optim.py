@@ -8,7 +8,7 @@ import pytest
 import torch
 from rounding import assert_agree
 
-from cerl.config import OptimConfig
+from cerl.config import AdamConfig, RmsPropConfig
 from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser, clip_members
 
@@ -142,9 +142,12 @@ def test_stacked_members_move_as_separate_ones(config):
                 assert_agree(together[part], single)
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(name):
-    config = OptimConfig(name=name, lr=1e-2, clip_norm=1.0, momentum=0.3)
+@pytest.mark.parametrize(
+    "config",
+    [RmsPropConfig(lr=1e-2, clip_norm=1.0, momentum=0.3), AdamConfig(lr=1e-2, clip_norm=1.0)],
+    ids=["rmsprop", "adam"],
+)
+def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(config):
     start, clean = tensors(0), [tensors(k) for k in range(1, 4)]
     broken = [[g.clone() for g in step] for step in clean]
     for step in broken:
@@ -154,9 +157,10 @@ def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(name):
         assert torch.equal(a[0], b[0]) and bool(b[1].isnan().all())
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_a_saved_optimiser_goes_on_bitwise_and_in_place(name):
-    config = OptimConfig(name=name, lr=1e-2, momentum=0.5)
+@pytest.mark.parametrize(
+    "config", [RmsPropConfig(lr=1e-2, momentum=0.5), AdamConfig(lr=1e-2)], ids=["rmsprop", "adam"]
+)
+def test_a_saved_optimiser_goes_on_bitwise_and_in_place(config):
     grads = [tensors(k) for k in range(1, 9)]
     whole = run(config, grads, tensors(0))
     leaves = tensors(0)
@@ -172,9 +176,10 @@ def test_a_saved_optimiser_goes_on_bitwise_and_in_place(name):
     assert all(torch.equal(a, b) for a, b in zip(whole, leaves, strict=True))
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_targets_move_towards_the_new_leaves(name):
-    config = OptimConfig(name=name, lr=0.1)
+@pytest.mark.parametrize(
+    "config", [RmsPropConfig(lr=0.1), AdamConfig(lr=0.1)], ids=["rmsprop", "adam"]
+)
+def test_targets_move_towards_the_new_leaves(config):
     leaves, targets, grads = tensors(0), tensors(1), [tensors(k) for k in range(2, 5)]
     optimiser, alone = Optimiser(config, leaves, targets=targets, rate=0.25), tensors(0)
     other, wanted = Optimiser(config, alone), tensors(1)

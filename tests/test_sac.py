@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from cerl import draw, explore
 from cerl.agents.sac import SAC, log_probability, sampled
 from cerl.config import (
+    AdamConfig,
     Config,
     EnsembleConfig,
     EvalConfig,
+    FramesConfig,
     LossConfig,
     NetConfig,
-    OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    SacConfig,
     ScheduleConfig,
     load,
 )
@@ -49,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "single": dict(members=1),
     "ensemble": dict(),
     "cerl": dict(heads="cerl"),
-    "cerl with huber": dict(heads="cerl", kind="mse_huber", huber_delta=0.3),
+    "cerl with huber": dict(heads="cerl", loss="mse_huber", huber_delta=0.3),
     "own target": dict(heads="own_target"),
     "single actor": dict(heads="single_actor"),
     "multi horizon": dict(heads="multi_horizon"),
@@ -60,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random critics of an ensemble": dict(heads="cerl", critics=3, target_critics=2),
     "weighted backups": dict(spread_temperature=3.0),
     "weighted backups with heads": dict(
-        spread_temperature=3.0, heads="cerl", kind="mse_huber", huber_delta=0.3
+        spread_temperature=3.0, heads="cerl", loss="mse_huber", huber_delta=0.3
     ),
     "no entropy": dict(backup_entropy=False),
     "layer norm": dict(critic_norm="layer", heads="cerl"),
@@ -81,12 +83,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Config:
-    in_net = ("hidden", "stack", "critics", "critic_norm", "init", "channels", "kernels", "strides")
-    in_net += ("log_std", "log_std_min", "log_std_max")
+    in_net = ("hidden", "init", "channels", "kernels", "strides")
     net = {k: options.pop(k) for k in in_net if k in options}
-    loss = {"gamma": GAMMA, "kind": "mse", "target_entropy": -0.5, "temperature": 0.7}
+    frames = FramesConfig(frames=options.pop("stack", 1))
+    agent = {"target_entropy": -0.5, "temperature": 0.7}
+    agent |= {k: options.pop(k) for k in [*options] if k in SacConfig.model_fields}
     return Config(
-        agent="sac",
+        agent=SacConfig(**agent),
+        encoder=frames,
         seeds=seeds,
         env=PointMassEnv(),
         net=NetConfig(**{"hidden": (8, 6), "init": "orthogonal"} | net),
@@ -96,7 +100,7 @@ def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Co
             horizons=4,
             duty="first" if heads == "single_actor" else "uniform",
         ),
-        loss=LossConfig(**loss | options),
+        loss=LossConfig(**{"gamma": GAMMA} | options),
         optim=AdamConfig(lr=2e-3),
         replay=ReplayConfig(capacity=200, batch=B, start=100),
         schedule=ScheduleConfig(target_rate=0.1),
@@ -261,7 +265,7 @@ def slow_losses(cfg, learner, window, mask, dice):
                         e = q - y
                         loss = e**2
                         delta = cfg.agent.huber_delta
-                        if cfg.loss.kind == "mse_huber" and j > 0 and abs(e.item()) > delta:
+                        if cfg.agent.loss == "mse_huber" and j > 0 and abs(e.item()) > delta:
                             loss = 2 * delta * abs(e) - delta**2
                         out["critic"][s, i] += share * trust * loss
                         if j == 0:
@@ -459,8 +463,8 @@ def test_first_stage_alone_leaves_policies_and_temperatures():
 
 def test_learning_rates_of_policy_and_temperature():
     cfg = config()
-    optim = cfg.optim.model_copy(update={"actor_lr": 0.02, "temperature_lr": 0.03})
-    learner = make_learner(cfg.model_copy(update={"optim": optim}))
+    agent = cfg.agent.model_copy(update={"actor_lr": 0.02, "temperature_lr": 0.03})
+    learner = make_learner(cfg.model_copy(update={"agent": agent}))
     before = [leaf.clone() for leaf in learner.leaves]
     learner.update()
     moved = [(a - b).detach().abs().max() for a, b in zip(learner.leaves, before, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from options import encoder
 from rounding import assert_agree
 from torch import nn
 from torch.nn import functional as F
@@ -36,14 +37,15 @@ CONV: dict[str, Any] = {"channels": (4,), "kernels": (3,), "strides": (2,), "sca
 
 def config(kind: str, spec: EnvSpec = FLAT, **changes: Any) -> Config:
     base = "point_mass/sac" if spec.continuous else "catch/ddqn"
+    own = {key[8:]: changes.pop(key) for key in [*changes] if key.startswith("encoder.")}
+    sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)}
     options = {
         "device": "cpu",
         "seeds": (0, 1),
         "env.envs": E,
-        "encoder.name": kind,
         "net.hidden": (8,),
         "ensemble.members": N,
-        "encoder": {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)},
+        "encoder": encoder(kind, **sizes | own),
         "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
         "eval.policies": ("individual",),
     }
@@ -284,7 +286,9 @@ class Identity(nn.Module):
 @pytest.mark.parametrize("heads", ["own", "cerl", "own_target"])
 def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, heads):
     spec = FORCES if agent == "sac" else FLAT
-    changes = {"agent": agent, "ensemble.heads": heads, "agent.quantiles": 4}
+    changes = {"ensemble.heads": heads}
+    if agent != "sac":
+        changes |= {"agent": {"name": agent} | ({"quantiles": 4} if agent == "quantile" else {})}
     plain = {"encoder.previous_action": False, "encoder.previous_reward": False}
     sequence = config("mlp", spec, **changes, **plain, **{"encoder.width": 8})
     frames = config("frames", spec, **changes, **{"replay.batch": 5 * 4})
@@ -449,10 +453,10 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
     options = {
         "seeds": (0, 1),
         "env": {"rows": 14, "envs": 3},
-        "net": {"encoder": "gru", "hidden": (8,)},
+        "net": {"hidden": (8,)},
         "ensemble.members": members,
         "loss.batches": "own" if members > 1 else "shared",
-        "encoder": {"width": 16, "layers": 2, "learnt": 3, "context": 1, "stored_state": True},
+        "encoder": encoder("gru", width=16, layers=2, learnt=3, context=1, stored_state=True),
         "replay": {"capacity": 300, "start": 100, "candidates": 64},
     }
     cfg = load("catch/ddqn", options | {"device": "cpu"})
@@ -508,10 +512,9 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
     options = {
         "seeds": (0, 1),
         "env.envs": 3,
-        "encoder.name": kind,
         "net.hidden": (8,),
         "ensemble": {"members": 2, "switch": switch},
-        "encoder": {"width": 16, "heads": 2, "learnt": 12, "cache": 12},
+        "encoder": encoder(kind, width=16, heads=2, learnt=12, cache=12),
         "replay": {"capacity": 300, "start": 100},
     }
     options["env"] = {"rows": 9} if preset == "catch/ddqn" else {"time_limit": 9}
@@ -539,8 +542,8 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
     options = {
         "seeds": (0, 1),
         "env": {"rows": 30, "envs": 3},
-        "net": {"encoder": kind, "hidden": (8,)},
-        "encoder": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
+        "net": {"hidden": (8,)},
+        "encoder": encoder(kind, width=16, heads=2, layers=3, learnt=5, cache=4),
         "replay": {"capacity": 300, "start": 100},
     }
     _, _, collector = collector_of(load("catch/ddqn", options))
@@ -567,7 +570,7 @@ def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
 def test_diagnostics_of_sequence_networks_are_finite(name):
     spec = FORCES if name.startswith("mujoco") else FLAT
     sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 4, "sampling": "uniform"}
-    options = {"seeds": (0, 1), "env.envs": E, "sequence": sizes, "ensemble.members": 2}
+    options = {"seeds": (0, 1), "env.envs": E, "encoder": sizes, "ensemble.members": 2}
     options["replay"] = {"capacity": 2_000, "start": 1_000, "batch": 8}
     learner = bench.filled_learner(load(name, options), spec, CPU)
     found = diagnose(learner.agent, learner)
@@ -576,7 +579,12 @@ def test_diagnostics_of_sequence_networks_are_finite(name):
 
 
 ENDLESS = {"env": {"family": "gym", "envs": E}}
-NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": "sac", "agent.loss": "mse"}
+BASE: dict[str, Any] = {
+    "ensemble.members": N,
+    "net.hidden": (8,),
+    "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
+}
+NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": {"name": "sac"}}
 REFUSED = [
     ({"encoder.learnt": 0}, "encoder.learnt: 0 means the longest episode"),
     ({"encoder.heads": 3}, r"encoder.width: expected a multiple of encoder.heads \(3\), got 16"),
@@ -584,18 +592,15 @@ REFUSED = [
     ({"encoder.width": 256, "encoder.heads": 1}, "encoder.heads: a head is .* got 256"),
     ({"encoder.cache": -1}, "encoder.cache: expected greater than or equal to 0, got -1"),
     ({"encoder.gate_scales": (9.0, 2.0)}, r"encoder.gate_scales: expected the shortest.*\[9"),
-    ({"encoder.frames": 2}, "encoder.frames: net.encoder fox reads rows one by one; expected 1, got 2"),
+    ({"encoder.frames": 2}, "encoder.frames: no such key; encoder fox has none, frames does"),
     ({"encoder.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
     ({"encoder.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    ({"encoder.stored_state": True}, "encoder.stored_state: no such key; .* fox has none, gru"),
     (
-        {"encoder.stored_state": True},
-        "encoder.stored_state: states of recurrent units .*; expected false with net.encoder fox",
-    ),
-    (
-        {"encoder.stored_state": True, "encoder.name": "gru"},
+        {"encoder": {"name": "gru", "learnt": 4, "stored_state": True}},
         "encoder.stored_state: a state is one member's, .* got shared and episode with 3 members",
     ),
-    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo distance .* net.encoder fox"),
+    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo distance .* encoder fox"),
     (
         {"loss.batches": "own", "loss.batches_probability": 0.5, "replay.candidates": 64},
         "loss.batches_probability: windows hold rows of several members",
@@ -620,15 +625,21 @@ REFUSED = [
 
 @pytest.mark.parametrize(("override", "message"), REFUSED)
 def test_what_does_not_fit_together_is_refused(override, message):
+    named = {"name": "fox", "width": 16, "learnt": 4, "context": 2}
+    own = {key[8:]: value for key, value in override.items() if key.startswith("encoder.")}
+    rest = {key: value for key, value in override.items() if not key.startswith("encoder.")}
     with pytest.raises(ValueError, match=message):
-        config("fox", **(ENDLESS | override))
+        load("catch/ddqn", BASE | ENDLESS | {"encoder": named | own} | rest)
 
 
 def test_episodes_without_an_end_need_a_number_of_learnt_rows():
-    assert load("memory/fox", {"env.length": 200}).window == 1 + 201 + 1
-    assert load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).learnt == 23
-    assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).learnt == 9
-    assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).learnt == 51
+    assert load("memory/fox", {"env.length": 200}).rows_of_window == (1, 201, 1)
+    assert (
+        load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).rows_of_window.learnt
+        == 23
+    )
+    assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).rows_of_window.learnt == 9
+    assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).rows_of_window.learnt == 51
     with pytest.raises(ValueError, match="encoder.learnt: 0 means"):
         load("memory/fox", {"env": {"family": "gym", "name": "CartPole-v1"}})
 
@@ -644,13 +655,14 @@ TWINS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TWINS)
-def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(family):
-    sizes = {}
+def test_twins_differ_in_their_encoder_and_by_less_than_5_percent_of_the_parameters(family):
+    sizes, fox = {}, load(family + "fox", {"seeds": (0,), "device": "cpu"})
     for kind in KINDS:
         cfg = load(family + kind, {"seeds": (0,), "device": "cpu"})
         assert cfg.encoder.name == kind
-        fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "encoder.name": kind})
-        assert cfg == fox.model_copy(update={"preset": family + kind})
+        assert cfg == fox.model_copy(update={"preset": family + kind, "encoder": cfg.encoder})
+        same = {k: v for k, v in fox.encoder if k in cfg.encoder.model_dump() and k != "name"}
+        assert same == {k: getattr(cfg.encoder, k) for k in same}
         agent = wiring.make_agent(cfg, TWINS[family], CPU)
         leaves = agent.build(keys=draw.seed_keys((0,))).parameters()
         sizes[kind] = sum(leaf.numel() for leaf in leaves)
@@ -664,8 +676,8 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
         "out": str(tmp_path),
         "seeds": (0,),
         "env": {"length": 5},
-        "net": {"encoder": kind, "hidden": (32,)},
-        "encoder": {"width": 32},
+        "net": {"hidden": (32,)},
+        "encoder": encoder(kind, width=32, sampling="episode_start"),
         "optim": {"lr": 1e-3},
         "replay": {"capacity": 20_000, "batch": 16, "start": 400, "candidates": 128},
         "schedule": {"steps": 6_000, "target_rate": 0.01},
@@ -691,8 +703,8 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
         "device": "cpu",
         "out": str(tmp_path),
         "env.observe.keep": "position",
-        "net": {"encoder": "gru", "hidden": (64,)},
-        "encoder": {"width": 32, "context": 4, "learnt": 8},
+        "net": {"hidden": (64,)},
+        "encoder": {"name": "gru", "width": 32, "context": 4, "learnt": 8},
         "replay.batch": 16,
         "schedule.steps": 2_000,
         "eval.every": 2_000,
@@ -706,11 +718,12 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
 @pytest.mark.parametrize("kind", ["mlp", "fox"])
 def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kind):
     spec = IMAGE._replace(continuous=True)
-    cfg = config(kind, spec, **{"agent": "sac", "ensemble.heads": "cerl", "encoder.cache": 7})
+    cfg = config(kind, spec, **{"agent.name": "sac", "ensemble.heads": "cerl", "encoder.cache": 7})
     agent, net = built(cfg, spec)
     rows = random_rows(spec, 60)
     replay = filled(cfg, spec, rows)
-    window = replay.sample(step=torch.tensor(3), batch=5, context=cfg.rows_of_window.context, ahead=4)
+    context = cfg.rows_of_window.context
+    window = replay.sample(step=torch.tensor(3), batch=5, context=context, ahead=4)
     keys = draw.seed_keys((0, 1))
     dice = agent.dice(keys, torch.tensor(0))
     parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
@@ -757,7 +770,7 @@ def test_gpu_runs_resume_bitwise(tmp_path, name):
         "device": "cuda",
         "env": {"envs": 8, "length": 10},
         "ensemble": {"members": 3, "heads": "cerl"},
-        "encoder": {"cache_refresh": 25},
+        **({} if name == "memory/mlp" else {"encoder": {"cache_refresh": 25}}),
         "replay": {"capacity": 4_000, "start": 200, "candidates": 64},
         "schedule": {"steps": 1_600},
         "eval": {"every": 800, "episodes": 2},
