@@ -93,6 +93,15 @@ def test_what_today_has_no_options_for_names_the_version_that_goes_on(changes, m
         upgraded(tree, where="here")
 
 
+@pytest.mark.parametrize(
+    "changes", [{"agent": "ppo"}, {"net.encoder": "lstm"}, {"sequence.width": "wide"}]
+)
+def test_what_0_1_never_wrote_is_refused(changes):
+    tree = preset.merged(old("memory-mlp-heads"), preset.nested(changes))
+    with pytest.raises(ConfigError, match="here: has the sections of version 0.1, but not its"):
+        upgraded(tree, where="here")
+
+
 def test_trees_of_today_and_differences_from_a_base_are_left_alone():
     today = load("memory/gru").model_dump(mode="json")
     assert not is_0_1(today) and upgraded(today, where="x") is today

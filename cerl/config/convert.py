@@ -40,6 +40,16 @@ def upgraded(tree: preset.Tree, *, where: str) -> preset.Tree:
     """
     if not is_0_1(tree):
         return tree
+    try:
+        return _converted(tree, where=where)
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise ConfigError(
+            f"{where}: has the sections of version 0.1, but not its options; expected a file that "
+            "it wrote"
+        ) from None
+
+
+def _converted(tree: preset.Tree, *, where: str) -> preset.Tree:
     if problems := list(_lost(tree)):
         raise ConfigError(
             "\n".join(f"{where}: {problem}; cerl 0.1 can go on with it" for problem in problems)

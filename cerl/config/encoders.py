@@ -54,13 +54,6 @@ class EncoderOptions(Model):
         """Updates between recomputations of what acting remembers; 0: it is never recomputed."""
         return 0
 
-    def rows(self, longest: int) -> tuple[int, int]:
-        """Rows of a window before the learnt ones, and learnt ones.
-
-        Args: longest, agent steps of the longest episode; 0: unknown.
-        """
-        raise NotImplementedError
-
 
 class FramesConfig(EncoderOptions):
     """The last frames side by side, and nothing of what came before them."""
@@ -71,6 +64,7 @@ class FramesConfig(EncoderOptions):
     """frames of a stack, built from replay; frames before an episode's start are zero"""
 
     def rows(self, longest: int) -> tuple[int, int]:
+        """Rows of a window before the learnt one, and 1, however long episodes are."""
         return self.frames - 1, 1
 
 
@@ -104,6 +98,10 @@ class SequenceOptions(EncoderOptions):
         return self.sampling == "episode_start"
 
     def rows(self, longest: int) -> tuple[int, int]:
+        """Rows of a window before the learnt ones, and learnt ones.
+
+        Args: longest, agent steps of the longest episode; 0: unknown.
+        """
         # One more row leads a window, to tell whether the next one begins an episode.
         return 1 + self.context, self.learnt or longest
 

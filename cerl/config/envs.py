@@ -69,6 +69,11 @@ class EnvOptions(Model):
         """Whether observations are images; either: it depends on the task."""
         return "either"
 
+    @property
+    def resident(self) -> bool:
+        """Whether the environments are tensors on the device of the run, not simulators."""
+        return False
+
     def for_evaluation(self, lanes: int) -> Self:
         """These environments as an evaluation plays them: `lanes` of every seed, whole games."""
         return self.model_copy(update={"envs": lanes})
@@ -136,6 +141,10 @@ class CatchEnv(EnvOptions):
     def longest(self) -> int:
         return self.rows - 1
 
+    @property
+    def resident(self) -> bool:
+        return True
+
 
 class MinAtarEnv(LimitedEnv):
     """MinAtar (Young and Tian 2019), device-resident, ours."""
@@ -153,6 +162,10 @@ class MinAtarEnv(LimitedEnv):
     """difficulty rises with time in asterix, seaquest and space_invaders"""
     full_actions: bool = False
     """all six actions instead of the game's minimal set"""
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
 class AtariEnv(ThreadedEnv):
@@ -262,6 +275,10 @@ class PointMassEnv(LimitedEnv):
     time_limit: int = Field(default=50, ge=1)
     """agent steps after which an episode is truncated"""
 
+    @property
+    def resident(self) -> bool:
+        return True
+
 
 class MujocoEnv(ThreadedEnv, DivergingEnv):
     """Gym-MuJoCo by EnvPool: C++ threads, dynamics and rewards of gymnasium's v4 and v5."""
@@ -320,15 +337,8 @@ class MemoryOptions(EnvOptions):
     time_limit: Annotated[int | None, AfterValidator(_ending)] = None
     """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
 
-    @property
-    def task(self) -> memory_tasks.Task:
-        """Its rules, and the options that they are given."""
-        raise NotImplementedError
-
-    @property
-    def longest(self) -> int:
-        """Agent steps of the longest episode."""
-        steps = memory_tasks.longest(self.task)
+    def _longest(self, task: memory_tasks.Task) -> int:
+        steps = memory_tasks.longest(task)
         return min(steps, self.time_limit or steps)
 
 
@@ -368,7 +378,16 @@ class MemoryEnv(MemoryOptions):
 
     @property
     def task(self) -> memory_tasks.Task:
+        """Its rules, and the options that they are given."""
         return memory_tasks.level(self.name, self._own)
+
+    @property
+    def longest(self) -> int:
+        return self._longest(self.task)
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
 class PopgymEnv(MemoryOptions, DivergingEnv):
@@ -383,8 +402,12 @@ class PopgymEnv(MemoryOptions, DivergingEnv):
     after the other on the host"""
 
     @property
-    def task(self) -> memory_tasks.Task:
-        return memory_tasks.POPGYM[self.name]
+    def longest(self) -> int:
+        return self._longest(memory_tasks.POPGYM[self.name])
+
+    @property
+    def resident(self) -> bool:
+        return self.backend == "resident"
 
 
 EnvConfig = Annotated[

@@ -136,7 +136,7 @@ def estimate(
     Args:   agent makes the agent of a config; evaluating: only networks and one evaluation.
     Raises: ValueError where the run itself would, for options that do not fit together.
     """
-    one = None if _resident(config) else _simulator(config)
+    one = None if config.env.resident else _simulator(config)
 
     def measured(config: Config) -> dict[str, int]:
         return _sizes(config, one, kind=device.type, agent=agent, evaluating=evaluating)
@@ -263,14 +263,6 @@ def _simulator(config: Config) -> EnvSpec:
         return one.spec
     finally:
         one.close()
-
-
-def _resident(config: Config) -> bool:
-    """Whether environments live on the device, which tensors without memory can stand for."""
-    env = config.env
-    if env.family == "popgym":
-        return env.backend == "resident"
-    return env.family in ("catch", "minatar", "point_mass", "memory")
 
 
 class _Blank:
