@@ -10,6 +10,7 @@ import torch
 
 from cerl.agents.parity_dqn import from_original, run_updates, to_original
 from cerl.agents.quantile import quantile_value
+from cerl.config import QuantileConfig, ValueOptions, of_kind
 from cerl.config.load import sections
 
 FOLDER = Path(__file__).parent / "golden"
@@ -177,7 +178,7 @@ def test_updates_reproduce_the_original(name, batches):
         if name != "quantile":
             main = outcome.head_losses[k][:, 0].tolist()
             assert main == pytest.approx(step["member_loss"], rel=1e-4)
-        if cfg.agent.mico_weight:
+        if of_kind(cfg.agent, ValueOptions).mico_weight:
             mico = outcome.metrics[k]["mico_loss"]  # shared: one loss, shown for every member
             mico = mico[0] if cfg.ensemble.shared_layers else mico.sum()
             assert float(mico) == pytest.approx(step["mico_loss"], rel=1e-4)
@@ -193,7 +194,7 @@ def test_updates_reproduce_the_original(name, batches):
 
 
 def test_the_quantile_loss_of_every_transition_is_the_originals(batches):
-    golden, agent = GOLDEN["quantile"], config("quantile").agent
+    golden, agent = GOLDEN["quantile"], of_kind(config("quantile").agent, QuantileConfig)
     logits, target = torch.tensor(golden["logits"]), torch.tensor(golden["target"])
     taken = logits[torch.arange(BATCH), :, batches.shared["actions"]]  # [B, N, atoms]
     ours = quantile_value(agent).error(taken, target).sum(1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cerl.config import Config, ConfigError, SacConfig, load, of_kind, preset
+from cerl.config import Config, ConfigError, GruConfig, SacConfig, load, of_kind, preset
 from cerl.config.contradictions import contradictions
 from cerl.config.effects import EFFECTS, SAME, differences, section_of
 from cerl.config.model import Model
@@ -152,7 +152,7 @@ def test_sections_that_contradict_each_other_are_told(name, changes, message):
 
 def test_another_kind_starts_from_its_own_defaults():
     gru = load("memory/fox", {"encoder": {"name": "gru", "learnt": 60, "sampling": "uniform"}})
-    assert gru.encoder == type(gru.encoder)(learnt=60, sampling="uniform")
+    assert gru.encoder == GruConfig(learnt=60, sampling="uniform")
     # In whatever order the keys are given.
     agent = {"agent.critics": 3, "agent.name": "sac", "eval.policies": ["individual"]}
     found = load("gym/cartpole", {**agent, "env.name": "Pendulum-v1"})

@@ -5,8 +5,8 @@ import torch
 
 from cerl import draw
 from cerl.agents.dqn import DQN
-from cerl.agents.quantile import quantile_value, value_kind
-from cerl.config import Config, EnsembleConfig, NetConfig, QuantileConfig
+from cerl.agents.quantile import quantile_value
+from cerl.config import Config, EnsembleConfig, NetConfig, QuantileConfig, of_kind
 from cerl.data import EnvSpec
 from cerl.explore import Noise
 from cerl.nets.frames import Encoder
@@ -40,7 +40,7 @@ def test_acting_is_greedy_in_the_mean_of_the_quantiles():
         ensemble=EnsembleConfig(members=2),
     )
     spec = EnvSpec("flat", (1,), torch.float32, 2, 2, 1, True, True)
-    agent = DQN(cfg, spec, kind=value_kind(cfg.agent), device="cpu")
+    agent = DQN(cfg, spec, kind=quantile_value(of_kind(cfg.agent, QuantileConfig)), device="cpu")
     net = agent.build(keys=draw.seed_keys([0]))
     # the largest quantile lies with the other action than the largest mean
     table = torch.tensor([[[9.0, 0.0, 0.0], [4.0, 4.0, 4.0]], [[5.0, 5.0, 5.0], [8.0, 0.0, 0.0]]])

@@ -86,7 +86,7 @@ def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Co
     in_net = ("hidden", "init", "channels", "kernels", "strides")
     net = {k: options.pop(k) for k in in_net if k in options}
     frames = FramesConfig(frames=options.pop("stack", 1))
-    agent = {"target_entropy": -0.5, "temperature": 0.7}
+    agent: dict[str, Any] = {"target_entropy": -0.5, "temperature": 0.7}
     agent |= {k: options.pop(k) for k in [*options] if k in SacConfig.model_fields}
     return Config(
         agent=SacConfig(**agent),
@@ -100,7 +100,7 @@ def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Co
             horizons=4,
             duty="first" if heads == "single_actor" else "uniform",
         ),
-        loss=LossConfig(**{"gamma": GAMMA} | options),
+        loss=LossConfig(gamma=GAMMA, **options),
         optim=AdamConfig(lr=2e-3),
         replay=ReplayConfig(capacity=200, batch=B, start=100),
         schedule=ScheduleConfig(target_rate=0.1),

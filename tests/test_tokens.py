@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cerl import draw, train, wiring
 from cerl.bench import runs as bench
 from cerl.collect import Collector
-from cerl.config import Config, load
+from cerl.config import Config, ValueOptions, load, of_kind
 from cerl.data import EnvSpec, Previous, Row
 from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
@@ -259,7 +259,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
                         break
                 for j in range(heads):
                     who = (i + j) % members
-                    chooser = online if cfg.agent.double else later
+                    chooser = online if of_kind(cfg.agent, ValueOptions).double else later
                     best = int(chooser[s, who, b, t + steps, 0].argmax())
                     value = 0.0 if ended else float(later[s, who, b, t + steps, 0, best])
                     y = reward + 0.9**steps * value
