@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo check test lint types pytest
+.PHONY: help demo check test compare lint types pytest
 
 help:
 	@echo "make demo   install into .venv and run a small curse-of-diversity study (table and plot)"
 	@echo "make check  install all extras into .venv and run ruff, pyright and the quick tests"
 	@echo "make test   the same with every test"
+	@echo "make compare OLD=rev NEW=rev  train small runs with two commits and compare every bit"
 
 demo: .venv/installed
 	$(BIN)/cerl sweep demo --out runs/demo
@@ -24,8 +25,12 @@ check: .venv/installed-all
 test: .venv/installed-all
 	@$(MAKE) --no-print-directory --jobs 3 lint types pytest
 
+compare: .venv/installed-all
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.curves compare $(OLD) $(NEW)
+
 lint:
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types:
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -6,7 +6,8 @@ target. Stateless: everything that changes lives in the network, the carry and t
 callers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,17 +17,16 @@ from torch.nn import functional as F
 
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
-from cerl.config import Config, DqnConfig, FramesConfig, ValueOptions, of_kind
-from cerl.data import Carry, EnvSpec, Previous, Window
+from cerl.agents.values import ValueKind
+from cerl.config import Config, ValueOptions, of_kind
+from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
-from cerl.heads import HeadTable, head_table, next_values
+from cerl.heads import HeadTable, double_q, head_table
 from cerl.kernels.runtime.streams import parallel
-from cerl.nets import carry as carries
-from cerl.nets.frames import Encoder, convolutions
+from cerl.nets.acting import gathered, worth_gathering
 from cerl.nets.layers import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
-from cerl.nets.tokens import Tokens, Whole, make_trunk, read
-from cerl.nets.trunk import Trunk
-from cerl.transition import Transition, masked, transition
+from cerl.nets.reader import sights
+from cerl.returns import Batch, masked
 
 
 class QNet(nn.Module):
@@ -41,38 +41,25 @@ class QNet(nn.Module):
         super().__init__()
         net, ensemble = config.net, config.ensemble
         options = of_kind(config.agent, ValueOptions)
+        members, shared = ensemble.members, ensemble.shared_layers
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
-        self.feature_norm = options.feature_norm
-        frames = config.encoder if isinstance(config.encoder, FramesConfig) else None
-        below = len(net.channels) if frames else 1
-        depth = below + len(net.hidden)
-        self.shared = ensemble.shared_layers
-        members = [1 if k < self.shared else ensemble.members for k in range(depth + 1)]
-        if not options.gradient_scale:
-            self.share_scale = self.fork_scale = 1.0
-        else:
-            self.share_scale = 1.0 / ensemble.members
-            self.fork_scale = 1.0 / heads
-        if frames:
-            self.encoder, self.trunk = Encoder(net, spec, frames=frames.frames), None
-            self.convs, width = convolutions(
-                net, spec, seeds=seeds, layer_members=members, frames=frames.frames
-            )
-        else:
-            self.encoder, self.convs = Tokens(config, spec), nn.ModuleList()
-            sizes = {"seeds": seeds, "members": members[0]}
-            self.trunk = make_trunk(config, spec, self.encoder, **sizes)
-            width = self.trunk.width
+        self.feature_norm, self.shared = options.feature_norm, shared
+        self.share_scale = 1.0 / members if options.gradient_scale else 1.0
+        self.fork_scale = 1.0 / heads if options.gradient_scale else 1.0
+        (sight,) = sights(config, spec, seeds=seeds, members=members, shared=shared)
+        self.reader, self.convs, self.trunk = sight.reader, sight.convs, sight.trunk
+        width = sight.width
         self.hidden = nn.ModuleList()
         forked = ensemble.fork == "both" and heads > 1
-        for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, below):
-            self.hidden.append(Linear(seeds, members[k], width, size))
+        for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, sight.layers):
+            self.hidden.append(Linear(seeds, 1 if k < shared else members, width, size))
             width = size
         out, bias = spec.actions * atoms, options.shared_bias
+        last = 1 if sight.layers + len(net.hidden) < shared else members
         if forked:
             self.final: Heads | ForkedHeads = ForkedHeads(
                 seeds,
-                members[-1],
+                last,
                 width,
                 hidden=net.hidden[-1],
                 heads=heads,
@@ -80,30 +67,44 @@ class QNet(nn.Module):
                 shared_bias=bias,
             )
         else:
-            self.final = Heads(seeds, members[-1], width, heads=heads, width=out, shared_bias=bias)
+            self.final = Heads(seeds, last, width, heads=heads, width=out, shared_bias=bias)
 
-    def read(self, *wanted: Tensor | Whole) -> list[Tensor]:
-        """Inputs of `layers` at the wanted rows (`cerl.nets.tokens.read`)."""
-        found = read(self.encoder, self.trunk, *wanted)
-        if self.trunk is not None and self.shared == 1:
+    def look(self, window: Window, *places: Tensor) -> list[Tensor]:
+        """Inputs of `layers` at positions in a window (`cerl.nets.reader.Reader.look`)."""
+        found = self.reader.look(window, *places)
+        if self.shared and self.reader.layers == self.shared:
             found[0] = scale_gradient(found[0], self.share_scale)
         return found
 
+    def carry(self, *, envs: int, evaluating: bool) -> Carry:
+        """What acting remembers before the first row, on the network's device."""
+        device = next(self.parameters()).device
+        return self.reader.carry(envs=envs, evaluating=evaluating, device=device)
+
+    def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
+        """Input of `layers` for one new row, in a list of one; carry moves on in place."""
+        return [self.reader.step(seen, carry, evaluating=evaluating)]
+
+    def refill(
+        self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
+    ) -> None:
+        """Recomputes a carry in place (`cerl.nets.reader.Reader.refill`)."""
+        self.reader.refill(window, carry, member, evaluating=evaluating)
+
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Activations after every ReLU, in order; gradients scaled where layers fork."""
+        """Activations after every ReLU, in order; gradients scaled behind the last shared layer."""
         outputs: list[Tensor] = []
-        below = 0 if self.trunk is None else 1
         for layer in [*self.convs, *self.hidden]:
             if isinstance(layer, Linear) and x.dim() > 4:
                 x = x.flatten(3)
             x = layer(x, relu=True) if isinstance(layer, Conv) else F.relu(layer(x))
-            if below + len(outputs) + 1 == self.shared:
+            if self.reader.layers + len(outputs) + 1 == self.shared:
                 x = scale_gradient(x, self.share_scale)
             outputs.append(x)
         return outputs
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of the convolutions, and what the heads fork from, both [S, M or N, rows, D]."""
+        """Output of the convolutions, and inputs of the heads, both [S, M or N, rows, D]."""
         outputs = self.layers(x)
         convs = len(self.convs)
         encoded = (outputs[convs - 1] if convs else x).flatten(3)
@@ -118,39 +119,14 @@ class QNet(nn.Module):
             q = self.final(self._normed(features), heads)
         return q.unflatten(-1, (self.actions, self.atoms)) if self.atoms > 1 else q
 
-    def trunks(self, evaluating: bool) -> list[Trunk]:
-        """Those that act; none without memory."""
-        return [] if self.trunk is None else [self.trunk]
-
     def _normed(self, features: Tensor) -> Tensor:
         if not self.feature_norm:
             return features
         return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
     def forward(self, x: Tensor, heads: int) -> Tensor:
-        """Values of what `read` or acting gave, x [S, M, rows, ...]."""
+        """Values of the first `heads` heads; x [S, M, rows, ...] from `look` or `step`."""
         return self.values(self.features(x)[1], heads)
-
-
-class ValueKind(NamedTuple):
-    """What a network's output says about a value: the number itself, or a distribution."""
-
-    atoms: int  # numbers per action
-    mean: Callable[
-        [Tensor], Tensor
-    ]  # output [..., atoms] (or [...] where atoms is 1) -> value [...]
-    error: Callable[[Tensor, Tensor], Tensor]  # prediction, target -> loss [...] without atoms
-
-
-def scalar_value(agent: DqnConfig) -> ValueKind:
-    """Expected values with Huber or squared error (`mse` without the 1/2, as the original's)."""
-
-    def error(q: Tensor, target: Tensor) -> Tensor:
-        if agent.loss == "mse":
-            return (q - target).square()
-        return returns.huber(q - target, delta=agent.huber_delta)
-
-    return ValueKind(1, lambda q: q, error)
 
 
 class Values(NamedTuple):
@@ -191,166 +167,160 @@ class DQN:
         """The target network is a copy of the whole."""
         return net
 
-    def stages(self, net: QNet) -> list[Stage]:
+    def stages(self, net: QNet) -> list[Stage[QNet, QNet, None]]:
         """One step of all parameters."""
         return [Stage(self.loss, [Group(list(net.parameters()), self.config.optim)])]
 
     def dice(self, keys: Tensor, step: Tensor) -> None:
-        """The loss draws nothing."""
+        """No random numbers: the loss draws nothing."""
 
     def act(
         self,
         net: QNet,
-        obs: Tensor,
-        start: Tensor,
+        seen: ActInput,
         carry: Carry,
-        member: Tensor,
         *,
         noise: Noise,
-        previous: Previous | None = None,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
-        """Epsilon-greedy actions of the members on duty; first-index ties.
+        """Epsilon-greedy actions of the acting members; the first of equal actions is taken.
 
-        Args:    obs [S, E, *observation]; start [S, E] bool; member [S, E] in [0, N), or N + k for
-                 the k-th of `evaluating` ("vote": the most voted greedy action, ties broken
-                 uniformly; "mean": the greedy action of the mean Q); None while training.
+        Args: evaluating, aggregates that `seen.member` counts from N on: "vote", the most voted
+              greedy action, ties broken uniformly; "mean", the greedy action of the mean Q; None
+              while training.
         """
-        (x,) = carries.step(
-            self.config,
-            net,
-            obs,
-            start,
-            carry,
-            member,
-            previous=previous,
-            evaluating=evaluating is not None,
-        )
-        envs, members = obs.shape[1], self.config.ensemble.members
-        zero = torch.zeros_like(start, dtype=torch.float32)
+        (x,) = net.step(seen, carry, evaluating=evaluating is not None)
+        envs, members = seen.start.shape[1], self.config.ensemble.members
+        zero = torch.zeros_like(seen.start, dtype=torch.float32)
         entropy = zero
-        if evaluating is None and 3 * envs < members and len(net.convs) > 0:
-            value, greedy = self._gathered(net, x, member).max(-1)  # [S, E]
+        few = worth_gathering(envs=envs, members=members) and len(net.convs) > 0
+        if evaluating is None and few:
+            value, greedy = self._own_values(net, x, seen.member).max(-1)  # [S, E]
         else:
             q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
             best, arg = q.max(-1)
-            mine = member.clamp(max=members - 1).unsqueeze(1)
+            mine = seen.member.clamp(max=members - 1).unsqueeze(1)
             greedy, value = arg.gather(1, mine)[:, 0], best.gather(1, mine)[:, 0]
             if evaluating is not None:
                 votes = F.one_hot(arg, self.spec.actions).sum(1).float()  # [S, E, A]
                 entropy = torch.special.entr(votes / members).sum(-1)
                 for k, name in enumerate(evaluating):
                     score = votes + 0.5 * noise.tie if name == "vote" else q.mean(1)
-                    greedy = torch.where(member == members + k, score.argmax(-1), greedy)
+                    greedy = torch.where(seen.member == members + k, score.argmax(-1), greedy)
         action = torch.where(noise.explore, noise.action, greedy)
         return Decision(action, value, bonus=zero, diversity=entropy)
 
     @torch.no_grad()
-    def judge(
-        self,
-        net: QNet,
-        obs: Tensor,
-        start: Tensor,
-        previous: Previous,
-        carry: Carry,
-        member: Tensor,
-    ) -> Tensor:
-        """Values of all actions for the members on duty, [S, E, A]."""
-        (x,) = carries.step(
-            self.config, net, obs, start, carry, member, previous=previous, evaluating=False
-        )
+    def judge(self, net: QNet, seen: ActInput, carry: Carry) -> Tensor:
+        """Values of all actions for the acting members, [S, E, A]."""
+        (x,) = net.step(seen, carry, evaluating=False)
         q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
-        return q.gather(1, member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
+        return q.gather(1, seen.member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
 
-    def _gathered(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
-        """Only the weights of the member on duty are read: [S, N, ...] -> [S, E, ...]."""
-        leaves = {}
-        for name, leaf in net.named_parameters():
-            if leaf.shape[1] > 1:
-                index = member.view(*member.shape, *([1] * (leaf.dim() - 2)))
-                leaf = leaf.gather(1, index.expand(*member.shape, *leaf.shape[2:]))
-            leaves[name] = leaf
+    def _own_values(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
+        """Values of the acting members, from their weights alone, x [S, 1, E, ...] -> [S, E, A]."""
+        leaves = gathered(net, member)
         q = functional_call(net, leaves, (x.transpose(1, 2), 1))  # [S, E, 1, 1, A, ...]
         return self.kind.mean(q.squeeze(3)).squeeze(2)
 
-    def transition(self, net: QNet, window: Window) -> Transition:
-        """Learnt rows, their n-step return and the rows that bootstrap it."""
-        return transition(net.encoder, window, n=self.config.loss.n_step, gamma=self.table.gamma)
+    def batch(self, net: QNet, window: Window) -> Batch:
+        """Learnt rows, their n-step returns and the rows that bootstrap them."""
+        reader = net.reader
+        return returns.batch(
+            window,
+            first=reader.context,
+            n=self.config.loss.n_step,
+            gamma=self.table.gamma,
+            begins=reader.begins,
+        )
 
-    def targets(self, batch: Transition, value: Tensor, choose: Tensor) -> Tensor:
-        """What every head regresses to.
-
-        Args:    value [S, N, B * T, heads, A, *rest] of the target network at the bootstrap rows;
-                 choose [S, N, B * T, heads, A], whose argmax is the next action.
-        Returns: [S, N, B, T, J, *rest], detached.
-        """
-        shape = batch.action.shape[2:]
-        with torch.no_grad():
-            later = next_values(self.table, choose.unflatten(2, shape), value.unflatten(2, shape))
-            rest = [1] * (later.dim() - 5)
-            reward = batch.reward.view(*batch.reward.shape, *rest)
-            return reward + batch.discount.view(*batch.discount.shape, *rest) * later
-
-    def head_losses(self, net: QNet, target: QNet, batch: Transition) -> tuple[Tensor, Values]:
+    def head_losses(self, net: QNet, target: QNet, batch: Batch) -> tuple[Tensor, Values]:
         """Mean loss of every head over the batch [S, N, J] and the values behind it."""
-        table, shape = self.table, batch.action.shape[2:]
-
-        # A sequence network reads a window once and so knows the next rows with the learnt ones.
-        double, apart = self.options.double, net.trunk is None
-
-        def now() -> tuple[Tensor, Tensor, Tensor | None]:
-            x, *ahead = net.read(batch.x) if apart else net.read(batch.x, batch.x_next)
-            encoded, features = net.features(x)
-            q = net.values(features, table.heads).unflatten(2, shape)
-            return encoded, q, choice(ahead[0]) if ahead and double else None
-
-        @torch.no_grad()
-        def choice(x_next: Tensor) -> Tensor:
-            return self.kind.mean(net(x_next, table.action_heads))
-
-        @torch.no_grad()
-        def valued() -> Tensor:
-            return target(*target.read(batch.x_next), table.value_heads)
-
-        def chosen() -> Tensor:
-            return choice(*net.read(batch.x_next))
-
-        others = (valued, chosen) if double and apart else (valued,)
-        (encoded, q, choose), later = parallel(batch.action.device, now, *others)
-        if choose is None:
-            choose = later[1] if double else self.kind.mean(later[0])
-        y = self.targets(batch, later[0], choose[..., : table.action_heads, :])
+        encoded, q, choose, value = self._values(net, target, batch)
+        y = double_q(
+            self.table, reward=batch.reward, discount=batch.discount, choose=choose, value=value
+        )
         index = batch.action.view(*batch.action.shape, 1, 1, *([1] * (q.dim() - 6)))
         index = index.expand(*q.shape[:5], 1, *q.shape[6:])
-        taken = q.gather(5, index).squeeze(5)  # [S, N, B, T, J, *rest]
+        taken = q.gather(5, index).squeeze(5)  # [S, N, B, T, J, *atoms]
         weight = batch.weight / batch.weight.sum((2, 3), keepdim=True).clamp(min=1.0)
         losses = (self.kind.error(taken, y) * weight.unsqueeze(-1)).sum((2, 3))
         return losses, Values(q, taken, y, encoded)
+
+    def _values(
+        self, net: QNet, target: QNet, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The networks at the learnt and the later rows, side by side on a GPU.
+
+        Returns: the convolutions' output at the learnt rows; values there [S, N, B, T, J, A,
+                 *atoms]; at the later rows, without gradient, the values that choose the next
+                 action [S, N, B, T, 1, A] and those of the target network [S, N, B, T, heads, A,
+                 *atoms].
+        """
+        device, double = batch.action.device, self.options.double
+        valued = partial(self._later, target, batch, heads=self.table.value_heads)
+        if not double:
+            (encoded, q, _), (value,) = parallel(device, partial(self._now, net, batch), valued)
+            return encoded, q, self.kind.mean(value)[..., :1, :], value
+        if net.reader.whole:  # one look over the window serves both kinds of rows
+            now = partial(self._now, net, batch, choose=True)
+            (encoded, q, choose), (value,) = parallel(device, now, valued)
+            assert choose is not None, "asked for"
+            return encoded, q, choose, value
+        chosen = partial(self._choice, net, batch)
+        (encoded, q, _), (value, choose) = parallel(
+            device, partial(self._now, net, batch), valued, chosen
+        )
+        return encoded, q, choose, value
+
+    def _now(
+        self, net: QNet, batch: Batch, *, choose: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Convolutions' output and values at the learnt rows; if asked the choice at later ones."""
+        x, *x_later = net.look(batch.window, batch.now, *([batch.later] if choose else []))
+        encoded, features = net.features(x)
+        q = net.values(features, self.table.heads).unflatten(2, batch.action.shape[2:])
+        if not choose:
+            return encoded, q, None
+        with torch.no_grad():
+            choice = self.kind.mean(net(x_later[0], 1))
+        return encoded, q, choice.unflatten(2, batch.action.shape[2:])
+
+    @torch.no_grad()
+    def _later(self, net: QNet, batch: Batch, *, heads: int) -> Tensor:
+        """Values of the first heads at the later rows, [S, N, B, T, heads, A, *atoms]."""
+        (x_later,) = net.look(batch.window, batch.later)
+        return net(x_later, heads).unflatten(2, batch.action.shape[2:])
+
+    @torch.no_grad()
+    def _choice(self, net: QNet, batch: Batch) -> Tensor:
+        """Values by which the next actions are chosen, [S, N, B, T, 1, A]."""
+        return self.kind.mean(self._later(net, batch, heads=1))
 
     def loss(
         self,
         net: QNet,
         target: QNet,
         window: Window,
-        mask: Tensor | None = None,
+        *,
+        mask: Tensor | None,
         dice: None = None,
+        prepared: None = None,
     ) -> tuple[Tensor, Metrics]:
         """Loss of every member and what the originals log.
 
-        Args:    window with context + T + n rows; mask [S, N, B] or [S, N, B, T] float32, rows
-                 that a member learns from; None: all.
+        Args:    window with context + T + n rows; mask as in `cerl.agent.StageLoss`.
         Returns: loss [S, N], summed over heads; metrics {name: [S, N]}, detached.
         """
-        batch = self.transition(net, window)
-        if mask is not None:
-            batch = batch._replace(weight=masked(batch.weight, mask))
+        batch = self.batch(net, window)
+        batch = batch._replace(weight=masked(batch.weight, mask))
         losses, values = self.head_losses(net, target, batch)
         return self.member_losses(net, target, batch, losses, values)
 
     def member_losses(
-        self, net: QNet, target: QNet, batch: Transition, losses: Tensor, values: Values
+        self, net: QNet, target: QNet, batch: Batch, losses: Tensor, values: Values
     ) -> tuple[Tensor, Metrics]:
-        """What `loss` returns, from the losses of the heads: their sum, with MICo where asked."""
+        """Loss and metrics from the losses of the heads: their sum, with MICo where asked."""
         loss, weight = losses.sum(-1), self.options.mico_weight
         metrics = {
             "loss": losses[..., 0].detach(),
@@ -358,15 +328,18 @@ class DQN:
             "q_pi": self.kind.mean(values.q.detach())[..., 0, :].max(-1)[0].mean((2, 3)),
         }
         if weight:
-            # Layers shared above the convolutions scale only what passes them: repeat it here.
+            # The metric's gradient enters at the convolutions' output. It skips the factor 1/J
+            # where heads fork, and 1/N where the last shared layer comes after the convolutions, so
+            # both are applied here.
             above = net.shared > len(net.convs)
             scale = net.fork_scale * (net.share_scale if above else 1.0)
+            seen = target.look(batch.window, batch.now, batch.later)
             metric = mico(
                 scale_gradient(values.encoded, scale),
-                *(target.features(*target.read(x))[0].detach() for x in (batch.x, batch.x_next)),
+                *(target.features(x)[0].detach() for x in seen),
                 reward=batch.reward[..., 0].flatten(2),
                 weight=batch.weight.flatten(2),
-                gamma=self.config.loss.gamma**self.config.loss.n_step,
+                gamma=self.table.own_gamma**self.config.loss.n_step,
                 beta=self.options.mico_beta,
             )
             # Shared layers have one metric loss, spread so that the members' sum holds it once.
@@ -375,8 +348,8 @@ class DQN:
         return loss, metrics
 
     def activations(self, net: QNet, window: Window) -> list[Tensor]:
-        """Outputs of the hidden layers, the fork's for the member's own head."""
-        (x,) = net.read(self.transition(net, window).x)
+        """Outputs of the hidden layers; of a hidden layer that forks, the member's own head's."""
+        (x,) = net.look(window, self.batch(net, window).now)
         outputs = net.layers(x)
         if isinstance(net.final, ForkedHeads):
             below = (outputs[-1] if outputs else x).flatten(3)

@@ -33,14 +33,12 @@ from torch import Tensor
 from cerl import draw
 from cerl.agent import Metrics
 from cerl.agents.dqn import DQN
-from cerl.agents.quantile import value_kind
+from cerl.agents.parity import Leaves, check_frames, copies, given_batch, load
+from cerl.agents.values import value_kind
 from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
-from cerl.nets.frames import Encoder
 from cerl.optim import Optimiser
-from cerl.transition import Transition, masked
-
-Leaves = Mapping[str, Tensor]
+from cerl.returns import masked
 
 
 class Outcome(NamedTuple):
@@ -94,40 +92,24 @@ def run_updates(
     agent = DQN(config, spec, kind=value_kind(config.agent), device="cpu")
     keys = draw.seed_keys([0])
     net, target = agent.build(keys=keys), agent.build(keys=keys)
-    for module, leaves in ((net, parameters), (target, target_parameters)):
-        own = dict(module.named_parameters())
-        given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-        wanted = {name: tuple(leaf.shape) for name, leaf in own.items()}
-        if given != wanted:
-            wrong = sorted(set(given.items()) ^ set(wanted.items()))
-            raise ValueError(
-                f"parameters: expected leaves {wanted}, got {given}; different: {wrong}"
-            )
-        with torch.no_grad():
-            for name, leaf in own.items():
-                leaf.copy_(leaves[name])
+    load(net, parameters, what="parameters")
+    load(target, target_parameters, what="target_parameters")
+    check_frames(net.reader, config)
 
-    encoder = net.encoder
-    if not isinstance(encoder, Encoder):
-        raise ValueError(
-            "given transitions are of single observations; expected encoder frames, got "
-            f"{config.encoder.name}"
-        )
+    def frames(raw: Tensor) -> Tensor:
+        """States [N or 1, B, stack, ...], the frames of a stack in front."""
+        rows = raw if apart else raw.unsqueeze(0)
+        return rows.movedim(-1, 2) if image else rows.unsqueeze(2)
 
-    def inputs(raw: Tensor) -> Tensor:
-        rows = raw if apart else raw.unsqueeze(0)  # [N or 1, B, ...]
-        frames = rows.movedim(-1, 2) if image else rows.unsqueeze(2)
-        return encoder.pixels(frames[None])
-
-    power = agent.table.gamma**config.loss.n_step
-    row = (1, actions.shape[0] if apart else 1, actions.shape[-1], 1)
-    batch = Transition(
-        x=inputs(states),
-        x_next=inputs(next_states),
-        action=actions.long().view(row),
-        reward=rewards.float().view(*row, 1).expand(*row, len(power)),
-        discount=(1.0 - terminals.float()).view(*row, 1) * power,
-        weight=masked(torch.ones(row), None if mask is None else mask.float()[None]),
+    lead = (actions.shape[0] if apart else 1, actions.shape[-1])
+    batch = given_batch(
+        frames(states),
+        frames(next_states),
+        action=actions.long().view(lead),
+        reward=rewards.view(lead),
+        terminal=terminals.view(lead),
+        weight=masked(torch.ones(1, *lead, 1), None if mask is None else mask.float()[None]),
+        power=agent.table.gamma**config.loss.n_step,
     )
     optimiser = Optimiser(config.optim, list(net.parameters()))
     outcome: Outcome | None = None
@@ -141,7 +123,7 @@ def run_updates(
         outcome.losses.append(loss[0].detach())
         outcome.metrics.append({name: value[0].detach() for name, value in metrics.items()})
         optimiser.step(torch.autograd.grad(loss.sum(), list(net.parameters())))
-        outcome.parameters.append({k: v.detach().clone() for k, v in net.named_parameters()})
+        outcome.parameters.append(copies(net))
     if outcome is None:
         raise ValueError(f"updates: expected at least 1, got {updates}")
     return outcome

@@ -1,7 +1,7 @@
 """The SAC update for checking from outside: parameters, one batch and noise in, numbers out.
 
-The counterpart of `cerl/agents/check.py`. `from_original` maps the leaf names of the authors' JAX
-code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
+The counterpart of `cerl/agents/parity_dqn.py`. `from_original` maps the leaf names of the authors'
+JAX code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
 
     theirs (member axis first)                          ours (leading [S, N])
     actor, below VmapNormalTanhPolicyParams_0/
@@ -17,22 +17,18 @@ Output j of their last layer predicts member j, ours is rotated: ours[i, ..., j]
 """
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import draw
+from cerl.agents.parity import Leaves, check_frames, copies, given_batch, load
 from cerl.agents.sac import SAC, Dice
 from cerl.config import Config, SacConfig, of_kind
 from cerl.data import EnvSpec
 from cerl.kernels import optim as kernels
-from cerl.nets.frames import Encoder
 from cerl.optim import Optimiser
-from cerl.transition import Transition
-
-Leaves = Mapping[str, Tensor]
 
 
 class Update(NamedTuple):
@@ -81,11 +77,11 @@ def run_sac_updates(
     """
     if updates < 1:
         raise ValueError(f"updates: expected at least 1, got {updates}")
-    options = of_kind(config.agent, SacConfig)
-    if options.target_critics:
+    critics = of_kind(config.agent, SacConfig).target_critics
+    if critics:
         raise ValueError(
             "agent.target_critics: the target of given transitions is the smallest of all critics; "
-            f"expected 0, got {options.target_critics}"
+            f"expected 0, got {critics}"
         )
     if config.net.channels:
         raise ValueError(
@@ -106,23 +102,17 @@ def run_sac_updates(
     agent = SAC(config, spec, device="cpu")
     keys = draw.seed_keys([0])
     net, target = agent.build(keys=keys), agent.build(keys=keys).critic
-    _load(net, parameters, what="parameters")
-    _load(target, target_parameters, what="target_parameters")
-    encoder = net.encoder
-    if not isinstance(encoder, Encoder):
-        raise ValueError(
-            "given transitions are of single observations; expected encoder frames, got "
-            f"{config.encoder.name}"
-        )
-    row = (1, 1, len(states), 1)
-    power = agent.table.gamma**config.loss.n_step
-    batch = Transition(
-        x=encoder.pixels(states[None, None].unsqueeze(3)),
-        x_next=encoder.pixels(next_states[None, None].unsqueeze(3)),
-        action=actions.float().view(*row, -1),
-        reward=rewards.float().view(*row, 1).expand(*row, len(power)),
-        discount=(1.0 - terminals.float()).view(*row, 1) * power,
-        weight=torch.ones(row),
+    load(net, parameters, what="parameters")
+    load(target, target_parameters, what="target_parameters")
+    check_frames(net.reader, config)
+    batch = given_batch(
+        states[None].unsqueeze(2),
+        next_states[None].unsqueeze(2),
+        action=actions.float().unsqueeze(0),
+        reward=rewards.unsqueeze(0),
+        terminal=terminals.unsqueeze(0),
+        weight=torch.ones(1, 1, len(states), 1),
+        power=agent.table.gamma**config.loss.n_step,
     )
     dice = Dice(next_noise.unsqueeze(0), noise.unsqueeze(0), critics=None)
     groups = [group for stage in agent.stages(net) for group in stage.groups]
@@ -135,7 +125,8 @@ def run_sac_updates(
         with torch.no_grad():
             rate = config.schedule.target_rate
             kernels.follow(list(target.parameters()), critics.leaves, rate=rate)
-        policy = agent.policy_losses(net, agent.samples(net, batch.x, dice), batch.weight)
+        samples = agent.samples(net, batch.window, batch.now, batch.weight, dice)
+        policy = agent.policy_losses(net, batch.window, samples)
         loss = policy.actor.sum() + policy.temperature.sum()
         grads = torch.autograd.grad(loss, [*actors.leaves, *alphas.leaves])
         actors.step(grads[:-1])
@@ -150,31 +141,15 @@ def run_sac_updates(
                 entropy=policy.entropy[0],
                 critic_gradient=_norm(critic_grads),
                 actor_gradient=_norm(grads[:-1]),
-                parameters=_copies(net),
-                target_parameters=_copies(target),
+                parameters=copies(net),
+                target_parameters=copies(target),
             )
         )
     return done
 
 
-def _load(module: torch.nn.Module, leaves: Leaves, *, what: str) -> None:
-    own = dict(module.named_parameters())
-    given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in own.items()}
-    if given != wanted:
-        wrong = sorted(set(given.items()) ^ set(wanted.items()))
-        raise ValueError(f"{what}: expected leaves {wanted}, got {given}; different: {wrong}")
-    with torch.no_grad():
-        for name, leaf in own.items():
-            leaf.copy_(leaves[name])
-
-
 def _norm(grads: tuple[Tensor, ...]) -> float:
     return float(torch.stack([grad.square().sum() for grad in grads]).sum().sqrt())
-
-
-def _copies(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
 
 
 _NAME = re.compile(r".*/Dense_(\d)/(kernel|bias)")

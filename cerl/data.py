@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # What acting remembers: whoever calls `act` owns it, `act` writes it in place.
 Carry = tuple[Tensor, ...]
@@ -59,6 +60,15 @@ class Previous(NamedTuple):
     reward: Tensor  # [S, E] float32, as replay stores it
 
 
+class ActInput(NamedTuple):
+    """What acting sees of one moment."""
+
+    obs: Tensor  # [S, E, *observation]
+    start: Tensor  # [S, E] bool, the row begins an episode
+    previous: Previous  # what led here, as replay stores it; networks without memory ignore it
+    member: Tensor  # [S, E] int64 who acts: in [0, N), or N + k for an evaluation's k-th aggregate
+
+
 class Row(NamedTuple):
     """One time index of every seed and environment, as replay stores it."""
 
@@ -82,3 +92,7 @@ class Window(NamedTuple):
     row: Tensor  # [S, M, B] int64, absolute id of the learnt row, stable for its whole life
     weight: Tensor  # [S, M, B] float32, 0 where no valid start was found
     state: Tensor  # [S, M, B, K] float32, what acting remembered before row 1; K is 0 if not stored
+
+    def starts(self) -> Tensor:
+        """Rows that begin an episode, [S, M, B, W] bool; that the first one does is not known."""
+        return F.pad(~self.real[..., :-1], (1, 0), value=False)

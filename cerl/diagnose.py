@@ -3,6 +3,8 @@
 Called now and then with a sampled batch, never inside an update.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,6 @@ from cerl.agent import Agent
 from cerl.collect import Collector
 from cerl.data import Window
 from cerl.learn import Learner
-from cerl.nets import carry as memory
 
 RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
 RANK_ROWS = 1024  # at most, behind a feature rank
@@ -50,12 +51,23 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
     return torch.stack([d.expand(-1, members) for d in dormant]).sum(0) / units
 
 
+def measurements(learner: Learner, collector: Collector) -> dict[str, Tensor]:
+    """Training metrics and diagnostics, {name: [S, N] or [S]}, on the device where they are."""
+    # Counted before the diagnostics, which sample a batch themselves.
+    metrics = {**learner.metrics, "misses": learner.replay.misses.clone()}
+    if int(learner.updates) > 0:
+        metrics |= diagnose(learner.agent, learner)
+        if learner.net.reader.whole:  # only networks that read windows in order have a cache
+            metrics |= staleness(learner.agent, collector)
+    return metrics
+
+
 @torch.no_grad()
-def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
-    """Diagnostics of the current batch. Returns: {name: [S, N]} on the CPU."""
+def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]:
+    """Diagnostics of the current batch. Returns: {name: [S, N]}."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        # Of a stored state nothing is left: it is one member's, and all look at this batch.
+        # Stored states are left out: each is one member's, and all members look at this batch.
         window = Window(*(field[:, :1] for field in window))
         window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
@@ -63,33 +75,32 @@ def diagnose(agent: Agent, learner: Learner) -> dict[str, Tensor]:
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
         features = outputs[-1].flatten(3)  # [S, N or 1, rows, D]
-        # Windows of many learnt rows: some of each are enough, decompositions are slow.
+        # Some of the rows are enough where windows have many: decompositions are slow.
         every = -(-features.shape[2] // RANK_ROWS)
         result["feature_rank"] = feature_rank(features[:, :, ::every])
         result["dormant_share"] = dormant_share(outputs)
     result |= agent.measures(net, window, agent.dice(learner.keys, learner.updates))
-    return {name: value.expand(shape).float().cpu() for name, value in result.items()}
+    return {name: value.expand(shape).float() for name, value in result.items()}
 
 
 @torch.no_grad()
-def staleness(agent: Agent, collector: Collector) -> dict[str, Tensor]:
-    """How far values under what acting remembers are from those that today's parameters give.
+def staleness(agent: Agent[Any, Any, Any], collector: Collector) -> dict[str, Tensor]:
+    """How far values differ between the carry as it is and one that is recomputed.
 
-    What acting remembers comes from older parameters. The other values come from the last
-    layers x `encoder.cache` rows of replay, so with recurrent units longer episodes differ too.
-    Returns: {"cache_error", "cache_error_largest"} [S] on the CPU, mean and largest |difference| of
-             a value over the environments inside an episode; NaN without any.
+    The carry comes from the older parameters that acted. It is recomputed with those of now from
+    the last layers x `encoder.cache` rows of replay, so that recurrent units differ in longer
+    episodes too.
+    Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of a value
+             over the environments inside an episode; NaN without any.
     """
-    last, start = collector.last, collector.start
-    carry = tuple(tensor.clone() for tensor in collector.carry)
-    now = (collector.net, last.obs, start, collector.previous(), carry, collector.member)
-    live = agent.judge(*now)
-    window = collector.replay.last(collector.rows)
-    memory.refill(collector.config, collector.net, window, carry, collector.member)
-    error = (agent.judge(*now) - live).abs()  # [S, E, K]
-    inside = ~start.unsqueeze(-1).expand_as(error)
+    player = collector.player
+    seen, carry = player.seen(), tuple(tensor.clone() for tensor in player.carry)
+    live = agent.judge(player.net, seen, carry)
+    player.net.refill(collector.replay.last(collector.recent_rows()), carry, player.member)
+    error = (agent.judge(player.net, seen, carry) - live).abs()  # [S, E, K]
+    inside = ~player.start.unsqueeze(-1).expand_as(error)
     count = inside.sum((1, 2))
     mean = torch.where(inside, error, 0.0).sum((1, 2)) / count
     largest = torch.where(inside, error, -torch.inf).amax((1, 2))
     largest = torch.where(count > 0, largest, torch.nan)
-    return {"cache_error": mean.cpu(), "cache_error_largest": largest.cpu()}
+    return {"cache_error": mean, "cache_error_largest": largest}

@@ -1,6 +1,6 @@
 """Seeds whose numbers went wrong: losses, parameters or moments of an optimiser are not finite.
 
-The watch looks wherever the loop brings numbers to the host anyway. A seed that diverged is said
+The watch looks wherever the loop waits for the device anyway. A seed that diverged is said
 once and marked from then on; it learns no more, and the other seeds do not notice.
 """
 
@@ -49,6 +49,7 @@ def tally(tensors: Sequence[Tensor], *, seed: int, members: Sequence[int]) -> tu
 class Watch:
     """Looks at every seed and member of a learner; what it found is part of a checkpoint.
 
+
     `diverged` {index of a seed: agent steps of one seed when it was seen} changes in place.
     """
 
@@ -61,17 +62,16 @@ class Watch:
 
         They learn no more, so an update that is captured has to be captured anew.
 
-        Args:    step, agent steps of one seed; metrics {name: [S, N] or [S]} on the host, of which
-                 those of the losses count.
+        Args:    step, agent steps of one seed; metrics {name: [S, N] or [S]}, of which those of
+                 the losses count.
         Returns: a sentence on each.
         Raises:  RuntimeError with these sentences where config.diverged is "error".
         """
         members, watched = self.config.ensemble.members, quantities(self.learner)
-        on_device = [unsound(tensors, members=members) for tensors in watched.values()]
-        wrong = torch.stack(on_device).any(0).cpu()  # [S, N]
+        found_in = [unsound(tensors, members=members) for tensors in watched.values()]
         losses = {name: metrics[name] for name in self.learner.metrics if name in metrics}
-        for values in losses.values():
-            wrong |= ~values.isfinite()
+        found_in += [~values.isfinite() for values in losses.values()]
+        wrong = torch.stack(found_in).any(0).cpu()  # [S, N]
         found = {
             seed: wrong[seed].nonzero().flatten().tolist()
             for seed in wrong.any(1).nonzero().flatten().tolist()

@@ -11,16 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cerl.kernels.random import (
-    FIRST,
-    SECOND,
-    hash_at,
-    hash_grid,
-    hash_grid_triton,
-    normal_grid,
-    normal_grid_triton,
-    signed,
-)
+from cerl.kernels.random import hash_at, hash_grid, mix_number, normal_grid, signed
 
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
@@ -30,16 +21,9 @@ FLICKER, DROPOUT, SENSOR = range(32, 35)
 _PURPOSE = 0xA0761D6478BD642F
 
 
-def _mix_int(z: int) -> int:
-    z &= (1 << 64) - 1
-    z = ((z ^ (z >> 30)) * FIRST) & ((1 << 64) - 1)
-    z = ((z ^ (z >> 27)) * SECOND) & ((1 << 64) - 1)
-    return z ^ (z >> 31)
-
-
 def purpose_offset(purpose: int) -> int:
     """Where a purpose's numbers lie in the stream of a key."""
-    return signed(_mix_int(purpose + 1) * _PURPOSE)
+    return signed(mix_number(purpose + 1) * _PURPOSE)
 
 
 def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str = "cpu") -> Tensor:
@@ -49,7 +33,7 @@ def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str
              seed.
     Returns: [S] int64.
     """
-    keys = [signed(_mix_int(_mix_int(seed + 1) + salt * _PURPOSE)) for seed in seeds]
+    keys = [signed(mix_number(mix_number(seed + 1) + salt * _PURPOSE)) for seed in seeds]
     return torch.tensor(keys, dtype=torch.int64, device=device)
 
 
@@ -76,8 +60,7 @@ def bits(key: Tensor, purpose: int, step: Tensor | int, index: Tensor) -> Tensor
 
 def _grid_bits(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
     """32 random bits at indices 0, 1, ... of every key, [S, *shape]."""
-    grid = hash_grid_triton if key.is_cuda else hash_grid
-    return _grid(grid, key, purpose, step, shape)
+    return _grid(hash_grid, key, purpose, step, shape)
 
 
 def _grid(
@@ -107,11 +90,4 @@ def randint(
 
 def normal(key: Tensor, purpose: int, step: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 (Box and Muller). Returns: [S, *shape]."""
-    grid = normal_grid_triton if key.is_cuda else normal_grid
-    return _grid(grid, key, purpose, step, shape)
-
-
-def gaussian(u: Tensor) -> Tensor:
-    """Standard normal numbers from pairs of uniforms in [0, 1). Args: u [..., 2]. Returns: [...]"""
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
-    return radius * torch.cos(2.0 * math.pi * u[..., 1])
+    return _grid(normal_grid, key, purpose, step, shape)

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from cerl import draw, explore
-from cerl.agent import Agent
-from cerl.config import Config, FramesConfig
-from cerl.data import Previous, Step
-from cerl.device.precision import precision
+from cerl.agent import Agent, Network
+from cerl.config import Config
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
-from cerl.graph import captured
-from cerl.nets import carry
+from cerl.player import Player
 from cerl.record.results import INDIVIDUAL
 
+EVAL_SALT = 1  # keeps the seeds of simulators and noise apart from those of training
 AGGREGATES = ("vote", "mean")
 SAMPLES = 10  # actions of a member behind the diversity of continuous ones (Lin et al. 2024's code)
 SYNC_EVERY = 64  # steps between looks at whether every lane of device-resident environments is done
@@ -36,6 +34,24 @@ class Result(NamedTuple):
     returns: Tensor  # [S, K, episodes] float64 on the CPU; K = N if each member plays, else 1
     lengths: Tensor  # [S, K, episodes] agent steps
     diversity: Tensor  # [S, K] mean over the steps of what the agent calls diversity
+
+
+class Lanes(NamedTuple):
+    """What every lane has played, [S, lanes] each."""
+
+    returned: Tensor  # float32, rewards of the episode under way
+    steps: Tensor  # int64, agent steps of the episode under way
+    played: Tensor  # int64, episodes that ended
+    counted: Tensor  # float32, agent steps of all episodes
+    diversity: Tensor  # float32, of the members' actions at this step
+    diversities: Tensor  # float32, sum over all steps
+
+    @classmethod
+    def blank(cls, seeds: int, count: int, device: torch.device) -> "Lanes":
+        """Lanes that have played nothing."""
+        whole = {"steps": torch.int64, "played": torch.int64}
+        dtypes = [whole.get(name, torch.float32) for name in cls._fields]
+        return cls(*(torch.zeros(seeds, count, dtype=dtype, device=device) for dtype in dtypes))
 
 
 def lanes(config: Config) -> int:
@@ -55,7 +71,7 @@ def _slots(config: Config, policy: str) -> int:
 
 
 def _base(policy: str) -> str:
-    """Whose actions a policy takes, their modes or not."""
+    """The policy without its suffix: `individual_mode` -> `individual`."""
     return policy.removesuffix("_mode")
 
 
@@ -72,26 +88,33 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, env: VecEnv, agent: Agent, net: Any, *, keys: Tensor
+        self,
+        config: Config,
+        env: VecEnv,
+        agent: Agent[Any, Any, Any],
+        net: Network,
+        *,
+        keys: Tensor,
     ) -> None:
-        self.config, self.env, self.agent, self.net, self.keys = config, env, agent, net, keys
+        self.config = config
         seeds, device, count = len(keys), keys.device, lanes(config)
         if env.spec.envs != count:
             raise ValueError(f"evaluation needs {count} environments per seed, got {env.spec.envs}")
         members, policies = config.ensemble.members, config.eval.policies
         bases = dict.fromkeys(_base(policy) for policy in policies)
-        self.aggregates = tuple(base for base in bases if base in AGGREGATES)
+        aggregates = tuple(base for base in bases if base in AGGREGATES)
         fixed, sampled = [], []
         for policy in policies:
             base, mine = _base(policy), _slots(config, policy)
             if base == "individual":
                 own = torch.arange(members, device=device).repeat_interleave(mine)
             else:
-                who = -1 if base == "random" else members + self.aggregates.index(base)
+                who = -1 if base == "random" else members + aggregates.index(base)
                 own = torch.full((mine,), who, device=device)
             fixed.append(own)
             # A policy's mode is its sample without noise.
             sampled.append(torch.full(own.shape, float(base == policy), device=device))
+        # Who acts in a lane; -1: a member that is drawn for every episode.
         self.fixed = torch.cat(fixed).expand(seeds, count)
         self.sampled = torch.cat(sampled).view(1, -1, 1, 1, 1)
         slots = config.eval.slots or config.eval.episodes
@@ -100,35 +123,20 @@ class Evaluator:
             self.rounds = self.quota  # no episode is shorter than a step
         else:
             self.rounds = -(-config.eval.episodes // slots)
-        zeros = {"returned": torch.float32, "steps": torch.int64, "played": torch.int64}
-        self.lane = {k: torch.zeros(seeds, count, dtype=v, device=device) for k, v in zeros.items()}
-        self.lane["diversity"] = torch.zeros(seeds, count, device=device)
-        self.lane["counted"] = torch.zeros(seeds, count, device=device)
+        self.lane = Lanes.blank(seeds, count, device)
         self.scores = torch.zeros(2, seeds, count, self.rounds + 1, device=device)
         self.done = torch.zeros((), dtype=torch.bool, device=device)
-        self.noise_step = torch.zeros((), dtype=torch.int64, device=device)
-        self.member = torch.zeros_like(self.fixed)
-        self.carry = carry.new(config, net, env.spec, seeds=seeds, envs=count, evaluating=True)
-        self.start = torch.ones(seeds, count, dtype=torch.bool, device=device)
-        self.action = env.spec.action(seeds, count, device=device)
-        self.diversity = torch.zeros(seeds, count, device=device)
-        self.last, self.next = (
-            Step(
-                torch.zeros(
-                    seeds, count, *env.spec.observation, dtype=env.spec.dtype, device=device
-                ),
-                torch.zeros(seeds, count, device=device),
-                *(torch.zeros(seeds, count, dtype=torch.bool, device=device) for _ in range(2)),
-            )
-            for _ in range(2)
+        self.player = Player(
+            config,
+            env,
+            agent,
+            net,
+            keys=keys,
+            decide=self.decide,
+            record=self.record,
+            how="whole" if env.spec.resident else "both halves",
+            evaluating=aggregates,
         )
-        self.decide, self.record = self._decide, self._record
-        if env.spec.resident:
-            self.advance = captured(self._step, device)
-        else:
-            self.decide = captured(self._decide, device)
-            self.record = captured(self._record, device)
-            self.advance = self._step
 
     @torch.no_grad()
     def run(self, number: int, *, stopped: Callable[[], bool] = _never) -> dict[str, Result] | None:
@@ -138,94 +146,67 @@ class Evaluator:
                  the same noise; stopped, asked at every step whether to give up.
         Returns: {policy: Result}; None where `stopped` said so.
         """
-        for tensor in (*self.lane.values(), *self.carry, self.done, self.action, self.member):
+        for tensor in (*self.lane, self.done):
             tensor.zero_()
         self.scores.fill_(float("nan"))
-        self.start.fill_(True)
-        self.noise_step.fill_(draw.first_step(number))
-        self.last.copy_(self.env.restart(number))
-        every = SYNC_EVERY if self.env.spec.resident else 1
+        self.player.restart(number, steps=draw.first_step(number))
+        every = SYNC_EVERY if self.player.env.spec.resident else 1
         while not bool(self.done):
             for _ in range(every):
                 if stopped():
                     return None
-                self.advance()
+                self.player.step()
         return self._results()
 
-    def _step(self) -> None:
-        self.decide()
-        self.next.copy_(self.env.step(self.action))
-        self.record()
-
     @torch.no_grad()
-    def _decide(self) -> None:
-        config = self.config
-        noise = self._noise()
-        drawn = (noise.member * config.ensemble.members).long()
-        member = torch.where(self.start, drawn, self.member)
-        self.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
-        with precision(config.precision, self.keys.device):
-            decision = self.agent.act(
-                self.net,
-                self.last.obs,
-                self.start,
-                self.carry,
-                self.member,
-                noise=noise,
-                previous=self._previous(),
-                evaluating=self.aggregates,
-            )
-        self.action.copy_(decision.action)
-        self.diversity.copy_(decision.diversity)
-        self.noise_step += 1
-
-    def _previous(self) -> Previous | None:
-        """What led to the last step, as training would store it."""
-        clip, reward = self.config.replay.reward_clip, self.last.reward
-        if isinstance(self.config.encoder, FramesConfig):
-            return None
-        return Previous(self.action, reward.clamp(-clip, clip) if clip else reward)
+    def decide(self) -> None:
+        """Chooses who acts in every lane, and the actions."""
+        player, noise = self.player, self._noise()
+        drawn = (noise.member * self.config.ensemble.members).long()
+        member = torch.where(player.start, drawn, player.member)
+        player.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
+        self.lane.diversity.copy_(player.act(noise).diversity)
 
     def _noise(self) -> Noise:
-        spec, config = self.env.spec, self.config
+        player, config = self.player, self.config
+        spec, at = player.env.spec, (player.keys, player.steps)
         sizes = {"envs": spec.envs, "actions": spec.actions}
-        at = (self.keys, self.noise_step)
         eps = config.eval.epsilon
         if not spec.continuous:
-            return explore.noise(*at, **sizes, eps=eps, votes="vote" in self.aggregates)
+            votes = "vote" in (player.evaluating or ())
+            return explore.noise(*at, **sizes, eps=eps, votes=votes)
         members = config.ensemble.members
         noise = explore.continuous_noise(*at, **sizes, eps=eps, samples=SAMPLES, policies=members)
         return noise._replace(normal=noise.normal * self.sampled)
 
     @torch.no_grad()
-    def _record(self) -> None:
-        lane, step = self.lane, self.next
-        real = ~(self.last.terminated | self.last.truncated)
-        open_ = lane["played"] < self.rounds
+    def record(self) -> None:
+        """Adds the step taken to the lanes that still play; episodes that end become scores."""
+        lane, player, step, real = self.lane, self.player, self.player.next, self.player.real()
+        open_ = lane.played < self.rounds
         if self.config.eval.steps:
-            open_ &= (lane["counted"] < self.quota) | (lane["steps"] > 0)
+            open_ &= (lane.counted < self.quota) | (lane.steps > 0)
         live = real & open_
-        returned = lane["returned"] + torch.where(live, step.reward, 0.0)
-        steps = lane["steps"] + live
+        returned = lane.returned + torch.where(live, step.reward, 0.0)
+        steps = lane.steps + live
         over = live & (step.terminated | step.truncated)
-        slot = torch.where(over, lane["played"], self.rounds).unsqueeze(-1)
+        slot = torch.where(over, lane.played, self.rounds).unsqueeze(-1)
         for score, value in zip(self.scores, (returned, steps.float()), strict=True):
             score.scatter_(-1, slot, value.unsqueeze(-1))
-        lane["diversity"] += torch.where(live, self.diversity, 0.0)
-        lane["counted"] += live
-        lane["played"] += over
-        lane["returned"].copy_(torch.where(over, 0.0, returned))
-        lane["steps"].copy_(torch.where(over, 0, steps))
-        finished = lane["played"] >= self.rounds
+        lane.diversities.add_(torch.where(live, lane.diversity, 0.0))
+        lane.counted.add_(live)
+        lane.played.add_(over)
+        lane.returned.copy_(torch.where(over, 0.0, returned))
+        lane.steps.copy_(torch.where(over, 0, steps))
+        finished = lane.played >= self.rounds
         if self.config.eval.steps:
-            finished |= (lane["counted"] >= self.quota) & (lane["steps"] == 0)
+            finished |= (lane.counted >= self.quota) & (lane.steps == 0)
         self.done.copy_(finished.all())
-        self.start.copy_(~real)
-        self.last.copy_(step)
+        player.advance(real)
 
     def _results(self) -> dict[str, Result]:
         scores = self.scores[..., : self.rounds].double().cpu()
-        diversity = (self.lane["diversity"] / self.lane["counted"].clamp(min=1.0)).cpu()
+        diversity = (self.lane.diversities / self.lane.counted.clamp(min=1.0)).cpu()
         results, at = {}, 0
         for policy in self.config.eval.policies:
             groups, slots = _groups(self.config, policy), _slots(self.config, policy)
@@ -242,6 +223,3 @@ class Evaluator:
 def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:
     """Keys of the evaluation's noise: never those of training."""
     return draw.seed_keys(seeds, salt=EVAL_SALT, device=device)
-
-
-EVAL_SALT = 1

@@ -1,4 +1,4 @@
-"""Making steps cheap: a nullary function as a CUDA-graph replay, a method as few fused kernels."""
+"""Captures functions without arguments as CUDA graphs; compiles methods into few kernels."""
 
 import types
 from collections.abc import Callable

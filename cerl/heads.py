@@ -16,12 +16,12 @@ class HeadTable(NamedTuple):
     """Indices are member * heads + head into the flattened [N, heads] of the network called."""
 
     heads: int  # J
-    action_heads: int  # heads that the choice of the next action needs
-    value_heads: int  # heads that the next value needs
+    value_heads: int  # first heads of a network that valuing the next action needs; choosing: 1
     action: Tensor  # [N, J] int64, index of the head whose greedy action is taken
     value: Tensor  # [N, J] int64, index of the head that values it
     crossed: bool  # some head values the action of a member that it does not belong to
-    gamma: Tensor  # [J] float32
+    gamma: Tensor  # [J] float32, discount of every head
+    own_gamma: float  # that of head 0, the member's own
 
 
 def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device | str) -> HeadTable:
@@ -51,19 +51,40 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
     full = kind in ("own_target", "multi_horizon")
     return HeadTable(
         heads=heads,
-        action_heads=1,
         value_heads=heads if full else 1,
         action=action.contiguous(),
         value=value.contiguous(),
         crossed=members > 1 and kind in ("own_target", "single_actor"),
         gamma=discount.to(torch.float32),
+        own_gamma=gamma,
     )
+
+
+@torch.no_grad()
+def double_q(
+    table: HeadTable, *, reward: Tensor, discount: Tensor, choose: Tensor, value: Tensor
+) -> Tensor:
+    """Regression target of every head, y = r + gamma^k Q'(s', argmax_a Q(s', a)).
+
+    With `choose` of the online network and `value` of the target network this is Double DQN; with
+    both of the target network it is DQN. The table says whose choice and whose value a head takes.
+
+    Args:    reward [S, M, B, T, J], n-step sums; discount [S, M, B, T, J], gamma^k, 0 at terminals;
+             choose [S, N, B, T, 1, A]; value [S, N, B, T, heads, A, *rest], rest: a distribution.
+    Returns: [S, N, B, T, J, *rest], detached.
+    Raises:  ValueError if the table does not fit the members or heads given.
+    Source:  van Hasselt et al. 2016 (arXiv:1509.06461); heads: Lin et al. 2024 (arXiv:2405.04342).
+    """
+    later = next_values(table, choose, value)
+    rest = [1] * (later.dim() - 5)
+    reward, discount = (x.view(*x.shape, *rest) for x in (reward, discount))
+    return reward + discount * later
 
 
 def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
     """Next value (or value distribution) that every head regresses to.
 
-    Args:    choose [S, N, B, T, heads, A], whose argmax is the next action;
+    Args:    choose [S, N, B, T, 1, A], whose argmax is the next action;
              value [S, N, B, T, heads, A, *rest].
     Returns: [S, N, B, T, J, *rest].
     Raises:  ValueError if the table does not fit the members or heads given.
@@ -74,10 +95,10 @@ def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
             f"head table of {members} members, got choices of {choose.shape[1]} and values of "
             f"{value.shape[1]}"
         )
-    if (choose.shape[4], value.shape[4]) != (table.action_heads, table.value_heads):
+    if (choose.shape[4], value.shape[4]) != (1, table.value_heads):
         raise ValueError(
-            f"head table needs {table.action_heads} heads to choose and {table.value_heads} to "
-            f"value, got {choose.shape[4]} and {value.shape[4]}"
+            f"head table needs 1 head to choose and {table.value_heads} heads to value, got "
+            f"{choose.shape[4]} and {value.shape[4]}"
         )
     best = choose.argmax(-1).movedim(1, 3).flatten(3)  # [S, B, T, N * heads]
     best = best.index_select(3, table.action.flatten())  # [S, B, T, N * J]
@@ -115,7 +136,7 @@ def next_action_values(table: HeadTable, value: Tensor) -> Tensor:
 
 
 def of_actors(table: HeadTable, values: Tensor) -> Tensor:
-    """What belongs to the member whose next action a head values.
+    """For every head, the value of the member whose next action it values.
 
     Args: values [S, N, rows] of every member. Returns: [S, N, rows, J].
     """

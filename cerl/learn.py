@@ -17,14 +17,20 @@ from cerl.graph import fused
 from cerl.kernels.runtime.streams import parallel
 from cerl.optim import Optimiser
 from cerl.record.checkpoint import put, put_net
-from cerl.replay import Replay
+from cerl.replay import Replay, Sampling
 
 
 class Learner:
     """One update of every seed and member a call; no arguments, no host sync."""
 
     def __init__(
-        self, config: Config, agent: Agent, net: Any, replay: Replay, *, keys: Tensor
+        self,
+        config: Config,
+        agent: Agent[Any, Any, Any],
+        net: Any,
+        replay: Replay,
+        *,
+        keys: Tensor,
     ) -> None:
         self.config, self.agent, self.net, self.replay, self.keys = config, agent, net, replay, keys
         self.followed = agent.followed(net)
@@ -39,8 +45,9 @@ class Learner:
         self.one = torch.ones((), device=keys.device)
         shape = (len(keys), config.ensemble.members)
         self.metrics = {name: torch.zeros(shape, device=keys.device) for name in agent.metrics}
-        fuse = config.compile and keys.device.type == "cuda"
-        self.loss = fused(self._loss) if fuse else self._loss
+        self.compiled = config.compile and keys.device.type == "cuda"
+        self.loss = fused(self._loss) if self.compiled else self._loss
+        self.sampling = self._sampling()
         self.learning: Tensor | None = None  # [S] bool, seeds that still learn; None: all do
         self.sync()
 
@@ -64,35 +71,40 @@ class Learner:
             theirs.copy_(mine)
 
     def _optimiser(self, group: Group) -> Optimiser:
-        """Of one group; below a `schedule.target_rate` of 1 it also moves the group's targets."""
+        """The optimiser of a group; with a `schedule.target_rate` below 1 it also moves targets."""
         rate = self.config.schedule.target_rate
         pairs = zip(self.followed.parameters(), self.target.parameters(), strict=True)
         theirs = {id(mine): target for mine, target in pairs} if rate < 1.0 else {}
         targets = [theirs[id(leaf)] for leaf in group.leaves if id(leaf) in theirs]
         return Optimiser(group.optim, group.leaves, targets=targets, rate=rate)
 
-    def sample(self) -> Window:
-        """The batch of the current update, from its counter alone."""
-        loss, replay = self.config.loss, self.config.replay
-        return self.replay.sample(
-            step=self.updates,
-            batch=replay.batch,
-            context=self.net.encoder.context,
-            ahead=self.net.encoder.learnt - 1 + loss.n_step,
-            begins=self.config.encoder.from_episode_start,
+    def _sampling(self) -> Sampling:
+        """Which windows an update learns from."""
+        loss, reader = self.config.loss, self.net.reader
+        return Sampling(
+            batch=self.config.replay.batch,
+            context=reader.context,
+            ahead=reader.learnt - 1 + loss.n_step,
+            begins=reader.begins,
             members=1 if loss.batches == "shared" else self.config.ensemble.members,
             batches=loss.batches,
             probability=loss.batches_probability,
-            candidates=replay.candidates,
+            candidates=self.config.replay.candidates,
         )
 
-    def mask(self, window: Window) -> Tensor | None:
-        """Bootstrap mask [S, N, B], recomputed from the row's absolute id (Osband et al. 2016).
+    def sample(self) -> Window:
+        """The batch of the current update, from its counter alone."""
+        return self.replay.sample(self.sampling, step=self.updates)
 
-        Windows of more learnt rows have [S, N, B, T], and of own or disjoint batches only the rows
-        that belong to the member.
+    def mask(self, window: Window) -> Tensor | None:
+        """Rows that a member learns from, float32; None where each learns from all.
+
+        A bootstrap mask is recomputed from the row's absolute id (Osband et al. 2016). Windows of
+        own and disjoint batches hold rows of other members, which are masked too.
+
+        Returns: [S, N, B], or [S, N, B, T] for windows of more than one learnt row.
         """
-        loss, learnt = self.config.loss, self.net.encoder.learnt
+        loss, learnt = self.config.loss, self.net.reader.learnt
         apart = learnt > 1 and loss.batches in ("own", "disjoint")
         if loss.mask_probability == 1.0 and not apart:
             return None
@@ -106,7 +118,7 @@ class Learner:
             u = draw.bits(self.keys, draw.MASK, row, member)
             mask = (u < loss.mask_probability * 2.0**32).float()
         if apart:
-            first = self.net.encoder.context
+            first = self.net.reader.context
             acted = window.member[..., first : first + learnt]
             if loss.batches == "disjoint":
                 drawn = draw.bits(self.keys, draw.OWNER, row, torch.zeros_like(row[:1]))
@@ -115,32 +127,35 @@ class Learner:
         return mask
 
     def _loss(
-        self, stage: int, window: Window, mask: Tensor | None, dice: Any, early: Any
+        self, stage: int, window: Window, *, mask: Tensor | None, dice: Any, prepared: Any
     ) -> tuple[Tensor, Metrics]:
-        options = {} if early is None else {"early": early}
-        return self.stages[stage].loss(self.net, self.target, window, mask, dice, **options)
+        return self.stages[stage].loss(
+            self.net, self.target, window, mask=mask, dice=dice, prepared=prepared
+        )
 
-    def early(self, window: Window, stage: int, dice: Any) -> Any:
-        """What the loss of a stage takes as `early`; None where it computes that itself."""
-        part = self.stages[stage].early
-        if part is None or self.loss != self._loss:  # compiled, a loss is one graph
+    def prepare(self, window: Window, stage: int, dice: Any) -> Any:
+        """What a stage prepares for its loss; None where the loss computes that itself.
+
+        A compiled loss is one graph, of which no part can be prepared.
+        """
+        prepare = self.stages[stage].prepare
+        if prepare is None or self.compiled:
             return None
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
-            return part(self.net, window, dice)
+            return prepare(self.net, window, dice)
 
     def grads(
-        self, window: Window, stage: int = 0, dice: Any = None, early: Any = None
+        self, window: Window, *, stage: int, dice: Any, prepared: Any = None
     ) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradient of every leaf of a stage, in the order of its groups; the metrics of its loss.
 
-        Args: dice as `agent.dice` gives them for the current update; None: drawn here; early as
-              `early` gives it.
+        Args: dice as `agent.dice` gives them for the current update; prepared as `prepare` gives
+              it.
         """
-        if dice is None:
-            dice = self.agent.dice(self.keys, self.updates)
         leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
-            loss, metrics = self.loss(stage, window, self.mask(window), dice, early)
+            mask = self.mask(window)
+            loss, metrics = self.loss(stage, window, mask=mask, dice=dice, prepared=prepared)
             # The gradient of the sum over seeds and members, without computing that.
             return torch.autograd.grad(
                 loss, leaves, self.one.to(loss.dtype).expand_as(loss)
@@ -149,7 +164,7 @@ class Learner:
     def update(self) -> None:
         """Samples a batch, takes the gradient step of every stage, counts.
 
-        Where targets follow by a share, they do so in the step that moves what they follow.
+        With a `schedule.target_rate` below 1 the optimiser step also moves the target network.
         """
         self._update(len(self.stages))
 
@@ -158,16 +173,16 @@ class Learner:
         self._update(1)
 
     def _update(self, stages: int) -> None:
-        device, early = self.keys.device, None
+        device, prepared = self.keys.device, None
         with torch.no_grad():
             draw_dice = partial(self.agent.dice, self.keys, self.updates)
             window, (dice,) = parallel(device, self.sample, draw_dice)
         for stage in range(stages):
-            grads, metrics = self.grads(window, stage, dice, early)
+            grads, metrics = self.grads(window, stage=stage, dice=dice, prepared=prepared)
             step = partial(self._step, stage, grads, metrics)
             if stage + 1 < stages:
-                coming = partial(self.early, window, stage + 1, dice)
-                early, _ = parallel(device, coming, step, patient=True)
+                coming = partial(self.prepare, window, stage + 1, dice)
+                prepared, _ = parallel(device, coming, step, patient=True)
             else:
                 step()
         self.updates += 1

@@ -6,17 +6,30 @@ inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first
 without any gets weight 0 and is counted in `misses`.
 """
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
-from cerl.kernels.sampling import Picked, pick, pick_triton, windows, windows_triton
+from cerl.kernels.sampling import Picked, pick, windows
 from cerl.record.tree import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
+
+
+class Sampling(NamedTuple):
+    """Which windows are drawn, around (first) learnt rows that are drawn uniformly."""
+
+    batch: int  # B
+    context: int  # rows before the row drawn
+    ahead: int  # rows after it
+    begins: bool  # the row drawn begins an episode; context is then 1 or more
+    members: int  # M batches per seed; 1: one that the ensemble shares
+    batches: Batches  # own: rows that the member acted in; disjoint: rows that a hash gives it
+    probability: float  # share of steps in which that restriction (and one batch each) holds
+    candidates: int  # rows drawn for each slot; with `begins` far more than an episode has rows
 
 
 class Replay:
@@ -102,51 +115,30 @@ class Replay:
                     "convert it where it is made"
                 )
 
-    def sample(
-        self,
-        *,
-        step: Tensor,
-        batch: int,
-        context: int,
-        ahead: int,
-        begins: bool = False,
-        members: int = 1,
-        batches: Batches = "shared",
-        probability: float = 1.0,
-        candidates: int = 8,
-    ) -> Window:
-        """Windows of context + 1 + ahead rows around uniformly drawn (first) learnt rows.
-
-        Args:    step int64 [], counts draws; begins: the row drawn begins an episode (context of at
-                 least 1, many more candidates than an episode has rows); members M batches per seed
-                 (1: shared by the ensemble); batches "own" takes rows that member acted in,
-                 "disjoint" rows that a hash gives it; probability: share of steps in which that
-                 restriction (and one batch each) holds.
-        Returns: Window [S, M, B, W].
-        """
+    def sample(self, sampling: Sampling, *, step: Tensor) -> Window:
+        """Windows of context + 1 + ahead rows, [S, M, B, W]. Args: step int64 [], counts draws."""
+        batch, context, ahead, begins, members, batches, probability, candidates = sampling
         home = self.total.device
-        # On the CPU, and so for rows in host memory, the plain-torch definitions run.
-        draw_rows, read = (pick_triton, windows_triton) if home.type == "cuda" else (pick, windows)
         keys, step = self.keys.to(home), step.to(home)
-        sizes = {"context": context, "ahead": ahead}
+        sizes: dict[str, Any] = {"context": context, "ahead": ahead}
         ring = (keys, step, self.total, self.real, self.member)
-        offsets = {
+        offsets: dict[str, Any] = {
             "offset": draw.purpose_offset(draw.SAMPLE),
             "owner_offset": draw.purpose_offset(draw.OWNER),
         }
         owner = batches if batches in ("own", "disjoint") else "any"
         shape = (members, batch, candidates)
-        picked = draw_rows(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
+        picked = pick(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
         if members > 1 and probability < 1.0:
             # The other updates share one batch, drawn without the restriction.
             offsets["offset"] = draw.purpose_offset(draw.SHARED)
             shape = (1, batch, candidates)
-            one = draw_rows(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
+            one = pick(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
             shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
             both = zip(one, picked, strict=True)
             picked = Picked(*(torch.where(shared, a, b) for a, b in both))
         fields = (self.action, self.reward, self.terminated, self.real, self.member)
-        scalars = read(picked, *fields, **sizes)
+        scalars = windows(picked, *fields, **sizes)
         obs = self.obs.flatten(0, 2).index_select(0, scalars.place.flatten())
         hit = picked.hit.to(self.device)
         self.misses += (~hit).flatten(1).sum(1)

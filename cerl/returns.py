@@ -1,7 +1,72 @@
-"""n-step returns, losses of a regression error: pure functions of tensors."""
+"""From windows to numbers: learnt rows, n-step returns, losses of a regression error.
+
+Pure functions of tensors, which know of no network.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cerl.data import Window
+
+
+class Batch(NamedTuple):
+    """Windows, the rows of them that are learnt, and the numbers that a loss needs."""
+
+    window: Window
+    now: Tensor  # [S, M, B, T] int64 positions in W of the learnt rows
+    later: Tensor  # [S, M, B, T] int64 positions in W of the rows that bootstrap their returns
+    action: Tensor  # [S, M, B, T], or [S, M, B, T, A]
+    reward: Tensor  # [S, M, B, T, J] n-step sum
+    discount: Tensor  # [S, M, B, T, J] of the bootstrap value, 0 at terminals
+    weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
+
+
+def learnt(window: Window, *, first: int, n: int, begins: bool) -> tuple[Tensor, Tensor]:
+    """The learnt rows of windows: all from `first` on but the last n, which are only looked at.
+
+    Args:    begins: windows begin with an episode and only that episode's rows are learnt, so that
+             no row is learnt more often where episodes are short.
+    Returns: positions [S, M, B, T] in W; weights [S, M, B, T], 0 where nothing can be learnt.
+    """
+    width = window.reward.shape[-1]
+    rows = torch.arange(first, width - n, device=window.reward.device)
+    real = window.real[..., first : width - n].float()
+    if begins:
+        real = real.cumprod(-1)
+    return rows.expand(*window.weight.shape, -1), window.weight.unsqueeze(-1) * real
+
+
+def batch(window: Window, *, first: int, n: int, gamma: Tensor, begins: bool) -> Batch:
+    """Learnt rows, their n-step returns and the rows that bootstrap them.
+
+    Args: first, context rows of a window; gamma [J]; begins as in `learnt`.
+    """
+    now, weight = learnt(window, first=first, n=n, begins=begins)
+    count = now.shape[-1]
+    reward, discount, steps = n_step(
+        window.reward,
+        window.terminated,
+        window.real,
+        first=first,
+        learnt=count,
+        n=n,
+        gamma=gamma,
+    )
+    if n == 1:  # one position for all windows, which a look may use
+        later = torch.arange(first + 1, first + 1 + count, device=now.device).expand_as(now)
+    else:
+        later = now + steps
+    action = window.action[:, :, :, first : first + count]
+    return Batch(window, now, later, action, reward, discount, weight)
+
+
+def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """weight [S, M, B, T] times a mask [S, N, B], or one for each learnt row [S, N, B, T]."""
+    if mask is None:
+        return weight
+    return weight * (mask if mask.dim() == 4 else mask.unsqueeze(-1))
 
 
 def n_step(

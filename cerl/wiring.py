@@ -1,32 +1,34 @@
 """The parts of a run, and how they are put together: the only place that knows them all."""
 
-import os
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
 from cerl import draw, envs
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN
-from cerl.agents.quantile import value_kind
 from cerl.agents.sac import SAC
+from cerl.agents.values import value_kind
 from cerl.collect import Collector
 from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
+from cerl.device.estimate import estimate, explaining
+from cerl.device.pick import prepare
+from cerl.device.reservation import Reservation, reserved
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
 from cerl.learn import Learner
 from cerl.replay import Replay
 
-THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
-
 
 class Parts(NamedTuple):
     """A wired run."""
 
     device: torch.device
-    agent: Agent
+    agent: Agent[Any, Any, Any]
     env: VecEnv
     replay: Replay
     learner: Learner
@@ -35,48 +37,7 @@ class Parts(NamedTuple):
     evaluator: Evaluator
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a config, made the current one where it has a number (kernels launch there).
-
-    Raises: ValueError if it does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise ValueError(
-            f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu"
-        )
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device.
-
-    Raises: ValueError for a device or a number of threads that this machine does not have.
-    """
-    device = pick_device(config.device)
-    cores = os.cpu_count() or 1
-    most = max(THREADS_A_CORE * cores, FEW_THREADS)
-    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
-        if threads > most:
-            raise ValueError(
-                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
-                f"{threads}; 0 is one for each core"
-            )
-    torch.set_num_threads(config.threads or cores)
-    return device
-
-
-def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent[Any, Any, Any]:
     """The agent of a config. Raises: ValueError if it cannot act in such an environment."""
     agent = config.agent
     if spec.continuous != isinstance(agent, SacConfig):
@@ -101,6 +62,14 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
         device=device,
         longest=config.eval.time_limit,
     )
+
+
+@contextlib.contextmanager
+def reserved_for(config: Config) -> Iterator[Reservation]:
+    """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
+    needs = estimate(config, device=prepare(config), agent=make_agent)
+    with reserved(needs) as reservation, explaining(needs):
+        yield reservation
 
 
 def assemble(config: Config) -> Parts:
@@ -129,4 +98,4 @@ def assemble(config: Config) -> Parts:
 def close(parts: Parts) -> None:
     """Frees the simulators."""
     parts.env.close()
-    parts.evaluator.env.close()
+    parts.evaluator.player.env.close()

@@ -1,6 +1,9 @@
 """Environments: `make` builds what a config names, `available` lists what can be built here.
 
-Families import only when they are asked for, so a missing extra hurts nobody who does not use it.
+A family is a config model in `cerl/config/envs.py` and a case here: in `_rules` if its games are
+device-resident (a file that returns the rules, `Game`), else in `_bare` (a file whose class keeps
+the contract of `envs/api.py`). A family's file is imported only when it is asked for: a package
+that is missing hurts nobody who does not use it.
 """
 
 import importlib.util
@@ -26,6 +29,7 @@ from cerl.config import (
 )
 from cerl.envs.api import VecEnv
 from cerl.envs.observe import observed
+from cerl.envs.resident import Game, Resident
 
 
 def make(
@@ -40,7 +44,7 @@ def make(
 
     Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
              evaluation) of one seed; device is where steps arrive; longest, agent steps after
-             which every episode is truncated too, whatever limit the config has (0: never).
+             which every episode is truncated, besides the config's own limit (0: never).
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """
@@ -55,50 +59,95 @@ def make(
 def _bare(config: EnvConfig, **options: Any) -> VecEnv:
     """The environments as their family makes them; options as `make` has them."""
     match config:
-        case CatchEnv():
-            from cerl.envs.catch import Catch
-
-            return Catch(config, **options)
-        case MinAtarEnv():
-            from cerl.envs.minatar import MinAtar
-
-            return MinAtar(config, **options)
         case AtariEnv():
-            from cerl.envs.atari import AtariPool
+            from cerl.envs.atari import Atari
 
-            return AtariPool(config, **options)
+            return Atari(config, **options)
         case GymEnv():
             from cerl.envs.gym import Gym
 
             return Gym(config, **options)
-        case PointMassEnv():
-            from cerl.envs.point_mass import PointMass
-
-            return PointMass(config, **options)
         case MujocoEnv() | DmcEnv():
             from cerl.envs.control import Control
 
             return Control(config, **options)
+        case PopgymEnv(backend="package"):
+            from cerl.envs.popgym import package_simulators
+
+            return package_simulators(config, **options)
+    return make_resident(config, **options)
+
+
+def make_resident(
+    config: EnvConfig,
+    *,
+    seeds: Sequence[int],
+    salt: int,
+    device: torch.device | str,
+    longest: int = 0,
+    fuse: bool | None = None,
+) -> Resident:
+    """The device-resident environments of a config, without what `config.observe` asks for.
+
+    Args:    fuse compiles the step into few kernels (None: on CUDA only); the others as in `make`.
+    Raises:  TypeError where the config's family simulates on the host.
+    """
+    game, name, sticky, time_limit = _rules(config)
+    return Resident(
+        game,
+        name=name,
+        envs=config.envs,
+        sticky=sticky,
+        time_limit=time_limit,
+        seeds=seeds,
+        salt=salt,
+        device=device,
+        longest=longest,
+        fuse=fuse,
+    )
+
+
+def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
+    """The game of a device-resident family, and how it is to be played.
+
+    Returns: the rules; the name in `spec`; the probability of a sticky action; the time limit in
+             agent steps (0: none).
+    """
+    match config:
+        case CatchEnv():
+            from cerl.envs import catch
+
+            return catch.game(config), config.name, config.sticky, 0
+        case MinAtarEnv():
+            from cerl.envs import minatar
+
+            return minatar.game(config), config.name, config.sticky, config.time_limit
+        case PointMassEnv():
+            from cerl.envs import point_mass
+
+            return point_mass.game(config), config.name, 0.0, config.time_limit
         case MemoryEnv():
-            from cerl.envs.memory import Memory
+            from cerl.envs import memory
 
-            return Memory(config, **options)
-        case PopgymEnv():
-            from cerl.envs.popgym import Popgym
+            return memory.game(config.task), config.title, 0.0, config.longest
+        case PopgymEnv(backend="resident"):
+            from cerl.envs import memory
 
-            return Popgym(config, **options)
-    raise TypeError(f"expected one of cerl.config's environments, got {type(config).__name__}")
+            task = memory_tasks.POPGYM[config.name]
+            return memory.game(task), f"{config.name} (resident)", 0.0, config.longest
+    raise TypeError(f"expected a device-resident environment, got {type(config).__name__}")
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where a package lies, without importing it."""
+    """Where a package is installed, found without importing it; None where it is not."""
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
 
 
 def atari_games() -> list[str]:
-    """Games of the installed back ends, found by their ROM files, without importing anything."""
+    """Atari games of the installed back ends, in camel case: their ROM files are looked for, since
+    importing the packages takes seconds."""
     from cerl.envs.ale import TWO_PLAYERS, camel_case
 
     ale, assets = _package_folder("ale_py"), _package_folder("envpool_assets")

@@ -1,14 +1,14 @@
 """Atari games by ale-py's own vector environment (C++ threads, game ROMs in the wheel).
 
-The emulator is ALE 0.12 where the original's is 0.7.5, which reads game-over before acting: there a
-terminal came one emulator frame late, with reward 0; what else changed in single games between the
-two is not undone. ale-py does not capture a game's very last frame (the observation of a terminal
-step shows frames before it), which nothing learns from. Every option of the original's environment
-can be had here, a start without no-ops included.
+Differs from the environment of Lin et al. 2024: the emulator is ALE 0.12, theirs is 0.7.5, which
+checks for game over before it acts, so that a terminal comes one emulator frame later there, with
+reward 0. Other changes between these versions, in single games, are not undone. ale-py does not
+show a game's very last frame: the observation of a terminal, which no loss reads, is an earlier
+frame. Every option of their environment exists here, a start without no-op frames included.
 
-A game is saved as what it was given since its emulator was last seeded, and restored by playing
-that again. Seeding loads the cartridge anew, which takes as long as 250 agent steps, so it is done
-every few thousand steps and not at every game's start.
+A game is saved as the actions and resets since its emulator was last seeded, and restored by
+playing them again. Seeding loads the cartridge anew, which takes as long as 250 agent steps, so it
+is done every few thousand steps and not at the start of every game.
 """
 
 import re
@@ -24,9 +24,9 @@ from cerl.envs.host import nearest
 from cerl.envs.simulator_state import array, entries
 from cerl.record.checkpoint import CheckpointError
 
-# Two-player cartridges, which the package brings but no single player can play.
+# Cartridges for two players, which ale-py includes but one player alone cannot play.
 TWO_PLAYERS = {"Combat", "Joust", "MazeCraze", "Warlords"}
-# Games whose action set lacks FIRE: the minimal one, and all of the console's.
+# Games without FIRE in the full action set of the console, and in their own minimal one.
 NO_FIRE_FULL = {"LostLuggage", "Skiing"}
 NO_FIRE_MINIMAL = NO_FIRE_FULL | {
     "Asterix",
@@ -46,21 +46,25 @@ FIRE_FIRST = {"Backgammon", "VideoCheckers"}
 
 
 def camel_case(rom: str) -> str:
-    """Name of a game as EnvPool and cerl spell it: space_invaders is SpaceInvaders."""
+    """A game's name as EnvPool and cerl spell it, from that of its ROM: space_invaders becomes
+    SpaceInvaders."""
     return "".join(part.capitalize() for part in rom.split("_"))
 
 
 def fire_action(config: AtariEnv) -> int | None:
-    """Index of FIRE among the game's actions, None where it has none (EnvPool does not tell)."""
+    """Index of FIRE among the game's actions, None where it has none.
+
+    From the tables above, since EnvPool does not tell the meanings of actions.
+    """
     if config.name in (NO_FIRE_FULL if config.full_actions else NO_FIRE_MINIMAL):
         return None
     return 0 if config.name in FIRE_FIRST and not config.full_actions else 1
 
 
 def check_known(name: str, games: Collection[str]) -> None:
-    """Raises ValueError with the nearest names if a back end has no such game."""
+    """Raises: ValueError with the nearest names if a back end's games lack this one."""
     if name not in games:
-        # Of gymnasium's and gym's ids, such as ALE/Pong-v5 and PongNoFrameskip-v4, the game.
+        # Of ids of gymnasium and gym, such as ALE/Pong-v5 and PongNoFrameskip-v4, keep the game.
         game = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", name)
         raise ValueError(
             f"env.name: no Atari game is called {name!r}{nearest(game, games)}; "
@@ -68,10 +72,10 @@ def check_known(name: str, games: Collection[str]) -> None:
         )
 
 
-# Agent steps after which a game's next start seeds its emulator: 5% more time for emulation, and a
-# second or two a game to play again where it is restored.
+# Agent steps after which a game's next start seeds its emulator. Seeding then costs 5% of the
+# emulation's time, and a saved game is played again in one or two seconds.
 _STRETCH = 5000
-# Added to an action after which the game was reset, in the record of what a game was given.
+# In the record of a game's actions, this bit of an action says that the game was reset after it.
 _RESET = 128
 
 
@@ -97,7 +101,8 @@ class AleGames:
             games.pop(name, None)
         check_known(config.name, games)
         self.fire = fire_action(config)
-        # The library's range is open above, and it takes one off for FIRE.
+        # ale-py draws the number of no-op frames below its `noop_max`, and presses FIRE in place of
+        # one of them.
         noop_max = config.noop_max + 1 + int(config.fire_reset and self.fire is not None)
         self._env = AtariVectorEnv(
             games[config.name],
@@ -115,22 +120,27 @@ class AleGames:
         )
         self.actions = len(self._env.ale.get_action_set())
         self._count = len(seeds)
-        self._given = np.zeros((self._count, 1024), dtype=np.uint8)  # since the last seeding
+        # Actions since the last seeding, [G, steps so far and room for more].
+        self._given = np.zeros((self._count, 1024), dtype=np.uint8)
         self._frame = np.zeros((self._count, 84, 84), dtype=np.uint8)
         self.reseed(seeds)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """From the next reset on, which has to be of all games, only these seeds matter."""
+        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
         self._seeds = np.asarray(seeds, dtype=np.int64)  # [G] in [1, 2**31)
-        self._seedings = np.zeros(self._count, dtype=np.int64)
-        self._length = np.zeros(self._count, dtype=np.int64)  # steps in the record
-        self._over = np.zeros(self._count, dtype=bool)
+        self._seedings = np.zeros(self._count, dtype=np.int64)  # how often each emulator was seeded
+        self._length = np.zeros(self._count, dtype=np.int64)  # agent steps in the record
+        self._over = np.zeros(self._count, dtype=bool)  # the last step ended the game
 
     def _restart(self, which: np.ndarray, *, seeded: bool) -> tuple[np.ndarray, np.ndarray]:
-        """New games of the mask `which` [G] bool. Returns: frames and lives of all games."""
+        """Starts new games where the mask `which` [G] is True, after seeding if `seeded`.
+
+        Returns: frames [G, 84, 84] uint8 and lives [G] of all games.
+        """
         seeds = None
         if seeded:
-            # The first one is the emulator's own, the others lie far from it and from each other.
+            # An emulator's first seeding uses its own seed; later ones add multiples of a large
+            # odd number, which spreads them over the range.
             later = (self._seeds - 1 + (self._seedings - 1) * 0x9E3779B1) % (2**31 - 1)
             seeds = 1 + later[which]
         options = None if which.all() else {"reset_mask": which}
@@ -143,7 +153,8 @@ class AleGames:
         if which is not None:
             chosen[:] = False
             chosen[which] = True
-        # A second reset in a row has no step in the record that it could be noted at.
+        # A reset without seeding is noted at the last action in the record. Without any action, as
+        # when two resets follow each other, the emulator has to be seeded.
         due = chosen & ((self._length >= _STRETCH) | (self._length == 0))
         frame, lives = self._frame, np.zeros(self._count, dtype=np.int64)
         if (chosen & ~due).any():
@@ -178,7 +189,8 @@ class AleGames:
         return frame, reward, over, lives
 
     def state(self) -> dict[str, Any]:
-        """What the games were given since their emulators were seeded, one byte an agent step."""
+        """The games' actions since their emulators were seeded, one byte an agent step, and
+        checksums of their last frames."""
         given = [row[:length] for row, length in zip(self._given, self._length, strict=True)]
         return {
             "seedings": torch.from_numpy(self._seedings.copy()),
@@ -188,7 +200,7 @@ class AleGames:
         }
 
     def _checksums(self) -> np.ndarray:
-        """Of the last frames, [G] int64."""
+        """Checksums of the last frames, [G] int64."""
         return np.array([zlib.crc32(frame.tobytes()) for frame in self._frame], dtype=np.int64)
 
     def restore(
@@ -197,8 +209,8 @@ class AleGames:
         """Plays the saved games again.
 
         Args:    seeds [G] that the emulators had.
-        Returns: lives [G], and whether the games ended up with the frames that were saved (another
-                 version of the emulator may play otherwise).
+        Returns: lives [G], and whether the last frames equal those that were saved (under another
+                 version of the emulator they may not).
         Raises:  CheckpointError if the state does not fit; then nothing is changed.
         """
         entries(saved, ["seedings", "lengths", "given", "frames"], where=where)
@@ -228,15 +240,15 @@ class AleGames:
         return lives, np.array_equal(self._checksums(), frames)
 
     def _play_again(self) -> np.ndarray:
-        """Plays what is in the record, all games side by side. Returns: lives [G].
+        """Plays the recorded actions, all games side by side. Returns: lives [G].
 
-        Games end in the same step, so one with a shorter record is seeded later; until then its
-        emulator runs idle.
+        All records are aligned at their ends: a game with a shorter record is seeded later, and its
+        emulator plays no-ops until then.
         """
         longest = int(self._length.max())
         start = longest - self._length
         games = np.arange(self._count)
-        # The library wants all of them reset before some.
+        # ale-py has to reset all games once before it can reset some.
         frame, lives = self._restart(np.ones(self._count, dtype=bool), seeded=False)
         for time in range(longest + 1):
             starting = start == time
@@ -256,5 +268,6 @@ class AleGames:
         return lives
 
     def close(self) -> None:
+        """Frees the emulators and their threads."""
         self._env.close()
         del self._env

@@ -18,7 +18,7 @@ class VecEnv(Protocol):
 
     @property
     def spec(self) -> EnvSpec:
-        """Static facts: shapes, action count, whether it is resident and exactly restorable."""
+        """Facts that never change: shapes, number of actions, whether it is device-resident."""
         ...
 
     @property
@@ -31,10 +31,11 @@ class VecEnv(Protocol):
         ...
 
     def restart(self, number: int) -> Step:
-        """Starts a new episode everywhere, whatever came before.
+        """Starts a new episode everywhere, independent of all that came before.
 
-        All that follows depends on the seed's key, salt, environment index and `number` (0 to
-        2**31 - 1) alone: the same number plays the same episodes again, another one others.
+        What follows depends only on a seed's number, the salt, the index of the environment, and
+        `number` (0 to 2**31 - 1): the same number plays the same episodes again, another number
+        plays other ones.
         """
         ...
 
@@ -43,12 +44,13 @@ class VecEnv(Protocol):
 
         Args:    action [S, E] int64 in [0, spec.actions), or where spec.continuous [S, E, actions]
                  float32 in [-1, 1]; ignored where the last step ended an episode. On the device or,
-                 unless spec.resident, on the host; its memory is overwritten after the call.
+                 unless spec.resident, on the host. The caller may overwrite it after the call.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-for-bit continuation needs (empty when `spec.exact_state` is False)."""
+        """Everything a bit-for-bit continuation needs; where `spec.exact_state` is False, what new
+        episodes need that differ from those before."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:

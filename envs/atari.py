@@ -1,22 +1,23 @@
 """Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step.
 
-`AtariPool` is what the agent sees: episodes, lives, time limit. Two back ends emulate behind it,
-EnvPool here and ale-py in `ale.py`; they agree frame by frame, and each is the other's test. A
-frame is ALE's grey screen, the maximum of an agent step's last two, resized by INTER_AREA. Rewards
-are raw; clipping belongs to the collector, stacking to replay.
+`Atari` is what the agent sees: episodes, lives, time limit. One of two back ends emulates behind
+it, EnvPool (here) or ale-py (`ale.py`). They agree frame by frame; tests compare them. A frame is
+ALE's grey screen, the pixelwise maximum over the last two emulator frames of an agent step, resized
+by OpenCV's INTER_AREA. Rewards are raw: the collector clips them, replay stacks frames.
 
-What cannot match the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine's preprocessing):
+Compared with the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine's preprocessing):
 
-- Its emulator reads game-over before acting, so its terminals come one emulator frame later than
-  here (both back ends read it after), and an agent step later when the game ends on a skip's last
-  frame.
-- EnvPool cannot start an episode without a no-op frame unless it presses FIRE; ale-py can. So
-  `noop_max: 0` without FIRE asks for `backend: ale`.
-- The first frame there is a maximum with zeros, which is the frame itself: the same here. Episodes
-  are cut at 27,000 agent steps by its runner, gym's TimeLimit being removed: `time_limit` here.
-- The last frame of a game: EnvPool pools it with what its buffer holds, ale-py leaves it out. It is
-  the observation of a terminal, which nothing learns from. After a time limit it is right in both.
-- Both resize with OpenCV's INTER_AREA, each linking its own copy of OpenCV.
+- Differs: that emulator checks for game over before it acts, both back ends here check after. So
+  its terminals come one emulator frame later, which is an agent step later where the game ends on
+  the last frame of the skipped ones.
+- Differs under EnvPool: an episode cannot start without a no-op frame unless FIRE is pressed. So
+  `noop_max: 0` without FIRE needs `backend: ale`.
+- Differs: the last frame of a game, the observation of a terminal, which no loss reads. EnvPool
+  takes the maximum with an old frame in its buffer, ale-py shows the frame before. The last frame
+  before a time limit is right in both.
+- Same: the first frame is a maximum with zeros there, and so the frame itself. Its runner cuts
+  episodes at 27,000 agent steps (gym's TimeLimit is removed); here `time_limit` does.
+- Same up to versions of OpenCV: each back end links a copy of its own.
 """
 
 import time
@@ -31,24 +32,38 @@ from torch import Tensor
 from cerl.config import AtariEnv
 from cerl.data import EnvSpec, Step
 from cerl.envs.ale import AleGames, camel_case, check_known, fire_action
+from cerl.envs.envpool import EnvPool
 from cerl.envs.host import Outbox, host_actions, simulator_seeds, worker_threads
 from cerl.envs.simulator_state import array, entries, whole
-from cerl.record.checkpoint import CheckpointError
 
 
 class Games(Protocol):
     """What a back end does: emulates G games that restart on the step after their game over."""
 
     actions: int  # number of actions
-    fire: int | None  # index of FIRE among them
+    fire: int | None  # index of FIRE among them; None: the game has no such action
 
-    def reseed(self, seeds: np.ndarray) -> None: ...
+    def reseed(self, seeds: np.ndarray) -> None:
+        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
+        ...
 
-    def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
+    def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Starts new games, of the indices `which` (None: of all).
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+        Returns: frames [len(which), 84, 84] uint8 and lives [len(which)].
+        """
+        ...
 
-    def close(self) -> None: ...
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One agent step: frame [G, 84, 84] uint8, raw reward [G], game over [G] bool, lives [G].
+
+        A game that was over starts anew instead and returns its first frame and reward 0.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the emulators and their threads."""
+        ...
 
 
 class EnvPoolGames:
@@ -63,13 +78,12 @@ class EnvPoolGames:
         self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
     ) -> None:
         try:
-            import envpool
-            from envpool.atari.registration import atari_game_list
+            import envpool.atari.registration
         except ImportError as error:
             raise ImportError(
                 f"backend 'envpool' needs envpool ({error}): pip install 'cerl[atari]'"
             ) from error
-        names = [camel_case(rom) for rom in atari_game_list]
+        names = [camel_case(rom) for rom in envpool.atari.registration.atari_game_list]
         check_known(config.name, names)
         self.fire = fire_action(config)
         presses = config.fire_reset and self.fire is not None
@@ -78,16 +92,13 @@ class EnvPoolGames:
                 "env.noop_max: EnvPool plays at least one no-op frame where it presses no FIRE, "
                 f"got 0 for {config.name}; set env.noop_max to 1 or more, or env.backend to 'ale'"
             )
-        self._make = partial(
-            envpool.make_gymnasium,
+        self._pool = EnvPool(
             f"{config.name}-v5",
-            num_envs=len(seeds),
-            batch_size=len(seeds),
-            num_threads=threads,
-            max_episode_steps=2**30,
+            seeds=seeds,
+            threads=threads,
             stack_num=1,
             frame_skip=config.frame_skip,
-            # The count of no-ops is 1..noop_max; FIRE takes the place of one.
+            # EnvPool draws a number of frames in 1..noop_max, and counts that of FIRE too.
             noop_max=config.noop_max + int(presses),
             use_fire_reset=config.fire_reset,
             episodic_life=False,
@@ -96,51 +107,40 @@ class EnvPoolGames:
             full_action_space=config.full_actions,
             repeat_action_probability=config.sticky,
         )
-        self._env: Any = None
-        self.reseed(seeds)
-        self.actions = int(self._env.action_space.n)
+        self.actions = int(self._pool.spaces[1].n)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """From the next reset on, which has to be of all games, only these seeds matter.
-
-        EnvPool takes seeds only where it is built, so it is built anew.
-        """
-        # The old one goes first, with its threads and memory: EnvPool's own `close` frees nothing.
-        self._env = None
-        self._env = self._make(seed=[int(seed) for seed in seeds])
+        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
+        self._pool.reseed(seeds)
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
-        frame, info = self._env.reset(*(() if which is None else (which.astype(np.int32),)))
+        frame, info = self._pool.reset(which)
         return frame[:, 0], info["lives"]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One agent step: frame [G, 84, 84], raw reward [G], game over [G] bool, lives [G].
-
-        A game that was over starts anew instead and returns its first frame and reward 0.
-        """
-        frame, reward, _, _, info = self._env.step(action.astype(np.int32))
-        # The info's flag is the emulator's game over, without EnvPool's own notion of truncation.
+        """One agent step: frame [G, 84, 84], raw reward [G], game over [G] bool, lives [G]."""
+        frame, reward, _, _, info = self._pool.step(action.astype(np.int32))
+        # `info` tells the emulator's game over; the third value may be a truncation of EnvPool's.
         return frame[:, 0], reward, info["terminated"].astype(bool), info["lives"]
 
     def close(self) -> None:
-        self._env.close()
-        del self._env
+        """Frees the emulators and their threads."""
+        self._pool.close()
 
 
-class AtariPool:
+class Atari:
     """A VecEnv of S x E Atari games.
 
-    With `life_loss`, a lost life is terminal for the agent and the game plays on. On the step after
-    it, the agent's action is ignored as after any episode's end; the game plays one agent step of
-    no-op (of FIRE with `fire_reset`, where the game has it), whose reward is dropped, and its frame
-    is the first of the next episode. Should the game end in that very step, a new game starts at
-    once. `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game
-    ends.
+    With `life_loss`, a lost life is terminal for the agent while the game goes on. On the next step
+    the agent's action is ignored, as after any episode's end: the game plays one agent step of
+    no-op (of FIRE with `fire_reset`, where the game has it), the reward is dropped, and the frame
+    is the first of the next episode. If the game ends in that very step, a new game starts at once.
+    `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game ends.
 
-    Steps have memory of their own: they stay valid as long as somebody holds them. ale-py's games
-    are restored by playing them again (`note` says how long that took); EnvPool's cannot be saved,
-    so `load_state_dict` builds new ones with new seeds and starts new episodes.
+    Later steps leave the memory of a Step alone. ale-py's games are restored by playing them again
+    (`note` says how long that took). EnvPool's cannot be saved: `load_state_dict` builds new ones
+    with new seeds and starts new episodes.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
              seed; longest, where above 0, limits a game's agent steps as `time_limit` does.
@@ -157,13 +157,14 @@ class AtariPool:
         device: torch.device | str,
         longest: int = 0,
     ) -> None:
-        self._config, self._seeds, self._salt = config, tuple(seeds), salt
+        self._config, self._shape = config, (len(seeds), config.envs)
         self._limit = min(config.time_limit, longest or config.time_limit)
-        self._generation = 0
+        self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
+        self._generation = 0  # how often the emulators were seeded again
         self.note = ""  # how restoring went
         make = EnvPoolGames if config.backend == "envpool" else AleGames
         threads = worker_threads(config.threads, simulators=len(seeds) * config.envs)
-        self._games: Games = make(config, seeds=self._simulator_seeds(), threads=threads)
+        self._games: Games = make(config, seeds=self._seeds(generation=0), threads=threads)
         self.spec = EnvSpec(
             name=config.name,
             observation=(84, 84),
@@ -178,19 +179,15 @@ class AtariPool:
         games = len(seeds) * config.envs
         self._elapsed = np.zeros(games, dtype=np.int64)  # agent steps of the game
         self._lives = np.zeros(games, dtype=np.int64)
-        self._over = np.zeros(games, dtype=bool)  # the game ended: its next step is its reset
-        self._lost = np.zeros(games, dtype=bool)  # a life was lost, the game plays on
-        self._cut = np.zeros(games, dtype=bool)  # the time limit came: has to be reset
-
-    def _simulator_seeds(self) -> np.ndarray:
-        return simulator_seeds(
-            self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
-        )
+        # How the last step ended each episode, if it did. A life may be lost as the limit comes.
+        self._over = np.zeros(games, dtype=bool)  # it ended; the emulator's next step restarts it
+        self._lost = np.zeros(games, dtype=bool)  # a life was lost and the game goes on
+        self._cut = np.zeros(games, dtype=bool)  # the time limit came; it has to be reset
 
     def restart(self, number: int) -> Step:
-        """A new game everywhere; all that follows depends on the seeds and `number` alone."""
+        """Starts new games that depend on seeds, salt and `number` alone, as in `VecEnv`."""
         self._generation = number
-        self._games.reseed(self._simulator_seeds())
+        self._games.reseed(self._seeds(generation=number))
         return self.reset()
 
     def reset(self) -> Step:
@@ -210,9 +207,8 @@ class AtariPool:
         """
         config, limit = self._config, self._limit
         starts = self._over | self._lost | self._cut
-        shape = (len(self._seeds), config.envs)
         act = host_actions(
-            action, name=config.name, count=self.spec.actions, ignored=starts.reshape(shape)
+            action, name=config.name, count=self.spec.actions, ignored=starts.reshape(self._shape)
         ).reshape(-1)
         if config.fire_reset and self._games.fire is not None:
             act[self._lost] = self._games.fire
@@ -234,9 +230,9 @@ class AtariPool:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the emulators were seeded, and under ale-py what continues the games.
+        """How often the emulators were seeded, and under ale-py what restores the games.
 
-        The games were reset at least once.
+        To be called after the first reset only.
         """
         state: dict[str, Any] = {"generation": self._generation}
         if isinstance(self._games, AleGames):
@@ -264,21 +260,17 @@ class AtariPool:
         return self.restart(generation + 1)
 
     def _play_again(self, state: dict[str, Any], generation: int) -> bool:
-        """Restores ale-py's games. Returns: False if they play otherwise than they did."""
+        """Restores ale-py's games. Returns: False if they end up elsewhere than they were saved."""
         assert isinstance(self._games, AleGames)
-        name, before, games = self._config.name, self._generation, len(self._over)
+        name, games = self._config.name, len(self._over)
         elapsed = array(state["elapsed"], (games,), np.int64, where=f"{name}.elapsed")
         lives = array(state["lives"], (games,), np.int64, where=f"{name}.lives")
         ended = array(state["ended"], (3, games), bool, where=f"{name}.ended")
-        self._generation = generation
         begin = time.perf_counter()
-        try:
-            now, same = self._games.restore(
-                state["games"], seeds=self._simulator_seeds(), where=f"{name}.games"
-            )
-        except CheckpointError:
-            self._generation = before
-            raise
+        now, same = self._games.restore(
+            state["games"], seeds=self._seeds(generation=generation), where=f"{name}.games"
+        )
+        self._generation = generation
         steps, seconds = len(state["games"]["given"]), time.perf_counter() - begin
         self.note = f"replayed {steps:,} agent steps of {games} games in {seconds:.1f} s"
         if not same or not np.array_equal(now, lives):

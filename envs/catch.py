@@ -1,11 +1,12 @@
 """Catch on the device: a ball falls one row a step, a paddle on the bottom row has to be under it.
 
-After the dynamic task of Mnih et al. 2014 (arXiv:1406.6247), as bsuite has it: the ball starts in a
-random column of the top row, the paddle in the middle; actions are left, stay, right; the only
-reward is +1 or -1 on the last step. An episode takes rows - 1 steps. One plane shows both.
+After the dynamic task of Mnih et al. 2014 (arXiv:1406.6247), in the form of DeepMind's bsuite: the
+ball starts in a random column of the top row, the paddle in the middle; actions are left, stay,
+right; the only reward is +1 or -1 on the last step. An episode takes rows - 1 agent steps. An
+observation is one plane of cells that shows ball and paddle. Differs: bsuite's observations are
+float32, these are bool; random numbers are cerl's own.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,27 +14,19 @@ import torch
 from torch import Tensor
 
 from cerl.config import CatchEnv
-from cerl.envs.resident import Game, Resident
+from cerl.envs.resident import Game
 
 
 class State(NamedTuple):
-    row: Tensor  # [G] int32, the ball's
-    column: Tensor  # [G] int32, the ball's
-    paddle: Tensor  # [G] int32, column on the bottom row
+    row: Tensor  # [G] int32, of the ball
+    column: Tensor  # [G] int32, of the ball
+    paddle: Tensor  # [G] int32, its column; it stays on the bottom row
 
 
-def Catch(
-    config: CatchEnv,
-    *,
-    seeds: Sequence[int],
-    salt: int,
-    device: torch.device | str,
-    longest: int = 0,
-    fuse: bool | None = None,
-) -> Resident:
-    """S x E games on boards of one size; see `Resident` for the arguments."""
+def game(config: CatchEnv) -> Game:
+    """The rules of Catch on the config's board; observations [1, rows, columns] bool."""
     rows, columns = config.rows, config.columns
-    game = Game(
+    return Game(
         reset=partial(_reset, columns=columns),
         step=partial(_step, rows=rows, columns=columns),
         observe=partial(_observe, rows=rows, columns=columns),
@@ -41,18 +34,6 @@ def Catch(
         reset_draws=1,
         observation=(1, rows, columns),
         actions=(0, 1, 2),
-    )
-    return Resident(
-        game,
-        name=config.name,
-        envs=config.envs,
-        sticky=config.sticky,
-        time_limit=0,
-        seeds=seeds,
-        salt=salt,
-        device=device,
-        longest=longest,
-        fuse=fuse,
     )
 
 

@@ -1,12 +1,13 @@
 """Continuous control on the host's cores: S x E MuJoCo simulators, one of three back ends.
 
-`Control` is what the agent sees: actions in [-1, 1], episodes, time limits, what is not finite.
-Behind it simulate EnvPool (`mujoco.py`; Gym's robots and dm_control's suite) and the dm-control
-package (`dmc.py`). The back ends know no time limit, so that an end of theirs is always a terminal:
-EnvPool itself would call a terminal on the limit's step a truncation.
+`Control` is what the agent sees: actions in [-1, 1], episodes, time limits, and no NaN. Behind it
+one of three back ends simulates: EnvPool with Gym's robots (`mujoco.py`), EnvPool with dm_control's
+suite, or the dm-control package (both `dmc.py`). They are given no time limit, so an end that they
+report is always a terminal: EnvPool calls a terminal on the last step of a limit a truncation.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,27 +27,42 @@ class Simulators(Protocol):
     """What a back end does: simulates G episodes that restart on the step after their terminal."""
 
     observation: tuple[int, ...]  # shape of one observation
-    dtype: torch.dtype  # of it: float32 (whatever the simulator computes with) or uint8
+    dtype: torch.dtype  # of observations: float32 (even if the simulator has float64) or uint8
     low: np.ndarray  # [A] bounds of an action
     high: np.ndarray
-    limit: int  # agent steps of an episode as the task's authors have it
+    limit: int  # agent steps of an episode, as the task's authors set it
 
-    def reseed(self, seeds: np.ndarray) -> None: ...
+    def reseed(self, seeds: np.ndarray) -> None:
+        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
+        ...
 
-    def reset(self, which: np.ndarray | None) -> np.ndarray: ...
+    def reset(self, which: np.ndarray | None) -> np.ndarray:
+        """Starts new episodes, of the indices `which` (None: of all).
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+        Returns: observations [len(which), *observation].
+        """
+        ...
 
-    def close(self) -> None: ...
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One agent step with actions [G, A] within the bounds.
+
+        Returns: observation [G, *observation], reward [G], terminal [G] bool; of an episode that
+                 was over, the first observation of the next one, 0 and False.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the simulators and their threads."""
+        ...
 
 
 class Control:
     """A VecEnv of S x E simulators with continuous actions.
 
-    Reaching the time limit truncates unless that very step is terminal. Steps have memory of their
-    own: they stay valid as long as somebody holds them. The simulators of dm_control are restored
-    exactly; EnvPool's cannot be saved, so `load_state_dict` builds new ones with new seeds and
-    starts new episodes (`note` says so).
+    Reaching the time limit truncates unless that very step is terminal. Later steps leave the
+    memory of a Step alone. The simulators of the dm-control package are restored exactly. EnvPool's
+    cannot be saved: `load_state_dict` builds new ones with new seeds and starts new episodes
+    (`note` says so).
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
              seed; longest, where above 0, limits an episode's agent steps as `time_limit` does.
@@ -63,14 +79,15 @@ class Control:
         device: torch.device | str,
         longest: int = 0,
     ) -> None:
-        self._config, self._seeds, self._salt = config, tuple(seeds), salt
-        self._generation = 0
+        self._config, self._shape = config, (len(seeds), config.envs)
+        self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
+        self._generation = 0  # how often the simulators were seeded again
         self.note = ""  # how restoring went
-        self._simulators = simulators = self._build()
+        self._simulators = simulators = _simulators(config, seeds=self._seeds(generation=0))
         self._bounds = Bounds(simulators.low, simulators.high, name=config.name)
         own_limit = config.time_limit or simulators.limit
         self._limit = min(own_limit, longest or own_limit)
-        self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
+        self._watch = Watch(config.diverged, name=config.name, seeds=tuple(seeds), envs=config.envs)
         self.spec = EnvSpec(
             name=config.name,
             observation=simulators.observation,
@@ -87,27 +104,14 @@ class Control:
         shape, kind = self.spec.observation, torch.empty(0, dtype=self.spec.dtype).numpy().dtype
         self._obs = np.zeros((count, *shape), dtype=kind)  # of the last step
         self._elapsed = np.zeros(count, dtype=np.int64)  # agent steps of the episode
-        self._over = np.zeros(count, dtype=bool)  # terminal: the simulator's next step is its reset
-        self._cut = np.zeros(count, dtype=bool)  # truncated: has to be reset
-
-    def _simulator_seeds(self) -> np.ndarray:
-        return simulator_seeds(
-            self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
-        )
-
-    def _build(self) -> Simulators:
-        config, seeds = self._config, self._simulator_seeds()
-        threads = worker_threads(config.threads, simulators=len(seeds))
-        if isinstance(config, MujocoEnv):
-            return envpool_robots(config, seeds=seeds, threads=threads)
-        if config.backend == "envpool":
-            return envpool_suite(config, seeds=seeds, threads=threads)
-        return DmControl(config, seeds=seeds)
+        # How the last step ended each episode, if it did.
+        self._over = np.zeros(count, dtype=bool)  # terminal; the simulator's next step restarts it
+        self._cut = np.zeros(count, dtype=bool)  # truncated; the simulator has to be reset
 
     def restart(self, number: int) -> Step:
-        """A new episode everywhere; all that follows depends on the seeds and `number` alone."""
+        """Starts new episodes that depend on seeds, salt and `number` alone, as in `VecEnv`."""
         self._generation = number
-        self._simulators.reseed(self._simulator_seeds())
+        self._simulators.reseed(self._seeds(generation=number))
         return self.reset()
 
     def reset(self) -> Step:
@@ -128,7 +132,7 @@ class Control:
                  what is not finite, naming the simulator, unless `diverged` is "cut".
         """
         starts = self._over | self._cut
-        ignored = starts.reshape(len(self._seeds), self._config.envs)
+        ignored = starts.reshape(self._shape)
         controls = host_controls(
             action, name=self._config.name, count=self.spec.actions, ignored=ignored
         )
@@ -146,7 +150,7 @@ class Control:
         return self._outbox.send(obs, reward, self._over, self._cut)
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the simulators were seeded, and all of them where they can be saved."""
+        """How often the simulators were seeded, and their states where they can be saved."""
         state: dict[str, Any] = {"generation": self._generation}
         if isinstance(self._simulators, DmControl):
             state["elapsed"] = torch.from_numpy(self._elapsed.copy())
@@ -179,3 +183,13 @@ class Control:
     def close(self) -> None:
         """Frees the simulators and their threads."""
         self._simulators.close()
+
+
+def _simulators(config: MujocoEnv | DmcEnv, *, seeds: np.ndarray) -> Simulators:
+    """The back end that a config asks for. Args: seeds [G] of the simulators."""
+    threads = worker_threads(config.threads, simulators=len(seeds))
+    if isinstance(config, MujocoEnv):
+        return envpool_robots(config, seeds=seeds, threads=threads)
+    if config.backend == "envpool":
+        return envpool_suite(config, seeds=seeds, threads=threads)
+    return DmControl(config, seeds=seeds)

@@ -1,13 +1,14 @@
 """dm_control's suite: by EnvPool's threads, or by the dm-control package, which also has pixels.
 
-A name is domain-task. EnvPool gives all tasks of some domains the observation keys of all of them;
-`KEPT` says which ones a task really has, in dm_control's order, so that both back ends show the
-same numbers in the same places. The suite has no terminals: an episode is 1000 control steps and
-its end a truncation. Source: Tassa et al. 2018 (arXiv:1801.00690).
+Source: Tassa et al. 2018 (arXiv:1801.00690). A name is domain-task. The suite has no terminals: an
+episode is 1000 control steps and its end a truncation. EnvPool gives every task of a domain the
+observation keys of all the domain's tasks; `KEPT` lists those that a task has in dm_control, in its
+order, so that both back ends show the same numbers in the same places. Differs: observations are
+float32, float64 in dm_control.
 
-A task of the package is saved as the generator's state before the episode's start, from which the
-start is drawn again (it may move targets, change gains or raise a terrain, all in the model), and
-MuJoCo's integration state now.
+A simulator of the package is saved as two states: that of its random generator before the episode
+began, and MuJoCo's integration state now. Restoring draws the beginning again, because it may
+change the model itself (targets, gains, a terrain), and then sets the integration state.
 """
 
 import contextlib
@@ -94,7 +95,7 @@ def envpool_suite(
 ) -> EnvPoolPhysics:
     """Simulators of one of the suite's tasks in EnvPool.
 
-    Args:    seeds [G] of the simulators.
+    Args:    seeds [G] of the simulators; threads of the simulators.
     Raises:  ValueError on an unknown task or on pixels; ImportError without envpool.
     """
     if config.pixels:
@@ -114,7 +115,7 @@ def envpool_suite(
 
 
 def _import_suite() -> Any:
-    """dm_control's suite, with a renderer where the machine has one, and without a window.
+    """Imports dm_control's suite, with the first renderer that loads here and needs no window.
 
     Raises:  ImportError without the package, or where MUJOCO_GL asks for what cannot be loaded.
     """
@@ -135,7 +136,7 @@ def _import_suite() -> Any:
     try:
         for renderer in ("egl", "osmesa", "disabled"):
             os.environ["MUJOCO_GL"] = renderer
-            # What PyOpenGL raises without the library differs between the two.
+            # Without the renderer's library, PyOpenGL raises one of these, depending on which.
             with contextlib.suppress(ImportError, AttributeError):
                 from dm_control import suite
 
@@ -158,8 +159,9 @@ class DmControl:
         _check_known(config.name, ["-".join(names) for names in suite.ALL_TASKS])
         self._config = config
         self._envs = [self._load(suite, int(seed)) for seed in seeds]
+        # The random generators' states before the episodes under way began.
         self._drawn = [env.task.random.get_state(legacy=False) for env in self._envs]
-        self._over = np.zeros(len(seeds), dtype=bool)
+        self._over = np.zeros(len(seeds), dtype=bool)  # the last step ended the episode
         actions = self._envs[0].action_spec()
         self.low, self.high = actions.minimum, actions.maximum
         self.limit = -(-_LIMIT // config.repeat)
@@ -193,18 +195,20 @@ class DmControl:
             )
         try:
             self._image(self._envs[0])
-        # OpenGL's errors have no common class.
+        # The errors of OpenGL's bindings share no class but this.
         except Exception as error:
             raise ImportError(
                 f"env.pixels: no image can be rendered ({error}); {_INSTALL}"
             ) from error
 
     def _image(self, env: Any) -> np.ndarray:
+        """What the camera sees, [3, size, size] uint8."""
         size = self._config.size
         image = env.physics.render(size, size, camera_id=self._config.camera)  # [size, size, 3]
         return image.transpose(2, 0, 1)
 
     def _show(self, env: Any, parts: dict[str, Any]) -> np.ndarray:
+        """An observation: an image, or the parts of the state joined to a vector [D] float32."""
         if self._config.pixels:
             return self._image(env)
         with np.errstate(over="ignore"):
@@ -212,18 +216,18 @@ class DmControl:
             return joined.astype(np.float32)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """From the next reset on, which has to be of all simulators, only these seeds matter."""
+        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
         for env, seed in zip(self._envs, seeds, strict=True):
             env.task.random.seed(int(seed))
 
     def _start(self, index: int) -> Any:
-        """The first observation of a new episode, and a note of what it is drawn from."""
+        """Starts an episode, remembering the generator's state before. Returns: its observation."""
         env = self._envs[index]
         self._drawn[index] = env.task.random.get_state(legacy=False)
         return env.reset().observation
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` or of all.
+        """Starts new episodes, of the indices `which` or of all: [len(which), *observation].
 
         Raises:  ImportError without a renderer where a task needs one (quadruped-escape's terrain).
         """
@@ -269,7 +273,7 @@ class DmControl:
         return self._show(env, step.observation), reward, bool(step.last())
 
     def state(self) -> dict[str, Any]:
-        """All that the episodes under way depend on."""
+        """Everything that the rest of the episodes under way depends on."""
         simulators = [
             {
                 "drawn": save_numbers(drawn),
@@ -281,7 +285,7 @@ class DmControl:
         return {"over": torch.from_numpy(self._over.copy()), "simulators": simulators}
 
     def restore(self, saved: Any, *, where: str) -> None:
-        """Puts the simulators into saved states, once all of them are checked.
+        """Checks the saved states of all simulators, then puts the simulators into them.
 
         Raises:  CheckpointError naming simulator and entry; then none of them is changed.
         """
@@ -308,5 +312,6 @@ class DmControl:
         self._over = over
 
     def close(self) -> None:
+        """Frees the simulators."""
         for env in self._envs:
             env.close()

@@ -1,14 +1,16 @@
 """Gymnasium environments with discrete or Box actions: S x E simulators of one id, in turn.
 
-The semantics are those of gymnasium's SyncVectorEnv with NEXT_STEP autoreset, with a seed of its
-own for every simulator. Classic control, toy text and the MuJoCo robots are saved and restored
-exactly (`simulator_state.py`); other simulators may hide state in a library, so they start new
-episodes instead.
+They behave as in gymnasium's SyncVectorEnv with NEXT_STEP autoreset, and every simulator has a seed
+of its own. Classic control, toy text and the MuJoCo robots are saved and restored exactly
+(`simulator_state.py`). Other simulators may keep state where it cannot be read, so a resumed run
+starts new episodes in them. Differs: a step that is terminal and reaches the time limit is
+terminal only; observations and rewards become float32.
 """
 
 import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -20,19 +22,20 @@ from torch import Tensor
 from cerl.config import GymEnv
 from cerl.data import EnvSpec, Step
 from cerl.envs import simulator_state
-from cerl.envs.gym_task import cause, create, import_task_module
+from cerl.envs.gym_task import create
 from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
 from cerl.envs.nonfinite import Watch
+from cerl.envs.task_module import cause, import_task_module
 from cerl.text import visible
 
-# What gymnasium asks of a task, for messages.
+# The signatures that gymnasium asks of a task, for error messages.
 _STEP = "step(action) has to return (observation, reward, terminated, truncated, info)"
 _RESET = "reset(seed=..., options=...) has to return (observation, info)"
-_MOST_ACTIONS = 4096  # of a MultiDiscrete space; each is an output of the network
+_MOST_ACTIONS = 4096  # joint actions of a MultiDiscrete space; each is an output of the network
 
 
 class JointAction(gymnasium.ActionWrapper):
-    """MultiDiscrete actions as one number, the last component fastest."""
+    """MultiDiscrete actions as one number that counts them, the last component changing fastest."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -42,21 +45,21 @@ class JointAction(gymnasium.ActionWrapper):
         self.action_space = spaces.Discrete(int(space.nvec.prod()))
 
     def action(self, action: Any) -> np.ndarray:
-        """The components of a joint action, in the shape and type of the space."""
+        """The components of joint action number `action`, in the space's shape and type."""
         parts = self.parts
         values = np.array(np.unravel_index(int(action), parts.nvec.reshape(-1)))
         return (values.reshape(parts.nvec.shape) + parts.start).astype(parts.dtype)
 
 
-# Where the simulators are that need no further package.
+# Modules of the simulators that need no package beside gymnasium.
 _PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 
 
 def _make(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.Env:
-    """One simulator; arguments as those of `create`.
+    """One simulator, whose spaces can be used; arguments as in `create`.
 
-    Raises:  ValueError also on actions that are neither discrete nor continuous, and on
-             observations that are no numbers.
+    Raises:  what `create` raises, and ValueError where actions are neither discrete nor floats, or
+             observations are not numbers of a fixed size.
     """
     env = create(name, config, longest=longest, where=where)
     space = env.action_space
@@ -82,7 +85,7 @@ def _make(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.E
 
 
 def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
-    """The spaces that a Tuple or Dict is made of."""
+    """The spaces in a space, through any depth of Tuple and Dict; else the space itself."""
     if isinstance(space, spaces.Tuple | spaces.Dict):
         inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         for part in inner:
@@ -92,12 +95,12 @@ def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
 
 
 def _lies_in(space: spaces.Space, value: Any) -> bool:
-    """Whether a value can be joined with others without changing it.
+    """Whether an observation has the shapes and whole numbers of its space.
 
-    The bounds of a Box of floats are not looked at: many simulators leave them a little.
+    The bounds of a Box of floats are not checked: many simulators go beyond them a little.
     """
     if isinstance(space, spaces.Discrete) and isinstance(value, int | np.integer):
-        return bool(0 <= value - space.start < space.n)  # as `contains`, at a tenth of its time
+        return bool(0 <= value - space.start < space.n)  # ten times faster than `contains`
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return bool(space.contains(value))
     if isinstance(space, spaces.Tuple):
@@ -114,9 +117,10 @@ def _lies_in(space: spaces.Space, value: Any) -> bool:
 
 
 def _number(value: Any, what: str) -> float:
-    """One number that a simulator returned; an array of one element is one too.
+    """One number that a simulator returned, possibly as an array of one element.
 
-    Raises:  TypeError.
+    Args:    what it is, for the message.
+    Raises:  TypeError on anything else.
     """
     if isinstance(value, int | float):
         return float(value)
@@ -128,7 +132,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _flag(value: Any, what: str) -> bool:
-    """True or False that a simulator returned, as a number where it likes. Raises: TypeError."""
+    """True or False that a simulator returned, possibly as 1 or 0. Raises: TypeError."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     number = _number(value, what)
@@ -138,7 +142,7 @@ def _flag(value: Any, what: str) -> bool:
 
 
 def _parted(result: Any, count: int, method: str) -> tuple[Any, ...]:
-    """The values that a method returned. Raises: TypeError on another number of them."""
+    """The values that a method returned. Raises: TypeError unless it is a tuple of `count`."""
     if not isinstance(result, tuple) or len(result) != count:
         size = f" of {len(result)}" if isinstance(result, tuple | list) else ""
         raise TypeError(f"{method} returned a {type(result).__name__}{size}")
@@ -156,8 +160,11 @@ def builtin_ids() -> list[str]:
 
 
 def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and type of an observation in replay: bytes and flags (all parts are one-hot or binary)
-    stay small, the rest is float32."""
+    """Shape and type of an observation in replay.
+
+    Args:    flags, every number is 0 or 1: one-hot or binary parts, joined.
+    Returns: bool stays, uint8 and flags are uint8, everything else is float32.
+    """
     if space.dtype == np.bool_:
         dtype = torch.bool
     else:
@@ -168,15 +175,15 @@ def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.d
 class Gym:
     """A VecEnv of S x E simulators of one gymnasium id.
 
-    Observations: a Box as it is (uint8 and bool stay, other numbers become float32), Discrete and
-    MultiDiscrete one-hot, MultiBinary as flags, Tuple and Dict of these flattened and joined.
-    float32 has 24 bits: of numbers as large as a Unix time in seconds it keeps steps of 128, so a
-    task should show differences of such. A reward is one number, or an array of one element.
-    Actions: Discrete, MultiDiscrete as one number, or a Box of floats, flattened and scaled from
-    [-1, 1] to its bounds. Steps have memory of their own: they stay valid as long as somebody holds
-    them.
+    Observations: a Box keeps its shape (uint8 and bool stay, other numbers become float32),
+    Discrete and MultiDiscrete become one-hot, MultiBinary flags; Tuple and Dict of these are
+    flattened and joined. float32 has 24 bits: a Unix time in seconds is rounded to a multiple of
+    128, so a task should show differences of such numbers. A reward is one number, or an array of
+    one element. Actions: Discrete, MultiDiscrete as one number, or a Box of floats, flattened and
+    scaled from [-1, 1] to its bounds. Later steps leave the memory of a Step alone.
 
-    `restart` seeds the simulators; what a simulator keeps beyond a seeded reset stays.
+    `restart` resets the simulators with new seeds. State that a simulator keeps through a seeded
+    reset is kept here too.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
              seed; longest, agent steps after which an episode is truncated too (0: never).
@@ -194,11 +201,12 @@ class Gym:
         device: torch.device | str,
         longest: int = 0,
     ) -> None:
-        self._config, self._seeds, self._salt = config, tuple(seeds), salt
-        self._generation = 0
+        self._config, self._lead = config, (len(seeds), config.envs)
+        self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
+        self._generation = 0  # how often the simulators were seeded again
         self.note = ""  # how restoring went
-        self._seeded = False
-        self._watch = Watch(config.diverged, name=config.name, seeds=self._seeds, envs=config.envs)
+        self._seeded = False  # the simulators have been reset with their seeds
+        self._watch = Watch(config.diverged, name=config.name, seeds=tuple(seeds), envs=config.envs)
         module, _, name = config.name.rpartition(":")
         if module:
             import_task_module(module)
@@ -234,7 +242,7 @@ class Gym:
         )
         self._outbox = Outbox(self.spec, seeds=len(seeds), device=device)
         count = len(self._envs)
-        self._shape = flat.shape  # as the simulator gives it
+        self._shape = flat.shape  # of the simulator's observation; () is stored as [1]
         self._obs = np.zeros((count, *shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
         self._reward = np.zeros(count, dtype=np.float64)
         self._terminated = np.zeros(count, dtype=bool)
@@ -242,7 +250,7 @@ class Gym:
         self._elapsed = np.zeros(count, dtype=np.int64)  # agent steps of the episode
 
     def _take(self, index: int, obs: Any) -> None:
-        """Takes a simulator's observation over.
+        """Writes a simulator's observation into the results of this step.
 
         Raises:  TypeError on one that contradicts the simulator's observation_space.
         """
@@ -261,7 +269,7 @@ class Gym:
                 f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
                 "the simulator contradicts its observation_space"
             )
-        with np.errstate(over="ignore"):  # what is infinite then, the watch sees
+        with np.errstate(over="ignore"):  # a number too large for float32: `_watch` finds it
             mine[...] = values
         if whole and (mine != values).any():
             wrong = values.reshape(-1)[(mine != values).reshape(-1)][0]
@@ -271,7 +279,7 @@ class Gym:
             )
 
     def _flattened(self, obs: Any) -> Any:
-        """An observation of several parts, or of one that is shown one-hot, as one array."""
+        """An observation of several parts, or of one that becomes one-hot, as one array."""
         if not _lies_in(self._space, obs):
             raise TypeError(
                 f"expected an observation in {self._space}, got {reprlib.repr(obs)}; the simulator "
@@ -307,9 +315,9 @@ class Gym:
             raise RuntimeError(f"{where}: {cause(error)}; {_STEP}") from error
 
     def _controls(self, action: Tensor, ended: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        """What every simulator takes, and where the action was not finite, [S * E] bool."""
+        """The action for every simulator, and where the agent's was not finite, [S * E] bool."""
         name, count, space = self._config.name, self.spec.actions, self._actions
-        ignored = ended.reshape(len(self._seeds), self._config.envs)
+        ignored = ended.reshape(self._lead)
         if self._bounds is None:
             values = host_actions(action, name=name, count=count, ignored=ignored).reshape(-1)
             assert isinstance(space, spaces.Discrete)
@@ -327,9 +335,7 @@ class Gym:
         """Starts a new episode everywhere; the first call seeds the simulators."""
         seeds: list[int | None] = [None] * len(self._envs)
         if not self._seeded:
-            seeds = simulator_seeds(
-                self._seeds, salt=self._salt, envs=self._config.envs, generation=self._generation
-            ).tolist()
+            seeds = self._seeds(generation=self._generation).tolist()
             self._seeded = True
         for index, seed in enumerate(seeds):
             self._reset_one(index, seed)
@@ -338,7 +344,7 @@ class Gym:
         return self._send()
 
     def restart(self, number: int) -> Step:
-        """Starts a new episode everywhere, of simulators that are seeded anew with `number`."""
+        """Starts new episodes that depend on seeds, salt and `number` alone, as in `VecEnv`."""
         self._generation, self._seeded = number, False
         return self.reset()
 
@@ -368,7 +374,7 @@ class Gym:
         return self._send()
 
     def state_dict(self) -> dict[str, Any]:
-        """The simulators where they can be saved, else how often they were seeded."""
+        """How often the simulators were seeded, and their states where they can be saved."""
         state: dict[str, Any] = {"generation": self._generation}
         if self.spec.exact_state:
             state["seeded"] = self._seeded
@@ -412,11 +418,11 @@ class Gym:
         return None
 
     def close(self) -> None:
-        """Closes the simulators; one that cannot be closed is said, and is worth no run."""
+        """Closes the simulators. One that fails to close gives a warning and stops no run."""
         for index, env in enumerate(self._envs):
             try:
                 env.close()
-            # Foreign code, which may raise anything: a viewer that is not there, for one.
+            # A task's own code may raise anything here, e.g. over a viewer that does not exist.
             except Exception as error:
                 where = self._watch.where(index)
                 text = f"{where}: closing it raised {type(error).__name__}: {error}"

@@ -1,16 +1,11 @@
 """One simulator of a gymnasium id: found, made with its arguments and limits, or refused in words.
 
-What goes wrong in foreign code becomes one sentence that names the task, and keeps the cause.
+What fails in a task's own code becomes one sentence that names the task and keeps the cause.
 """
 
-import importlib
-import inspect
-import os
 import re
-import sys
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
-from types import ModuleType
+from inspect import Parameter
 from typing import Any
 
 import gymnasium
@@ -18,63 +13,17 @@ from gymnasium.envs.registration import load_env_creator
 
 from cerl.config import GymEnv
 from cerl.envs.host import nearest
+from cerl.envs.task_module import cause, keyword_arguments, listed, unknown_argument
 
-# Arguments of gymnasium.make itself.
+# Arguments that gymnasium.make itself takes, so that no task can be given them.
 _RESERVED = ("id", "max_episode_steps", "disable_env_checker")
 
 
-def cause(error: BaseException) -> str:
-    """An error of foreign code in a few words."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def import_task_module(name: str) -> ModuleType:
-    """Imports the module that registers a task: from the current folder, else an installed package.
-
-    The rule is the same however cerl was started. The current folder leads Python's search path
-    only during the import. Where the module came from there, the folder stays at the path's end,
-    so that what the task imports later is found, and no installed package is ever replaced.
-
-    Raises:  ImportError saying where it was looked for, or what the module lacks; RuntimeError
-             where the module fails, or another one of its name is in use.
-    """
-    folder = os.getcwd()
-    top = name.partition(".")[0]
-    importlib.invalidate_caches()
-    here = PathFinder.find_spec(top, [folder])
-    there = getattr(sys.modules.get(top), "__file__", None)
-    if here and here.origin and there and os.path.realpath(there) != os.path.realpath(here.origin):
-        raise RuntimeError(
-            f"env.name: {here.origin} cannot be imported, because the module {top} is already in "
-            f"use from {there}; give the file another name"
-        )
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ImportError(
-                f"env.name: module {name} needs a package that is missing: {error}"
-            ) from error
-        raise ImportError(
-            f"env.name: no module {name} in the current folder ({folder}) or among the installed "
-            f"packages; run cerl where {name.replace('.', os.sep)}.py lies, or pip install it"
-        ) from error
-    except Exception as error:
-        raise RuntimeError(f"env.name: importing {name} failed ({cause(error)})") from error
-    finally:
-        sys.path.remove(folder)
-    if here and folder not in sys.path:
-        sys.path.append(folder)
-    return module
-
-
 def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.Env:
-    """One simulator, its episodes limited.
+    """One simulator, with the time limits of `config.time_limit` and `longest`.
 
     Args:    name, the registered id, without a module; longest, agent steps after which an episode
-             is truncated too (0: never); where, the simulator in words.
+             is truncated too (0: never); where, which simulator it is, for messages.
     Raises:  ValueError on an unknown id or argument; ImportError where a package is missing;
              RuntimeError where the task's constructor fails.
     """
@@ -95,7 +44,7 @@ def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.
         if name not in gymnasium.registry and isinstance(error, gymnasium.error.Error):
             raise ValueError(_unknown(config.name, error)) from error
         known = _parameters(name)
-        takes = "" if known is None else f"its constructor takes {_listed(known)}, and "
+        takes = "" if known is None else f"its constructor takes {listed(known)}, and "
         raise RuntimeError(
             f"{where}: the task could not be made ({cause(error)}); {takes}env.kwargs gives "
             f"{arguments or 'none'}"
@@ -116,39 +65,26 @@ def _check_arguments(name: str, title: str, arguments: Mapping[str, Any]) -> Non
                 "env.time_limit limits an episode"
             )
     known = _parameters(name) if arguments else None
-    if known is None or any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
-    for key in arguments:
-        if key not in known:
-            raise _UnknownArgument(
-                f"env.kwargs: {title} takes no argument {key!r}{nearest(key, known)}; its "
-                f"constructor accepts {_listed(known)}"
-            )
+    if known is not None and (wrong := unknown_argument(arguments, known, title=title)):
+        raise _UnknownArgument(wrong)
 
 
-def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
-    """What the constructor of a registered id can be given by name; None where it is not known."""
+def _parameters(name: str) -> dict[str, Parameter] | None:
+    """The constructor's parameters that can be given by name; None where they are not known."""
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is None:
         return None
     entry = spec.entry_point
     try:
-        found = inspect.signature(entry if callable(entry) else load_env_creator(entry))
-    # Compiled code has no signature; a constructor that cannot be loaded is gymnasium.make's to
-    # complain about, and may fail in any way.
+        return keyword_arguments(entry if callable(entry) else load_env_creator(entry))
+    # Compiled code has no signature. A constructor that cannot be loaded may fail in any way here;
+    # gymnasium.make then fails in the same way and its error is shown.
     except Exception:
         return None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return {key: value for key, value in found.parameters.items() if value.kind not in kinds}
-
-
-def _listed(known: Mapping[str, inspect.Parameter]) -> str:
-    bare = (parameter.replace(annotation=parameter.empty) for parameter in known.values())
-    return ", ".join(map(str, bare)) or "no arguments"
 
 
 def _unknown(name: str, error: Exception) -> str:
-    """That there is no such id, and which one may be meant."""
+    """The error message over an id that is not registered, with the ids that may be meant."""
     atari = re.fullmatch(r"ALE/(\w+)-v\d+|(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)-v\d+", name)
     if atari:
         game = atari[1] or atari[2]

@@ -1,8 +1,8 @@
 """What environments on the host share: seeds of simulators, actions in, one copy out.
 
-A host environment costs two transfers an agent step: actions come to the host (the Collector sends
-them early and works on, `host_actions` and `host_controls` wait for those still on the device), and
-`Outbox` sends everything back in one buffer, from pinned memory and without waiting.
+A host environment costs two transfers in an agent step. Actions come to the host: the Collector
+starts that copy early and works on meanwhile, `host_actions` and `host_controls` wait for it. The
+results go to the device as one buffer (`Outbox`), from pinned memory and without waiting.
 """
 
 import os
@@ -23,10 +23,10 @@ def simulator_seeds(
 ) -> np.ndarray:
     """A seed of its own for every simulator, hash(seed value, salt, generation, environment).
 
-    Args:    salt separates consumers (training, evaluation) of one seed; generation counts how
-             often the simulators were built anew, so that a resumed run does not draw its start
-             again.
-    Returns: [S * E] int64 in [1, 2**31), the same for a seed alone or among others.
+    Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
+             evaluation) of one seed; envs E per seed; generation counts how often simulators were
+             seeded again, so that a resumed run does not repeat the episodes of its beginning.
+    Returns: [S * E] int64 in [1, 2**31); those of a seed are the same alone or among other seeds.
     """
     key = draw.seed_keys(seeds, salt=salt)
     index = torch.arange(envs).view(1, envs)
@@ -34,10 +34,10 @@ def simulator_seeds(
 
 
 def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """The actions on the host; waits for a device that has them.
+    """Discrete actions as a numpy array; waits for the device if they are on one.
 
-    Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, rows whose
-             action does not matter (they come back as 0).
+    Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, environments
+             whose action does not matter (0 is returned for them).
     Returns: [S, E] int64.
     Raises:  ValueError on a wrong shape, dtype or an action out of range.
     """
@@ -56,16 +56,16 @@ def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) 
     return values
 
 
-# dm_control writes 1e10 where there is no bound.
+# Bounds from this size on mean that there is none: dm_control writes 1e10 then.
 _UNBOUNDED = 1e9
 
 
 class Bounds:
-    """The affine map from [-1, 1] at the joint to a simulator's own bounds.
+    """The affine map from an agent's actions in [-1, 1] to a simulator's own bounds.
 
-    Args:    low, high [A] of the simulator's actions.
-    Raises:  ValueError if a bound is infinite (or as good as that: 1e9 and more) or none is above
-             the other.
+    Args:    low, high [A] bounds of the simulator's actions; name of the task, for messages.
+    Raises:  ValueError unless all bounds are below 1e9 in size and each upper one is above its
+             lower one.
     """
 
     def __init__(self, low: np.ndarray, high: np.ndarray, *, name: str) -> None:
@@ -85,7 +85,8 @@ class Bounds:
         self._identity = bool((low == -1).all() and (high == 1).all())
 
     def scale(self, action: np.ndarray) -> np.ndarray:
-        """Actions [..., A] in [-1, 1] as the simulator takes them, float64; the ends are exact."""
+        """The simulator's actions [..., A] float64 from those in [-1, 1]; -1 and 1 give the bounds
+        exactly."""
         if self._identity:
             return action.astype(np.float64)
         share = (action.astype(np.float64) + 1) / 2
@@ -93,11 +94,11 @@ class Bounds:
 
 
 def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """Continuous actions on the host; waits for a device that has them.
+    """Continuous actions as a numpy array; waits for the device if they are on one.
 
-    Args:    action [S, E, count] float32 in [-1, 1] on any device; ignored [S, E] bool, rows whose
-             action does not matter (they come back as 0).
-    Returns: [S * E, count] float32; NaN passes, see `watch.Watch`.
+    Args:    action [S, E, count] float32 in [-1, 1] on any device; ignored [S, E] bool,
+             environments whose action does not matter (0 is returned for them).
+    Returns: [S * E, count] float32; a NaN is let through for `nonfinite.Watch` to deal with.
     Raises:  ValueError on a wrong shape, dtype or an action out of range.
     """
     shape = (*ignored.shape, count)
@@ -109,7 +110,7 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
     values = action.numpy(force=True)
     if ignored.any():
         values = np.where(ignored[..., None], np.float32(0), values)
-    # One reduction sees everything that is wrong: NaN is not at most 1 either.
+    # A fast test first, which fails for a NaN too; only then the one that tells them apart.
     if not np.abs(values).max() <= 1 and (beyond := np.abs(values) > 1).any():
         seed, env, component = np.argwhere(beyond)[0]
         raise ValueError(
@@ -120,7 +121,7 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
 
 
 def worker_threads(asked: int, *, simulators: int) -> int:
-    """Threads of a pool: as many as asked for, 0: one for each core, at most one a simulator."""
+    """Number of simulator threads: `asked`, or for 0 one a core but at most one a simulator."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return asked or min(simulators, cores)
 
@@ -128,7 +129,9 @@ def worker_threads(asked: int, *, simulators: int) -> int:
 class Outbox:
     """Sends the results of a step to the device as one buffer, from pinned memory on CUDA.
 
-    Every Step has memory of its own and stays valid as long as somebody holds it.
+    Every Step is given memory of its own, which later steps leave alone.
+
+    Args:    spec of the environments; seeds S; device where steps arrive.
     """
 
     def __init__(self, spec: EnvSpec, *, seeds: int, device: torch.device | str) -> None:
@@ -140,8 +143,10 @@ class Outbox:
             (shape, torch.empty(0, dtype=dtype).numpy().dtype) for shape, dtype in self._fields
         ]
         used = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._fields]
-        # Every field starts aligned for any type; the padding is a slice of its own.
+        # In the buffer, a slice of padding follows each field, so that the next one starts at a
+        # multiple of 16 bytes, as views of any type need.
         self._slices = [size for n in used for size in (n, -n % 16)]
+        # Two pinned buffers take turns: one is filled while the other may still be on its way.
         self._turn = 0
         self._staging: list[tuple[Tensor, list[np.ndarray], torch.cuda.Event]] = []
         if self._device.type == "cuda":
@@ -151,6 +156,7 @@ class Outbox:
                 self._staging.append((pinned, into, torch.cuda.Event()))
 
     def _views(self, buffer: Tensor) -> Step:
+        """The fields of a Step as views of a buffer [bytes] uint8."""
         parts = buffer.split(self._slices)[::2]
         return Step(
             *(

@@ -1,17 +1,17 @@
-"""MuJoCo by EnvPool's C++ threads: the robots of Gym; dm_control's suite uses it too (`dmc.py`).
+"""MuJoCo simulated by EnvPool: Gym's robots, and the class that dm_control's suite uses (`dmc.py`).
 
-Dynamics and rewards are those of gymnasium's v4 and v5 (MuJoCo 3.6 inside). Observations are
-float64 there and float32 from here on; a float64 too large for that counts as infinite.
+Dynamics and rewards are those of gymnasium's v4 and v5 environments (MuJoCo 3.6 inside). Differs:
+observations are float64 there and float32 here; a number too large for float32 becomes infinite.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from cerl.config import MujocoEnv
+from cerl.envs.envpool import EnvPool
 from cerl.envs.host import nearest
 
 ROBOTS = (
@@ -31,7 +31,7 @@ VERSIONS = ("v4", "v5")
 
 
 def robot_ids() -> list[str]:
-    """The ids of this family."""
+    """The ids of this family, every robot in every version."""
     return [f"{robot}-{version}" for robot in ROBOTS for version in VERSIONS]
 
 
@@ -40,7 +40,7 @@ def envpool_robots(
 ) -> "EnvPoolPhysics":
     """Simulators of one of Gym's robots.
 
-    Args:    seeds [G] of the simulators.
+    Args:    seeds [G] of the simulators; threads of the simulators.
     Raises:  ValueError with the nearest ids on an unknown one; ImportError without envpool.
     """
     ids = robot_ids()
@@ -54,11 +54,12 @@ def envpool_robots(
 
 
 class EnvPoolPhysics:
-    """G simulators of one EnvPool id, without a limit on the episode.
+    """G simulators of one MuJoCo task of EnvPool, without a limit on the episode.
 
-    Args:    seeds [G] of the simulators; keys of a dict observation, in the order in which they are
-             joined (empty: an array, or all keys); repeat, simulator steps of an agent step (for
-             tasks without terminals); extra of cerl that brings envpool.
+    Args:    task, EnvPool's id; seeds [G] of the simulators; threads of the simulators; extra of
+             cerl that brings envpool; keys of a dict observation, in the order in which they are
+             joined (empty: all keys, or the observation is an array); repeat, simulator steps in an
+             agent step (only 1 for tasks that have terminals).
     Raises:  ImportError without envpool; ValueError if the installed one lacks the id.
     """
 
@@ -88,34 +89,20 @@ class EnvPoolPhysics:
                 f"env.name: the installed envpool has no {task!r}{nearest(task, known)}; "
                 f"pip install 'cerl[{extra}]' brings one that has"
             )
-        self._make = partial(
-            envpool.make_gymnasium,
-            task,
-            num_envs=len(seeds),
-            batch_size=len(seeds),
-            num_threads=threads,
-            max_episode_steps=2**30,
-        )
-        self._env: Any = None
-        self.reseed(seeds)
-        own_limit = int(envpool.make_spec(task).config.max_episode_steps)
+        self._pool = EnvPool(task, seeds=seeds, threads=threads)
+        own_limit = int(envpool.make_spec(task).config.max_episode_steps)  # simulator steps
         self.limit = -(-own_limit // repeat)
         self._keys, self._repeat = keys, repeat
-        space = self._env.action_space
-        self.low, self.high = space.low, space.high
-        self.observation = (self._joined(self._env.observation_space.sample(), 1).shape[-1],)
+        observations, actions = self._pool.spaces
+        self.low, self.high = actions.low, actions.high
+        self.observation = (self._joined(observations.sample(), 1).shape[-1],)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """From the next reset on, which has to be of all simulators, only these seeds matter.
-
-        EnvPool takes seeds only where it is built, so it is built anew.
-        """
-        # The old one goes first, with its threads and memory: EnvPool's own `close` frees nothing.
-        self._env = None
-        self._env = self._make(seed=[int(seed) for seed in seeds])
+        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
+        self._pool.reseed(seeds)
 
     def _joined(self, obs: Any, count: int) -> np.ndarray:
-        """Observations [count, D] in float32."""
+        """Observations [count, D] float32, made of an array or of the entries of a dict."""
         if isinstance(obs, dict):
             keys = self._keys or tuple(obs)
             obs = np.concatenate([obs[key].reshape(count, -1) for key in keys], -1)
@@ -123,8 +110,8 @@ class EnvPoolPhysics:
             return obs.reshape(count, -1).astype(np.float32)
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` (ascending) or of all."""
-        obs, info = self._env.reset(*(() if which is None else (which.astype(np.int32),)))
+        """Starts new episodes, of the indices `which` (ascending) or of all: [len(which), D]."""
+        obs, info = self._pool.reset(which)
         return self._joined(obs, len(info["env_id"]))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,12 +119,12 @@ class EnvPoolPhysics:
 
         An episode that was over starts anew instead, with reward 0.
         """
-        obs, reward, terminal, _, _ = self._env.step(action)
+        obs, reward, terminal, _, _ = self._pool.step(action)
         for _ in range(self._repeat - 1):
-            obs, more, terminal, _, _ = self._env.step(action)
+            obs, more, terminal, _, _ = self._pool.step(action)
             reward += more
         return self._joined(obs, len(action)), reward, terminal
 
     def close(self) -> None:
-        self._env.close()
-        del self._env
+        """Frees the simulators and their threads."""
+        self._pool.close()

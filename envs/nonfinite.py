@@ -1,7 +1,7 @@
-"""What happens to NaN and infinities that a simulator or a policy brings forth.
+"""What happens to NaN and infinities from a simulator or a policy.
 
-They must not reach replay: one NaN in a batch is a NaN in every parameter of its seed. Numbers are
-looked at as replay stores them: a reward of 1e39 is infinite in float32.
+They must not reach replay: one NaN in a batch becomes a NaN in every parameter of its seed. A
+number is judged by the type in which replay stores it: a reward of 1e39 is infinite in float32.
 """
 
 import math
@@ -11,25 +11,29 @@ from typing import Literal
 
 import numpy as np
 
-# The cuts of one environment that are worth a warning.
+# A warning is given at an environment's 1st, 10th, 100th, ... cut.
 _POWERS = frozenset(10**power for power in range(19))
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Whether all numbers are, by one pass over them where they are also of ordinary size."""
+    """Whether all numbers are finite."""
+    # The sum of squares is NaN or infinite if any number is, and takes one fast pass. It also
+    # overflows for large finite numbers, so only a finite sum settles the question.
     if values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)):
         return True
     return bool(np.isfinite(values).all())
 
 
 class Watch:
-    """Keeps what is not finite out of replay: NaN from a simulator, or from a policy.
+    """Keeps numbers that are not finite out of replay, those of simulators and of policies.
 
-    With `diverged` "error" the run stops and the message says where. With "cut" the episode ends
-    there, truncated: its last observation is shown again with reward 0 (a transition that ends
-    where it began and bootstraps), a warning says where, and the next step starts a new episode;
-    other environments and seeds do not notice. Warnings come at the 1st, 10th, 100th, ... cut of an
-    environment; `cuts` counts them all.
+    With `diverged` "error" the run stops and the message says where. With "cut" the episode is
+    truncated there: the observation before is shown again with reward 0 (a transition that ends
+    where it began and bootstraps from there), a warning says where, and the next step starts a new
+    episode. Other environments and seeds are not affected. `cuts` [S * E] counts an environment's
+    cuts; a warning comes at the 1st, 10th, 100th, ...
+
+    Args:    name of the task, for messages; seeds are the user's numbers, S of them; envs E a seed.
     """
 
     def __init__(
@@ -39,14 +43,16 @@ class Watch:
         self.cuts = np.zeros(len(seeds) * envs, dtype=np.int64)
 
     def where(self, index: int, step: int | None = None) -> str:
-        """Which simulator an index means, in words, and at which agent step of its episode."""
+        """Names simulator `index` of S * E in words, and the agent step of its episode."""
         seed, env = divmod(index, self._count)
         when = {None: "", 0: ", at the start of an episode"}.get(step, f", agent step {step}")
         return f"{self._name}, seed {self._seeds[seed]}, environment {env}{when}"
 
     def controls(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [G, A] with 0 where they were not finite, and in which rows, [G] bool.
+        """Replaces actions that are not finite by 0.
 
+        Args:    action [G, A], G = S * E.
+        Returns: the actions [G, A], and in which rows something was replaced, [G] bool.
         Raises:  RuntimeError under "error".
         """
         if _finite(action):
@@ -64,10 +70,12 @@ class Watch:
         fresh: np.ndarray,
         elapsed: np.ndarray,
     ) -> np.ndarray:
-        """Puts an observation before in place of one that is not finite, and 0 for its reward.
+        """Looks for what is not finite in a step's results. Changes obs and reward in place: there,
+        the observation becomes the one before and the reward 0.
 
-        Args:    obs, before [G, ...] as replay stores them; reward [G] of any precision; fresh [G]
-                 bool, first observations of an episode; elapsed [G], agent steps of the episodes.
+        Args:    obs [G, ...] and, of the step before, before [G, ...], as replay stores them;
+                 reward [G] of any float type; fresh [G] bool, obs is the first of an episode;
+                 elapsed [G], agent steps of the episodes.
         Returns: which episodes have to be cut, [G] bool.
         Raises:  RuntimeError under "error", and where a first observation is not finite.
         """
@@ -96,10 +104,11 @@ class Watch:
         *,
         cut: bool = True,
     ) -> None:
+        """Warns of the rows [G] bool, or raises RuntimeError where they may not be cut."""
         for index in np.flatnonzero(rows):
             where = self.where(int(index), None if elapsed is None else int(elapsed[index]))
             value = values[index]
-            # A number that is finite by itself is too large for the type that replay keeps.
+            # A number that the simulator's own type can hold was too large for that of replay.
             kind = " in float32" if np.isfinite(value).all() else ""
             text = f"{where}: expected a finite {what}{kind}, got {value}; {why}"
             if not (cut and self._cut):

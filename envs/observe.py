@@ -1,9 +1,10 @@
-"""What an agent gets to see: masks, noise, dropout and flicker over any environment, on the device.
+"""Partial observability: masks, noise, dropout and flicker over any environment, on the device.
 
-One layer, whatever is asked for, in a fixed order: components kept, Gaussian noise, components that
-drop out, the whole observation flickering. Draws are counter-based (seed value, purpose, count of
-steps), so they are made once: replay stores what was seen. Every observation passes through,
-those after a reset and an episode's last too. Zero stands for what is hidden.
+One wrapper applies what a config asks for, in this order: it keeps some components, adds Gaussian
+noise, sets single components to 0 (dropout), sets the whole observation to 0 (flicker). Random
+numbers are counter-based (seed value, purpose, number of steps). They are drawn once, when an
+observation is made, and replay stores the result. Every observation is treated so, also the first
+and the last of an episode.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from cerl.data import EnvSpec, Step
 from cerl.envs.api import VecEnv
 from cerl.envs.host import nearest
 
-# Components that are places and angles, and those that are their speeds; contact forces, inertias
-# and the like are neither. Gym-MuJoCo in versions 4 and 5, and gymnasium's classic control.
+# For each robot, the components of an observation that are positions and angles, and those that are
+# velocities. Contact forces, inertias and the like are neither. The robots are those of Gym-MuJoCo,
+# versions 4 and 5, and of gymnasium's classic control.
 ROBOTS: dict[str, tuple[Sequence[int], Sequence[int]]] = {
     "Ant": (range(13), range(13, 27)),
     "CartPole": ((0, 2), (1, 3)),
@@ -45,10 +47,10 @@ def observed(
     salt: int,
     device: torch.device | str,
 ) -> VecEnv:
-    """The environments as `config.observe` shows them; themselves where it changes nothing.
+    """The environments, wrapped where `config.observe` asks for anything.
 
-    Args:    seeds and salt are those that the environments were made with.
-    Raises:  ValueError where the observations are not such that it can be done.
+    Args:    seeds, salt and device as the environments were made with.
+    Raises:  ValueError where this kind of observation does not allow it.
     """
     if config.observe == ObserveConfig():
         return env
@@ -67,7 +69,7 @@ def observed(
 
 
 def _kept(spec: EnvSpec, config: EnvConfig) -> tuple[int, ...]:
-    """Components to keep, in order; none: all.
+    """Indices of the components to keep, in order; empty: all.
 
     Raises:  ValueError on an image, an index out of range or given twice, an unknown robot.
     """
@@ -98,7 +100,7 @@ def _kept(spec: EnvSpec, config: EnvConfig) -> tuple[int, ...]:
 
 
 def _named(size: int, config: EnvConfig) -> Sequence[int]:
-    """What `keep` stands for. Raises: ValueError where the robot is not in the table."""
+    """Indices of the components that `keep` names, of `size`. Raises: ValueError if unknown."""
     speeds = config.observe.keep == "velocity"
     if config.family == "point_mass":
         return range(size // 2, size) if speeds else range(size // 2)
@@ -114,9 +116,10 @@ def _named(size: int, config: EnvConfig) -> Sequence[int]:
 
 
 class Observed:
-    """A VecEnv whose observations are masked and disturbed; all else is the inner one's.
+    """A VecEnv that changes the observations of another one and nothing else.
 
-    Args:    kept, components in order (none: all); key [S] of the draws.
+    Args:    kept, indices of the components to keep, in order (empty: all); key [S] int64 of the
+             random numbers, on the device of the observations.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Observed:
         return self._seen(self._env.reset())
 
     def restart(self, number: int) -> Step:
-        """Starts a new episode everywhere that depends on `number`, not on what came before."""
+        """Starts new episodes that depend on seeds, salt and `number` alone, as in `VecEnv`."""
         self._counter.fill_(draw.first_step(number))
         return self._seen(self._env.restart(number))
 
@@ -149,6 +152,7 @@ class Observed:
         return self._seen(self._env.step(action))
 
     def _seen(self, step: Step) -> Step:
+        """The step as the agent sees it."""
         config, obs = self._config, step.obs
         if self._kept is not None:
             obs = obs.index_select(-1, self._kept)
@@ -165,7 +169,7 @@ class Observed:
         return step._replace(obs=obs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner state, and how many steps were shown."""
+        """The state of the inner environments, and the number of observations so far."""
         return {"env": self._env.state_dict(), "shown": self._counter.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:

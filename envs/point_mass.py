@@ -1,13 +1,14 @@
 """A point mass on the device: pushed by a bounded force, it has to reach the middle and stay there.
 
-Double integrator with drag in a square (a cube in three dimensions) of side 2. With force f, speed
-v and place x, a step of 0.1 s is v' = v + 0.1 (5 f - 2 v), x' = x + 0.1 v', so a full push tends to
-2.5 units a second. It starts at rest anywhere in the square; the reward is 1 in the middle and
-falls linearly with the distance to 0 in a corner. Walls stop the mass; without walls leaving the
-square is terminal.
+A task of cerl's own, the smallest one with continuous actions (dm_control's task of the same name
+has other dynamics). The mass is a double integrator with drag in a square (a cube in three
+dimensions) of side 2. With force f, speed v and place x, an agent step of 0.1 s is
+v' = v + 0.1 (5 f - 2 v), x' = x + 0.1 v', so under a full push the speed tends to 2.5 units a
+second. An episode starts at rest at a uniformly drawn place. The reward is 1 in the middle and
+falls linearly with the distance from it, to 0 in a corner. Walls stop the mass; without walls,
+leaving the square is terminal.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from cerl.config import PointMassEnv
-from cerl.envs.resident import Game, Resident
+from cerl.envs.resident import Game
 
-_TICK = 0.1  # seconds of a step
-_FORCE = 5.0  # of a full action, units / s^2
+_TICK = 0.1  # seconds of an agent step
+_FORCE = 5.0  # units / s^2, the acceleration by a full action
 _DRAG = 2.0  # 1 / s
 
 
@@ -27,17 +28,9 @@ class State(NamedTuple):
     speed: Tensor  # [G, dimensions] units / s
 
 
-def PointMass(
-    config: PointMassEnv,
-    *,
-    seeds: Sequence[int],
-    salt: int,
-    device: torch.device | str,
-    longest: int = 0,
-    fuse: bool | None = None,
-) -> Resident:
-    """S x E masses; see `Resident` for the arguments."""
-    game = Game(
+def game(config: PointMassEnv) -> Game:
+    """The rules of the point mass; an observation is place and speed, [2 dimensions] float32."""
+    return Game(
         reset=_reset,
         step=partial(_step, walls=config.walls),
         observe=_observe,
@@ -46,18 +39,6 @@ def PointMass(
         observation=(2 * config.dimensions,),
         dtype=torch.float32,
         components=config.dimensions,
-    )
-    return Resident(
-        game,
-        name=config.name,
-        envs=config.envs,
-        sticky=0.0,
-        time_limit=config.time_limit,
-        seeds=seeds,
-        salt=salt,
-        device=device,
-        longest=longest,
-        fuse=fuse,
     )
 
 

@@ -1,44 +1,42 @@
-"""POPGym (Morad et al. 2023, arXiv:2303.01859): device-resident games, or the popgym package.
+"""POPGym's tasks as simulated by the popgym package (Morad et al. 2023, arXiv:2303.01859).
 
-Both back ends have the same observations (flattened, one-hot), actions, rewards and ends. Actions
-of the package that are pairs become one number, row by row; Boxes are scaled from [-1, 1]. What the
-package truncates is truncated here too and still has a value; AMAGO, for one, calls it a terminal.
+The family's other back end is the device-resident rules of `envs/memory`. Both have the same
+observations (flattened, one-hot), actions, rewards and ends of episodes. Where the package's action
+is a pair (row, column), the agent's is one number, counted row by row; continuous actions are
+scaled from [-1, 1]. An episode that the package truncates is truncated here too, so its last state
+keeps a value; some codebases (AMAGO) treat such an end as a terminal.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from cerl.config import GymEnv, MemoryEnv, PopgymEnv
+from cerl.config import GymEnv, PopgymEnv
 from cerl.envs.gym import Gym
-from cerl.envs.memory import Memory
-from cerl.envs.resident import Resident
 
 
 def popgym_id(name: str) -> str:
-    """The id under which the package registers a task; it spells one of its names differently."""
+    """The id under which the package registers a task.
+
+    The package spells VelocityOnlyCartPole with a small p there, unlike its other cart-poles.
+    """
     return f"popgym-{name.replace('VelocityOnlyCartPole', 'VelocityOnlyCartpole')}-v0"
 
 
-def Popgym(
+def package_simulators(
     config: PopgymEnv,
     *,
     seeds: Sequence[int],
     salt: int,
     device: torch.device | str,
     longest: int = 0,
-) -> Resident | Gym:
-    """S x E games of the task that `config` names; `spec.name` says which back end plays them.
+) -> Gym:
+    """S x E of the package's simulators of the task that `config` names.
 
     Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
              seed; longest, agent steps after which an episode is truncated too (0: never).
-    Raises:  ImportError naming the pip command where the package is asked for and missing.
+    Raises:  ImportError naming the pip command where the package is missing.
     """
-    if config.backend == "resident":
-        shared = {key: getattr(config, key) for key in ("name", "envs", "time_limit")}
-        game = MemoryEnv.model_validate(shared)
-        title = f"{config.name} (resident)"
-        return Memory(game, seeds=seeds, salt=salt, device=device, longest=longest, title=title)
     try:
         import popgym  # noqa: F401  registers its ids
     except ImportError as error:

@@ -1,8 +1,10 @@
 """Device-resident games: S x E copies of one game stepped by tensor arithmetic, never a host sync.
 
-A game is three pure functions of tensors with one leading axis G = S * E. This file adds what
-every game needs: counter-based draws, sticky actions, autoreset on the next step, a time limit, and
-a state that is allocated once and updated in place, so that a CUDA graph can hold the step.
+A game is three pure functions of tensors with one leading axis G = S * E (`Game`). `Resident` adds
+what every game needs: counter-based random numbers, sticky actions, autoreset on the next step, a
+time limit, and a state that is allocated once and updated in place, so that a CUDA graph can replay
+the step. A new game needs its rules only: see `envs/own_game.py`, and `envs/catch.py` as the
+shortest example.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,32 +21,38 @@ _NEVER = 1 << 62
 
 
 class Game(NamedTuple):
-    """Rules as pure functions. States are NamedTuples of tensors [G, ...]; uniforms are in [0, 1).
+    """The rules of a game, as pure functions on tensors of any device.
 
-    `reset(u [G, reset_draws]) -> state`; `step(state, action, u [G, draws]) -> (state,
-    reward [G] float32, terminal [G] bool)`; `observe(state) -> [G, *observation]` of type `dtype`.
-    An action is an id, [G] int64, or with `components` [G, components] float32 in [-1, 1].
-    Only pointwise operations and small reductions, no shape and no branch that depends on data. A
-    step from a finished game may return anything, but must not fail.
+    `reset(u) -> state` starts G games from u [G, reset_draws], uniform in [0, 1). A state is a
+    NamedTuple of tensors [G, ...] whose shapes and types never change.
+    `step(state, action, u) -> (state, reward, terminal)` plays one agent step of every game, with
+    u [G, draws] uniform in [0, 1). Discrete actions are ids [G] int64 out of `actions`; continuous
+    ones are [G, components] float32 in [-1, 1]. reward [G] float32, terminal [G] bool. A finished
+    game is stepped once more and the result thrown away: it may be anything, but must not fail.
+    `observe(state) -> [G, *observation]` of type `dtype` shows the games.
+
+    No shape and no Python branch may depend on the data in a tensor: a GPU would have to wait for
+    the host, and the step could not be compiled. Pointwise operations and small reductions compile
+    into few kernels.
     """
 
     reset: Callable[[Tensor], Any]
     step: Callable[[Any, Tensor, Tensor], tuple[Any, Tensor, Tensor]]
     observe: Callable[[Any], Tensor]
-    draws: int  # uniforms that one step may use
-    reset_draws: int  # uniforms that one reset may use
-    observation: tuple[int, ...]
-    actions: tuple[int, ...] = ()  # the game's id of each action on offer
-    dtype: torch.dtype = torch.bool
-    components: int = 0  # of a continuous action; 0: actions are discrete
+    draws: int  # uniform numbers that one step of one game may use
+    reset_draws: int  # uniform numbers that one reset of one game may use
+    observation: tuple[int, ...]  # shape of one observation
+    actions: tuple[int, ...] = ()  # for each action that the agent can choose, its id in the rules
+    dtype: torch.dtype = torch.bool  # of observations
+    components: int = 0  # numbers that make up a continuous action; 0: actions are discrete
 
 
-class Memory(NamedTuple):
-    """What a game's rules do not know about the game under way."""
+class Episode(NamedTuple):
+    """The state of an episode beside the rules: for sticky actions, autoreset and time limit."""
 
-    last_action: Tensor  # [G] int64, game's id, or [G, A]; survives a reset, as in MinAtar
+    last_action: Tensor  # [G] int64, its id in the rules, or [G, A]; kept at a reset, as in MinAtar
     done: Tensor  # [G] bool, the last step ended an episode
-    elapsed: Tensor  # [G] int64, agent steps of the episode
+    elapsed: Tensor  # [G] int64, agent steps of the episode so far
 
 
 class Resident:
@@ -52,11 +60,12 @@ class Resident:
 
     Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced
              by the last one executed (at first 0); time_limit and longest in agent steps (0: none),
-             reaching the smaller of them truncates unless the game ends by itself; salt separates
-             consumers (training, evaluation) of one seed; fuse compiles the step into few kernels
-             (None: on CUDA only), the numbers are the same, fractions to rounding.
-    Raises:  ValueError for no seed, no game, a choice of action ids outside 0..7, or a game whose
-             actions are both ids and continuous, or neither.
+             reaching the smaller of them truncates unless the game ends by itself; seeds are the
+             user's numbers, S of them; salt separates consumers (training, evaluation) of one seed;
+             fuse compiles the step into few kernels (None: on CUDA only). Compiled, whole numbers
+             and flags stay the same to the bit, floats agree up to rounding.
+    Raises:  ValueError for no seed, envs below 1, action ids that are neither 0, 1, 2, ... nor
+             within 0..7, or a game whose actions are both ids and continuous, or neither.
     """
 
     def __init__(
@@ -75,8 +84,8 @@ class Resident:
     ) -> None:
         if bool(game.actions) == bool(game.components):
             raise ValueError(f"{name}: expected either action ids or components, got {game}")
-        every = game.actions == tuple(range(len(game.actions)))
-        if not every and (not set(game.actions) <= set(range(8)) or len(game.actions) > 8):
+        in_order = game.actions == tuple(range(len(game.actions)))
+        if not in_order and (not set(game.actions) <= set(range(8)) or len(game.actions) > 8):
             raise ValueError(
                 f"{name}: expected the action ids 0, 1, 2, ... or at most 8 of 0..7, got "
                 f"{game.actions}"
@@ -104,24 +113,26 @@ class Resident:
             continuous=game.components > 0,
         )
         self._key = draw.seed_keys(seeds, salt=salt, device=device)
-        # A tensor in memory: compilers fold `arange * constant` symbolically, beyond 64 bits.
+        # Kept as a tensor in memory: in the compiled step, an `arange` times the constants of the
+        # hash would be folded symbolically and leave the range of 64 bits.
         self._grid = torch.arange(envs * self.columns, device=device).view(1, envs, self.columns)
         self._counter = torch.zeros((), dtype=torch.int64, device=device)
-        self._memory = Memory(
+        self._episode = Episode(
             last_action=self._spec.action(games, device=device),
             done=torch.ones(games, dtype=torch.bool, device=device),
             elapsed=torch.zeros(games, dtype=torch.int64, device=device),
         )
         blank = game.reset(torch.zeros(games, game.reset_draws, device=device))
-        # A reset may share or expand tensors; what is updated in place must own its memory.
+        # Fields of a reset may be views of each other or expanded. This state is updated in place,
+        # so each of its fields needs memory of its own.
         self._state = type(blank)(
             *(torch.empty(f.shape, dtype=f.dtype, device=device).copy_(f) for f in blank)
         )
         self._idle = self._spec.action(*self._shape, device=device)
         fuse = device.type == "cuda" if fuse is None else fuse
-        self._advance: Callable[[Tensor], Step] = self._eager
+        self._advance: Callable[[Tensor], Step] = self._advance_once
         if fuse:
-            self._advance = fused(self._eager)
+            self._advance = fused(self._advance_once)
 
     @property
     def spec(self) -> EnvSpec:
@@ -129,14 +140,14 @@ class Resident:
 
     @property
     def columns(self) -> int:
-        """Uniforms that a game is given on each step: the sticky draw, then the rules' own.
+        """Uniform numbers drawn for a game on each step: one for sticky actions, then the rules'.
 
-        One step either plays or resets, so both read the same columns from the second on.
+        A game either plays or resets on a step, so both read the same columns from the second on.
         """
         return 1 + max(self._game.draws, self._game.reset_draws)
 
     def draws(self) -> Tensor:
-        """The uniforms that the next step will use, [S, E, columns] float32: `draw.uniform`'s."""
+        """Uniform numbers of the next step, [S, E, columns] float32, those of `draw.uniform`."""
         return self._uniforms(self.columns)
 
     def _uniforms(self, columns: int) -> Tensor:
@@ -145,12 +156,12 @@ class Resident:
 
     def reset(self) -> Step:
         """Starts a new episode everywhere; rewards 0, flags False."""
-        self._memory.done.fill_(True)
+        self._episode.done.fill_(True)
         return self.step(self._idle)
 
     def restart(self, number: int) -> Step:
-        """Starts a new episode everywhere that depends on `number`, not on what came before."""
-        self._memory.last_action.zero_()
+        """Starts new episodes that depend on seeds, salt and `number` alone, as in `VecEnv`."""
+        self._episode.last_action.zero_()
         self._counter.fill_(draw.first_step(number))
         return self.reset()
 
@@ -158,10 +169,11 @@ class Resident:
         """Advances every game by one agent step.
 
         Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
-                 [-1, 1]; ignored where the last step ended an episode. NaN passes and stays in its
-                 environment until the episode's end.
-        Raises:  ValueError for another shape or type, and on the CPU for an action out of range (on
-                 CUDA the test would wait for the device: such an action is then undefined).
+                 [-1, 1]; ignored where the last step ended an episode. A NaN is handed to the
+                 rules; it spoils its own environment only, at most until the episode ends.
+        Raises:  ValueError for another shape or type, and on the CPU for an action out of range. On
+                 CUDA that check would make the host wait for the device, so it is left out, and the
+                 result of such an action is undefined.
         """
         idle = self._idle
         if action.shape != idle.shape or action.dtype != idle.dtype:
@@ -178,8 +190,8 @@ class Resident:
                     "squash or clip them"
                 )
             if not self._spec.continuous and (low < 0 or high >= self._spec.actions):
-                every = self._game.actions == tuple(range(self._spec.actions))
-                hint = "" if every else "; `full_actions` offers all six of MinAtar"
+                in_order = self._game.actions == tuple(range(self._spec.actions))
+                hint = "" if in_order else "; `full_actions` offers all six of MinAtar"
                 raise ValueError(
                     f"{self._spec.name}: expected actions in 0..{self._spec.actions - 1}, got "
                     f"{int(low)}..{int(high)}{hint}"
@@ -187,11 +199,12 @@ class Resident:
         return self._advance(action)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of every tensor that the next step reads, draws included."""
+        """Copies of every tensor that the next step depends on, by name; the rules' own begin with
+        `game.`."""
         return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores in place, so compiled and captured steps go on with it.
+        """Copies a saved state into the tensors at hand, which compiled and captured steps read.
 
         Raises:  ValueError if a tensor is missing, unknown, or of another shape or type; nothing is
                  changed then.
@@ -218,18 +231,20 @@ class Resident:
 
     def _tensors(self) -> dict[str, Tensor]:
         rules = {f"game.{name}": tensor for name, tensor in self._state._asdict().items()}
-        return {"key": self._key, "counter": self._counter, **self._memory._asdict(), **rules}
+        return {"key": self._key, "counter": self._counter, **self._episode._asdict(), **rules}
 
-    def _eager(self, action: Tensor) -> Step:
-        over = self._memory.done
-        # On the CPU this question costs nothing, and shuffling decks that nobody is dealt does.
-        quiet = over.device.type == "cpu" and not torch.compiler.is_compiling() and not over.any()
-        u = self._uniforms(1 + self._game.draws if quiet else self.columns).flatten(0, 1)
-        memory, state, reward, terminated, truncated = self._transition(
-            action.flatten(0, 1), u, starts=not quiet
+    def _advance_once(self, action: Tensor) -> Step:
+        """One step of every game, not compiled: `_advance` is this method or its compiled form."""
+        over = self._episode.done
+        # Skip the resets when no episode has ended. Only on the CPU: on a GPU, `any` would make the
+        # host wait, and a compiled step cannot branch on it.
+        resets = over.device.type != "cpu" or torch.compiler.is_compiling() or bool(over.any())
+        u = self._uniforms(self.columns if resets else 1 + self._game.draws).flatten(0, 1)
+        episode, state, reward, terminated, truncated = self._transition(
+            action.flatten(0, 1), u, resets=resets
         )
         obs = self._game.observe(state)
-        for old, new in zip((*self._memory, *self._state), (*memory, *state), strict=True):
+        for old, new in zip((*self._episode, *self._state), (*episode, *state), strict=True):
             old.copy_(new)
         self._counter.add_(1)
         return Step(
@@ -237,50 +252,62 @@ class Resident:
         )
 
     def _transition(
-        self, action: Tensor, u: Tensor, *, starts: bool
-    ) -> tuple[Memory, Any, Tensor, Tensor, Tensor]:
-        """One step of every game. Args: u [G, columns]; starts, False if no episode begins."""
-        game, over = self._game, self._memory.done
+        self, action: Tensor, u: Tensor, *, resets: bool
+    ) -> tuple[Episode, Any, Tensor, Tensor, Tensor]:
+        """Computes the result of one step of every game, without changing anything.
+
+        Args:    action [G] or [G, A]; u [G, columns] uniform in [0, 1); resets, False if the caller
+                 knows that no game begins a new episode.
+        Returns: the new episode and state, reward [G] float32, terminated and truncated [G] bool.
+        """
+        game, over = self._game, self._episode.done
         executed = action if game.components else _game_id(game.actions, action)
         if self._sticky > 0:
-            executed = _choose(u[:, 0] < self._sticky, self._memory.last_action, executed)
+            executed = _choose(u[:, 0] < self._sticky, self._episode.last_action, executed)
         played, reward, terminal = game.step(self._state, executed, u[:, 1 : 1 + game.draws])
-        if starts:
+        if resets:
             fresh = game.reset(u[:, 1 : 1 + game.reset_draws])
             state = type(played)(*(_choose(over, a, b) for a, b in zip(fresh, played, strict=True)))
         else:
-            state = _apart(self._state, played)
-        elapsed = torch.where(over, 0, self._memory.elapsed + 1)
+            state = _unaliased(self._state, played)
+        elapsed = torch.where(over, 0, self._episode.elapsed + 1)
         playing = ~over
         terminated = terminal & playing
         truncated = (elapsed >= self._limit) & ~terminated & playing
-        memory = Memory(
-            last_action=_choose(over, self._memory.last_action, executed),
+        episode = Episode(
+            last_action=_choose(over, self._episode.last_action, executed),
             done=terminated | truncated,
             elapsed=elapsed,
         )
-        return memory, state, torch.where(over, 0.0, reward), terminated, truncated
+        return episode, state, torch.where(over, 0.0, reward), terminated, truncated
 
 
 def _game_id(actions: tuple[int, ...], action: Tensor) -> Tensor:
+    """The rules' ids of chosen actions, [G] int64. Args: action [G] in [0, len(actions))."""
     if actions == tuple(range(len(actions))):
         return action
-    # Four bits an id in one constant: a lookup without a load.
+    # At most 8 ids of four bits each fit into one integer constant, so the lookup is a shift and
+    # reads no memory.
     table = sum(game_id << 4 * index for index, game_id in enumerate(actions))
     return (table >> 4 * action) & 15
 
 
-def _apart(old: Any, new: Any) -> Any:
-    """The new state without tensors that share memory with another field of the old one: these are
-    overwritten one after the other."""
-    held = {field.untyped_storage().data_ptr() for field in old}
+def _unaliased(old: Any, new: Any) -> Any:
+    """The new state, with a copy of each field that is stored in the memory of another old field.
+
+    Rules may return a field of the old state under another name, or a view of it. The caller copies
+    the new fields into the old ones one after the other: without these copies, the first one could
+    overwrite what a later one has yet to read.
+    """
+    taken = {field.untyped_storage().data_ptr() for field in old}
     return type(new)(
         *(
-            b.clone() if b is not a and b.untyped_storage().data_ptr() in held else b
+            b.clone() if b is not a and b.untyped_storage().data_ptr() in taken else b
             for a, b in zip(old, new, strict=True)
         )
     )
 
 
 def _choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` where which [G], else `other`; both [G, ...]."""
     return torch.where(which.view(-1, *([1] * (other.dim() - 1))), one, other)

@@ -1,9 +1,9 @@
-"""Saved states of simulators: plain data that is checked whole before any of it is used.
+"""Saved states of simulators: plain data, all of which is checked before any of it is used.
 
-A state may come from a stranger's file, so what it may set is listed here and nothing else is: the
-attributes that a step or a reset of a known class changes, numpy's five bit generators, the
-integration state of a MuJoCo model of the same sizes. A class that is not listed is not saved. A
-state that does not fit is refused by CheckpointError, and the simulators stay as they were.
+A state may come from a stranger's file. So it can set only what this file lists: the attributes
+that a step or a reset changes in known classes, numpy's five bit generators, and the integration
+state of a MuJoCo model of the same sizes. Simulators of other classes are not saved. A state that
+does not fit raises CheckpointError, and the simulators stay as they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ _GENERATORS = {
         np.random.SFC64,
     )
 }
-# The largest value of each whole number in a generator's state; numpy itself does not look, and
-# reads beyond its buffers where a position is too large.
+# The largest value of each whole number in a generator's state. They have to be checked here: numpy
+# takes any value, and then reads beyond its buffers where a position is too large.
 _LARGEST = {
     "state": 2**128 - 1,
     "inc": 2**128 - 1,
@@ -52,7 +52,7 @@ def _shown(value: Any) -> str:
 
 
 def refuse(where: str, expected: str, got: Any) -> CheckpointError:
-    """The error over a saved value that does not fit."""
+    """The error over a saved value that does not fit. Args: where, its path in the saved state."""
     return CheckpointError(
         f"{where}: expected {expected}, got {_shown(got)}; the saved state is of another task, of "
         "other options, or damaged"
@@ -80,9 +80,9 @@ def whole(value: Any, *, where: str, largest: int = 2**62) -> int:
 
 
 def array(value: Any, shape: Sequence[int], dtype: Any, *, where: str) -> np.ndarray:
-    """A saved tensor as an array of its own memory.
+    """A saved tensor, copied into a numpy array.
 
-    Args:    shape, -1 for a length that may be any.
+    Args:    shape that is expected; -1 stands for any length.
     Raises:  CheckpointError on another type, shape or dtype.
     """
     dtype = np.dtype(dtype)
@@ -101,7 +101,7 @@ def array(value: Any, shape: Sequence[int], dtype: Any, *, where: str) -> np.nda
 
 
 def save_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A numpy generator's state as plain data; unsigned arrays as signed tensors of their bits."""
+    """A numpy generator's state as plain data; arrays become signed tensors of the same bits."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -114,9 +114,9 @@ def save_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_numbers(saved: Any, like: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """What `save_numbers` made plain, for a generator of the same kind.
+    """A numpy generator's state, from what `save_numbers` returned.
 
-    Args:    like, the state of any generator of that kind.
+    Args:    like, the state of any generator of the same kind.
     Raises:  CheckpointError naming the entry that does not fit.
     """
 
@@ -154,21 +154,21 @@ def _load_generator(saved: Any, *, where: str) -> np.random.Generator:
 
 
 def _mujoco() -> Any:
-    """MuJoCo, imported where it is needed: only a part of the simulators uses it."""
+    """The mujoco package, imported on first use: few simulators need it."""
     import mujoco
 
     return mujoco
 
 
 def _kept() -> int:
-    """MuJoCo's bits for what its steps depend on."""
+    """The bits that select, of MuJoCo's state, all that its next step depends on."""
     return int(_mujoco().mjtState.mjSTATE_INTEGRATION)
 
 
 def physics_is_exact(model: Any) -> bool:
-    """Whether numbers that may have any value are all the state of a MuJoCo model.
+    """Whether a MuJoCo model has no state beyond numbers that are safe to set to any value.
 
-    Plugins keep a state of their own; a history of controls or sensors holds positions in buffers,
+    Plugins have state of their own. A history of controls or sensors holds positions in buffers,
     which MuJoCo does not check.
     """
     state, size = _mujoco().mjtState, _mujoco().mj_stateSize
@@ -177,26 +177,27 @@ def physics_is_exact(model: Any) -> bool:
 
 
 def save_physics(model: Any, data: Any) -> Tensor:
-    """All that a further step of MuJoCo depends on, a float64 vector."""
+    """All that the next step of MuJoCo depends on, one float64 vector."""
     state = np.empty(_mujoco().mj_stateSize(model, _kept()))
     _mujoco().mj_getState(model, data, state, _kept())
     return torch.from_numpy(state)
 
 
 def load_physics(saved: Any, model: Any, *, where: str) -> np.ndarray:
-    """What `save_physics` gave. Raises: CheckpointError if it is of another model."""
+    """The vector from `save_physics`. Raises: CheckpointError if it is of another model."""
     return array(saved, (_mujoco().mj_stateSize(model, _kept()),), np.float64, where=where)
 
 
 def set_physics(model: Any, data: Any, state: np.ndarray) -> None:
-    """Puts a model into a state, with all that follows from it (positions, contacts, sensors)."""
+    """Puts a model into a state and computes positions, contacts and sensors from it."""
     _mujoco().mj_setState(model, data, state, _kept())
     _mujoco().mj_forward(model, data)
-    # The solver has just left its own solution as the start of the next one.
+    # The line above also replaced the solver's starting point, which is a part of the state.
     _mujoco().mj_setState(model, data, state, _kept())
 
 
-# Gymnasium: what a saved attribute may be. Checks take (saved value, simulator, where).
+# Gymnasium: checks of saved attributes. A check takes (saved value, simulator or wrapper, where)
+# and returns the attribute's value, or raises CheckpointError.
 
 _Check = Callable[[Any, Any, str], Any]
 _NUMBERS = (torch.float64, torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -224,7 +225,7 @@ def _flag(saved: Any, layer: Any, where: str) -> bool:
 
 
 def _cell(saved: Any, layer: Any, where: str) -> Any:
-    """The number of one of a table's states."""
+    """The number of a state in a tabular task."""
     value = _number(saved, layer, where)
     if not isinstance(value, int | np.integer) or not 0 <= value < layer.observation_space.n:
         raise refuse(where, f"a whole number below {layer.observation_space.n}", saved)
@@ -232,14 +233,14 @@ def _cell(saved: Any, layer: Any, where: str) -> Any:
 
 
 def _hand(saved: Any, layer: Any, where: str) -> list[Any]:
-    """Cards, aces as 1."""
+    """A hand of Blackjack: cards up to 10, aces as 1."""
     if type(saved) is not list or not 1 <= len(saved) <= 32:
         raise refuse(where, "a list of 1 to 32 cards", saved)
     return [whole(_number(card, layer, where), where=where, largest=10) for card in saved]
 
 
 def _vector(size: int) -> _Check:
-    """Numbers as an array, a tuple or a list: some simulators change between these as they run."""
+    """The check of `size` numbers, in an array, tuple or list: some simulators use all three."""
 
     def check(saved: Any, layer: Any, where: str) -> Any:
         if isinstance(saved, Tensor) and saved.dtype in (torch.float32, torch.float64):
@@ -253,8 +254,8 @@ def _vector(size: int) -> _Check:
 
 
 _TABLE = {"s": _cell, "lastaction": _number}
-# Attributes that change while an episode goes on, by class. All others are constants, follow from
-# these, or are only drawn.
+# For each class, the attributes that its steps and resets change and depend on, with their checks.
+# Its other attributes are constants, follow from these, or serve rendering only.
 _CHANGING: dict[str, dict[str, _Check]] = {
     "gymnasium.envs.classic_control.acrobot.AcrobotEnv": {"state": _vector(4)},
     "gymnasium.envs.classic_control.cartpole.CartPoleEnv": {
@@ -279,8 +280,8 @@ _CHANGING: dict[str, dict[str, _Check]] = {
     "cerl.envs.gym.JointAction": {},
 }
 _ROBOTS = "gymnasium.envs.mujoco."
-# The robots' rewards compare places with those before a step, which MuJoCo computed in the middle
-# of the step before: they do not follow from the state.
+# Rewards of the robots compare positions of bodies after a step with those before it. MuJoCo left
+# the latter from the middle of the step before, so they do not follow from its state.
 _PLACES = ("xpos", "xipos")
 
 
@@ -307,21 +308,21 @@ def exact(env: gymnasium.Env) -> bool:
         return False
     kwargs = inner.spec.kwargs if inner.spec is not None else {}
     if kwargs.get("map_name", "") is None and kwargs.get("desc") is None:
-        return False  # gymnasium draws such a lake without a seed, so no other has its map
+        return False  # gymnasium draws the map of such a FrozenLake from an unseeded generator
     return physics_is_exact(inner.model) if _is_robot(inner) else _name(inner) in _CHANGING
 
 
 def _plain(value: Any) -> Any:
-    """Plain data of an attribute: tensors in place of arrays and of numpy's scalars."""
+    """An attribute as plain data: numpy's arrays and scalars become tensors."""
     if isinstance(value, np.ndarray | np.generic):
         return torch.from_numpy(np.array(value))
     return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def save(env: gymnasium.Env) -> list[dict[str, Any]]:
-    """What changes in a simulator for which `exact` holds and in its wrappers, outermost first.
+    """The state of a simulator and of its wrappers, outermost first.
 
-    The simulator was reset at least once.
+    Args:    env, for which `exact` holds, after its first reset.
     """
     saved = [
         {key: _plain(getattr(layer, key)) for key in _CHANGING.get(_name(layer), {})}
@@ -337,7 +338,7 @@ def save(env: gymnasium.Env) -> list[dict[str, Any]]:
 
 
 def restore(envs: Sequence[gymnasium.Env], saved: Any, *, where: str) -> None:
-    """Puts simulators into the states that `save` gave, once all of them are checked.
+    """Checks the states that `save` returned for all simulators, then puts these into them.
 
     Raises:  CheckpointError naming simulator and attribute; then none of them is changed.
     """
@@ -355,7 +356,7 @@ def restore(envs: Sequence[gymnasium.Env], saved: Any, *, where: str) -> None:
 
 
 def _changes(env: gymnasium.Env, saved: Any, *, where: str) -> list[Callable[[], None]]:
-    """What has to be done to put a simulator into a saved state, everything of it checked."""
+    """Checks a saved state. Returns: calls that, together, put the simulator into it."""
     layers = list(_layers(env))
     if type(saved) is not list or len(saved) != len(layers):
         raise refuse(where, f"a list of {len(layers)}, the wrappers and the simulator", saved)

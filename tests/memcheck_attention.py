@@ -41,9 +41,15 @@ def run(shape: tuple, dtype: torch.dtype, pruned: bool) -> None:
     log_f = (-0.3 * torch.rand(batch, keys, heads, device="cuda")).requires_grad_()
     start = torch.rand(batch, keys, device="cuda") < 0.01
     o, lse = forgetting_attention(
-        q, k, v, log_f, start=start, window=window, return_lse=True,
+        q,
+        k,
+        v,
+        log_f,
+        start=start,
+        window=window,
+        return_lse=True,
         bound="measured" if pruned else None,
-    )  # fmt: skip
+    )
     grads = torch.autograd.grad((o, lse), (q, k, v, log_f), (torch.randn_like(o), lse.detach()))
     assert all(bool(grad.isfinite().all()) for grad in grads), shape
 

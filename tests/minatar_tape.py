@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cerl.config import MinAtarEnv
-from cerl.envs.minatar import MinAtar
+from cerl.envs import make_resident
 from cerl.envs.resident import Resident
 
 # obs [G, C, 10, 10] bool, step, generator -> action ids of the full set [G]
@@ -91,7 +91,7 @@ def side_by_side(
         ramping=ramping,
         full_actions=True,
     )
-    ours = MinAtar(config, seeds=[seed], salt=0, device="cpu")
+    ours = make_resident(config, seeds=[seed], salt=0, device="cpu")
     theirs = [minatar.Environment(name, sticky, ramping) for _ in range(games)]
     tapes = [Tape(sections or {}) for _ in range(games)]
     for env, tape in zip(theirs, tapes, strict=True):

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from cerl.config import MemoryEnv
-from cerl.envs.memory import Memory
+from cerl.envs import make_resident
 from cerl.envs.popgym import popgym_id
 from cerl.envs.resident import Resident
 
@@ -120,7 +120,7 @@ def side_by_side(
              physical state to ours before every step, so that a step's own error is seen.
     """
     config = MemoryEnv.model_validate({"name": name, "envs": games, **options})
-    ours = Memory(config, seeds=[seed], salt=0, device="cpu")
+    ours = make_resident(config, seeds=[seed], salt=0, device="cpu")
     theirs: list[Any] = []
     for _ in range(games):
         made = gymnasium.make(popgym_id(name), disable_env_checker=True)

@@ -31,7 +31,7 @@ def test_stages_move_every_parameter_and_name_every_metric(name):
     assert len(moved) == len(learner.leaves)
     assert moved == {id(leaf) for leaf in learner.net.parameters()}
     given = [
-        set(stage.loss(learner.net, learner.target, window, None, dice)[1])
+        set(stage.loss(learner.net, learner.target, window, mask=None, dice=dice, prepared=None)[1])
         for window in [learner.sample()]
         for dice in [learner.agent.dice(learner.keys, learner.updates)]
         for stage in learner.stages

@@ -184,7 +184,7 @@ def test_a_seed_draws_and_plays_the_same_on_a_gpu(tmp_path, name):
         for _ in range(9):
             alone.collector.step()
             among.collector.step()
-        for one, all_ in zip(alone.collector.last, among.collector.last, strict=True):
+        for one, all_ in zip(alone.collector.player.last, among.collector.player.last, strict=True):
             assert torch.equal(one[0], all_[2])
         assert torch.equal(alone.replay.action[0, :9], among.replay.action[2, :9])
         for number in (1, 2):

@@ -13,7 +13,7 @@ from cerl.data import EnvSpec, Step
 from cerl.envs import ale as ale_module
 from cerl.envs import atari as pool_module
 from cerl.envs.ale import TWO_PLAYERS, AleGames, camel_case, fire_action
-from cerl.envs.atari import AtariPool, EnvPoolGames
+from cerl.envs.atari import Atari, EnvPoolGames
 from cerl.envs.host import Outbox, simulator_seeds
 from cerl.record.checkpoint import CheckpointError
 
@@ -21,18 +21,18 @@ ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("envpool")
 
 
-def build(seeds=(0,), salt=0, **options) -> AtariPool:
+def build(seeds=(0,), salt=0, **options) -> Atari:
     config = AtariEnv(**{"name": "Breakout", "threads": 1, **options})
-    return AtariPool(config, seeds=seeds, salt=salt, device="cpu")
+    return Atari(config, seeds=seeds, salt=salt, device="cpu")
 
 
-def random_actions(pool: AtariPool, steps: int, seeds: int = 1) -> torch.Tensor:
+def random_actions(pool: Atari, steps: int, seeds: int = 1) -> torch.Tensor:
     rng = np.random.default_rng(0)
     shape = (steps, seeds, pool.spec.envs)
     return torch.from_numpy(rng.integers(0, pool.spec.actions, shape))
 
 
-def play(pool: AtariPool, actions: torch.Tensor, *, close: bool = True) -> list[Step]:
+def play(pool: Atari, actions: torch.Tensor, *, close: bool = True) -> list[Step]:
     """The reset's Step and the one of every action."""
     steps = [pool.reset(), *(pool.step(action) for action in actions)]
     if close:
@@ -282,7 +282,7 @@ def test_envpool_starts_new_episodes_with_new_random_numbers_and_says_so():
     pool.close()
 
 
-def saved(pool: AtariPool) -> dict:
+def saved(pool: Atari) -> dict:
     """The pool's state as it comes from a file."""
     file = io.BytesIO()
     torch.save(pool.state_dict(), file)
@@ -412,7 +412,7 @@ def test_longest_limits_an_episode_where_the_time_limit_is_above_it():
     config = AtariEnv(name="Breakout", threads=1, time_limit=50, fire_reset=True)
     ends = []
     for longest in (0, 20, 80):
-        pool = AtariPool(config, seeds=[0], salt=0, device="cpu", longest=longest)
+        pool = Atari(config, seeds=[0], salt=0, device="cpu", longest=longest)
         steps = play(pool, random_actions(pool, 60))
         ends.append(next(t for t, step in enumerate(steps) if step.truncated.any()))
     assert ends == [50, 20, 50]

@@ -9,8 +9,10 @@ from rounding import assert_agree
 from torch import Tensor
 
 from cerl.kernels import attention
-from cerl.kernels.attention import definition, forgetting_attention
-from cerl.kernels.attention.plan import Tiles, decayed_sums, visited
+from cerl.kernels.attention import forgetting_attention
+from cerl.kernels.attention.definition import forgetting_attention as definition
+from cerl.kernels.attention.plan import Tiles, make_plan
+from cerl.kernels.attention.pruning import decayed_sums, visited
 
 FLOAT64 = torch.float64
 
@@ -233,7 +235,7 @@ def test_bound_gives_the_threshold_that_keeps_the_dropped_share_small():
 
     # The last key of the tile before the query's is as many steps away as a tile is wide: gates by
     # which its D is within 0.01 of the threshold by hand.
-    columns = attention.tiles(1, 16384, 1, torch.float32).columns
+    columns = make_plan(16384, 1, torch.float32).tiles.columns
     x = x._replace(log_f=x.log_f * (-hand / columns * (1 - 3e-4)))
     tiles = 16384 // columns
     kept = skipped(bound=8.0)

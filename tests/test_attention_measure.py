@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.kernels import attention
-from cerl.kernels.attention import SLACK, forgetting_attention
+from cerl.kernels.attention import forgetting_attention
+from cerl.kernels.attention.bounds import SLACK, limit_of, measured_bound
 
 pytest.importorskip("triton")
 from cerl.kernels.attention.measure_triton import measured_limits
@@ -36,8 +36,8 @@ def kernel(q: Tensor, k: Tensor, times: float = 2.0) -> Tensor:
 
 
 def definition(q: Tensor, k: Tensor, times: float = 2.0) -> Tensor:
-    bound = attention._measured(q, k, 0.3)
-    limit = attention._limit(q, k.shape[1], None, bound, -10.0, times)
+    bound = measured_bound(q, k, 0.3)
+    limit = limit_of(q, k.shape[1], bound=bound, log_eps=-10.0, times=times)
     assert limit is not None
     return limit
 

@@ -12,10 +12,12 @@ import torch
 from rounding import assert_agree
 from torch import Tensor
 
-from cerl.kernels.attention import definition
-from cerl.kernels.attention.plan import is_medium, tiles, visited
+from cerl.kernels.attention.definition import forgetting_attention as definition
+from cerl.kernels.attention.plan import Plan, make_plan
+from cerl.kernels.attention.pruning import visited
 
 pytest.importorskip("triton")
+from cerl.kernels.attention import medium_backward_triton as medium_backward
 from cerl.kernels.attention import medium_triton as medium
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,10 +103,12 @@ def run(case: Case, tensors: list[Tensor], start: Any, do: Tensor, dlse: Any) ->
     """o, lse, the gradients of the kernels and the skipped tiles."""
     q, k, v, log_f = tensors
     limit, scale, (one, two) = limit_of(case), case.shape[5] ** -0.5, case.launches
-    options: dict[str, Any] = dict(window=case.window, scale=scale, launch=one)
-    o, lse, skipped, sums, sees = medium.forward(q, k, v, log_f, start, limit, **options)
+    options: dict[str, Any] = dict(plan=plan_of(case), scale=scale)
+    o, lse, skipped, sums, sees = medium.forward(
+        q, k, v, log_f, start, limit, window=case.window, launch=one, **options
+    )
     given = do, dlse, q, k, v, log_f, start, o, lse, sums, sees
-    return [o, lse, *medium.backward(*given, scale=scale, launch=two), skipped]
+    return [o, lse, *medium_backward.backward(*given, launch=two, **options), skipped]
 
 
 @functools.cache
@@ -121,7 +125,8 @@ def expected(case: Case, dtype: torch.dtype, tensors: Any, start: Any, do: Any, 
         x.detach().to(t).requires_grad_()
         for x, t in zip(tensors, (dtype, dtype, dtype, gate), strict=True)
     ]
-    options: dict[str, Any] = dict(start=start, window=case.window or None, tiles=tile_of(case))
+    options: dict[str, Any] = dict(start=start, window=case.window or None)
+    options |= dict(tiles=plan_of(case).tiles)
     q, k, v, log_f = leaves
     o, lse, _ = definition(q, k, v, log_f, threshold=limit_of(case), **options)
     outputs, gradients = [o], [do.to(o.dtype)]
@@ -131,10 +136,11 @@ def expected(case: Case, dtype: torch.dtype, tensors: Any, start: Any, do: Any, 
     return [x.detach() for x in (o, lse, *found)]
 
 
-def tile_of(case: Case) -> Any:
-    _, queries, keys, _, _, width = case.shape
-    assert is_medium(keys, width, torch.float16)
-    return tiles(queries, keys, width, torch.float16)
+def plan_of(case: Case) -> Plan:
+    _, _, keys, _, _, width = case.shape
+    plan = make_plan(keys, width, torch.float16)
+    assert plan.regime == "medium"
+    return plan
 
 
 QUICK = ("129 keys", "one query", "window of two", "little remembered")
@@ -164,7 +170,7 @@ def test_kernels_match_the_definition(name: str, dtype: torch.dtype) -> None:
 def test_skipped_tiles_are_those_of_the_definition(name: str) -> None:
     case = CASES[name]
     ((*_, log_f), start, _, _), _, skipped = of_kernels(name, torch.float16)
-    options: dict[str, Any] = dict(queries=case.shape[1], tiles=tile_of(case))
+    options: dict[str, Any] = dict(queries=case.shape[1], tiles=plan_of(case).tiles)
     causal = visited(torch.zeros_like(log_f), **options)
     options |= dict(start=start, window=case.window or None)
     unpruned = visited(log_f, **options)
@@ -174,10 +180,11 @@ def test_skipped_tiles_are_those_of_the_definition(name: str) -> None:
 
 
 def test_launches_that_do_not_divide_the_tiles_are_refused() -> None:
-    (q, k, v, log_f), _, _, _ = inputs(CASES["129 keys"], torch.float16)
-    launch = medium.Launch(128, 64, 4, 1)
+    case = CASES["129 keys"]
+    (q, k, v, log_f), _, _, _ = inputs(case, torch.float16)
+    options: dict[str, Any] = dict(plan=plan_of(case), launch=medium.Launch(128, 64, 4, 1))
     with pytest.raises(ValueError, match="divide tiles of 64 by 64"):
-        medium.forward(q, k, v, log_f, None, None, window=0, scale=1.0, launch=launch)
+        medium.forward(q, k, v, log_f, None, None, window=0, scale=1.0, **options)
 
 
 def test_gates_at_resets_have_no_gradient() -> None:

@@ -1,77 +1,62 @@
-"""Which tiles the running rule skips, against a loop over tiles and rows."""
-
-import math
-from typing import Any, Literal
+"""Which kernels a call runs, on which tiles, and that buffers are as long as the kernels' own."""
 
 import pytest
 import torch
 
-from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention.plan import Tiles, decayed_sums, nearer_tiles, visited_tiles
+from cerl.kernels.attention.operator import attend
+from cerl.kernels.attention.plan import Tiles, make_plan
+
+HALF, SINGLE = torch.float16, torch.float32
 
 
-@pytest.mark.parametrize("queries", [60, 41])
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("tiles", [Tiles(4, 4), Tiles(6, 3)])
-def test_running_rule_is_that_of_a_loop(queries, window, tiles):
-    keys, heads = 60, 3
-    g = torch.Generator().manual_seed(3)
-    scores = torch.randn(1, heads, queries, keys, generator=g, dtype=torch.float64)
-    log_f = -0.4 * torch.rand(1, keys, heads, generator=g)
-    start = torch.rand(1, keys, generator=g) < 0.05
-    sums, left = decayed_sums(log_f, start, window)
-    offset = keys - queries
-    scores = scores + sums[:, :, offset:, None] - sums[:, :, None]
-    room = torch.tensor([[-2.0, -4.0, -7.0]])
-    static = visited_tiles(sums, left, queries, tiles, -9.0)
-    got = nearer_tiles(static, scores, sums, left, room, tiles)
-    want = static.clone()
-    for h in range(heads):
-        for m in range(static.shape[2]):
-            r = offset + m * tiles.rows
-            rows = [i for i in range(r, min(r + tiles.rows, keys))]
-            begin = int(static[0, h, m].int().argmax())
-            near = max(begin, r // tiles.columns - 1)
-            if int(left[0, h, rows[-1]]) > begin * tiles.columns:
-                continue
-            limit = math.inf
-            for i in rows:
-                if int(left[0, h, i]) <= r:
-                    seen = scores[
-                        0, h, i - offset, max(near * tiles.columns, left[0, h, i]) : i + 1
-                    ]
-                    total = float(seen.logsumexp(0) - (sums[0, h, i] - sums[0, h, r]))
-                    limit = min(limit, total)
-            for n in range(begin, near):
-                end = (n + 1) * tiles.columns - 1
-                decay = float(sums[0, h, r] - sums[0, h, end])
-                want[0, h, m, n] = decay >= limit + float(room[0, h])
-    assert torch.equal(got, want)
-    assert window or int(got.sum()) < int(static.sum())
+@pytest.mark.parametrize(
+    ("keys", "width", "dtype", "regime"),
+    [
+        (1, 1, HALF, "short"),
+        (128, 64, SINGLE, "short"),
+        (128, 65, HALF, "long"),
+        (129, 64, HALF, "medium"),
+        (256, 64, torch.bfloat16, "medium"),
+        (200, 64, SINGLE, "long"),
+        (200, 65, HALF, "long"),
+        (257, 64, HALF, "long"),
+    ],
+)
+def test_regime_follows_from_keys_width_and_type(keys, width, dtype, regime):
+    plan = make_plan(keys, width, dtype)
+    assert plan.regime == regime
+    assert plan.tiles == (Tiles(128, 128) if regime == "short" else Tiles(64, 64))
+    assert plan.few == (keys <= 256)
+    assert (plan.sums_length == plan.left_length == 0) == (regime == "short")
 
 
-def test_running_rule_drops_no_more_than_it_says():
-    g = torch.Generator().manual_seed(4)
-    q, k, v = (torch.randn(1, 700, 2, 8, generator=g).double() for _ in range(3))
-    log_f = (-0.15 * torch.rand(1, 700, 2, generator=g)).double()
-    whole = forgetting_attention(q, k, v, log_f)
-    for log_eps in (-10.0, -2.0):
-        options: dict[str, Any] = dict(bound="measured", log_eps=log_eps, return_skipped=True)
-        o, skipped = forgetting_attention(q, k, v, log_f, rule="running", **options)
-        _, static = forgetting_attention(q, k, v, log_f, **options)
-        assert bool((skipped > static).all())
-        most = 2.0 * math.exp(log_eps) * float(v.abs().max())
-        assert 0.0 < float((o - whole).abs().max()) <= most
+@pytest.mark.parametrize("keys", [129, 256, 257, 384, 385, 4097])
+@pytest.mark.parametrize("dtype", [HALF, SINGLE])
+def test_buffers_hold_every_position_and_the_blocks_that_end_past_the_last_one(keys, dtype):
+    plan = make_plan(keys, 64, dtype)
+    # A block of up to 64 positions may begin at the last one.
+    assert plan.sums_length >= keys - 1 + 64 and plan.left_length >= keys
+    if plan.regime == "long":
+        assert plan.sums_length == plan.left_length and plan.sums_length % 128 == 0
 
 
-def test_few_keys_are_those_of_the_static_rule():
-    g = torch.Generator().manual_seed(5)
-    q, k, v = (torch.randn(1, 256, 1, 8, generator=g) for _ in range(3))
-    log_f = -torch.rand(1, 256, 1, generator=g)
-    rules: tuple[Literal["static", "running"], ...] = ("static", "running")
-    static, running = (
-        forgetting_attention(q, k, v, log_f, bound=3.0, rule=rule, return_skipped=True)
-        for rule in rules
+@pytest.mark.parametrize(
+    ("keys", "queries", "width", "dtype"),
+    [(40, 40, 16, SINGLE), (129, 1, 16, HALF), (256, 3, 16, HALF), (257, 2, 16, HALF)],
+)
+def test_kernels_fill_buffers_of_the_shapes_that_a_compiler_is_told(keys, queries, width, dtype):
+    """A wrong length would be read past its end by the backward pass of a compiled program."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, n, 1, width, generator=g).to(device, dtype) for n in (queries, keys, keys)
     )
-    assert all(torch.equal(a, b) for a, b in zip(static, running, strict=True))
-    assert float(static[1]) > 0.0
+    log_f = -torch.rand(1, keys, 1, generator=g).to(device)
+    given = q, k, v, log_f, None, None, None, 0, 0.25
+    made = attend.registered(*given)
+    told = attend.registered(*(x.to("meta") if isinstance(x, torch.Tensor) else x for x in given))
+    assert [(x.shape, x.dtype, x.stride()) for x in made] == [
+        (x.shape, x.dtype, x.stride()) for x in told
+    ]
+    assert not any(x.isnan().any() for x in made[:4])

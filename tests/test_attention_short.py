@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.kernels.attention import definition
-from cerl.kernels.attention.plan import tiles
+from cerl.kernels.attention.definition import forgetting_attention as definition
+from cerl.kernels.attention.plan import make_plan
 
 pytest.importorskip("triton")
 from cerl.kernels.attention import short_triton as short
@@ -99,9 +99,9 @@ def expected(case: Case, dtype: torch.dtype, tensors: Any, start: Any, do: Any, 
         x.detach().to(t).requires_grad_()
         for x, t in zip(tensors, (dtype, dtype, dtype, gate), strict=True)
     ]
-    _, queries, keys, _, _, width = case.shape
+    _, _, keys, _, _, width = case.shape
     options: dict[str, Any] = dict(start=start, window=case.window or None)
-    options |= dict(tiles=tiles(queries, keys, width, case.dtype))
+    options |= dict(tiles=make_plan(keys, width, case.dtype).tiles)
     q, k, v, log_f = leaves
     o, lse, _ = definition(q, k, v, log_f, **options)
     outputs, gradients = [o], [do.to(o.dtype)]

@@ -16,10 +16,12 @@ from rounding import ROUNDINGS, assert_agree
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cerl.kernels import attention
-from cerl.kernels.attention import definition, forgetting_attention
+from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention.check import check_placement
-from cerl.kernels.attention.plan import decayed_sums, tiles, visited
+from cerl.kernels.attention.definition import forgetting_attention as definition
+from cerl.kernels.attention.operator import attend, attend_backward
+from cerl.kernels.attention.plan import make_plan
+from cerl.kernels.attention.pruning import decayed_sums, visited
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.
@@ -186,7 +188,7 @@ def differentiate(x: Inputs, call: Any, *, dtype: torch.dtype | None = None) -> 
 
 def by_definition(case: Case, x: Inputs, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """In `dtype`, or in the types of x; on the tiles that the case has in its own type."""
-    tile = tiles(x.q.shape[1], case.keys, case.width, case.dtype)
+    tile = make_plan(case.keys, case.width, case.dtype).tiles
     options = dict(start=x.start, window=case.window, threshold=x.threshold, tiles=tile)
     return differentiate(x, lambda *t: definition(*t, **options), dtype=dtype)
 
@@ -372,10 +374,14 @@ def test_sequence_with_nan_leaves_the_other_bitwise_alone(case):
 
 @pytest.mark.parametrize("case", [SHORT, MEDIUM, LONG], ids=["short", "medium", "long"])
 def test_gradient_asks_for_no_more_than_what_is_used(case, monkeypatch):
-    from cerl.kernels.attention import long_backward_triton, medium_triton, short_triton
+    from cerl.kernels.attention import (
+        long_backward_triton,
+        medium_backward_triton,
+        short_triton,
+    )
 
     asked = []
-    for module in (short_triton, medium_triton, long_backward_triton):
+    for module in (short_triton, medium_backward_triton, long_backward_triton):
 
         def spy(do, dlse, *rest, call=module.backward, **options):
             asked.append(dlse is not None)
@@ -453,13 +459,13 @@ def test_torch_compile_traces_over_the_kernel(case):
 def test_operators_keep_the_rules_of_torch(case):
     x = draw_one_head(case)
     tensors = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in x[:3]]
-    options = x.start, x.threshold, 0, 0.2
+    options = x.start, x.threshold, None, 0, 0.2
     inputs = [t.detach().requires_grad_() for t in (*tensors, x.log_f)]
-    torch.library.opcheck(attention._forward, (*inputs, *options))
-    o, lse, _, sums, left = attention._forward(*tensors, x.log_f, *options)
+    torch.library.opcheck(attend.registered, (*inputs, *options))
+    o, lse, _, sums, left = attend.registered(*tensors, x.log_f, *options)
     args = *tensors, x.log_f, x.start, o, lse, sums, left, 0, 0.2
-    torch.library.opcheck(attention._backward, (x.do, x.dlse, *args))
-    torch.library.opcheck(attention._backward, (x.do, None, *args))
+    torch.library.opcheck(attend_backward.registered, (x.do, x.dlse, *args))
+    torch.library.opcheck(attend_backward.registered, (x.do, None, *args))
 
 
 def near_pairs(sums: Tensor, log_f: Tensor, left: Tensor) -> float:
@@ -485,7 +491,10 @@ def test_sums_of_the_kernel_are_exact_for_near_pairs(keys):
     log_f[torch.rand(log_f.shape, generator=g) < 1e-4] = -math.inf
     start = torch.rand(2, keys, generator=g) < 1e-4
     log_f, start = log_f.to(DEVICE), start.to(DEVICE)
-    sums, left, _ = prepare(log_f, start, None, queries=keys, window=700)
+    plan = make_plan(keys, 64, SINGLE)
+    sums, left, _ = prepare(
+        log_f, start, None, plan=plan, queries=keys, window=700, block=plan.tiles.columns
+    )
     sums, left = sums[:2, ..., :keys], left[..., :keys]
     want = decayed_sums(log_f, start, 700)
     assert torch.equal(left, want[1])
@@ -514,8 +523,11 @@ def test_scan_finds_the_tiles_that_the_definition_visits(keys, queries, window, 
     first = (torch.rand(1, keys, generator=g) < 5e-4) if start else None
     log_f, threshold = log_f.to(DEVICE), threshold.to(DEVICE)
     first = None if first is None else first.to(DEVICE)
-    _, left, count = prepare(log_f, first, threshold, queries=queries, window=window)
-    tile = tiles(queries, keys, 64, SINGLE)
+    plan = make_plan(keys, 64, SINGLE)
+    tile = plan.tiles
+    _, left, count = prepare(
+        log_f, first, threshold, plan=plan, queries=queries, window=window, block=tile.columns
+    )
     mask = visited(
         log_f, queries=queries, tiles=tile, start=first, window=window or None, threshold=threshold
     )
@@ -557,11 +569,17 @@ def test_running_rule_skips_the_tiles_of_the_definition_and_more_than_the_static
         return differentiate(
             x,
             lambda *t: forgetting_attention(
-                *t, start=x.start, window=case.window, bound="measured", rule=rule,
-                return_lse=True, return_skipped=True, impl=impl,
+                *t,
+                start=x.start,
+                window=case.window,
+                bound="measured",
+                rule=rule,
+                return_lse=True,
+                return_skipped=True,
+                impl=impl,
             ),
             dtype=dtype,
-        )  # fmt: skip
+        )
 
     ours, exact = by("triton", "running"), by("reference", "running", torch.float64)
     assert_as_good(ours, by("reference", "running"), exact)
@@ -633,7 +651,7 @@ def test_gradients_of_a_very_long_sequence():
                 **{name: getattr(x, name)[:, :end] for name in ("k", "v", "log_f")},
                 **{name: getattr(x, name)[:, run:end] for name in ("q", "do", "dlse")},
             )
-            tile = tiles(16, end, case.width, case.dtype)
+            tile = make_plan(end, case.width, case.dtype).tiles
             got = differentiate(
                 part,
                 lambda *t, part=part, tile=tile: definition(*t, start=part.start, tiles=tile),
@@ -685,6 +703,7 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
     from cerl.kernels.attention import (
         long_backward_triton,
         long_triton,
+        medium_backward_triton,
         medium_triton,
         scan_triton,
         short_triton,
@@ -695,6 +714,7 @@ def test_kernels_are_not_compiled_again_for_other_lengths():
         long_triton,
         long_backward_triton,
         medium_triton,
+        medium_backward_triton,
         short_triton,
     )
 

@@ -20,10 +20,12 @@ from cerl import __main__ as command
 from cerl.bench import attention, pruning
 from cerl.bench import tiles as bench_tiles
 from cerl.bench.attention import Calls, Shape, Work
-from cerl.bench.clock import Report, Spent, compiled, stopwatch
+from cerl.bench.clock import Spent, compiled, stopwatch
+from cerl.bench.table import Output, Table
 from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention import step as attention_step
-from cerl.kernels.attention.plan import Tiles, tiles, visited
+from cerl.kernels.attention.plan import Tiles, make_plan
+from cerl.kernels.attention.pruning import visited
 from cerl.record import results
 
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ def test_gates_prune_the_pairs_that_their_names_say(gate, share, width):
     assert float(below) == pytest.approx(share, abs=0.01)
     assert attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(share, abs=0.01)
     # A tile goes only when its last pair may: fewer of them, by about one tile a row.
-    block = tiles(1024, 1024, width, torch.bfloat16)
+    block = make_plan(1024, width, torch.bfloat16).tiles
     skipped = attention.skipped_share(log_f, block, limit)
     slack = (block.rows + block.columns) / 1024 * 1.5
     assert share - slack <= skipped <= share + 1e-9
@@ -107,7 +109,7 @@ def test_a_wrong_case_is_named(case):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(
-    "line", ["attention", "attention-tiles --key forward,64,2", "acp --out nowhere"]
+    "line", ["attention", "attention-tiles --key forward,64,2", "acp --folder nowhere"]
 )
 def test_no_cuda_is_an_error(line, capsys):
     assert command.main(["bench", *line.split()]) == 2
@@ -206,7 +208,7 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
         shapes=("2,256,2,16", "step:2,16,2,16"),
         cases=("none", "s90+acp"),
         official=tmp_path / "theirs",
-        out=out,
+        output=Output(out=out),
     )
     assert [(row["shape"], row["case"], row["what"]) for row in measured] == [
         (shape, case, what)
@@ -218,7 +220,7 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
     log_f = attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
     limit = attention.threshold(Shape(2, 256, 2, 16))
     wanted = []
-    for block in (tiles(256, 256, 16, torch.bfloat16), Tiles(32, 16)):
+    for block in (make_plan(256, 16, torch.bfloat16).tiles, Tiles(32, 16)):
         kept = visited(log_f, queries=256, tiles=block, threshold=limit).sum()
         causal = sum(
             -(-min(row + block.rows, 256) // block.columns) for row in range(0, 256, block.rows)
@@ -233,7 +235,9 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
     assert step["fwd graph"] == 2.0
     assert step["fwd+bwd graph"] is step["skipped"] is None
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [{"table": lines[0]["table"], **row} for row in measured] == lines
+    for row, line in zip(measured, lines, strict=True):
+        assert line | row == line
+        assert line["bench"] == "attention" and line["units"]["fwd graph"] == "ms"
     assert "s90+acp" in capsys.readouterr().out
 
 
@@ -245,17 +249,17 @@ def test_a_failure_leaves_the_other_rows(tmp_path, capsys):
         raise RuntimeError("out of shared memory\nand more")
 
     good = lambda: Calls(tuple, tuple, 0.25)  # noqa: E731
-    with Report("title", out) as report:
-        attention.measure(report, work, {"ours": good, "a": fails, "b": good}, two_and_five)
-        kept = out.read_text().splitlines()  # before the file is closed
-        attention.measure(report, work, {"ours": good}, two_and_five, end=0.0)
+    table = Table("attention", Output(out=out), device="GPU")
+    attention.measure(table, work, {"ours": good, "a": fails, "b": good}, two_and_five)
+    kept = out.read_text().splitlines()
+    attention.measure(table, work, {"ours": good}, two_and_five, end=0.0)
     assert [json.loads(line)["what"] for line in kept] == ["ours", "a", "b"]
     assert json.loads(kept[1])["error"] == "RuntimeError: out of shared memory"
-    assert [row["what"] for row in report.rows] == ["ours", "b"]
+    assert [row["what"] for row in table.rows] == ["ours", "b"]
     assert "left out: no time" in capsys.readouterr().out
     assert out.read_text().splitlines() == kept
     with pytest.raises(RuntimeError, match="1 of 3 rows failed, the first with RuntimeError: out"):
-        report.finished()
+        table.finished()
 
 
 def test_steps_are_timed_on_a_full_cache(monkeypatch):
@@ -286,9 +290,8 @@ def test_what_is_compiled_ahead_depends_on_no_gate(on_cpu, monkeypatch, tmp_path
     assert [(work.pruned, place is None) for work, place in asked] == [
         (False, False), (True, False), (False, True), (True, True),
     ]  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     for work, place in asked:
-        attention._compile(work, place)
+        attention.call(work, place)
 
 
 def test_compiling_ahead_outlives_what_fails(tmp_path, capsys):
@@ -390,8 +393,8 @@ def test_the_sweep_ranks_what_agrees_with_the_entry(on_cpu, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "out of resource: registers" in out
     assert "results differ" in out
-    ranked = out.partition("fastest first")[2].splitlines()[3:]
-    assert [line.split(",")[0] for line in ranked] == ["64", "128", "32"]
+    ranked = out.partition("fastest first")[2].splitlines()[2:]
+    assert [line.split()[4].split(",")[0] for line in ranked] == ["64", "128", "32"]
 
 
 def test_differences_are_shares_of_the_largest_value():
@@ -404,7 +407,7 @@ def test_differences_are_shares_of_the_largest_value():
 @pytest.mark.slow
 def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     measured = pruning.acp(
-        out=tmp_path / "acp",
+        folder=tmp_path / "acp",
         lengths=(64, 512),
         decays=(1e-3, 0.3),
         positions=512,
@@ -422,7 +425,7 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     assert on["forward"] == on["both"] == 2.0
     log_f = pruning.gates(Shape(1, 512, 2, 16), 0.3, CPU)
     assert float(log_f.mean()) == pytest.approx(-0.3, rel=0.05)
-    block = tiles(512, 512, 16, torch.bfloat16)
+    block = make_plan(512, 16, torch.bfloat16).tiles
     assert on["skipped"] == pytest.approx(attention.skipped_share(log_f, block, on["threshold"]))
     assert on["skipped"] > 0.4
     assert measured[3]["skipped"] == measured[3]["error"] == 0.0
@@ -443,8 +446,8 @@ def test_the_error_is_that_of_the_pruned_output():
     q, k, v, _ = attention.inputs(Shape(1, 512, 1, 16), device=CPU, dtype=torch.float32)
     log_f = torch.full((1, 512, 1), -0.01)
     weights = (q[0, :, 0] @ k[0, :, 0].T / 4 + (log_f.cumsum(1)[0] - log_f.cumsum(1)[0].T)).exp()
-    kept = visited(log_f, queries=512, tiles=tiles(512, 512, 16, q.dtype), threshold=-1.0)[0, 0]
-    size = tiles(512, 512, 16, q.dtype)
+    size = make_plan(512, 16, q.dtype).tiles
+    kept = visited(log_f, queries=512, tiles=size, threshold=-1.0)[0, 0]
     kept = kept.repeat_interleave(size.rows, 0).repeat_interleave(size.columns, 1)[:512, :512]
     whole, pruned = (
         w / w.sum(1, keepdim=True) @ v[0, :, 0] for w in (weights.tril(), weights.tril() * kept)
@@ -456,14 +459,14 @@ def test_the_error_is_that_of_the_pruned_output():
 
 def test_the_study_refuses_what_it_cannot_draw(on_cpu, tmp_path):
     with pytest.raises(ValueError, match=r"divisors of 512 positions, got \[100\]"):
-        pruning.acp(out=tmp_path, lengths=(64, 100), positions=512)
+        pruning.acp(folder=tmp_path, lengths=(64, 100), positions=512)
     with pytest.raises(ValueError, match="means above 0"):
-        pruning.acp(out=tmp_path, lengths=(64,), decays=(0.0,), positions=512)
+        pruning.acp(folder=tmp_path, lengths=(64,), decays=(0.0,), positions=512)
 
 
 def test_time_runs_out_between_points(on_cpu, tmp_path, capsys):
     measured = pruning.acp(
-        out=tmp_path, lengths=(64,), decays=(0.1,), positions=64, heads=1, width=16, seconds=-1.0
+        folder=tmp_path, lengths=(64,), decays=(0.1,), positions=64, heads=1, width=16, seconds=-1.0
     )
     assert measured == []
     assert "left out: no time" in capsys.readouterr().out

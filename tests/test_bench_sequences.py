@@ -7,7 +7,7 @@ import torch
 
 from cerl import __main__ as command
 from cerl.bench import sequences
-from cerl.bench.sequences import NETS
+from cerl.bench.sequences import NETS, Sizes
 
 SMALL = ["--members", "2", "--width", "32", "--precision", "fp32", "--device", "cpu"]
 
@@ -23,7 +23,7 @@ def test_updates_of_every_network_are_timed_and_attention_is_a_share(tmp_path):
     rows = measured(tmp_path, "memory-update", "--nets", *nets, "--windows", "12", "--batch", "2")
     assert [row["what"] for row in rows] == nets
     assert all(row["microseconds"] > 0 for row in rows)
-    assert rows[0]["attention"] > 0 and rows[1]["attention"] == "-"
+    assert rows[0]["attention"] > 0 and rows[1]["attention"] is None
 
 
 def test_acting_is_timed_with_caches_and_by_recomputing(tmp_path):
@@ -50,12 +50,10 @@ def test_lengths_are_timed_with_and_without_pruning(tmp_path):
 
 
 def test_learners_read_windows_of_one_endless_episode():
-    sizes = {"layers": 1, "width": 32, "heads": 2, "precision": "fp32"}
+    sizes = Sizes(members=2, layers=1, width=32, heads=2, precision="fp32")
     for name in NETS:
-        learner = sequences._learner(
-            name, torch.device("cpu"), window=12, members=2, batch=1, **sizes
-        )
+        learner = sequences._learner(name, torch.device("cpu"), sizes, window=12, batch=1)
         assert learner.sample().reward.shape == (1, 1, 1, 12)
         assert not learner.replay.terminated.any() and learner.replay.real.all()
     with pytest.raises(ValueError, match="nets: expected some of fox-llama.*; got 'fix'"):
-        sequences._learner("fix", torch.device("cpu"), window=12, members=2, batch=1, **sizes)
+        sequences._learner("fix", torch.device("cpu"), sizes, window=12, batch=1)

@@ -4,9 +4,11 @@ import math
 import os
 
 import pytest
+import torch
 
-from cerl import train, wiring
+from cerl import train
 from cerl.config import ConfigError, load
+from cerl.device.pick import prepare
 
 NOT_FINITE = [math.inf, -math.inf, math.nan]
 FLOATS = {
@@ -75,10 +77,10 @@ def test_threads_are_bounded_by_the_machine_that_runs_them(key, monkeypatch):
     message = rf"^{key}: expected at most 64 on this machine of 2 cores, got 4000; 0 is one for"
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
-        wiring.prepare(config)
+        prepare(config)
     monkeypatch.setattr(os, "cpu_count", lambda: 1000)
-    monkeypatch.setattr(wiring.torch, "set_num_threads", lambda count: None)
-    assert wiring.prepare(config).type == "cpu"
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    assert prepare(config).type == "cpu"
 
 
 def test_compiling_on_a_cpu_is_said_to_have_no_effect(tmp_path, capsys):

@@ -5,11 +5,13 @@ import torch
 
 from cerl import draw
 from cerl.config import CatchEnv
-from cerl.envs.catch import Catch
+from cerl.envs import make_resident
 
 
 def build(*, seeds=(0,), salt=0, fuse=None, **options):
-    return Catch(CatchEnv.model_validate(options), seeds=seeds, salt=salt, device="cpu", fuse=fuse)
+    return make_resident(
+        CatchEnv.model_validate(options), seeds=seeds, salt=salt, device="cpu", fuse=fuse
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns", "sticky"), [(10, 5, 0.0), (4, 7, 0.3), (2, 2, 0.0)])
@@ -83,7 +85,7 @@ def test_a_ball_by_hand():
 @pytest.mark.slow
 def test_the_step_is_one_graph_and_equals_eager():
     one, two = build(seeds=(0, 1), envs=3), build(seeds=(0, 1), envs=3)
-    traced = torch.compile(two._eager, fullgraph=True, dynamic=False, backend="aot_eager")
+    traced = torch.compile(two._advance_once, fullgraph=True, dynamic=False, backend="aot_eager")
     one.reset()
     two.reset()
     generator = torch.Generator().manual_seed(0)

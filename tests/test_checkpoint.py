@@ -15,11 +15,12 @@ import pytest
 import torch
 from mutate import mutations
 
-from cerl import train, wiring
+from cerl import wiring
 from cerl.config import load, preset
 from cerl.record import checkpoint, tree
 from cerl.record.checkpoint import CheckpointError, Free, Loaded, match
 from cerl.record.folder import new_folder
+from cerl.run import Run
 
 
 def make_state(step: int) -> dict:
@@ -407,12 +408,12 @@ GRU = {
 def test_a_run_meets_no_spoilt_structure_behind_the_check(tmp_path, name, changes):
     config = load(name, preset.merged(TINY, {**changes, "out": str(tmp_path)}))
     folder = new_folder(config)
-    ours, fresh = (train.Loop(config, wiring.assemble(config), folder) for _ in range(2))
+    ours, fresh = (Run(config, wiring.assemble(config), folder) for _ in range(2))
     for _ in range(12):
         ours.parts.collector.step()
     ours.parts.learner.update()
-    state = ours._snapshot()
-    template = fresh._template()
+    state = ours.snapshot()
+    template = fresh.template()
     match(template, state)
     # Simulators check their own state: the tests of each family hold that.
     beside = () if ours.parts.env.spec.resident else (("collector", "env"),)

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from draws import draws
 from scripted import Chain, Scripted
 
 from cerl import draw, explore, wiring
-from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.dqn import DQN
 from cerl.agents.sac import SAC
+from cerl.agents.values import expected_value
 from cerl.collect import Collector
 from cerl.config import (
     AdamConfig,
@@ -65,7 +67,7 @@ def collector(cfg, *, exact=True, resident=False):
         exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=cfg.replay.capacity, device=CPU)
     return Collector(cfg, env, agent, net, replay, keys=keys)
@@ -131,10 +133,10 @@ def clipped(x, clip):
 def test_rows_and_returns_equal_a_loop_over_single_environments(options):
     cfg, steps = config(**options), 60
     ours = collector(cfg)
-    assert isinstance(ours.env, Scripted)
+    assert isinstance(ours.player.env, Scripted)
     for _ in range(steps):
         ours.step()
-    rows, episodes = slow_run(cfg, ours.net, steps)
+    rows, episodes = slow_run(cfg, ours.player.net, steps)
     ring, clip = ours.replay, cfg.replay.reward_clip
     for step, model in enumerate(rows):
         for (s, e), (place, action, gain, ended, real, member) in model.items():
@@ -144,7 +146,7 @@ def test_rows_and_returns_equal_a_loop_over_single_environments(options):
             assert int(ring.member[at]) == member, at
             if real:
                 assert int(ring.action[at]) == action, at
-                assert int(ours.env.taken[step][s, e]) == action
+                assert int(ours.player.env.taken[step][s, e]) == action
             assert float(ring.reward[at]) == pytest.approx(clipped(gain, clip))
     done = ours.take_finished()
     for s in range(2):
@@ -171,7 +173,7 @@ def test_rows_and_returns_equal_a_loop_over_single_environments(options):
     counts = [sum(real for (a, _), (*_, real, _) in _all(rows) if a == s) for s in range(2)]
     assert ours.real_steps.tolist() == counts
     assert float(ours.take_finished()["episodes"].sum()) == 0
-    assert int(ours.steps) == steps
+    assert int(ours.player.steps) == steps
 
 
 def _all(rows):
@@ -185,7 +187,7 @@ def test_a_monte_carlo_value_by_hand():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     with torch.no_grad():
         net.final.weight.zero_()
@@ -207,7 +209,7 @@ def test_bonuses_count_in_the_returns_of_the_steps_before_their_own():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     replay = Replay(env.spec, keys=keys, capacity=50, device=CPU)
     ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
     plain = agent.act
@@ -256,7 +258,7 @@ def test_continuous_actions_go_where_the_discrete_ones_go():
         )
         drawn = bool((replay.action[:, step] == noise.action).all())
         assert drawn == (step * E < 20)
-    window = replay.sample(step=torch.tensor(0), batch=7, context=1, ahead=2)
+    window = draws(replay, step=torch.tensor(0), batch=7, context=1, ahead=2)
     assert window.action.shape == (2, 1, 7, 4, 2)
     at = window.row // E - replay.total + 30, window.row % E
     for s in range(2):
@@ -322,7 +324,7 @@ def test_a_seed_collects_the_same_alone_and_among_others():
 @pytest.mark.parametrize("resident", [True, False])
 def test_updates_run_before_simulators_of_the_host_and_behind_those_of_the_device(resident):
     ours, order = collector(config(), resident=resident), []
-    simulate = ours.env.step
+    simulate = ours.player.env.step
 
     def step(action):
         order.append("simulate")
@@ -330,30 +332,30 @@ def test_updates_run_before_simulators_of_the_host_and_behind_those_of_the_devic
 
     def learn():
         order.append(f"learn from {int(ours.replay.total)} rows")
-        for leaf in ours.net.parameters():
+        for leaf in ours.player.net.parameters():
             leaf.data.add_(1.0)
 
-    ours.env.step = step
-    before = [leaf.clone() for leaf in ours.net.parameters()]
+    ours.player.env.step = step
+    before = [leaf.clone() for leaf in ours.player.net.parameters()]
     ours.step(learn)
     ours.step(learn)
     ours.step()
     lines = [["simulate", "learn from 1 rows", "simulate", "learn from 2 rows", "simulate"]]
     lines += [["learn from 0 rows", "simulate", "learn from 1 rows", "simulate", "simulate"]]
     assert order == lines[not resident]
-    for leaf, old in zip(ours.net.parameters(), before, strict=True):
+    for leaf, old in zip(ours.player.net.parameters(), before, strict=True):
         assert torch.equal(leaf, old + 1.0 + 1.0)
 
 
 def test_what_simulators_answer_changes_no_batch_of_the_same_step():
     def batches(gain):
         ours, sampled = collector(config()), []
-        assert isinstance(ours.env, Scripted)
-        taken = ours.env.taken
-        ours.env.reward = lambda *where: gain * (len(taken) == 12)
+        assert isinstance(ours.player.env, Scripted)
+        taken = ours.player.env.taken
+        ours.player.env.reward = lambda *where: gain * (len(taken) == 12)
 
         def learn():
-            window = ours.replay.sample(step=ours.steps, batch=64, context=0, ahead=1)
+            window = draws(ours.replay, step=ours.player.steps, batch=64, context=0, ahead=1)
             sampled.append(window.reward.clone())
 
         for _ in range(13):
@@ -387,13 +389,15 @@ def test_where_a_simulator_is_lost_the_episodes_under_way_are_cut():
     for _ in range(17):
         first.step()
     second.replay.load_state_dict(first.replay.state_dict())
-    pending = first.last.obs.clone()
+    pending = first.player.last.obs.clone()
     assert second.load_state_dict(first.state_dict()) is False
     ring = second.replay
-    assert int(ring.total) == 18 and int(second.steps) == 17
+    assert int(ring.total) == 18 and int(second.player.steps) == 17
     assert torch.equal(ring.obs[:, 17], pending)
     assert not ring.real[:, 17].any() and not ring.terminated[:, 17].any()
-    assert bool(second.start.all()) and all(float(x.abs().sum()) == 0 for x in second.running)
+    assert bool(second.player.start.all()) and all(
+        float(x.abs().sum()) == 0 for x in second.running
+    )
     second.step()
     assert int(ring.real[:, 18].sum()) == 4
     assert ring.obs[:, 18, :, 3].tolist() == [[0, 0], [0, 0]]
@@ -405,27 +409,27 @@ def test_a_step_in_which_simulators_fail_becomes_the_cut_of_all_episodes():
     for _ in range(13):
         first.step(lambda: updates.append(1))
         whole.step()
-    take = first.env.step
+    take = first.player.env.step
 
     def fail(action):
         take(action)  # some of them have moved on
         raise KeyError("wind")
 
-    first.env.step = fail
+    first.player.env.step = fail
     with pytest.raises(KeyError, match="wind"):
         first.step(lambda: updates.append(1))
-    assert first.lost and len(updates) == 14
+    assert first.player.lost and len(updates) == 14
     second.replay.load_state_dict(first.replay.state_dict())
     assert second.load_state_dict(first.state_dict()) is False
     # The step counts like every other one, and its row is the cut.
-    assert int(second.steps) == int(second.replay.total) == 14 and not second.lost
+    assert int(second.player.steps) == int(second.replay.total) == 14 and not second.player.lost
     assert not second.replay.real[:, 13].any()
     for name in ("obs", "reward", "terminated", "real", "member"):
         mine, theirs = (getattr(c.replay, name)[:, :13] for c in (second, whole))
         assert torch.equal(mine, theirs), name
-    assert torch.equal(second.replay.obs[:, 13], whole.last.obs)
-    assert second.start.all() and not any(part.any() for part in second.running)
-    assert torch.equal(second.last.obs[0, 0], torch.tensor([0.0, 0.0, 14_000.0, 0.0]))
+    assert torch.equal(second.replay.obs[:, 13], whole.player.last.obs)
+    assert second.player.start.all() and not any(part.any() for part in second.running)
+    assert torch.equal(second.player.last.obs[0, 0], torch.tensor([0.0, 0.0, 14_000.0, 0.0]))
     assert torch.equal(second.real_steps, whole.real_steps)
     second.step()
     assert second.replay.real[:, 14].all()
@@ -443,7 +447,7 @@ def test_double_dqn_learns_a_chain():
         explore=ExploreConfig(start=1.0, end=0.2, hold=0, decay=400),
     )
     env, keys = Chain(seeds=2, envs=2), draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=2_000, device=CPU)
     learner = Learner(cfg, agent, net, replay, keys=keys)
@@ -468,6 +472,6 @@ def test_acting_and_recording_are_traced_whole():
     options = {"env.length": 5, "seeds": (0,), "replay.capacity": 5_000, "device": "cpu"}
     ours = wiring.assemble(load("memory/fox", options)).collector
     assert ours.config.explore.end is None
-    for part in (ours._decide, ours._record):
+    for part in (ours.decide, ours.record):
         torch.compile(part, fullgraph=True, dynamic=False, backend="eager")()
-    assert int(ours.steps) == 1
+    assert int(ours.player.steps) == 1

@@ -51,7 +51,7 @@ def test_robots_move_and_are_paid_as_in_gymnasium(name):
     pytest.importorskip("mujoco")
     ours = envpool_robots(MujocoEnv(name=name), seeds=[3], threads=1)
     theirs = gymnasium.make(name, disable_env_checker=True).unwrapped
-    start = ours._env.reset()[0][0]
+    start = ours._pool.reset()[0][0]
     theirs.reset(seed=0)
     speeds = theirs.model.nv  # pyright: ignore
     assert start.shape == (2 * speeds - 1,)  # every place but the first, every speed
@@ -79,11 +79,11 @@ def test_the_cheetah_is_paid_for_speed_less_control():
     # The place along the track is hidden, so speed over a step is the change of an info.
     simulators = envpool_robots(MujocoEnv(), seeds=range(5), threads=1)
     simulators.reset(None)
-    place = simulators._env.step(np.zeros((5, 6)))[4]["x_position"]  # at a reset it is unset
+    place = simulators._pool.step(np.zeros((5, 6)))[4]["x_position"]  # at a reset it is unset
     rng = np.random.default_rng(0)
     for _ in range(50):
         action = rng.uniform(-1, 1, (5, 6))
-        _, reward, _, _, info = simulators._env.step(action)
+        _, reward, _, _, info = simulators._pool.step(action)
         speed = (info["x_position"] - place) / 0.05
         np.testing.assert_allclose(reward, speed - 0.1 * (action**2).sum(-1), atol=1e-5)
         place = info["x_position"]
@@ -473,7 +473,7 @@ def test_the_back_ends_show_the_same_keys_in_the_same_order(name):
     assert pool.observation == package.observation and pool.limit == package.limit == 1000
     assert np.array_equal(pool.low, package.low) and np.array_equal(pool.high, package.high)
     parts = package._envs[0].observation_spec()
-    obs, _ = pool._env.reset()
+    obs, _ = pool._pool.reset()
     keys = pool._keys or tuple(obs)
     assert keys == tuple(parts)
     assert [obs[key][0].size for key in keys] == [int(np.prod(p.shape)) for p in parts.values()]
@@ -486,7 +486,7 @@ def test_tasks_move_and_are_paid_as_in_dm_control(name, hidden):
     pytest.importorskip("dm_control")
     config = DmcEnv(name=name, repeat=2)
     pool, package = envpool_suite(config, seeds=[4], threads=1), DmControl(config, seeds=[4])
-    start = pool._env.reset()[0]
+    start = pool._pool.reset()[0]
     package.reset(None)
     physics = package._envs[0].physics
     with physics.reset_context():

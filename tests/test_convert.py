@@ -17,6 +17,7 @@ from cerl.config.convert import is_0_1, upgraded
 from cerl.config.encoders import SequenceOptions
 from cerl.config.errors import MOVED, keys
 from cerl.data import EnvSpec
+from cerl.evaluate_run import evaluate_run
 from cerl.record import checkpoint, results
 from cerl.record.folder import change, load_file
 
@@ -131,7 +132,7 @@ def folder(tmp_path):
 
 
 def test_a_run_folder_of_0_1_is_evaluated(folder):
-    result = train.evaluate(folder, episodes=3)["individual"]
+    result = evaluate_run(folder, episodes=3)["individual"]
     assert result.returns.shape == (1, 1, 3) and result.returns.abs().max() == 1
 
 

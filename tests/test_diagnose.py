@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cerl import draw
-from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.dqn import DQN
+from cerl.agents.values import expected_value
 from cerl.config import (
     Config,
     DqnConfig,
@@ -95,7 +96,7 @@ def learner(spec, *, members=3, fork: Any = "final", shared=0, batches: Any = "s
         replay=ReplayConfig(batch=16, candidates=64, capacity=200, start=10),
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, spec, kind=expected_value(DqnConfig()), device=CPU)
     replay = Replay(spec, keys=keys, capacity=200, device=CPU)
     generator = torch.Generator().manual_seed(0)
     for _ in range(130):
@@ -138,14 +139,13 @@ def test_diagnostics_are_those_of_each_members_layers_on_the_batch(spec, options
     assert all(value.shape == (2, 3) for value in found.values())
     assert torch.equal(found["own_data_share"], ours.replay.shares(3))
     window = ours.sample()
-    batch = agent.transition(ours.net, window)
+    (inputs,) = ours.net.look(window, agent.batch(ours.net, window).now)
     for s in range(2):
         for i in range(3):
             leaf = {
                 k: v[s, i if v.shape[1] > 1 else 0].detach() for k, v in ours.net.named_parameters()
             }
-            assert isinstance(batch.x, torch.Tensor)
-            x, layers = batch.x[s, 0], []
+            x, layers = inputs[s, 0], []
             for conv in ours.net.convs:
                 weight = leaf["convs.0.weight"].view(3, 3, -1, 4).permute(3, 2, 0, 1)
                 y = torch.nn.functional.conv2d(x.movedim(-1, 1), weight)

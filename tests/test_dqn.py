@@ -15,9 +15,10 @@ from rounding import ROUNDINGS, assert_agree
 from torch.nn import functional as F
 
 from cerl import draw, explore
+from cerl.agents import dqn
 from cerl.agents.dqn import DQN
 from cerl.agents.parity_dqn import run_updates
-from cerl.agents.quantile import value_kind
+from cerl.agents.values import value_kind
 from cerl.config import (
     Config,
     DqnConfig,
@@ -32,9 +33,8 @@ from cerl.config import (
     ValueOptions,
     of_kind,
 )
-from cerl.data import EnvSpec, Row, Window
+from cerl.data import ActInput, EnvSpec, Previous, Row, Window
 from cerl.learn import Learner
-from cerl.nets.frames import Encoder
 from cerl.optim import Optimiser
 from cerl.replay import Replay
 
@@ -168,7 +168,7 @@ class Member:
 
 def loss_of(learner, window, mask=None):
     agent: Any = learner.agent
-    return agent.loss(learner.net, learner.target, window, mask)
+    return agent.loss(learner.net, learner.target, window, mask=mask)
 
 
 def slow_stack(window, s, m, b, row, stack):
@@ -487,7 +487,7 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
     leaves = list(online.parameters())
     optimiser = Optimiser(cfg.optim, leaves)
     for k in range(2):
-        loss, _ = agent.loss(online, target, window)
+        loss, _ = agent.loss(online, target, window, mask=None)
         assert_agree(outcome.losses[k], loss[0].detach())
         optimiser.step(torch.autograd.grad(loss.sum(), leaves))
         for name, leaf in online.named_parameters():
@@ -620,8 +620,8 @@ def act(agent, net, member, *, eps=0.0, step=0, evaluating=None):
     seeds, envs = member.shape
     obs = torch.eye(envs).expand(seeds, envs, envs)
     start = torch.ones(seeds, envs, dtype=torch.bool)
-    assert isinstance(net.encoder, Encoder)
-    carry = net.encoder.carry(seeds, envs, dtype=torch.float32, device=CPU)
+    carry = net.carry(envs=envs, evaluating=evaluating is not None)
+    seen = ActInput(obs, start, Previous(torch.zeros_like(member), obs[..., 0]), member)
     noise = explore.noise(
         draw.seed_keys(range(seeds)),
         torch.tensor(step),
@@ -631,7 +631,7 @@ def act(agent, net, member, *, eps=0.0, step=0, evaluating=None):
         votes=evaluating is not None and "vote" in evaluating,
     )
     with torch.no_grad():
-        decision = agent.act(net, obs, start, carry, member, noise=noise, evaluating=evaluating)
+        decision = agent.act(net, seen, carry, noise=noise, evaluating=evaluating)
     return decision, noise
 
 
@@ -718,7 +718,7 @@ def test_the_mean_policy_is_greedy_in_the_mean_q_and_members_beside_it_are_not()
     ],
     ids=str,
 )
-def test_gathering_the_weights_of_the_member_on_duty_gives_the_same_decision(options):
+def test_gathering_the_weights_of_the_acting_member_gives_the_same_decision(options, monkeypatch):
     cfg = config(members=8, **options)
     agent = make_agent(cfg)
     net = agent.build(keys=draw.seed_keys((0, 1)))
@@ -726,23 +726,24 @@ def test_gathering_the_weights_of_the_member_on_duty_gives_the_same_decision(opt
     obs = torch.randint(0, 256, (2, 2, 2, 8, 8), generator=generator, dtype=torch.uint8)
     member = torch.tensor([[3, 0], [7, 3]])
     start = torch.ones(2, 2, dtype=torch.bool)
-    assert isinstance(net.encoder, Encoder)
-    carry = net.encoder.carry(2, 2, dtype=torch.uint8, device=CPU)
+    carry = net.carry(envs=2, evaluating=False)
+    previous = Previous(torch.zeros_like(member), torch.zeros(2, 2))
+    seen = ActInput(obs, start, previous, member)
     noise = explore.noise(
         draw.seed_keys((0, 1)), torch.tensor(0), envs=2, actions=4, eps=0.0, votes=False
     )
     calls = []
-    original = agent._gathered
+    original = dqn.gathered
 
     def counted(*args):
         calls.append(args)
         return original(*args)
 
-    agent._gathered = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(dqn, "gathered", counted)
     with torch.no_grad():
-        gathered = agent.act(net, obs, start, carry, member, noise=noise)
+        gathered = agent.act(net, seen, carry, noise=noise)
         assert len(calls) == 1  # 3 E < N
-        full = agent.act(net, obs, start, carry, member, noise=noise, evaluating=())
+        full = agent.act(net, seen, carry, noise=noise, evaluating=())
         assert len(calls) == 1
     assert torch.equal(gathered.action, full.action)
     assert_agree(gathered.value, full.value)

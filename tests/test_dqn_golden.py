@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cerl.agents.parity_dqn import from_original, run_updates, to_original
-from cerl.agents.quantile import quantile_value
+from cerl.agents.values import quantile_value
 from cerl.config import QuantileConfig, ValueOptions, of_kind
 from cerl.config.load import sections
 

@@ -20,13 +20,8 @@ from cerl.config import (
 )
 from cerl.config.memory_tasks import TASKS
 from cerl.envs.api import VecEnv
-from cerl.envs.atari import AtariPool
-from cerl.envs.catch import Catch
-from cerl.envs.control import Control
-from cerl.envs.gym import Gym
-from cerl.envs.memory import Memory
-from cerl.envs.minatar import MinAtar
-from cerl.envs.point_mass import PointMass
+from cerl.envs.own_game import own_game
+from cerl.envs.resident import Resident
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.
@@ -35,13 +30,13 @@ STEPS = 60
 
 
 def catch(seeds: Sequence[int], salt: int) -> VecEnv:
-    return Catch(CatchEnv(envs=3, rows=6), seeds=seeds, salt=salt, device="cpu")
+    return envs.make(CatchEnv(envs=3, rows=6), seeds=seeds, salt=salt, device="cpu")
 
 
 def minatar(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = MinAtarEnv.model_validate({"name": name, "envs": 3, "time_limit": 40})
-        return MinAtar(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -51,7 +46,7 @@ def atari(backend: str) -> Build:
         pytest.importorskip({"ale": "ale_py"}.get(backend, backend))
         options = {"backend": backend, "sticky": 0.25, "fire_reset": True, "threads": 1}
         config = AtariEnv.model_validate({"name": "Pong", "envs": 2, "time_limit": 40, **options})
-        return AtariPool(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -59,7 +54,7 @@ def atari(backend: str) -> Build:
 def gymnasium(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = GymEnv(name=name, envs=3, time_limit=40)
-        return Gym(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -67,7 +62,7 @@ def gymnasium(name: str) -> Build:
 def point_mass(walls: bool) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = PointMassEnv(envs=3, walls=walls, time_limit=25)
-        return PointMass(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -76,7 +71,7 @@ def mujoco(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         pytest.importorskip("envpool")
         config = MujocoEnv(name=name, envs=2, time_limit=25, threads=2)
-        return Control(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -86,7 +81,7 @@ def suite(backend: str, **options: object) -> Build:
         pytest.importorskip(backend)
         common = {"backend": backend, "envs": 2, "time_limit": 25, "threads": 1}
         config = DmcEnv.model_validate({"name": "reacher-easy", **common, **options})
-        return Control(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -94,7 +89,7 @@ def suite(backend: str, **options: object) -> Build:
 def memory(name: str) -> Build:
     def build(seeds: Sequence[int], salt: int) -> VecEnv:
         config = MemoryEnv(name=name, envs=3, time_limit=25)
-        return Memory(config, seeds=seeds, salt=salt, device="cpu")
+        return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
 
@@ -106,6 +101,12 @@ def popgym(name: str) -> Build:
         return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
     return build
+
+
+def own(seeds: Sequence[int], salt: int) -> VecEnv:
+    rules = own_game("test_own_game:summing", {})
+    options = {"name": "summing", "envs": 3, "sticky": 0.1, "time_limit": 0}
+    return Resident(rules, **options, seeds=seeds, salt=salt, device="cpu")
 
 
 def observed(config: type, **options: object) -> Build:
@@ -139,6 +140,7 @@ BUILDERS: dict[str, Build] = {
     "popgym_autoencode": popgym("AutoencodeEasy"),
     "popgym_battleship": popgym("BattleshipEasy"),
     "popgym_pendulum": popgym("NoisyPositionOnlyPendulumEasy"),
+    "own_game": own,
     "observed_catch": observed(CatchEnv, rows=6),
     "observed_point_mass": observed(PointMassEnv, time_limit=25),
     "observed_pendulum": observed(GymEnv, name="Pendulum-v1", time_limit=25),

@@ -17,6 +17,7 @@ from cerl.device.estimate import (
     explaining,
     refusal,
 )
+from cerl.device.pick import prepare
 
 CPU = torch.device("cpu")
 SMALL = {"replay.capacity": 2_000, "replay.start": 1_000}
@@ -44,7 +45,7 @@ def test_what_a_run_keeps_is_what_its_parts_hold(name):
     moments += parts.learner.target.parameters()
     kept = sum(moment.nbytes for moment in moments)
     assert 0 <= found["optimiser"] - kept < 10_000
-    carried = sum(part.nbytes for part in parts.collector.carry)
+    carried = sum(part.nbytes for part in parts.collector.player.carry)
     assert 0 <= found["acting"] - carried < 0.2 * carried + 20_000
     wiring.close(parts)
 
@@ -142,7 +143,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
 ):
     config = load(name, {**options, "device": "cpu"})
     limit = free.Limit(20 * 10**9, free.MACHINE)
-    monkeypatch.setattr(free, "limits", lambda device, root: [limit])
+    monkeypatch.setattr(free, "free_bytes", lambda device, root: [limit])
     monkeypatch.setattr(wiring, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
         train.train(config)
@@ -195,7 +196,7 @@ def test_an_allocators_words_are_never_shown():
 @pytest.mark.parametrize("name", ["minatar/cerl", "memory/fox-tandem", "point_mass/cerl"])
 def test_a_gpu_takes_about_as_much_as_was_told(name):
     config = load(name, {"replay.batch": 128, "replay.start": 1_000, "device": "cuda"})
-    device = wiring.prepare(config)
+    device = prepare(config)
     told = estimate(config, device=device, agent=wiring.make_agent).total()
     gc.collect()  # what earlier tests left in circles must not be freed in between
     torch.cuda.empty_cache()
@@ -206,7 +207,7 @@ def test_a_gpu_takes_about_as_much_as_was_told(name):
         parts.collector.step()
     for _ in range(3):
         parts.learner.update()
-    parts.evaluator.advance()
+    parts.evaluator.player.step()
     torch.cuda.synchronize(device)
     taken = torch.cuda.max_memory_allocated(device) - before
     assert 0.4 * told[f"cuda:{torch.cuda.current_device()}"] < taken

@@ -9,8 +9,9 @@ import torch
 from scripted import Scripted
 
 from cerl import draw
-from cerl.agents.dqn import DQN, scalar_value
+from cerl.agents.dqn import DQN, QNet
 from cerl.agents.sac import SAC
+from cerl.agents.values import expected_value
 from cerl.config import (
     Config,
     DqnConfig,
@@ -21,7 +22,7 @@ from cerl.config import (
     SacConfig,
 )
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
-from cerl.record.log import over_episodes
+from cerl.record.record import over_episodes
 
 CPU = torch.device("cpu")
 
@@ -40,7 +41,7 @@ def evaluator(cfg, choices, *, length, reward=lambda s, e, k, t, a: float(a), **
     env = Scripted(
         seeds=cfg.seeds, envs=lanes(cfg), length=length, reward=reward, actions=4, **options
     )
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=draw.seed_keys(cfg.seeds))
     with torch.no_grad():
         net.final.weight.zero_()
@@ -59,8 +60,8 @@ def played(ours, number):
 
 def actions_of(ours):
     """[S, E] of every step of its environments."""
-    assert isinstance(ours.env, Scripted)
-    return ours.env.taken
+    assert isinstance(ours.player.env, Scripted)
+    return ours.player.env.taken
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -105,7 +106,9 @@ def test_policies_by_hand():
     assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
     assert results["mean"].returns.tolist() == [[[0, 0]]] * 2
     # a strong preference moves the mean, not the vote
-    ours.net.final.bias.data[:, 3, 0, 1] = 50.0
+    net = ours.player.net
+    assert isinstance(net, QNet)
+    net.final.bias.data[:, 3, 0, 1] = 50.0
     results = played(ours, 0)
     assert results["vote"].returns.tolist() == [[[0, 0]]] * 2
     assert results["mean"].returns.tolist() == [[[5, 5]]] * 2
@@ -222,7 +225,10 @@ def test_seeds_that_play_longer_change_nothing_for_the_others():
                 reward=lambda s, e, k, t, a: a / 3,
             )
             played(ours, 1)
-            return {k: over_episodes(*r[:2]) for k, r in played(ours, 2).items()}
+            return {
+                k: over_episodes(r.returns.numpy(), r.lengths.numpy())
+                for k, r in played(ours, 2).items()
+            }
 
         together, alone = run((4, 9)), run((9,))
         for name, scores in alone.items():
@@ -252,7 +258,7 @@ def test_an_episode_whose_return_is_not_finite_was_played():
 def test_environments_of_the_wrong_number_are_refused():
     cfg, ours = config(episodes=3), None
     env = Scripted(seeds=(0, 1), envs=4, length=lambda *_: 2, reward=lambda *_: 0.0)
-    agent = DQN(cfg, env.spec, kind=scalar_value(DqnConfig()), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=draw.seed_keys(cfg.seeds))
     with pytest.raises(ValueError, match="evaluation needs 9 environments per seed, got 4"):
         ours = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))

@@ -1,5 +1,6 @@
 """Frame stacks of windows and of acting against a loop that zeroes what lies before a start."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 
 from cerl import draw
 from cerl.config import NetConfig
-from cerl.data import EnvSpec
+from cerl.data import ActInput, EnvSpec, Previous, Window
 from cerl.nets import layers as nn
-from cerl.nets.frames import Encoder, convolutions, see
+from cerl.nets.frames import Frames, convolutions, see
 from cerl.nets.layers import initialise
 
 
@@ -17,9 +18,30 @@ def spec(*observation, dtype=torch.uint8):
     return EnvSpec("scripted", observation, dtype, 3, 2, 1, True, True)
 
 
-def encoder(shape, *, stack, scale=1.0, dtype=torch.uint8, **net: Any):
+def reader(shape, *, stack, scale=1.0, dtype=torch.uint8, seeds=2, **net: Any):
     config = NetConfig(scale=scale, **net)
-    return Encoder(config, spec(*shape, dtype=dtype), frames=stack)
+    return Frames(config, spec(*shape, dtype=dtype), frames=stack, seeds=seeds)
+
+
+def window_of(obs, real) -> Window:
+    """obs [S, 1, B, W, ...], real [S, 1, B, W]."""
+    nothing, lead = torch.zeros_like(real, dtype=torch.int64), real.shape[:3]
+    return Window(
+        obs=obs,
+        action=nothing,
+        reward=nothing.float(),
+        terminated=nothing.bool(),
+        real=real,
+        member=nothing,
+        row=nothing[..., 0],
+        weight=torch.ones(lead),
+        state=torch.zeros(*lead, 0),
+    )
+
+
+def seen(obs, start) -> ActInput:
+    nothing = torch.zeros_like(start, dtype=torch.int64)
+    return ActInput(obs, start, Previous(nothing, nothing.float()), nothing)
 
 
 def layers(shape, *, frames=1, **net: Any):
@@ -65,57 +87,56 @@ def slow_pixels(frames, *, convs, scale):
 @pytest.mark.parametrize("stack", [1, 2, 4])
 @pytest.mark.parametrize("net", [CONVS, {}], ids=["conv", "flat"])
 def test_a_window_gives_the_stack_of_each_wanted_row(shape, stack, net):
-    enc = encoder(shape, stack=stack, scale=255.0, **net)
+    enc = reader(shape, stack=stack, scale=255.0, **net)
     assert enc.context == stack - 1
     obs, real = stream(shape)
     width, learnt = stack - 1 + 6, 3
     # windows of the stream as the batch axis: [S, 1, B, W, ...]
     begin = [0, 5, 11, 20]
-    window = torch.stack([obs[:, 0, b : b + width] for b in begin], 1).unsqueeze(1)
-    flags = torch.stack([real[:, 0, b : b + width] for b in begin], 1).unsqueeze(1)
-    start = torch.cat([torch.ones_like(flags[..., :1]), ~flags[..., :-1]], -1)
+    frames = torch.stack([obs[:, 0, b : b + width] for b in begin], 1).unsqueeze(1)
+    window = window_of(
+        frames, torch.stack([real[:, 0, b : b + width] for b in begin], 1).unsqueeze(1)
+    )
     generator = torch.Generator().manual_seed(3)
     rows = torch.randint(stack - 1, width, (2, 1, len(begin), learnt), generator=generator)
-    got = enc(window, start, rows).unflatten(2, (len(begin), learnt))
-    for s in range(2):
-        for b, first in enumerate(begin):
-            for t in range(learnt):
-                row = first + int(rows[s, 0, b, t])
-                frames = slow_stack(obs[s, 0], real[s, 0], row, stack)
-                want = slow_pixels(frames, convs=bool(net), scale=255.0)
-                torch.testing.assert_close(got[s, 0, b, t], want, atol=1e-6, rtol=0)
-
-
-def test_whether_a_windows_first_row_begins_an_episode_does_not_matter():
-    enc = encoder((3,), stack=3)
-    obs = torch.randint(1, 256, (1, 1, 1, 4, 3), dtype=torch.uint8)
-    start, rows = torch.zeros(1, 1, 1, 4, dtype=torch.bool), torch.tensor([[[[2, 3]]]])
-    other = start.clone()
-    other[..., 0] = True
-    assert torch.equal(enc(obs, start, rows), enc(obs, other, rows))
+    common = torch.arange(stack - 1, stack - 1 + learnt).expand(2, 1, len(begin), -1)
+    both = enc.look(window, rows, common)
+    for got, wanted in zip(both, (rows, common), strict=True):
+        got = got.unflatten(2, (len(begin), learnt))
+        for s, (b, first), t in itertools.product(range(2), enumerate(begin), range(learnt)):
+            row = first + int(wanted[s, 0, b, t])
+            frames = slow_stack(obs[s, 0], real[s, 0], row, stack)
+            want = slow_pixels(frames, convs=bool(net), scale=255.0)
+            torch.testing.assert_close(got[s, 0, b, t], want, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape, net", [((4, 5), CONVS), ((2, 4, 5), CONVS), ((7,), {})])
 @pytest.mark.parametrize("stack", [1, 3])
 def test_acting_sees_what_learning_sees(shape, net, stack):
-    enc = encoder(shape, stack=stack, scale=2.0, **net)
+    enc = reader(shape, stack=stack, scale=2.0, **net)
     obs, real = stream(shape, rows=40, seed=9)
-    carry = enc.carry(2, 2, dtype=torch.uint8, device=torch.device("cpu"))
+    carry = enc.carry(envs=2, evaluating=False, device=torch.device("cpu"))
     (past,) = carry
     assert past.dtype == torch.uint8 and int(past.sum()) == 0
     start = torch.ones(2, 2, dtype=torch.bool)
     steps = []
     for t in range(40):
-        x = enc.step(obs[:, :, t], start, carry)
+        x = enc.step(seen(obs[:, :, t], start), carry, evaluating=False)
         assert x.shape[:3] == (2, 1, 2) and x.dtype == torch.float32
         steps.append(x[:, 0])
         start = ~real[:, :, t]
+        # Rows before the last stack - 1 ones do not matter, nor that there may be none.
+        for known in (max(stack - 1, 1), t + 1):
+            rows = slice(max(t + 1 - known, 0), t + 1)
+            recent = window_of(obs[:, None, :, rows], real[:, None, :, rows])
+            again = (torch.full_like(past, 7),)
+            enc.refill(recent, again, start.long())
+            assert torch.equal(again[0], past)
     for t in range(stack - 1, 40):
         at = t - stack + 1
-        window, flags = obs[:, :, at : t + 1].unsqueeze(1), real[:, :, at : t + 1].unsqueeze(1)
-        begins = torch.cat([torch.ones_like(flags[..., :1]), ~flags[..., :-1]], -1)
-        rows = torch.full((2, 1, 2, 1), stack - 1)
-        assert torch.equal(enc(window, begins, rows)[:, 0], steps[t])
+        window = window_of(obs[:, None, :, at : t + 1], real[:, None, :, at : t + 1])
+        (x,) = enc.look(window, torch.full((2, 1, 2, 1), stack - 1))
+        assert torch.equal(x[:, 0], steps[t])
         for s in range(2):
             for e in range(2):
                 frames = slow_stack(obs[s, e], real[s, e], t, stack)
@@ -124,12 +145,12 @@ def test_acting_sees_what_learning_sees(shape, net, stack):
 
 
 def test_boolean_observations_become_zeros_and_ones():
-    enc = encoder((2, 3, 3), stack=2, dtype=torch.bool, **CONVS)
+    enc = reader((2, 3, 3), stack=2, dtype=torch.bool, **CONVS)
     obs = torch.ones(2, 2, 2, 3, 3, dtype=torch.bool)
-    carry = enc.carry(2, 2, dtype=torch.bool, device=torch.device("cpu"))
-    x = enc.step(obs, torch.ones(2, 2, dtype=torch.bool), carry)
+    carry = enc.carry(envs=2, evaluating=False, device=torch.device("cpu"))
+    x = enc.step(seen(obs, torch.ones(2, 2, dtype=torch.bool)), carry, evaluating=False)
     assert float(x[..., :2].sum()) == 0 and float(x[..., 2:].mean()) == 1
-    x = enc.step(obs, torch.zeros(2, 2, dtype=torch.bool), carry)
+    x = enc.step(seen(obs, torch.zeros(2, 2, dtype=torch.bool)), carry, evaluating=False)
     assert float(x.mean()) == 1
 
 

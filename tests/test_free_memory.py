@@ -22,7 +22,7 @@ def machine(root: Path, groups: str, files: Mapping[str, object]) -> Path:
 
 
 def test_free_memory_of_this_machine_is_a_plausible_number():
-    found = free.limits(CPU)
+    found = free.free_bytes(CPU)
     assert found and all(0 <= limit.free < 2**50 for limit in found)
     assert any(limit.free > MIB for limit in found)
 
@@ -39,7 +39,7 @@ def test_a_container_is_limited_by_the_smallest_of_its_control_groups(tmp_path):
     }
     root = machine(tmp_path, "0::/job/step", files)
     job = Limit(2**30 + 256 * MIB, str(root / "sys/fs/cgroup/job"))
-    assert free.limits(CPU, root=root)[:2] == [Limit(8 * 2**30, free.MACHINE), job]
+    assert free.free_bytes(CPU, root=root)[:2] == [Limit(8 * 2**30, free.MACHINE), job]
     folders = [folder.name for folder in free.group_folders(root)]
     assert folders == ["step", "job", "cgroup"]
 
@@ -54,18 +54,18 @@ def test_control_groups_of_version_1_count_too(tmp_path):
         "sys/fs/cgroup/memory/memory.usage_in_bytes": 2**30,
     }
     root = machine(tmp_path, "9:cpu:/\n4:memory:/slurm\n0::/", files)
-    groups = [limit for limit in free.limits(CPU, root=root) if "cgroup" in limit.scope]
+    groups = [limit for limit in free.free_bytes(CPU, root=root) if "cgroup" in limit.scope]
     assert groups == [Limit(2**28 + 2**27, str(root / group))]
 
 
 def test_a_container_that_sees_only_the_top_of_its_groups_is_limited_by_it(tmp_path):
     files = {"sys/fs/cgroup/memory.max": 1000, "sys/fs/cgroup/memory.current": 400}
     root = machine(tmp_path, "0::/docker/1d4eb2f8", files)
-    assert Limit(600, str(root / "sys/fs/cgroup")) in free.limits(CPU, root=root)
+    assert Limit(600, str(root / "sys/fs/cgroup")) in free.free_bytes(CPU, root=root)
 
 
 def test_without_the_kernels_files_the_system_is_asked(tmp_path):
-    found = free.limits(CPU, root=tmp_path)
+    found = free.free_bytes(CPU, root=tmp_path)
     if "SC_PHYS_PAGES" in os.sysconf_names:
         assert found[0].scope == free.MACHINE and found[0].free > MIB
     assert free.group_folders(tmp_path) == []
@@ -79,7 +79,7 @@ def test_a_limit_of_the_address_space_counts(tmp_path):
     resource.setrlimit(resource.RLIMIT_AS, (wide, hard))
     try:
         used = 1000 * os.sysconf("SC_PAGE_SIZE")
-        assert free.limits(CPU, root=root)[-1] == Limit(wide - used, free.PROCESS)
+        assert free.free_bytes(CPU, root=root)[-1] == Limit(wide - used, free.PROCESS)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 

@@ -19,8 +19,8 @@ from cerl import envs, train
 from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
-from cerl.envs.gym_task import import_task_module
 from cerl.envs.host import simulator_seeds
+from cerl.envs.task_module import import_task_module
 from cerl.record.checkpoint import CheckpointError
 
 BYTES = spaces.Box(0, 255, (1, 2), np.uint8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cerl.config import EnsembleConfig
-from cerl.heads import head_table, next_action_values, next_values, of_actors
+from cerl.heads import double_q, head_table, next_action_values, next_values, of_actors
 
 
 def table_of(kind, members=3, gamma=0.99, horizons=10):
@@ -33,7 +33,7 @@ def test_every_head_names_the_action_and_value_of_its_definition(kind, members: 
     for i in range(members):
         for j in range(heads):
             action, value = RULES[kind](i, j, (i + j) % members)
-            assert divmod(int(table.action[i, j]), table.action_heads) == action
+            assert (int(table.action[i, j]), 0) == action
             assert divmod(int(table.value[i, j]), table.value_heads) == value
 
 
@@ -50,7 +50,8 @@ def test_head_0_is_always_the_members_own():
     for kind in ("own", "cerl", "own_target", "multi_horizon"):
         table = table_of(kind, 4)
         own = [(i, 0) for i in range(4)]
-        assert [divmod(int(x), table.action_heads) for x in table.action[:, 0]] == own
+        assert table.action[:, 0].tolist() == [0, 1, 2, 3]
+        assert float(table.gamma[0]) == pytest.approx(table.own_gamma, rel=1e-6)
         assert [divmod(int(x), table.value_heads) for x in table.value[:, 0]] == own
 
 
@@ -70,7 +71,7 @@ def test_next_values_equal_a_loop_over_heads(kind, atoms):
     table = table_of(kind, members, horizons=4)
     generator = torch.Generator().manual_seed(1)
     lead = (seeds, members, batch, learnt)
-    choose = torch.randn(*lead, table.action_heads, actions, generator=generator)
+    choose = torch.randn(*lead, 1, actions, generator=generator)
     value = torch.randn(*lead, table.value_heads, actions, *atoms, generator=generator)
     got = next_values(table, choose, value)
     assert got.shape == (*lead, table.heads, *atoms)
@@ -84,6 +85,21 @@ def test_next_values_equal_a_loop_over_heads(kind, atoms):
                         best = greedy.index(max(greedy))
                         want = value[s, valuer[0], b, t, valuer[1], best]
                         assert torch.equal(got[s, i, b, t, j], want)
+
+
+def test_double_q_values_the_action_that_the_other_network_chooses():
+    table = table_of("cerl", 2)
+    # Member 0 chooses action 1, member 1 action 0; a head asks both of one member.
+    choose = torch.tensor([[1.0, 2.0], [4.0, 3.0]]).view(1, 2, 1, 1, 1, 2)
+    value = torch.tensor([[10.0, 20.0], [30.0, 40.0]]).view(1, 2, 1, 1, 1, 2).requires_grad_()
+    reward = torch.tensor([0.5, 1.0]).view(1, 1, 1, 1, 2)
+    discount = torch.tensor([0.5, 0.25]).view(1, 1, 1, 1, 2)
+    y = double_q(table, reward=reward, discount=discount, choose=choose, value=value)
+    # Head 0: 0.5 + 0.5 V(own); head 1: 1 + 0.25 V(the other), with V of member 0 = 20, of 1 = 30.
+    assert y.flatten(1).tolist() == [[10.5, 8.5, 15.5, 6.0]] and not y.requires_grad
+    spread = torch.stack([value - 1, value + 1], -1)  # a distribution of two atoms
+    both = double_q(table, reward=reward, discount=discount, choose=choose, value=spread)
+    assert both[0, 0, 0, 0].tolist() == [[10.0, 11.0], [8.25, 8.75]]
 
 
 def test_ties_of_the_next_action_go_to_the_first():

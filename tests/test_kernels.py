@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from cerl.device.precision import precision
 from cerl.kernels import optim
-from cerl.kernels.conv import conv2d
-from cerl.kernels.fold import col2im, patches
+from cerl.kernels.conv import col2im, conv2d, patches
 
 pytest.importorskip("triton")
 # Torch says so when the first matrix product of a process is one of a backward pass.

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.kernels.fox import fox_inputs
+from cerl.kernels.fox import EPS, fox_inputs
 
 pytest.importorskip("triton")
+from cerl.kernels import fox_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("q", "k", "v", "log_f", "gate")
@@ -131,7 +132,7 @@ def test_operator_is_one_that_torch_compiles():
     t = inputs(SMALL["odd heads"], torch.float32, before=True)
     args = tuple(t[name] for name in (*PARAMETERS, "start", "before_k", "before_v"))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.cerl.fox_inputs.default, args, test_utils=tests)
+    torch.library.opcheck(fox_triton.fox_inputs.registered, (*args, EPS), test_utils=tests)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cerl.kernels.gru import cell, gru
 
 pytest.importorskip("triton")
 from cerl.kernels import gru_triton  # noqa: E402
-from cerl.kernels.gru_triton import Blocks  # noqa: E402
+from cerl.kernels.runtime.blocks import Blocks, block_size  # noqa: E402
 
 # Torch says so when the first matrix product of a process is one of a backward pass.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
@@ -161,12 +161,12 @@ def test_weights_held_or_read_in_tiles_give_the_same(depth):
     for name in ("starts of each", "odd width"):
         shape = SMALL[name]
         t = {name: leaf.detach() for name, leaf in leaves(shape, torch.float32).items()}
-        block, start = Blocks(16, depth, 4), starts(shape)
-        ours = gru_triton.forward(**t, start=start, blocks=block)
+        block, start = Blocks(16, block_size(shape.width), depth, 4, 1), starts(shape)
+        ours = gru_triton.gru.host(**t, start=start, blocks=block)
         theirs = gru(**t, start=start, impl="reference")
         assert_agree(ours, theirs)
         grad = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(8)).to(DEVICE)
-        mine = gru_triton.backward(grad, **t, start=start, y=theirs, blocks=block)
+        mine = gru_triton.gru_backward.host(grad, **t, start=start, y=theirs, blocks=block)
         leaf = leaves(shape, torch.float32)
         y = gru(**leaf, start=start, impl="reference")
         for got, want in zip(mine, torch.autograd.grad(y, list(leaf.values()), grad), strict=True):
@@ -178,7 +178,7 @@ def test_operator_is_one_that_torch_compiles():
     shape = SMALL["starts of all networks"]
     args = [leaf.detach().requires_grad_() for leaf in leaves(shape, torch.float32).values()]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.cerl.gru.default, (*args, starts(shape)), test_utils=tests)
+    torch.library.opcheck(gru_triton.gru.registered, (*args, starts(shape)), test_utils=tests)
 
 
 @pytest.mark.parametrize(

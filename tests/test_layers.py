@@ -257,9 +257,9 @@ def test_critics_equal_one_product_each(inputs, members, own):
 
 
 def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
-    wide, tall = layers.Linear(2, 3, 4, 9), layers.Critics(2, 3, 2, 9, 4)
+    one = ((9, 1.0),)
+    wide, tall = layers.Linear(2, 3, 4, 9, blocks=one), layers.Critics(2, 3, 2, 9, 4)
     image = layers.Conv(2, 3, channels=2, filters=4, kernel=3, stride=1, padding="valid")
-    wide.gain = 1.0
     net = torch.nn.Sequential(wide, tall, image)
     layers.initialise(net, keys=draw.seed_keys([5, 3]), scheme="orthogonal")
     weight = wide.weight.detach()
@@ -274,8 +274,7 @@ def test_orthogonal_matrices_have_the_layers_gain_and_are_each_seeds_own():
         and not image.bias.any()
         and len(torch.unique(weight.flatten(2).flatten(0, 1), dim=0)) == 6
     )
-    wide = layers.Linear(1, 3, 4, 9)
-    wide.gain = 1.0
+    wide = layers.Linear(1, 3, 4, 9, blocks=one)
     image = layers.Conv(1, 3, channels=2, filters=4, kernel=3, stride=1, padding="valid")
     again = torch.nn.Sequential(wide, layers.Critics(1, 3, 2, 9, 4), image)
     layers.initialise(again, keys=draw.seed_keys([3]), scheme="orthogonal")
@@ -376,3 +375,11 @@ def test_feature_norm_divides_the_penultimate_features_in_both_forks():
                 unit = penult / (penult.norm(dim=-1, keepdim=True) + 1e-6)
                 want = unit @ weight + net.final.bias[0, i, j]
                 assert_agree(net(x, 3)[0, i, :, j], want)
+
+
+def test_blocks_of_a_layer_have_equal_widths_that_make_it_up():
+    with pytest.raises(ValueError, match=r"equal outputs that sum to 6, got \[2, 3\]"):
+        layers.Linear(1, 1, 4, 6, blocks=((2, 1.0), (3, 1.0)))
+    both = layers.Linear(1, 1, 4, 6, blocks=((3, 2.0), (3, 1.0)))
+    layers.initialise(both, keys=draw.seed_keys([0]), scheme="xavier")
+    assert 0.7 < float(both.weight.detach().abs().max()) / (6 / (4 + 3)) ** 0.5 <= 1.0

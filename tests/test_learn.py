@@ -1,5 +1,7 @@
 """The update: captured equals eager, seeds do not touch each other, loading keeps storage."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from cerl import draw, train, wiring
 from cerl.bench import runs
 from cerl.collect import Collector
 from cerl.config import load
-from cerl.data import EnvSpec, Row, Step
+from cerl.data import ActInput, EnvSpec, Previous, Row, Step, Window
 from cerl.graph import captured
 from cerl.kernels.runtime import streams
 from cerl.learn import Learner
@@ -96,18 +98,20 @@ def test_branches_side_by_side_equal_one_after_the_other_bitwise(
 @pytest.mark.parametrize(
     ("name", "spec", "changes"), [case for case in CASES if case[1].continuous]
 )
-def test_what_a_stage_computes_early_is_not_moved_by_the_stages_before(name, spec, changes):
+def test_what_a_stage_prepares_is_not_moved_by_the_stages_before(name, spec, changes):
     ours = learner(name, spec, "cpu", **changes)
     with torch.no_grad():
         window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
-    early = ours.early(window, 1, dice)
-    plain, told = (ours.grads(window, 1, dice, known)[0] for known in (None, early))
+    first = ours.prepare(window, 1, dice)
+    assert first is not None
+    plain, told = (
+        ours.grads(window, stage=1, dice=dice, prepared=known)[0] for known in (None, first)
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
     ours.update_first()
     for target in ours.target.parameters():
         target.add_(1.0)
-    again = ours.early(window, 1, dice)
-    (first, _), (second, _) = early, again
+    second = ours.prepare(window, 1, dice)
     assert torch.equal(first.action, second.action) and torch.equal(first.log_p, second.log_p)
 
 
@@ -121,8 +125,12 @@ def test_gpu_update_agrees_with_the_cpu(name, spec, changes):
     for mine, theirs in zip(*windows, strict=True):
         assert torch.equal(mine.cpu(), theirs)
     cpu.load_state_dict(gpu.state_dict())
+    dice = tuple(one.agent.dice(one.keys, one.updates) for one in (gpu, cpu))
     for stage in range(len(gpu.stages)):
-        grads = gpu.grads(windows[0], stage)[0], cpu.grads(windows[1], stage)[0]
+        grads = tuple(
+            one.grads(window, stage=stage, dice=drawn)[0]
+            for one, window, drawn in zip((gpu, cpu), windows, dice, strict=True)
+        )
         for mine, theirs in zip(*grads, strict=True):
             scale = theirs.abs().max()
             assert (mine.cpu() - theirs).abs().max() <= 1e-4 * scale + 1e-9
@@ -226,16 +234,21 @@ def frames_run(device, steps):
 
 def test_stack_that_acts_equals_the_stack_that_learns_on_host_environments():
     collector = frames_run("cpu", 40)
-    net, replay = collector.net, collector.replay
+    net: Any = collector.player.net
+    replay = collector.replay
     time = torch.tensor([[[30, 31, 32, 33]]]).view(1, 1, 1, 4)  # one window of context + 1 rows
     for env in range(4):
-        obs, real = replay.obs[:, time, env][:, 0], replay.real[:, time, env][:, 0]
-        start = torch.nn.functional.pad(~real[..., :-1], (1, 0), value=True)
-        x = net.encoder(obs, start, torch.full((1, 1, 1, 1), 3))
-        carry = net.encoder.carry(1, 1, dtype=torch.uint8, device=torch.device("cpu"))
+        fields = {k: getattr(replay, k)[:, time, env][:, 0] for k in Row._fields}
+        one = torch.zeros(1, 1, 1)
+        window = Window(**fields, row=one.long(), weight=one, state=one.unsqueeze(-1))
+        (x,) = net.look(window, torch.full((1, 1, 1, 1), 3))
+        carry = net.carry(envs=1, evaluating=False)
+        nothing = torch.zeros(1, 1, dtype=torch.int64)
         for t in range(34):
             began = torch.tensor([[t == 0 or not bool(replay.real[0, t - 1, env])]])
-            acted = net.encoder.step(replay.obs[:, t, env : env + 1], began, carry)
+            obs = replay.obs[:, t, env : env + 1]
+            seen = ActInput(obs, began, Previous(nothing, nothing.float()), nothing)
+            (acted,) = net.step(seen, carry, evaluating=False)
         assert torch.equal(x.flatten(), acted.flatten())
 
 
@@ -244,7 +257,7 @@ def test_gpu_collects_from_host_environments_what_the_cpu_does():
     gpu, cpu = frames_run("cuda", 40), frames_run("cpu", 40)
     for name in Row._fields:
         assert torch.equal(getattr(gpu.replay, name).cpu(), getattr(cpu.replay, name)), name
-    assert torch.equal(gpu.carry[0].cpu(), cpu.carry[0])
+    assert torch.equal(gpu.player.carry[0].cpu(), cpu.player.carry[0])
     assert torch.equal(gpu.finished[..., :3].cpu(), cpu.finished[..., :3])
 
 
@@ -261,13 +274,14 @@ def test_updates_beside_host_environments_equal_those_that_wait():
                 update()
 
         ours.step(learn)
-        theirs.decide()
+        theirs.player.halves.decide()
         torch.cuda.synchronize()
         for _ in due:
             alone.update()
         torch.cuda.synchronize()
-        theirs.next.copy_(theirs.env.step(theirs.action.cpu()))
-        theirs.record()
+        player = theirs.player
+        player.next.copy_(player.env.step(player.action.cpu()))
+        theirs.player.halves.record()
         torch.cuda.synchronize()
     for name in Row._fields:
         assert torch.equal(getattr(ours.replay, name), getattr(theirs.replay, name)), name

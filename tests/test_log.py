@@ -11,11 +11,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cerl import config
+from cerl import __version__, config
 from cerl.data import EnvSpec
-from cerl.record import log, progress, tensorboard
+from cerl.evaluate import Result
+from cerl.record import progress, tensorboard
 from cerl.record import results as rows
 from cerl.record.log import Logger
+from cerl.record.record import over_episodes
 from cerl.record.results import RowsError
 from cerl.record.screen import PipeConsole
 
@@ -27,19 +29,19 @@ def make_logger(folder, *, preset="catch/bootdqn", quiet=True, changes=None) -> 
     options = {"ensemble.members": 3, **(changes or {})}
     if preset == "catch/tandem":
         options["ensemble.members"] = 2
-    c = config.load(preset, {"seeds": list(SEEDS), **options})
+    c = config.load(preset, {"seeds": list(SEEDS), "schedule.steps": 1000, **options})
     spec = EnvSpec("catch", (10, 5), torch.float32, 3, 4, 4, True, True)
-    return Logger(folder, config=c, spec=spec, seeds=SEEDS, steps_total=1000, quiet=quiet)
+    return Logger(folder, config=c, spec=spec, quiet=quiet)
 
 
-def scores_at(step: int, *, members: int = 3) -> dict:
-    """Returns and lengths of 4 episodes, different for every seed, member and step."""
+def scores_at(step: int, *, members: int = 3) -> dict[str, Result]:
+    """Scores of 4 episodes, different for every seed, member and step."""
     g = torch.Generator().manual_seed(step)
     individual = torch.rand(2, members, 4, generator=g, dtype=torch.float64)
     vote = torch.rand(2, 1, 4, generator=g, dtype=torch.float64) + 1
     return {
-        "individual": (individual, torch.full_like(individual, 9.0), torch.ones(2, members)),
-        "vote": (vote, torch.full_like(vote, 7.0), torch.ones(2, 1)),
+        "individual": Result(individual, torch.full_like(individual, 9.0), torch.ones(2, members)),
+        "vote": Result(vote, torch.full_like(vote, 7.0), torch.ones(2, 1)),
     }
 
 
@@ -101,15 +103,15 @@ def test_evaluation_rows_equal_a_loop_over_the_episodes(tmp_path):
                 assert (row["episodes"], row["step"], row["updates"]) == (4, 100, 25)
                 assert row["real_steps"] == (90, 95)[s] and row["frames"] == 4 * (90, 95)[s]
                 assert (row["preset"], row["env"]) == ("catch/bootdqn", "catch")
-                assert row["members"] == 3 and row["version"] == log.__version__
+                assert row["members"] == 3 and row["version"] == __version__
                 assert 0 <= row["wall_seconds"] < 60
 
 
 def test_roles_of_a_tandem_and_of_a_drawn_member(tmp_path):
-    one = (torch.zeros(2, 1, 4), torch.ones(2, 1, 4))
-    two = (torch.arange(16.0).view(2, 2, 4), torch.ones(2, 2, 4))
+    one = Result(torch.zeros(2, 1, 4), torch.ones(2, 1, 4), torch.zeros(2, 1))
+    two = Result(torch.arange(16.0).view(2, 2, 4), torch.ones(2, 2, 4), torch.zeros(2, 2))
     with make_logger(tmp_path, preset="catch/tandem") as logger:
-        logger.evaluation(10, 0, np.array([10, 10]), {"individual": two, "random": one})
+        logger.evaluation(10, 0, torch.tensor([10, 10]), {"individual": two, "random": one})
     roles = {(r["policy"], r["member"]): r["role"] for r in read_rows(tmp_path)}
     assert roles == {
         ("individual", 0): "active",
@@ -126,7 +128,7 @@ def test_roles_of_a_tandem_and_of_a_drawn_member(tmp_path):
 def test_episodes_that_were_not_played_do_not_count():
     returns = np.array([[[1.0, 3.0, NAN], [NAN, NAN, NAN], [NAN, 1.0, 2.0]]])
     lengths = np.array([[[10.0, 20.0, NAN], [NAN, NAN, NAN], [5.0, 5.0, 5.0]]])
-    found = log.over_episodes(returns, torch.from_numpy(lengths))
+    found = over_episodes(returns, lengths)
     np.testing.assert_array_equal(found["episodes"], [[2, 0, 3]])
     # The last member played an episode whose return is not a number: neither is its mean.
     np.testing.assert_array_equal(found["return"], [[2.0, NAN, NAN]])
@@ -138,8 +140,8 @@ def test_columns_that_only_other_seeds_have_played_change_no_bit():
     rng = np.random.default_rng(0)
     returns, lengths = rng.normal(size=(9, 1, 11)), rng.integers(1, 99, (9, 1, 11)).astype(float)
     beside = np.full((9, 1, 300), NAN)
-    alone = log.over_episodes(returns, lengths)
-    among = log.over_episodes(*(np.concatenate([x, beside], -1) for x in (returns, lengths)))
+    alone = over_episodes(returns, lengths)
+    among = over_episodes(*(np.concatenate([x, beside], -1) for x in (returns, lengths)))
     assert all(np.array_equal(alone[name], among[name]) for name in alone)
 
 
@@ -162,7 +164,7 @@ def test_training_rows_only_where_a_member_acted(tmp_path):
 def test_metrics_hold_every_seed_and_member_once(tmp_path):
     loss = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     with make_logger(tmp_path) as logger:
-        logger.training(20, 5, {"loss": loss, "misses": np.array([7.0, 8.0])})
+        logger.training(20, 5, {"loss": loss, "misses": torch.tensor([7, 8])})
     assert pq.read_schema(tmp_path / "metrics.parquet").equals(rows.METRICS)
     found = {(m["name"], m["seed"], m["member"]): m["value"] for m in read_metrics(tmp_path)}
     expected = {("loss", s, k): float(loss[i, k]) for i, s in enumerate(SEEDS) for k in range(3)}
@@ -215,13 +217,13 @@ def test_nan_in_one_seed_leaves_the_other_and_the_log_alone(tmp_path):
         results = scores_at(50)
         loss = torch.arange(6.0).view(2, 3)
         if folder is dirty:
-            results["individual"][0][1] = NAN
-            results["vote"][0][1] = NAN
+            results["individual"].returns[1] = NAN
+            results["vote"].returns[1] = NAN
             loss[1] = NAN
         with make_logger(folder) as logger:
             logger.training(50, 12, {"loss": loss})
             logger.evaluation(50, 12, torch.tensor([50, 50]), results)
-            assert all(math.isfinite(value) for value in logger.latest.values())
+            assert all(math.isfinite(value) for value in logger.record.latest.values())
     for name in ("rows", "metrics"):
         one, other = (
             [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read if r["seed"] == 3]
@@ -254,7 +256,7 @@ def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path):
     # The rows of a run stay one configuration, whatever a newer version makes of its options.
     resumed = make_logger(broken, changes={"optim.lr": 1.0})
     resumed.load_state_dict(state)
-    assert resumed.wall_seconds >= state["wall_seconds"]
+    assert resumed.clock.seconds() >= state["wall_seconds"]
     with resumed:
         run_until(resumed, [300, 400])
 
@@ -277,8 +279,8 @@ def test_the_state_survives_a_checkpoint(tmp_path):
     checkpoint.save(tmp_path, {"logger": logger.state_dict()})
     again = make_logger(tmp_path)
     again.load_state_dict(checkpoint.load(tmp_path).state["logger"])
-    assert (again.step, again.updates, again.latest) == (100, 25, logger.latest)
-    logger.board.close()
+    assert (again.step, again.updates, again.record.latest) == (100, 25, logger.record.latest)
+    logger.record.board.close()
 
 
 def test_rows_of_another_run_are_never_overwritten(tmp_path):
@@ -293,8 +295,8 @@ def test_rows_of_another_run_are_never_overwritten(tmp_path):
 @pytest.mark.parametrize("how", ["freeze", "cut"])
 def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
     logger, text, diverged = make_logger(tmp_path, changes={"diverged": how}), io.StringIO(), {}
-    logger.quiet, logger.diverged = False, diverged
-    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
+    logger.console.quiet, logger.record.diverged = False, diverged
+    logger.console.screen.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         diverged[1] = 200
@@ -309,8 +311,8 @@ def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
         tags = scalars(tmp_path, seed)
         assert {step for step, _ in tags.get("charts/diverged", [])} == marked
     # Headlines are means over seeds: one that is cut does not count, one that stays is named.
-    own = scores_at(300)["vote"][0][: 1 if how == "cut" else 2].mean()
-    assert logger.latest["vote"] == pytest.approx(float(own))
+    own = scores_at(300)["vote"].returns[: 1 if how == "cut" else 2].mean()
+    assert logger.record.latest["vote"] == pytest.approx(float(own))
     assert text.getvalue().count("seed 8 diverged at 200 agent steps") == 5
     assert "done, but seed 8 diverged at 200 agent steps: 300 agent steps" in text.getvalue()
 
@@ -318,7 +320,7 @@ def test_a_seed_that_diverged_is_marked_from_then_on(tmp_path, how):
 def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger = make_logger(tmp_path)
     text = io.StringIO()
-    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
+    logger.console.screen.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         before = (tmp_path / "rows.parquet").read_bytes()
@@ -340,7 +342,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger.training(500, 125, {"loss": torch.zeros(2, 3)})
     with pytest.raises(RowsError, match="last rows are lost. Free some space"):
         logger.flush(final=True)
-    logger.board.close()
+    logger.record.board.close()
 
 
 def test_damaged_and_foreign_tables_are_named(tmp_path):
@@ -381,9 +383,9 @@ def printed(tmp_path, *, terminal: bool) -> str:
     text = io.StringIO()
     logger = make_logger(tmp_path, quiet=False)
     look = {"highlight": False, "soft_wrap": True, "width": 100}
-    logger.screen.console = logger.console = PipeConsole(file=text, force_terminal=terminal, **look)
+    logger.console.screen.console = PipeConsole(file=text, force_terminal=terminal, **look)
     with logger:
-        logger.refreshed = -1.0
+        logger.console.drawn = -1.0
         logger.progress(50, 12)
         run_until(logger, [100, 200])
     return text.getvalue()
@@ -413,7 +415,7 @@ def test_a_terminal_shows_a_bar_that_is_redrawn(tmp_path):
 def test_quiet_prints_notes_and_nothing_else(tmp_path):
     text = io.StringIO()
     logger = make_logger(tmp_path)
-    logger.screen.console = logger.console = PipeConsole(file=text, soft_wrap=True)
+    logger.console.screen.console = PipeConsole(file=text, soft_wrap=True)
     with logger:
         run_until(logger, [100])
         logger.note("resumed at agent step [100]")
@@ -431,8 +433,8 @@ def test_pace_is_measured_over_the_window(monkeypatch):
     assert watch.rates() == (15.0, 3.0) and watch.left() == 40.0
     watch.add(1016, 80)  # many environments step past the end
     assert watch.left() == 0.0
-    assert progress.clock(3723.4) == "1:02:03" and progress.clock(NAN) == "-:--:--"
-    assert [progress.count(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
+    assert progress.duration(3723.4) == "1:02:03" and progress.duration(NAN) == "-:--:--"
+    assert [progress.rate(x) for x in (3.14159, 314.2, 31415.9, 3.1e6, 4e9)] == [
         "3.1",
         "314",
         "31.4k",
@@ -459,7 +461,7 @@ def test_events_that_cannot_be_written_are_said_and_print_no_traceback(
 
     with logger:
         run_until(logger, [100])
-        for writer in logger.board.writers:
+        for writer in logger.record.board.writers:
             writer.records._writer = Full()
         run_until(logger, [200, 300])
     said = capfd.readouterr()

@@ -21,6 +21,7 @@ import torch
 import cerl
 from cerl import __main__ as command
 from cerl import config
+from cerl.bench import BENCHMARKS
 from cerl.bench import runs as bench
 from cerl.config import load, preset
 from cerl.config.errors import keys
@@ -209,11 +210,19 @@ def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_
         ("train catch/ddqn --optim.lr=1 --optim.lr 2 --optim.lr 3", "--optim.lr: given 3 times"),
         ("sweep catch/ddqn --envs a --envs b", "--envs: given 2 times"),
         ("report a --oot x", "no such option '--oot'"),
+        ("list presets --all", "list: no such option '--all'"),
+        ("train catch/ddqn --resume runs/x", "expected catch/ddqn or --resume runs/x, got both"),
+        ("train catch/ddqn catch/cerl", "expected one PRESET, got catch/ddqn catch/cerl"),
+        ("report a --out", "report --out: expected one folder, got nothing"),
+        ("report a --last 1 --last 2", "--last: given 2 times"),
+        ("eval --episodes 3", "eval: expected a run folder first"),
+        ("bench updat", "no benchmark 'updat'; did you mean update?"),
+        ("bench --calls 3", "no benchmark '--calls'"),
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
         ("sweep minatar/ddqn --envs", "expected a value, got nothing"),
         ("sweep minatar/ddqn --envs pong", "expected asterix, breakout"),
-        ("list presets games", "expected presets or envs, got 'games'"),
+        ("list presets games", "expected presets, studies or envs, got 'games'"),
     ],
 )
 def test_mistakes_are_one_clear_error(arguments, message, capsys):
@@ -336,7 +345,7 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
         )
         return {"individual": result}
 
-    stand_in("train", evaluate=evaluate)
+    stand_in("evaluate_run", evaluate_run=evaluate)
     assert command.main(["eval", str(run_folder)]) == 0
     options = ["--episodes", "20", "--policies", "vote", "mean"]
     assert command.main(["eval", str(run_folder), *options]) == 0
@@ -356,7 +365,7 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
 def test_sweep_is_presets_times_environments_with_options(stand_in):
     swept, reported = [], []
     stand_in(
-        "sweep",
+        "sweep.local",
         sweep=lambda runs, out, jobs: swept.append((runs, out, jobs)) or [Path("a"), Path("b")],
     )
     stand_in("report.tables", main=lambda folders, out: reported.append((folders, out)))
@@ -458,6 +467,34 @@ def test_list_names_every_preset_with_its_description(capsys):
         assert line.endswith(preset.description(name))
 
 
+def test_list_names_every_study_with_its_description(capsys):
+    assert command.main(["list", "studies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == preset.studies()
+    assert "curse of diversity on MinAtar" in lines[preset.studies().index("curse")]
+    assert command.main(["list", "studies", "presets"]) == 0
+    both = capsys.readouterr().out.splitlines()
+    assert both.index("presets:") == 0 and both[both.index("studies:") + 1 :] == lines
+
+
+def test_help_lists_what_there_is(capsys):
+    for words in ([], ["--help"], ["help"]):
+        assert command.main(words) == 0
+        out = capsys.readouterr().out
+        assert [line.split()[0] for line in out.splitlines()[5:11]] == list(command.COMMANDS)
+    known = {"train": ("presets", preset.presets()), "sweep": ("studies", preset.studies())}
+    known["bench"] = ("benchmarks", list(BENCHMARKS))
+    for name in command.COMMANDS:
+        assert command.main([name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: cerl {name} ")
+        what, names = known.get(name, ("nothing", []))
+        listed = out.partition(f"\n{what}:\n")[2].splitlines()
+        assert [line.split()[0] for line in listed] == names
+    assert command.main(["sweep", "demo", "--help"]) == 0
+    assert "--jobs N" in capsys.readouterr().out
+
+
 def test_list_names_environments_of_every_family(capsys):
     assert command.main(["list", "envs"]) == 0
     families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
@@ -477,15 +514,18 @@ def cerl_process(*arguments, **options):
 
 @pytest.mark.slow
 def test_help_and_version_do_not_wait_for_torch():
+    lines = [["--help"], ["list", "presets", "studies"], ["train", "catch/dqn"], ["bench"]]
+    lines += [["train", "--help"], ["sweep", "--help"], ["report", "a", "--last", "0"], ["bech"]]
     probe = (
-        "import sys; from cerl.__main__ import main; main(['--help']); main(['list', 'presets']); "
-        "sys.exit('torch' in sys.modules or 'tyro' in sys.modules)"
+        f"import sys; from cerl.__main__ import main; print([main(line) for line in {lines}]); "
+        "sys.exit('torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, env=environment)
     assert done.returncode == 0
-    assert time.perf_counter() - start < 5  # 0.3 s on an idle core
+    assert done.stdout.decode().splitlines()[-1] == "[0, 0, 2, 0, 0, 0, 2, 2]"
+    assert time.perf_counter() - start < 5  # 0.6 s on an idle core
     assert cerl_process("--version").stdout == f"cerl {cerl.__version__}\n"
 
 

@@ -6,7 +6,8 @@ import torch
 
 from cerl.config import MemoryEnv
 from cerl.config.memory_tasks import POPGYM, TASKS
-from cerl.envs.memory import Memory, deck
+from cerl.envs import make_resident
+from cerl.envs.memory import deck
 from cerl.envs.resident import Resident
 
 LEVELS = ("Easy", "Medium", "Hard")
@@ -26,7 +27,7 @@ CONTROL = (
 
 def build(name: str, *, envs: int = 4, seeds=(0,), device="cpu", **options) -> Resident:
     config = MemoryEnv.model_validate({"name": name, "envs": envs, **options})
-    return Memory(config, seeds=seeds, salt=0, device=device)
+    return make_resident(config, seeds=seeds, salt=0, device=device)
 
 
 def pick(values: torch.Tensor, index: torch.Tensor) -> np.ndarray:
@@ -273,7 +274,7 @@ def test_places_are_those_of_a_stable_sort():
 def test_the_step_is_one_graph_and_equals_eager(name):
     one, two = build(name, seeds=(0, 1)), build(name, seeds=(0, 1))
     torch._dynamo.reset()  # every instance is a variant of one function
-    traced = torch.compile(two._eager, fullgraph=True, dynamic=False, backend="aot_eager")
+    traced = torch.compile(two._advance_once, fullgraph=True, dynamic=False, backend="aot_eager")
     one.reset()
     two.reset()
     for action in plan(one, 30, seeds=2):

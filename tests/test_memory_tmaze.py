@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cerl.config import MemoryEnv
-from cerl.envs.memory import Memory
+from cerl.envs import make_resident
 from cerl.envs.memory.tmaze import DOWN, LEFT, RIGHT, UP
 from cerl.envs.resident import Resident
 
@@ -13,7 +13,7 @@ MOVES = {RIGHT: (1, 0), UP: (0, 1), LEFT: (-1, 0), DOWN: (0, -1)}
 
 def build(name="tmaze", *, envs=8, seeds=(0,), salt=0, **options) -> Resident:
     config = MemoryEnv.model_validate({"name": name, "envs": envs, **options})
-    return Memory(config, seeds=seeds, salt=salt, device="cpu")
+    return make_resident(config, seeds=seeds, salt=salt, device="cpu")
 
 
 class Loop:

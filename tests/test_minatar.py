@@ -13,7 +13,7 @@ from minatar_tape import Tape, side_by_side
 
 from cerl import draw
 from cerl.config import MinAtarEnv
-from cerl.envs.minatar import MinAtar
+from cerl.envs import make_resident
 from cerl.envs.resident import Resident
 
 GAMES = ["asterix", "breakout", "freeway"]
@@ -24,7 +24,7 @@ inductor = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:Deprecat
 def build(name="breakout", *, seeds=(0,), salt=0, device="cpu", fuse=None, **options) -> Resident:
     options = {"envs": 4, **options}
     config = MinAtarEnv.model_validate({"name": name, **options})
-    return MinAtar(config, seeds=seeds, salt=salt, device=device, fuse=fuse)
+    return make_resident(config, seeds=seeds, salt=salt, device=device, fuse=fuse)
 
 
 def actions(env: Resident, steps: int, *, seeds: int = 1, seed: int = 0) -> torch.Tensor:
@@ -197,10 +197,10 @@ def test_sticky_actions_repeat_what_was_executed_and_survive_a_reset():
     last = torch.zeros(200, dtype=torch.int64)
     repeats = steps = 0
     for action in actions(env, 60):
-        over, u = env._memory.done.clone(), env.draws()[0, :, 0]
+        over, u = env._episode.done.clone(), env.draws()[0, :, 0]
         env.step(action)
         want = torch.where(over, last, torch.where(u < 0.25, last, action[0]))
-        assert torch.equal(env._memory.last_action, want)
+        assert torch.equal(env._episode.last_action, want)
         last = want
         repeats, steps = repeats + int(((u < 0.25) & ~over).sum()), steps + int((~over).sum())
     spread = 4 * math.sqrt(0.25 * 0.75 / steps)
@@ -292,7 +292,7 @@ def test_wrong_actions_are_refused():
 @pytest.mark.parametrize("name", GAMES)
 def test_the_step_is_one_graph_and_equals_eager(name):
     one, two = build(name, seeds=(0, 1)), build(name, seeds=(0, 1))
-    traced = torch.compile(two._eager, fullgraph=True, dynamic=False, backend="aot_eager")
+    traced = torch.compile(two._advance_once, fullgraph=True, dynamic=False, backend="aot_eager")
     assert same(one.reset(), two.reset())
     for action in actions(one, 40, seeds=2):
         assert same(one.step(action), traced(action))

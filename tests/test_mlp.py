@@ -15,11 +15,12 @@ from tf32 import RoundedProduct, worse
 from torch import Tensor
 
 from cerl.device.precision import precision
-from cerl.kernels.mlp import ACTIVATIONS, NOTHING, SIGNS, mlp
+from cerl.kernels.mlp import mlp
+from cerl.kernels.mlp_plan import ACTIVATIONS, NOTHING, SIGNS
+from cerl.kernels.runtime.blocks import Blocks
 
 pytest.importorskip("triton")
 from cerl.kernels import mlp_triton  # noqa: E402
-from cerl.kernels.mlp_triton import Blocks  # noqa: E402
 
 # Torch says so when the first matrix product of a process is one of a backward pass.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
@@ -300,7 +301,7 @@ def test_any_launch_gives_the_same(sizes):
     t = leaves(Shape((nets,), (nets,), (), 33, sizes), dtype=torch.float32, wanted=())
     x, tail = t["x"], t["x"][..., :0]
     layers = [t[f"{kind}{k}"] for k in (1, 2, 3) for kind in "wb"]
-    y, a1, a2 = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS)
+    y, a1, a2 = mlp_triton.mlp.host(x, tail, *layers, ACTIVATIONS)
     grad, (w1, _, w2, _, w3, _) = torch.ones_like(y), layers
     columns = (nets, x.shape[-1])
 
@@ -314,7 +315,7 @@ def test_any_launch_gives_the_same(sizes):
     expected = (y, a1, a2, *backward(None))
     tiles = (Blocks(16, 16, 16, 4, 2), Blocks(32, 64, 32, 2, 1), Blocks(16, 16, 32, 4, 2, 16))
     for tile in tiles:
-        forward = mlp_triton.forward(x, tail, *layers, keep=ACTIVATIONS, blocks=tile)
+        forward = mlp_triton.mlp.host(x, tail, *layers, ACTIVATIONS, blocks=tile)
         other = (*forward, *backward(tile))
         for ours, theirs in zip(other, expected, strict=True):
             assert_agree(ours, theirs)
@@ -397,7 +398,7 @@ def test_operators_tell_the_truth_about_themselves():
         tail = t["tail"].expand(2, 3, 2, -1, -1).reshape(lead, *t["tail"].shape[-2:])
         layers = [t[f"{kind}{k}"].flatten(0, 2) for k in (1, 2, 3) for kind in "wb"]
         args = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in (x, tail, *layers)]
-        torch.library.opcheck(torch.ops.cerl.mlp.default, (*args, keep), test_utils=checks)
+        torch.library.opcheck(mlp_triton.mlp.registered, (*args, keep), test_utils=checks)
 
 
 def test_bad_arguments_name_what_was_expected():

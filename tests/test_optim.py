@@ -208,3 +208,17 @@ def test_adams_kernel_corrects_early_and_late_moments(count):
         kernels.adam(w, g, m, v, (), count=step, **options, impl=impl)
         results.append(w[0])
     assert_agree(results[1], results[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's")
+@pytest.mark.parametrize("targets", [0, 2])
+def test_operators_are_ones_that_torch_compiles(targets):
+    pytest.importorskip("triton")
+    from cerl.kernels import optim_triton
+
+    *lists, others = ([torch.rand(3, 2) for _ in range(count)] for count in (2, 2, 2, 2, targets))
+    checks = ("test_schema", "test_faketensor")
+    call: tuple[Any, ...] = (*lists, others, 0.1, 0.9, 1e-3, 0.5 if targets else 0.0)
+    torch.library.opcheck(optim_triton.rmsprop.registered, call, test_utils=checks)
+    call = (*lists, others, torch.tensor(3), 0.1, 0.9, 0.99, 1e-3, 0.1)
+    torch.library.opcheck(optim_triton.adam.registered, call, test_utils=checks)

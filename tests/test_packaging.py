@@ -119,7 +119,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_wheel_holds_code_presets_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = set()
+    wanted = {"cerl/py.typed"}
     for top, inside in (("cerl", "cerl"), ("agents", "cerl/agents"), ("envs", "cerl/envs")):
         for path in (ROOT / top).rglob("*.py"):
             below = path.relative_to(ROOT / top)
@@ -129,6 +129,7 @@ def test_wheel_holds_code_presets_and_nothing_else(wheel):
         for path in (ROOT / "configs").glob(pattern):
             wanted.add(f"cerl/configs/{path.relative_to(ROOT / 'configs').as_posix()}")
     assert {name for name in names if ".dist-info/" not in name} == wanted
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ import torch
 
 from cerl import envs
 from cerl.config import PointMassEnv
-from cerl.envs.point_mass import PointMass
+from cerl.envs import make_resident
 from cerl.envs.resident import Game, Resident
 
 
 def build(seeds=(0,), *, fuse=None, **options) -> Resident:
-    return PointMass(PointMassEnv(**options), seeds=seeds, salt=0, device="cpu", fuse=fuse)
+    return make_resident(PointMassEnv(**options), seeds=seeds, salt=0, device="cpu", fuse=fuse)
 
 
 def put(env: Resident, place, speed) -> None:

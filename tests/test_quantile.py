@@ -5,11 +5,10 @@ import torch
 
 from cerl import draw
 from cerl.agents.dqn import DQN
-from cerl.agents.quantile import quantile_value
+from cerl.agents.values import quantile_value
 from cerl.config import Config, EnsembleConfig, NetConfig, QuantileConfig, of_kind
-from cerl.data import EnvSpec
+from cerl.data import ActInput, EnvSpec, Previous
 from cerl.explore import Noise
-from cerl.nets.frames import Encoder
 
 
 def test_a_value_is_the_mean_of_its_quantiles():
@@ -50,10 +49,10 @@ def test_acting_is_greedy_in_the_mean_of_the_quantiles():
     still = torch.zeros(1, 2)
     noise = Noise(still.bool(), still.long(), torch.zeros(1, 2, 0), still, still)
     member, start = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
-    assert isinstance(net.encoder, Encoder)
-    carry = net.encoder.carry(1, 2, dtype=torch.float32, device=torch.device("cpu"))
+    seen = ActInput(torch.ones(1, 2, 1), start, Previous(member, still), member)
+    carry = net.carry(envs=2, evaluating=False)
     with torch.no_grad():
-        decision = agent.act(net, torch.ones(1, 2, 1), start, carry, member, noise=noise)
+        decision = agent.act(net, seen, carry, noise=noise)
     assert decision.action.tolist() == [[1, 0]]
     assert decision.value.tolist() == [[4.0, 5.0]]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from draws import draws
 
 from cerl import draw
 from cerl.data import EnvSpec, Row
@@ -63,7 +64,7 @@ def valid_starts(rows, s, *, capacity, context, ahead):
 
 
 def sampled(ring, steps, **options):
-    return [ring.sample(step=torch.tensor(k), **options) for k in range(steps)]
+    return [draws(ring, step=torch.tensor(k), **options) for k in range(steps)]
 
 
 def starts(windows, s, m, envs):
@@ -78,7 +79,7 @@ def starts(windows, s, m, envs):
 def test_windows_hold_the_rows_that_were_added(count, envs, context, ahead):
     rows = history(2, envs, count)
     ring = fill(make((0, 1), envs, 7), rows)
-    window = ring.sample(step=torch.tensor(3), batch=64, context=context, ahead=ahead, members=2)
+    window = draws(ring, step=torch.tensor(3), batch=64, context=context, ahead=ahead, members=2)
     assert window.obs.shape == (2, 2, 64, context + 1 + ahead, 3)
     assert window.row.shape == window.weight.shape == (2, 2, 64)
     for s in range(2):
@@ -162,11 +163,11 @@ def test_disjoint_owners_are_fixed_for_a_rows_life_and_even():
 def test_independent_batches_differ_and_shared_ones_are_one():
     ring = fill(make((0, 1), 2, 50), history(2, 2, 50))
     options: dict[str, Any] = dict(batch=32, context=0, ahead=1, step=torch.tensor(0))
-    apart = ring.sample(members=3, batches="independent", **options)
+    apart = draws(ring, members=3, batches="independent", **options)
     assert not torch.equal(apart.row[:, 0], apart.row[:, 1])
     assert not torch.equal(apart.row[0], apart.row[1])
-    assert ring.sample(members=1, **options).row.shape == (2, 1, 32)
-    later = ring.sample(members=3, batches="independent", **{**options, "step": torch.tensor(1)})
+    assert draws(ring, members=1, **options).row.shape == (2, 1, 32)
+    later = draws(ring, members=3, batches="independent", **{**options, "step": torch.tensor(1)})
     assert not torch.equal(apart.row, later.row)
 
 
@@ -203,14 +204,14 @@ def test_slots_that_find_no_row_weigh_nothing_and_are_counted():
         found = window.weight > 0
         assert bool((window.member[..., 0] == torch.arange(2).view(1, 2, 1))[found].all())
     blank = fill(make((0,), 1, 20), history(1, 1, 20, end=1.1))
-    assert float(blank.sample(step=torch.tensor(0), **options).weight.sum()) == 0
+    assert float(draws(blank, step=torch.tensor(0), **options).weight.sum()) == 0
     assert blank.misses.tolist() == [50]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_nothing_is_learnt_before_a_whole_window_is_there(count):
     ring = fill(make((0,), 1, 20), history(1, 1, count, end=0.0))
-    window = ring.sample(step=torch.tensor(0), batch=10, context=2, ahead=1)
+    window = draws(ring, step=torch.tensor(0), batch=10, context=2, ahead=1)
     assert float(window.weight.mean()) == (1.0 if count == 4 else 0.0)
     assert window.row.tolist() == [[[2] * 10]] or count < 4
 
@@ -221,7 +222,7 @@ def test_row_ids_are_the_absolute_place_of_a_row_for_its_whole_life():
         ring.add(row)
         if t < 10:
             continue
-        window = ring.sample(step=torch.tensor(t), batch=64, context=1, ahead=1)
+        window = draws(ring, step=torch.tensor(t), batch=64, context=1, ahead=1)
         for k, place in zip(
             window.row[0, 0].tolist(), window.obs[0, 0, :, 1].tolist(), strict=True
         ):
@@ -324,8 +325,8 @@ def test_the_gpu_samples_what_the_cpu_samples(placement):
         options: dict[str, Any] = dict(batch=32, context=1, ahead=2, members=2, candidates=32)
         options |= dict(batches=batches, probability=0.5)
         for k in range(4):
-            ours = ring.sample(step=torch.tensor(k, device=device), **options)
-            for x, y in zip(ours, plain.sample(step=torch.tensor(k), **options), strict=True):
+            ours = draws(ring, step=torch.tensor(k, device=device), **options)
+            for x, y in zip(ours, draws(plain, step=torch.tensor(k), **options), strict=True):
                 assert x.is_cuda and torch.equal(x.cpu(), y)
 
 

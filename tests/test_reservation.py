@@ -10,15 +10,15 @@ import pytest
 from cerl.config import load
 from cerl.device import free
 from cerl.device.estimate import Needs, Part
-from cerl.device.reservation import check, reserved
+from cerl.device.reservation import check_fits, reserved
 
 GB = 10**9
 OTHER = """
 import os, sys
 from pathlib import Path
 from cerl.config import load
-from cerl.estimate import Needs, Part
-from cerl.reservation import reserved
+from cerl.device.estimate import Needs, Part
+from cerl.device.reservation import reserved
 needs = Needs((Part("replay", "cpu", int(sys.argv[3])),), load("catch/ddqn"))
 with reserved(needs, root=Path(sys.argv[1]), folder=Path(sys.argv[2])):
     print("reserved", flush=True)
@@ -62,11 +62,11 @@ def reservation(place: tuple[Path, Path], size: int, *, process: int, **changes)
 
 def test_what_a_run_needs_and_what_is_free_are_said(place):
     root, folder = place
-    words = check(needs(GB), root=root, folder=folder)
+    words = check_fits(needs(GB), root=root, folder=folder)
     assert words == "needs 1.0 GB: replay 1.0; free 20.0 GB on cpu"
     match = r"needs 19\.5 GB: replay 19\.5; 20\.0 GB are free on cpu\."
     with pytest.raises(RuntimeError, match=match):
-        check(needs(195 * GB // 10), root=root, folder=folder)
+        check_fits(needs(195 * GB // 10), root=root, folder=folder)
 
 
 @pytest.mark.slow
@@ -83,14 +83,14 @@ def test_a_second_run_sees_what_the_first_will_take(place):
         with pytest.raises(
             RuntimeError, match=r"7\.0 GB are free .*13\.0 GB more are kept for other"
         ):
-            check(needs(13 * GB), root=root, folder=folder)
-        assert "free 7.0 GB" in check(needs(6 * GB), root=root, folder=folder)
+            check_fits(needs(13 * GB), root=root, folder=folder)
+        assert "free 7.0 GB" in check_fits(needs(6 * GB), root=root, folder=folder)
         resident(root, other.pid, 5 * GB)  # which free memory is without by now
-        assert "free 12.0 GB" in check(needs(6 * GB), root=root, folder=folder)
+        assert "free 12.0 GB" in check_fits(needs(6 * GB), root=root, folder=folder)
         other.stdin.write("\n")
         other.stdin.close()
         assert other.wait(20) == 0
-    assert "free 20.0 GB" in check(needs(13 * GB), root=root, folder=folder)
+    assert "free 20.0 GB" in check_fits(needs(13 * GB), root=root, folder=folder)
     assert list(folder.glob("*.json")) == []
 
 
@@ -98,7 +98,7 @@ def test_a_run_does_not_count_its_own_reservation(place):
     root, folder = place
     with reserved(needs(13 * GB), root=root, folder=folder) as own:
         assert own.words.endswith("free 20.0 GB on cpu")
-        assert "free 20.0 GB" in check(needs(13 * GB), root=root, folder=folder)
+        assert "free 20.0 GB" in check_fits(needs(13 * GB), root=root, folder=folder)
         said = json.loads((folder / f"{os.getpid()}.json").read_text())
         assert said["wanted"] == {"cpu": 13 * GB} and said["process"] == os.getpid()
     assert list(folder.glob("*.json")) == []
@@ -111,7 +111,7 @@ def test_reservations_of_the_dead_are_removed(place):
     dead = reservation(place, 13 * GB, process=gone.pid)
     later = reservation(place, 13 * GB, process=os.getppid(), started="1")  # same number, another
     resident(root, os.getppid(), 0)
-    assert "free 20.0 GB" in check(needs(13 * GB), root=root, folder=folder)
+    assert "free 20.0 GB" in check_fits(needs(13 * GB), root=root, folder=folder)
     assert not dead.exists() and not later.exists()
 
 
@@ -120,7 +120,7 @@ def test_files_that_say_nothing_are_passed_over(place):
     for number, text in enumerate(["", "[]", '{"process": "x"}', "\x00"]):
         folder.mkdir(exist_ok=True, mode=0o700)
         (folder / f"{number}.json").write_text(text)
-    assert "free 20.0 GB" in check(needs(GB), root=root, folder=folder)
+    assert "free 20.0 GB" in check_fits(needs(GB), root=root, folder=folder)
 
 
 def test_other_containers_do_not_take_from_this_ones_limit(place):
@@ -132,9 +132,9 @@ def test_other_containers_do_not_take_from_this_ones_limit(place):
     (mine / "memory.current").write_text("0")
     resident(root, os.getppid(), 0)
     reservation(place, 4 * GB, process=os.getppid(), groups=["/sys/fs/cgroup/other"])
-    assert "free 16.0 GB on cpu" in check(needs(GB), root=root, folder=folder)
+    assert "free 16.0 GB on cpu" in check_fits(needs(GB), root=root, folder=folder)
     reservation(place, 4 * GB, process=os.getppid(), groups=[str(mine)])
-    assert "free 12.0 GB on cpu" in check(needs(GB), root=root, folder=folder)
+    assert "free 12.0 GB on cpu" in check_fits(needs(GB), root=root, folder=folder)
 
 
 def test_the_folder_is_this_users_alone_or_none_is_used(place, tmp_path):
@@ -154,5 +154,7 @@ def test_the_folder_is_this_users_alone_or_none_is_used(place, tmp_path):
 
 def test_where_free_memory_is_unknown_nothing_is_refused(place, monkeypatch):
     root, folder = place
-    monkeypatch.setattr(free, "limits", lambda device, root: [])
-    assert check(needs(10**18), root=root, folder=folder).startswith("needs 1,000,000,000.0 GB")
+    monkeypatch.setattr(free, "free_bytes", lambda device, root: [])
+    assert check_fits(needs(10**18), root=root, folder=folder).startswith(
+        "needs 1,000,000,000.0 GB"
+    )

@@ -11,7 +11,8 @@ from torch.distributions.transforms import TanhTransform
 from torch.nn import functional as F
 
 from cerl import draw, explore
-from cerl.agents.sac import SAC, log_probability, sampled
+from cerl.agents.sac import SAC
+from cerl.agents.sac_net import log_probability
 from cerl.config import (
     AdamConfig,
     Config,
@@ -26,9 +27,10 @@ from cerl.config import (
     ScheduleConfig,
     load,
 )
-from cerl.data import EnvSpec, Row
+from cerl.data import ActInput, EnvSpec, Previous, Row
 from cerl.diagnose import diagnose
 from cerl.kernels import conv, mlp, optim, sac
+from cerl.kernels.sac import sampled
 from cerl.learn import Learner
 from cerl.nets.frames import see
 from cerl.replay import Replay
@@ -312,7 +314,8 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
     mask, dice = learner.mask(window), agent.dice(learner.keys, learner.updates)
     slow = slow_losses(cfg, learner, window, mask, dice)
     (critic, metrics), (policy, others) = (
-        stage.loss(learner.net, learner.target, window, mask, dice) for stage in learner.stages
+        stage.loss(learner.net, learner.target, window, mask=mask, dice=dice, prepared=None)
+        for stage in learner.stages
     )
     names = {"loss": "own", "actor_loss": "actor", "temperature_loss": "temperature"}
     assert set(metrics | others) == set(SAC.metrics)
@@ -340,7 +343,9 @@ def test_a_mistake_of_a_thousandth_in_one_gradient_or_weight_is_seen():
     theirs = torch.autograd.grad(slow, leaves)
 
     def ours() -> tuple[torch.Tensor, ...]:
-        loss, _ = learner.stages[0].loss(learner.net, learner.target, window, None, dice)
+        loss, _ = learner.stages[0].loss(
+            learner.net, learner.target, window, mask=None, dice=dice, prepared=None
+        )
         return torch.autograd.grad(loss.sum(), leaves)
 
     for a, b in zip(ours(), theirs, strict=True):
@@ -390,7 +395,9 @@ def test_initial_means_and_deviations_are_orthogonal_blocks_of_one_layer():
 def test_policy_loss_keeps_nothing_for_the_critics(variant):
     learner = make_learner(config(**VARIANTS[variant]))
     window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
-    loss, _ = learner.stages[1].loss(learner.net, learner.target, window, None, dice)
+    loss, _ = learner.stages[1].loss(
+        learner.net, learner.target, window, mask=None, dice=dice, prepared=None
+    )
     grads = torch.autograd.grad(
         loss.sum(), list(learner.net.critic.parameters()), allow_unused=True
     )
@@ -422,10 +429,10 @@ def test_update_by_kernels_is_that_of_the_definitions(variant, monkeypatch):
         assert_agree(ours.metrics[name], value, where=name)
     window, dice = ours.sample(), ours.agent.dice(ours.keys, ours.updates)
     theirs.load_state_dict(ours.state_dict())
-    by_kernels = [ours.grads(window, stage, dice)[0] for stage in (0, 1)]
+    by_kernels = [ours.grads(window, stage=stage, dice=dice)[0] for stage in (0, 1)]
     monkeypatch.undo()
     for stage, grads in enumerate(by_kernels):
-        for mine, other in zip(grads, theirs.grads(window, stage, dice)[0], strict=True):
+        for mine, other in zip(grads, theirs.grads(window, stage=stage, dice=dice)[0], strict=True):
             assert_agree(mine, other)
 
 
@@ -436,7 +443,7 @@ def test_update_is_two_stages_and_the_target_follows():
     window, dice = again.sample(), again.agent.dice(again.keys, again.updates)
     learner.update()
     for stage, optimisers in enumerate(again.optimisers):
-        grads, _ = again.grads(window, stage, dice)
+        grads, _ = again.grads(window, stage=stage, dice=dice)
         at = 0
         for optimiser in optimisers:
             optimiser.step(grads[at : at + len(optimiser.leaves)])
@@ -541,17 +548,24 @@ def acting(cfg, *, samples, policies, envs=40, eps=0.0):
         learner.keys, step, envs=envs, actions=A, eps=eps, samples=samples, policies=policies
     )
     obs = draw.normal(learner.keys, draw.ENV, 0, (envs, *seen(cfg).observation))
-    start = torch.ones(2, envs, dtype=torch.bool)
-    carry = learner.net.encoder.carry(2, envs, dtype=torch.float32, device=CPU)
-    return learner, obs, start, carry, noise
+    return learner, obs, noise
+
+
+def act(learner, obs, member, *, noise, evaluating=None):
+    """A decision at episodes' starts."""
+    start = torch.ones(obs.shape[:2], dtype=torch.bool)
+    previous = Previous(noise.action, torch.zeros(obs.shape[:2]))
+    carry = learner.net.carry(envs=obs.shape[1], evaluating=evaluating is not None)
+    seen = ActInput(obs, start, previous, member)
+    return learner.agent.act(learner.net, seen, carry, noise=noise, evaluating=evaluating)
 
 
 @pytest.mark.parametrize("variant", ["cerl", "convolutions, own target"])
 def test_training_action_is_a_sample_of_the_member_on_duty(variant):
     cfg = config(**VARIANTS[variant])
-    learner, obs, start, carry, noise = acting(cfg, samples=1, policies=1, eps=0.4)
+    learner, obs, noise = acting(cfg, samples=1, policies=1, eps=0.4)
     member = draw.randint(learner.keys, draw.MEMBER, 1, (40,), high=N)
-    decision = learner.agent.act(learner.net, obs, start, carry, member, noise=noise)
+    decision = act(learner, obs, member, noise=noise)
     net = {k: v.double() for k, v in learner.net.named_parameters()}
     critic = {k.removeprefix("critic."): v for k, v in net.items() if k.startswith("critic.")}
     obs, noise = obs.double(), noise._replace(normal=noise.normal.double())
@@ -576,15 +590,14 @@ def test_training_action_is_a_sample_of_the_member_on_duty(variant):
 
 @pytest.mark.parametrize("variant", ["ensemble", "convolutions, own target"])
 def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes(variant):
-    learner, obs, start, carry, noise = acting(config(**VARIANTS[variant]), samples=10, policies=N)
+    learner, obs, noise = acting(config(**VARIANTS[variant]), samples=10, policies=N)
     actor = learner.net.actor
     member = torch.arange(40).expand(2, 40) % (N + 1)
     still = noise._replace(normal=torch.zeros_like(noise.normal))
-    act = learner.agent.act
     x = see(actor.convs, obs[:, None, ..., None] if len(actor.convs) else obs.unsqueeze(1))
     mean, log_std = (y.transpose(1, 2) for y in actor(x))
     for drawn in (noise, still):
-        decision = act(learner.net, obs, start, carry, member, noise=drawn, evaluating=("mean",))
+        decision = act(learner, obs, member, noise=drawn, evaluating=("mean",))
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * drawn.normal)
         for e in range(40):
             i = int(member[0, e])
@@ -594,10 +607,8 @@ def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes(variant):
         pairs = (x.unsqueeze(2) - x.unsqueeze(3)).square().sum((-1, -2, -3))
         assert_agree(decision.diversity, pairs / (2 * N * (N - 1)) / A)
     alone = acting(config(members=1), samples=10, policies=1)
-    learner, obs, start, carry, noise = alone
-    decision = learner.agent.act(
-        learner.net, obs, start, carry, member * 0, noise=noise, evaluating=()
-    )
+    learner, obs, noise = alone
+    decision = act(learner, obs, member * 0, noise=noise, evaluating=())
     assert not decision.diversity.any()
 
 
@@ -625,6 +636,7 @@ def test_diagnostics_of_replayed_actions():
 def test_losses_compile_as_one_graph(variant):
     cfg = config(**VARIANTS[variant])
     eager, traced = make_learner(cfg), make_learner(cfg)
+    traced.compiled = True
     traced.loss = torch.compile(traced._loss, fullgraph=True, dynamic=False, backend="eager")
     for learner in (eager, traced):
         learner.update()

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from cerl import draw
-from cerl.kernels import INSTALLED, random, sampling
+from cerl.kernels import random, sampling
+
+pytest.importorskip("triton")
+from cerl.kernels import random_triton, sampling_triton
 
 # On a machine without CUDA the kernels run in Triton's interpreter (tests/conftest.py).
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs triton")
 
 ROWS, ENVS, SEEDS = 20, 3, 2
 
@@ -29,8 +31,8 @@ def ring(seed=0, components=0):
     return {name: field.to(DEVICE) for name, field in fields.items()}
 
 
-def both(function, kernel, *args, **kwargs):
-    expected, got = function(*args, **kwargs), kernel(*args, **kwargs)
+def both(function, *args, **kwargs):
+    expected, got = (function(*args, **kwargs, impl=impl) for impl in ("reference", "triton"))
     for want, have in zip(expected, got, strict=True):
         assert want.dtype == have.dtype
         assert torch.equal(want, have)
@@ -43,8 +45,11 @@ def test_hash_kernel_equals_the_definition(count):
     for step in (0, 17, 2**33):
         at = torch.tensor(step, device=DEVICE)
         offset = draw.purpose_offset(draw.SAMPLE)
-        expected = random.hash_grid(key, at, offset=offset, count=count)
-        assert torch.equal(expected, random.hash_grid_triton(key, at, offset=offset, count=count))
+        expected, got = (
+            random.hash_grid(key, at, offset=offset, count=count, impl=impl)
+            for impl in ("reference", "triton")
+        )
+        assert torch.equal(expected, got)
 
 
 @pytest.mark.parametrize("begins", [False, True])
@@ -57,7 +62,6 @@ def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, comp
     step, written = (torch.tensor(x, device=DEVICE) for x in (17, total))
     picked = both(
         sampling.pick,
-        sampling.pick_triton,
         key,
         step,
         written,
@@ -77,4 +81,18 @@ def test_pick_and_window_kernels_equal_the_definitions(owner, total, shape, comp
     assert not (begins and before.any())
     if total <= 2 + 3:
         assert not picked.hit.any()
-    both(sampling.windows, sampling.windows_triton, picked, *rows.values(), context=2, ahead=3)
+    both(sampling.windows, picked, *rows.values(), context=2, ahead=3)
+
+
+def test_operators_are_ones_that_torch_compiles():
+    rows, (key, step) = ring(), (draw.seed_keys([3, 5], device=DEVICE), torch.tensor(17))
+    step, written = step.to(DEVICE), torch.tensor(57, device=DEVICE)
+    checks = ("test_schema", "test_faketensor")
+    for grid in (random_triton.hash_grid, random_triton.normal_grid):
+        torch.library.opcheck(grid.registered, (key, step, 5, 9), test_utils=checks)
+    places = (1, 2, 4, 5, 12, 2, 3, "own", True)
+    call = (key, step, written, rows["real"], rows["member"], *places)
+    torch.library.opcheck(sampling_triton.pick.registered, call, test_utils=checks)
+    row, env, _ = sampling_triton.pick(*call)
+    call = (row, env, *rows.values(), 2, 3)
+    torch.library.opcheck(sampling_triton.windows.registered, call, test_utils=checks)

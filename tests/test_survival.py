@@ -18,9 +18,12 @@ from cerl.config import Config, load, preset
 from cerl.envs.gym import Gym
 from cerl.envs.resident import Resident
 from cerl.evaluate import Evaluator
-from cerl.record import checkpoint
+from cerl.evaluate_run import evaluate_run
+from cerl.record import checkpoint, finished, saver
 from cerl.record.folder import dump
 from cerl.record.lock import held, under_way
+from cerl.record.log import Logger
+from cerl.run import Run
 from cerl.sweep.local import Cell, sweep
 
 TINY = {
@@ -49,7 +52,7 @@ def rows(folder: Path) -> dict:
 @contextlib.contextmanager
 def at_step(step: int, action):
     """Calls an action once, when training has come to an agent step."""
-    progress = train.Logger.progress
+    progress = Logger.progress
 
     def spy(self, now: int, updates: int) -> None:
         progress(self, now, updates)
@@ -57,7 +60,7 @@ def at_step(step: int, action):
             action()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Logger, "progress", spy)
+        patch.setattr(Logger, "progress", spy)
         yield
 
 
@@ -193,16 +196,16 @@ def test_scores_are_recorded_once_however_often_an_evaluation_is_made(tmp_path, 
         patch.setattr(Evaluator, "run", lambda self, number, *, stopped: tell(signal.SIGTERM))
         train.train(tiny(tmp_path / "halves"))
     (half,) = (tmp_path / "halves").iterdir()
-    iterate = train.Loop._iterate
+    count = Run.count
 
     def killed(self):
         if self.iteration == 90:
             self.logger.flush()
             raise KeyboardInterrupt
-        iterate(self)
+        count(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.Loop, "_iterate", killed)
+        patch.setattr(Run, "count", killed)
         train.resume(half)
     train.resume(half)
     assert rows(whole) == rows(half)
@@ -245,12 +248,12 @@ def test_a_run_can_be_resumed_before_its_first_step(tmp_path, monkeypatch):
     def killed(self, *ignored):
         raise KeyboardInterrupt
 
-    for name in ("_train", "save"):
+    for owner, name in ((train, "loop"), (Run, "save")):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(train.Loop, name, killed)
+            patch.setattr(owner, name, killed)
             train.train(tiny(tmp_path / name))
         (folder,) = (tmp_path / name).iterdir()
-        assert len(checkpoint.files(folder)) == (name == "_train")
+        assert len(checkpoint.files(folder)) == (name == "loop")
         train.resume(folder)
         assert rows(whole) == rows(folder)
 
@@ -281,15 +284,15 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
     def failing():
         raise RuntimeError("a kernel failed")
 
-    loops, init = [], train.Loop.__init__
+    runs, init = [], Run.__init__
 
     def spy(self, *arguments):
         init(self, *arguments)
-        loops.append(self)
+        runs.append(self)
 
-    monkeypatch.setattr(train.Loop, "__init__", spy)
+    monkeypatch.setattr(Run, "__init__", spy)
     with (
-        at_step(60, lambda: setattr(loops[0], "updates", [failing, failing])),
+        at_step(60, lambda: setattr(runs[0], "update", failing)),
         pytest.raises(RuntimeError, match="a kernel failed"),
     ):
         train.train(tiny(tmp_path))
@@ -315,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
             raise checkpoint.CheckpointError("the disk is full")
         return save(self, state)
 
-    monkeypatch.setattr(train, "RETRY", 0.0)
+    monkeypatch.setattr(saver, "RETRY", 0.0)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
     log = {"every": 40, "checkpoint_every": 20, "checkpoint_minutes": 0.0}
     folder = train.train(tiny(tmp_path, log=log))
@@ -334,7 +337,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
         process.stdout.close()
         process.wait(120)
     (folder,) = tmp_path.iterdir()
-    assert (folder / train.FINISHED).is_file()
+    assert (folder / finished.FILE).is_file()
 
 
 @pytest.mark.slow
@@ -343,7 +346,7 @@ def test_a_finished_run_is_trained_longer_and_stays_one_run(tmp_path, capsys):
     folder = train.train(tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": 80}))
     with pytest.raises(ValueError, match="is finished.*--schedule.steps"):
         train.resume(folder)
-    (folder / train.FINISHED).unlink()
+    (folder / finished.FILE).unlink()
     with pytest.raises(ValueError, match="schedule.steps.*80.*got 60"):
         train.resume(folder, changes={"schedule.steps": 60})
     assert main(["train", "--resume", str(folder), "--schedule.steps", "160"]) == 0
@@ -381,7 +384,7 @@ def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tm
     (folder,) = cell(config).earlier()
     (log,) = (tmp_path / "logs").glob("*.txt")
     assert sweep([config], tmp_path, jobs=2) == [folder]
-    assert (folder / train.FINISHED).is_file() and len(cell(config).earlier()) == 1
+    assert (folder / finished.FILE).is_file() and len(cell(config).earlier()) == 1
     assert "\0" not in log.read_text()
 
 
@@ -399,7 +402,7 @@ def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
         owner.stdout.readline()
         assert under_way(folder)
         assert sweep([config], tmp_path, jobs=jobs) == [folder]
-    assert (folder / train.FINISHED).is_file()
+    assert (folder / finished.FILE).is_file()
 
 
 def test_another_process_is_not_joined(tmp_path):
@@ -426,7 +429,7 @@ def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, 
     with pytest.raises(RuntimeError, match=r"(?s)1 of 2 runs failed.*\[/opt/sim/licence\]"):
         sweep([bad, good], tmp_path / "out", jobs=jobs)
     (folder,) = cell(good).earlier()
-    assert (folder / train.FINISHED).is_file()
+    assert (folder / finished.FILE).is_file()
 
 
 @pytest.mark.slow
@@ -475,23 +478,26 @@ def test_an_evaluation_takes_no_checkpoint_of_something_else(trained, tmp_path, 
     spoil(state)
     checkpoint.save(folder, state)
     with pytest.raises((checkpoint.CheckpointError, ValueError), match=says):
-        train.evaluate(folder, episodes=1)
+        evaluate_run(folder, episodes=1)
 
 
 def test_what_says_that_a_run_is_finished_is_checked(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
-    config, file = tiny(tmp_path), folder / train.FINISHED
-    assert train.finished(folder, config)
+    config, file = tiny(tmp_path), folder / finished.FILE
+    steps = config.schedule.steps
+    assert finished.finished(folder, steps=steps)
+    assert finished.finished(folder, steps=steps - 1)
+    assert not finished.finished(folder, steps=steps + 1)
     whole = file.read_bytes()
     for bit in range(8 * len(whole)):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
-        assert not train.finished(folder, config), bit
+        assert not finished.finished(folder, steps=steps), bit
     file.unlink()
     (tmp_path / "outside").write_bytes(whole)
     file.symlink_to(tmp_path / "outside")
-    assert not train.finished(folder, config)
+    assert not finished.finished(folder, steps=steps)
 
 
 def test_a_pipe_in_place_of_a_checkpoint_does_not_hang_a_run(trained, tmp_path):
@@ -521,4 +527,4 @@ def test_an_output_that_is_full_is_worth_no_run(tmp_path):
         command = [sys.executable, "-m", "cerl", "train", "catch/ddqn", *options]
         assert subprocess.run(command, stdout=full).returncode == 0
     (folder,) = tmp_path.iterdir()
-    assert (folder / train.FINISHED).is_file()
+    assert (folder / finished.FILE).is_file()

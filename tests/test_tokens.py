@@ -7,24 +7,22 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from draws import draws
 from options import encoder
 from rounding import assert_agree
 from torch import nn
-from torch.nn import functional as F
 
 from cerl import draw, train, wiring
 from cerl.bench import runs as bench
 from cerl.collect import Collector
 from cerl.config import Config, ValueOptions, load, of_kind
-from cerl.data import EnvSpec, Previous, Row
+from cerl.data import ActInput, EnvSpec, Previous, Row
 from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.nets import carry
-from cerl.nets.tokens import tokens_of
 from cerl.replay import Replay
-from cerl.transition import learnt
+from cerl.returns import learnt
 
 CPU = torch.device("cpu")
 KINDS = ("mlp", "gru", "transformer", "fox")
@@ -95,37 +93,40 @@ def built(cfg: Config, spec: EnvSpec, *, seed: int = 0):
     return agent, net
 
 
-def acted(agent, net, rows: list[Row], *, evaluating: bool) -> list[torch.Tensor]:
+def acted(net, rows: list[Row], *, evaluating: bool) -> list[torch.Tensor]:
     """Features of every row, one step after the other: [S, 1 or N, E, D] each."""
-    sizes: dict[str, Any] = {"seeds": S, "envs": E, "evaluating": evaluating}
-    held = carry.new(agent.config, net, agent.spec, **sizes)
+    held = net.carry(envs=E, evaluating=evaluating)
     places = [part.data_ptr() for part in held]
     start = torch.ones(S, E, dtype=torch.bool)
     # What is before an episode must not matter.
     previous = Previous(torch.full_like(rows[0].action, 1), torch.full((S, E), math.nan))
-    features = []
+    features: list[torch.Tensor] = []
     for row in rows:
-        rest = {"previous": previous, "evaluating": evaluating}
-        features += carry.step(agent.config, net, row.obs, start, held, row.member, **rest)
+        seen = ActInput(row.obs, start, previous, row.member)
+        features += net.step(seen, held, evaluating=evaluating)
         start, previous = ~row.real, Previous(row.action, row.reward)
     assert [part.data_ptr() for part in held] == places
     return features
+
+
+def everything(part, window) -> torch.Tensor:
+    """Features of all rows of a window, [S, N, B, W, D], of a network with one trunk or a part."""
+    start = window.starts()
+    return part.trunk(part.reader.tokens(window, start), start)
 
 
 @pytest.mark.parametrize("spec", [FLAT, IMAGE], ids=["flat", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
     cfg = config(kind, spec, **{"encoder.cache": 7})
-    agent, net = built(cfg, spec)
+    _, net = built(cfg, spec)
     rows = random_rows(spec, 30)
     window = filled(cfg, spec, rows).last(30)
-    start = F.pad(~window.real[..., :-1], (1, 0), value=False)
-    whole = net.encoder.inputs(window, start, start[..., :1])
     with torch.no_grad():
-        every = net.trunk(tokens_of(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
-        single = acted(agent, net, rows, evaluating=False)
+        every = everything(net, window)
+        single = acted(net, rows, evaluating=False)
         for t, (own, all_) in enumerate(
-            zip(single, acted(agent, net, rows, evaluating=True), strict=True)
+            zip(single, acted(net, rows, evaluating=True), strict=True)
         ):
             assert_agree(all_, every[:, :, :, t])
             for s, e in itertools.product(range(S), range(E)):
@@ -145,10 +146,8 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
     )
     _, net = built(cfg, spec)
     window = filled(cfg, spec, random_rows(spec, 12)).last(12)
-    rows = learnt(net.encoder, window, n=1)
-    whole: Any = rows.inputs(net.encoder, window)
-    trunk = net.actor.trunk if spec.continuous else net.trunk
-    tokens = tokens_of(trunk, whole.obs, whole.extra)
+    trunk, start = net.actor.trunk if spec.continuous else net.trunk, window.starts()
+    tokens = net.reader.tokens(window, start)
     assert trunk.embed.fan_in == tokens.shape[-1]
     for s, e, t in itertools.product(range(S), range(E), range(12)):
         scale = 255.0 if spec is IMAGE else 1.0
@@ -162,8 +161,8 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
             reward = window.reward[s, 0, e, t - 1 : t] if known else torch.zeros(1)
             parts.append(reward)
         torch.testing.assert_close(tokens[s, 0, e, t], torch.cat(parts))
-    assert not whole.start[..., 0].any()
-    assert torch.equal(whole.start[..., 1:], ~window.real[..., :-1])
+    assert not start[..., 0].any()
+    assert torch.equal(start[..., 1:], ~window.real[..., :-1])
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -186,15 +185,15 @@ def q_values(net, window, m: int, heads: int) -> torch.Tensor:
     """Values of batch m's rows by acting on them one after the other, [S, N, B, W, heads, A]."""
     agent_rows = []
     s, b, w = window.reward.shape[0], window.reward.shape[2], window.reward.shape[3]
-    members = max(leaf.shape[1] for leaf in net.trunk.parameters())
-    held = net.trunk.carry(seeds=s, members=members, envs=b, device=CPU)
+    held = net.carry(envs=b, evaluating=True)  # streams of all members
+    member = torch.zeros(s, b, dtype=torch.int64)
     start = torch.ones(s, b, dtype=torch.bool)
     previous = Previous(window.action[:, m, :, 0], window.reward[:, m, :, 0])
     with torch.no_grad():
         for t in range(w):
-            row = net.encoder.step(window.obs[:, m, :, t], start, previous)
-            token = tokens_of(net.trunk, *row)
-            agent_rows.append(net(net.trunk.step(token, start, held), heads))
+            seen = ActInput(window.obs[:, m, :, t], start, previous, member)
+            (x,) = net.step(seen, held, evaluating=True)
+            agent_rows.append(net(x, heads))
             start = ~window.real[:, m, :, t]
             previous = Previous(window.action[:, m, :, t], window.reward[:, m, :, t])
     return torch.stack(agent_rows, 3)
@@ -219,7 +218,9 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
     window, (first, count, n) = learner.sample(), (3, 4, cfg.loss.n_step)
     assert window.reward.shape[3] == first + count + n
     mask = learner.mask(window)
-    loss, metrics = agent.stages(net)[0].loss(net, learner.target, window, mask, None)
+    loss, metrics = agent.stages(net)[0].loss(
+        net, learner.target, window, mask=mask, dice=None, prepared=None
+    )
     assert loss.shape == (S, members) and set(metrics) == {"loss", "q_data", "q_pi"}
     want, learnt_rows = torch.zeros(S, members), 0
     for i in range(members):
@@ -304,13 +305,18 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
         )
     ):
         part.hidden, part.trunk = own.hidden, Identity()
+        part.reader.trunk = part.trunk
         for name in ("final", "mean", "log_std", "moments"):
             if hasattr(own, name):
                 setattr(part, name, getattr(own, name))
     if agent == "sac":
         net.log_alpha = other.log_alpha
-    window = filled(sequence, spec, random_rows(spec, 60)).sample(
-        step=torch.tensor(3), batch=5, context=3, ahead=4
+    window = draws(
+        filled(sequence, spec, random_rows(spec, 60)),
+        step=torch.tensor(3),
+        batch=5,
+        context=3,
+        ahead=4,
     )
     assert window.reward.shape == (S, 1, 5, 3 + 4 + 1)
     # The same rows as windows of one learnt row.
@@ -325,9 +331,10 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
     )
     keys = draw.seed_keys(sequence.seeds)
     dice = with_trunk.dice(keys, torch.tensor(0))
+    drawn: dict[str, Any] = {"mask": None, "dice": dice, "prepared": None}
     for ours, theirs in zip(with_trunk.stages(net), without.stages(other), strict=True):
-        loss, _ = ours.loss(net, with_trunk.followed(net), window, None, dice)
-        want, _ = theirs.loss(other, without.followed(other), single, None, dice)
+        loss, _ = ours.loss(net, with_trunk.followed(net), window, **drawn)
+        want, _ = theirs.loss(other, without.followed(other), single, **drawn)
         assert_agree(loss, want)
 
 
@@ -337,10 +344,14 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
     for scale in (True, False):
         cfg = config("fox", FLAT, **changes, **{"agent.gradient_scale": scale})
         agent, net = built(cfg, FLAT)
-        window = filled(cfg, FLAT, random_rows(FLAT, 60)).sample(
-            step=torch.tensor(0), batch=5, context=3, ahead=4
+        window = draws(
+            filled(cfg, FLAT, random_rows(FLAT, 60)),
+            step=torch.tensor(0),
+            batch=5,
+            context=3,
+            ahead=4,
         )
-        loss, _ = agent.stages(net)[0].loss(net, net, window, None, None)
+        loss, _ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
         leaves = [*net.trunk.parameters(), *net.hidden.parameters()]
         grads.append(torch.autograd.grad(loss.sum(), leaves))
     below = len(list(net.trunk.parameters()))
@@ -355,11 +366,15 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
 def test_context_rows_get_gradient_only_where_asked_and_never_with_gru(kind, flows):
     cfg = config(kind, IMAGE, **{"encoder.context_grad": flows})
     agent, net = built(cfg, IMAGE)
-    window = filled(cfg, IMAGE, random_rows(IMAGE, 60)).sample(
-        step=torch.tensor(0), batch=5, context=3, ahead=4
+    window = draws(
+        filled(cfg, IMAGE, random_rows(IMAGE, 60)),
+        step=torch.tensor(0),
+        batch=5,
+        context=3,
+        ahead=4,
     )
     window = window._replace(obs=window.obs.float().requires_grad_())
-    loss, _ = agent.stages(net)[0].loss(net, net, window, None, None)
+    loss, _ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
     (grad,) = torch.autograd.grad(loss.sum(), [window.obs])
     size = grad.flatten(4).abs().amax((0, 1, 2, 4))
     assert bool((size[:3] > 0).all()) == (flows and kind == "fox")
@@ -428,8 +443,14 @@ def test_windows_that_begin_with_an_episode_do_and_never_cross_the_write_head():
     replay = filled(cfg, FLAT, rows)  # a ring of 20 rows, so 27 to 46 are left
     found = set()
     for step in range(30):
-        window = replay.sample(
-            step=torch.tensor(step), batch=16, context=3, ahead=4, begins=True, candidates=32
+        window = draws(
+            replay,
+            step=torch.tensor(step),
+            batch=16,
+            context=3,
+            ahead=4,
+            begins=True,
+            candidates=32,
         )
         for s, b in itertools.product(range(S), range(16)):
             if not window.weight[s, 0, b]:
@@ -465,11 +486,10 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
         collector.step()
     replay = collector.replay
     every = replay.last(50)
-    start = F.pad(~every.real[..., :-1], (1, 0), value=False)
-    whole: Any = net.encoder.inputs(every, start, start[..., :1])
     with torch.no_grad():
-        want = net.trunk(tokens_of(net.trunk, whole.obs, whole.extra), start)  # [S, N, E, 50, D]
-        window = replay.sample(
+        want = everything(net, every)  # [S, N, E, 50, D]
+        window = draws(
+            replay,
             step=torch.tensor(1),
             batch=40,
             context=2,
@@ -478,11 +498,9 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
             batches=cfg.loss.batches,
             candidates=64,
         )
-        rows = learnt(net.encoder, window, n=1)
-        (got,) = net.read(rows.inputs(net.encoder, window))
-        (without,) = net.read(
-            rows.inputs(net.encoder, window._replace(state=window.state[..., :0]))
-        )
+        now, _ = learnt(window, first=net.reader.context, n=1, begins=False)
+        (got,) = net.look(window, now)
+        (without,) = net.look(window._replace(state=window.state[..., :0]), now)
     got, without = got.unflatten(2, (40, 3)), without.unflatten(2, (40, 3))
     compared = 0
     for s, m, b, t in itertools.product(range(2), range(members), range(40), range(3)):
@@ -531,9 +549,9 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
         stale = staleness(agent, collector)
         assert (stale["cache_error"] > 1e-4).all()
         assert (stale["cache_error_largest"] >= stale["cache_error"]).all()
-        places = [part.data_ptr() for part in collector.carry]
+        places = [part.data_ptr() for part in collector.player.carry]
         collector.refresh()
-        assert [part.data_ptr() for part in collector.carry] == places
+        assert [part.data_ptr() for part in collector.player.carry] == places
         assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
 
 
@@ -547,11 +565,12 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
         "replay": {"capacity": 300, "start": 100},
     }
     _, _, collector = collector_of(load("catch/ddqn", options))
-    agent, net = built(collector.config, collector.env.spec)
-    collector.net.load_state_dict(net.state_dict())
+    agent, net = built(collector.config, collector.player.env.spec)
+    acting: Any = collector.player.net
+    acting.load_state_dict(net.state_dict())
     for _ in range(25):
         collector.step()
-    assert not collector.start.any()
+    assert not collector.player.start.any()
     assert (staleness(agent, collector)["cache_error_largest"] < 1e-4).all()
 
 
@@ -559,10 +578,9 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
 def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
     options = {"encoder.name": "fox", "ensemble.members": 3, "encoder.learnt": 4}
     cfg = load(preset, {**options, "device": "cpu"})
-    _, net, collector = collector_of(cfg)
+    _, net, _ = collector_of(cfg)
     for evaluating, streams in ((False, 1), (True, 3)):
-        sizes = {"seeds": len(cfg.seeds), "envs": cfg.env.envs, "evaluating": evaluating}
-        held = carry.new(cfg, net, collector.env.spec, **sizes)
+        held = net.carry(envs=cfg.env.envs, evaluating=evaluating)
         assert held and all(len(part) == len(cfg.seeds) * streams * cfg.env.envs for part in held)
 
 
@@ -722,13 +740,16 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
     agent, net = built(cfg, spec)
     rows = random_rows(spec, 60)
     replay = filled(cfg, spec, rows)
-    context = cfg.rows_of_window.context
-    window = replay.sample(step=torch.tensor(3), batch=5, context=context, ahead=4)
+    window = draws(
+        replay, step=torch.tensor(3), batch=5, context=cfg.rows_of_window.context, ahead=4
+    )
     keys = draw.seed_keys((0, 1))
     dice = agent.dice(keys, torch.tensor(0))
     parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
     for stage, own, other in ((0, "critic", "actor"), (1, "actor", "critic")):
-        loss, _ = agent.stages(net)[stage].loss(net, net.critic, window, None, dice)
+        loss, _ = agent.stages(net)[stage].loss(
+            net, net.critic, window, mask=None, dice=dice, prepared=None
+        )
         found = {
             name: torch.autograd.grad(
                 loss.sum(), list(part.parameters()), allow_unused=True, retain_graph=True
@@ -739,14 +760,11 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
         assert all(grad is None for grad in found[other])
     # Acting sees what learning sees.
     last = replay.last(20)
-    start = F.pad(~last.real[..., :-1], (1, 0), value=False)
-    whole: Any = net.encoder.inputs(last, start, start[..., :1])
-    trunk = net.actor.trunk
     with torch.no_grad():
-        every = trunk(tokens_of(trunk, whole.obs, whole.extra), start)  # [S, N, E, W, D]
-        steps = acted(agent, net, rows[-20:], evaluating=True)
-        duty = acted(agent, net, rows[-20:], evaluating=False)
-        critics = net.critic.trunk(tokens_of(net.critic.trunk, whole.obs, whole.extra), start)
+        every = everything(net.actor, last)
+        steps = acted(net, rows[-20:], evaluating=True)
+        duty = acted(net, rows[-20:], evaluating=False)
+        critics = everything(net.critic, last)
     assert_agree(steps[-1], every[:, :, :, -1])
     for s, e in itertools.product(range(S), range(E)):
         member = rows[-1].member[s, e]
@@ -811,7 +829,9 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
     (eager, walk), (graph, jump) = runs
     update = captured(graph.update, device)
     for k in range(120):
-        walk._whole()
+        walk.player.halves.decide()
+        walk.player.next.copy_(walk.player.env.step(walk.player.action))
+        walk.player.halves.record()
         jump.step()
         if k >= 60 and k % 4 == 0:
             eager.update()
@@ -821,6 +841,6 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
             jump.refresh()
     for mine, theirs in zip(eager.leaves, graph.leaves, strict=True):
         assert torch.equal(mine, theirs) and mine.isfinite().all()
-    for mine, theirs in zip(walk.carry, jump.carry, strict=True):
+    for mine, theirs in zip(walk.player.carry, jump.player.carry, strict=True):
         assert torch.equal(mine, theirs)
     assert int(eager.updates) == int(graph.updates) == 15

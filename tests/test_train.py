@@ -14,11 +14,13 @@ from options import encoder, suited
 
 from cerl import explore, train, wiring
 from cerl.config import Config, load, preset
+from cerl.evaluate_run import evaluate_run
 from cerl.learn import Learner
-from cerl.record import checkpoint, pieces
+from cerl.record import checkpoint, finished, pieces
 from cerl.record.checkpoint import Checkpoints
 from cerl.record.folder import dump, load_file
 from cerl.record.lock import under_way
+from cerl.schedule import Schedule
 from cerl.stop import SAVED, Stopped
 from cerl.sweep.local import Cell, sweep
 
@@ -122,7 +124,7 @@ def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, c
         train.train(tiny(tmp_path / "halves", name, **changes))
     monkeypatch.undo()
     (half,) = (tmp_path / "halves").iterdir()
-    assert not (half / train.FINISHED).exists()
+    assert not (half / finished.FILE).exists()
     train.resume(half)
     assert_same(final_state(whole), final_state(half))
     assert columns_without_time(whole) == columns_without_time(half)
@@ -226,7 +228,7 @@ def test_checkpoint_of_other_options_is_refused(tmp_path):
 @pytest.mark.slow
 def test_evaluate_a_finished_run(tmp_path):
     folder = train.train(tiny(tmp_path))
-    results = train.evaluate(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
+    results = evaluate_run(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
     assert results["individual"].returns.shape == (2, 5, 3)
     for policy in ("vote", "mean", "random"):
         assert results[policy].returns.shape == (2, 1, 3)
@@ -261,7 +263,7 @@ def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch)
     folders = sweep(configs, tmp_path)
     assert folders[0] == first[0]
     assert len(list(tmp_path.glob("*/config.yaml"))) == 2
-    assert all((folder / train.FINISHED).is_file() for folder in folders)
+    assert all((folder / finished.FILE).is_file() for folder in folders)
 
 
 @pytest.mark.slow
@@ -271,7 +273,7 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
         stop_at_first_checkpoint(patch)
         train.train(configs[0])
     folders = sweep(configs, tmp_path, jobs=2)
-    assert len(set(folders)) == 2 and all((f / train.FINISHED).is_file() for f in folders)
+    assert len(set(folders)) == 2 and all((f / finished.FILE).is_file() for f in folders)
     alone = train.train(tiny(tmp_path / "alone", "catch/ddqn"))
     assert_same(final_state(alone), final_state(folders[0]))
     output = capsys.readouterr().out
@@ -299,7 +301,7 @@ def test_terminated_sweep_ends_its_runs(tmp_path):
     finally:
         process.kill()
     [folder] = cell.earlier()
-    assert not under_way(folder) and not (folder / train.FINISHED).exists()
+    assert not under_way(folder) and not (folder / finished.FILE).exists()
 
 
 @pytest.mark.slow
@@ -376,8 +378,9 @@ def test_updates_and_late_policies_are_counted(tmp_path):
 
 def test_the_paper_updates_from_the_ten_thousandth_step_on():
     config = load("mujoco/sac")
-    assert [train.updates_by(config, step) for step in (9_999, 10_000, 10_001)] == [0, 1, 2]
-    assert train.updates_by(config, 1_000_000) == 990_001
+    schedule = Schedule.of(config, envs=1)
+    assert [schedule.updates_by(step) for step in (9_999, 10_000, 10_001)] == [0, 1, 2]
+    assert schedule.updates_by(1_000_000) == 990_001
     # Steps are counted from 1 there: the first 9,999 actions are random.
     random = [float(explore.epsilon(config.explore, torch.tensor(t))) for t in (0, 9_998, 9_999)]
     assert random == [1.0, 1.0, 0.0]

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.bench import runs
-from cerl.bench.clock import Report, Rows, Timer, compiled, stopwatch, untimed
+from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
+from cerl.bench.table import Output, Row, Rows, Table
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention.plan import Tiles, visited
+from cerl.kernels.attention.plan import Tiles
+from cerl.kernels.attention.pruning import visited
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
 LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop
@@ -75,7 +76,7 @@ def attention(
     repeats: int = 20,
     seconds: float = 120.0,
     jobs: int = 0,
-    out: Path | None = None,
+    output: Output = Output(),
 ) -> Rows:
     """Forward, forward and backward, and one acting step of forgetting attention, in bf16.
 
@@ -91,7 +92,6 @@ def attention(
         repeats: timings of each number, of which the median is taken
         seconds: rows that begin later than this are left out
         jobs: processes that compile all kernels first; 0 compiles each before it is timed
-        out: JSON-lines file that every row is appended to as soon as it is measured
     """
     device, timer = needed_device(), stopwatch(repeats)
     works = parsed(shapes, cases)
@@ -104,21 +104,12 @@ def attention(
         given = [
             (work, place) for place in places for work in kinds if place is None or not work.running
         ]
-        compiled(_compile, given, jobs=jobs, seconds=0.6 * seconds)
-    with Report(f"attention on {runs.device_name(device)}, bf16", out) as report:
-        for work in works:
-            impls = implementations(work, reference, device, sdpa=sdpa)
-            measure(report, work, impls, timer, end=end)
-    return report.finished()
-
-
-def needed_device() -> torch.device:
-    """The CUDA device. Raises: RuntimeError where there is none."""
-    if not torch.cuda.is_available():
-        raise RuntimeError(
-            "this benchmark times GPU kernels and found no CUDA device; run it where there is one"
-        )
-    return torch.device("cuda")
+        compiled(call, given, jobs=jobs, seconds=0.6 * seconds)
+    table = Table("attention", output, device=device_name(device), title="attention, bf16")
+    for work in works:
+        impls = implementations(work, reference, device, sdpa=sdpa)
+        measure(table, work, impls, timer, end=end)
+    return table.finished()
 
 
 def parsed(shapes: Sequence[str], cases: Sequence[str]) -> list[Work]:
@@ -354,7 +345,7 @@ def load_official(folder: Path) -> types.ModuleType:
 
 
 def measure(
-    report: Report,
+    table: Table,
     work: Work,
     impls: dict[str, Callable[[], Calls]],
     timer: Timer,
@@ -364,7 +355,7 @@ def measure(
     """One row for each implementation, until `end` of the monotonic clock."""
     ours = None
     for name, make in impls.items():
-        row: dict[str, Any] = {"shape": work.what, "case": work.case, "what": name}
+        row: Row = {"shape": work.what, "case": work.case, "what": name}
         if time.monotonic() > end:
             print(*row.values(), "left out: no time", flush=True)
             continue
@@ -373,11 +364,11 @@ def measure(
             forward = timer(calls.forward)
             both = None if calls.both is None else timer(calls.both)
         except Exception as error:  # of one kernel on one shape; the others are still of use
-            report.fail(row, error)
+            table.fail(row, error)
             continue
         whole = both or forward
         ours = whole if name == "ours" else ours
-        report.add(
+        table.add(
             row
             | {
                 "skipped": calls.skipped,
@@ -391,12 +382,12 @@ def measure(
         )
 
 
-def _compile(work: Work, official: Path | None) -> None:
+def call(work: Work, official: Path | None) -> None:
+    """Calls one implementation once, which compiles its kernels."""
     device = needed_device()
     reference = None if official is None else load_official(official)
     name = "ours" if reference is None else "official"
     calls = implementations(work, reference, device)[name]()
-    untimed(calls.forward)
+    calls.forward()
     if calls.both is not None:
-        untimed(calls.both)
-    torch.cuda.synchronize()
+        calls.both()

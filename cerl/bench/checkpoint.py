@@ -6,23 +6,23 @@ The rows are noise (nothing can be compressed) or frames (a picture in which som
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cerl import draw, wiring
+from cerl import draw
 from cerl.bench import runs
+from cerl.bench.clock import device_name, once
+from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import AtariEnv, Config, load
 from cerl.data import EnvSpec
+from cerl.device.pick import prepare
 from cerl.envs import make
 from cerl.learn import Learner
 from cerl.record import checkpoint as checkpoints
 from cerl.record import pieces
-
-Result = TypeVar("Result")
 
 
 def checkpoint(
@@ -36,8 +36,8 @@ def checkpoint(
     megabytes: float = 2_000.0,
     folder: Path = Path("."),
     device: str = "auto",
-    out: Path | None = None,
-) -> runs.Rows:
+    output: Output = Output(),
+) -> Rows:
     """Writing of replay beside training, saving and loading of a checkpoint.
 
     Args:
@@ -50,7 +50,6 @@ def checkpoint(
         megabytes: rows that training makes in all, at each pace
         folder: on the disk that is measured; what is written is deleted
         device: cpu, cuda or auto
-        out: JSON-lines file that rows are appended to
     """
     changes = {
         "device": device,
@@ -58,9 +57,11 @@ def checkpoint(
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)
-    place = wiring.prepare(config)
+    place = prepare(config)
     learner = runs.filled_learner(config, _spec(config, place), place)
-    rows: runs.Rows = []
+    title = f"checkpoints of {preset}, S {seeds}, {capacity:,} rows, replay on the {placement},"
+    table = Table("checkpoint", output, device=device_name(place), title=title)
+    head: Row = {"preset": preset, "S": seeds, "rows": capacity, "replay": placement}
     for what in content:
         if what == "frames":
             _draw_frames(learner.replay.obs)
@@ -68,14 +69,9 @@ def checkpoint(
             runs.fill_randomly(learner.replay, _spec(config, place), config.ensemble.members)
         for rate in pace:
             with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as place_:
-                rows.append({"what": what} | _measured(learner, Path(place_), rate, megabytes))
-    runs.show(
-        f"Checkpoints of {preset} on {runs.device_name(place)}: S {seeds}, {capacity:,} rows, "
-        f"replay on the {placement}",
-        rows,
-        out,
-    )
-    return rows
+                measured = _measured(learner, Path(place_), rate, megabytes)
+                table.add(head | {"what": what} | measured)
+    return table.finished()
 
 
 def _spec(config: Config, device: torch.device) -> EnvSpec:
@@ -101,7 +97,7 @@ def _draw_frames(obs: Tensor) -> None:
         flat[:, row, :, start : start + span] = 1
 
 
-def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> dict[str, object]:
+def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> Row:
     replay, state = learner.replay, {"learner": learner.state_dict()}
     store = checkpoints.Checkpoints(folder, replay)
     assert store.spool is not None
@@ -121,16 +117,16 @@ def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> 
             time.sleep(ahead)
             slept += ahead
     seconds = time.perf_counter() - begin
-    file, saving = _timed(lambda: store.save(state), replay.total.device)
+    file, saving = once(lambda: store.save(state), replay.total.device)
     names = store.spool.names
     packed = sum((folder / pieces.FOLDER / name).stat().st_size for name in names)
     checking = time.perf_counter()
     loaded = checkpoints.newest(folder)
     checking = time.perf_counter() - checking
-    _, loading = _timed(lambda: store.restore(loaded), replay.total.device)
+    _, loading = once(lambda: store.restore(loaded), replay.total.device)
     store.close()
     return {
-        "pace MB/s": pace or "none",
+        "pace MB/s": f"{pace:g}" if pace else "none",
         "ring MB": replay.rows * width / 1e6,
         "on disk MB": packed / 1e6,
         "streamed MB/s": steps * width / 1e6 / seconds,
@@ -142,12 +138,3 @@ def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> 
         "check ms": 1e3 * checking,
         "load ms": 1e3 * loading,
     }
-
-
-def _timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """A result, and the seconds until the device has it too."""
-    begin = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - begin

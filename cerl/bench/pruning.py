@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from cerl.bench import runs
-from cerl.bench.attention import LOG_EPS, Shape, inputs, needed_device, paired, threshold
-from cerl.bench.clock import Timer, compiled, stopwatch, untimed
+from cerl.bench.attention import LOG_EPS, Shape, inputs, paired, threshold
+from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch, untimed
+from cerl.bench.table import Output, Row, Table
 from cerl.kernels.attention import forgetting_attention
 from cerl.record.files import write_atomically
 from cerl.report.plots import COLOURS
@@ -47,12 +47,10 @@ SCHEMA = pa.schema(
 )
 DECAYS = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
-Row = dict[str, Any]
-
 
 def acp(
     *,
-    out: Path,
+    folder: Path,
     lengths: tuple[int, ...] = (1024, 4096, 16384),
     decays: tuple[float, ...] = DECAYS,
     positions: int = 32768,
@@ -61,13 +59,14 @@ def acp(
     repeats: int = 10,
     seconds: float = 120.0,
     jobs: int = 0,
+    output: Output = Output(),
 ) -> list[Row]:
     """Pruning on and off against the mean decay: rows.parquet and acp.png, bf16.
 
     log f is uniform between 0.5 and 1.5 times the mean. Files of an earlier run are replaced.
 
     Args:
-        out: folder of the two files
+        folder: receives the two files
         lengths: steps of a sequence, T
         decays: means of -log f per step, nats
         positions: B x T
@@ -86,8 +85,10 @@ def acp(
     shapes = [Shape(positions // length, length, heads, width) for length in lengths]
     end = time.monotonic() + seconds
     if jobs:
-        compiled(_compile, [(shape,) for shape in shapes], jobs=jobs, seconds=0.6 * seconds)
-    out.mkdir(parents=True, exist_ok=True)
+        given = [(shape, decays[0], untimed, device) for shape in shapes]
+        compiled(study, given, jobs=jobs, seconds=0.6 * seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Table("acp", output, device=device_name(device), title="pruning, bf16")
     rows: list[Row] = []
     for decay in decays:
         for shape in shapes:
@@ -96,10 +97,11 @@ def acp(
                 continue
             rows += study(shape, decay, stopwatch(repeats), device)
             for row in rows[-2:]:
-                print(_line(row), flush=True)
-            save(rows, out / "rows.parquet")
+                table.add(row | {"decay": f"{decay:g}"})
+            save(rows, folder / "rows.parquet")
     if rows:
-        draw(rows, out / "acp.png")
+        draw(rows, folder / "acp.png")
+    table.finished()
     return rows
 
 
@@ -132,7 +134,7 @@ def study(
             timer(calls.forward).graph, timer(both).graph,
             error if pruned else None, error_fp32 if pruned else None,
             allowed if pruned else None, str(dtype).removeprefix("torch."),
-            runs.device_name(device),
+            device_name(device),
         ]  # fmt: skip
         rows.append(dict(zip(SCHEMA.names, values, strict=True)))
     return rows
@@ -154,15 +156,6 @@ def output_error(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, limit: float) -
         pruned = forgetting_attention(q, k, v, log_f, threshold=limit)
         whole = forgetting_attention(q, k, v, log_f)
     return float((pruned.float() - whole.float()).abs().amax())
-
-
-def _line(row: Row) -> str:
-    text = f"T {row['length']}, decay {row['decay']:g}, "
-    text += f"forward {row['forward']:.4g} ms, with backward {row['both']:.4g} ms"
-    if not row["pruned"]:
-        return f"{text}, not pruned"
-    text += f", {100.0 * row['skipped']:.1f}% skipped, error {row['error']:.2g}"
-    return f"{text} (float32 {row['error_fp32']:.2g}, allowed {row['allowed']:.2g})"
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
@@ -229,8 +222,3 @@ def _curve(panel: Any, rows: Sequence[Row], name: str, unit: float, look: dict[s
     points = sorted((row["decay"], unit * row[name]) for row in rows)
     if points:
         panel.plot(*zip(*points, strict=True), linewidth=1.8, **look)
-
-
-def _compile(shape: Shape) -> None:
-    study(shape, 0.01, untimed, needed_device())
-    torch.cuda.synchronize()

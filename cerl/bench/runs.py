@@ -1,83 +1,25 @@
-"""Benchmarks as commands: `cerl bench {update,sac,env,replay,train}`; each prints one table.
+"""Updates, training steps, environments and replay against the clock.
 
-Times are of CUDA-graph replays between device events (wall time on the CPU), medians over repeats,
-with the device, precision and shapes in the table. Compare ratios within one run, not runs.
+`cerl bench {update,train,env,replay}`. On a GPU, captured parts are replayed as CUDA graphs.
 """
 
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from cerl import draw, wiring
+from cerl.bench.clock import Timing, device_name, microseconds, profiled
+from cerl.bench.table import Output, Rows, Table
 from cerl.config import Config, MinAtarEnv, SacConfig, load
 from cerl.data import EnvSpec, Row
+from cerl.device.pick import pick
 from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.replay import Replay
-
-Rows = list[dict[str, object]]
-
-
-def microseconds(
-    step: Callable[[], None], device: torch.device, *, calls: int, repeats: int = 5
-) -> float:
-    """Median time of one call, after warm-up (and capture)."""
-    for _ in range(6):
-        step()
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(device)
-            start.record()
-            for _ in range(calls):
-                step()
-            end.record()
-            torch.cuda.synchronize(device)
-            times.append(start.elapsed_time(end) * 1e3 / calls)
-        else:
-            begin = time.perf_counter()
-            for _ in range(calls):
-                step()
-            times.append((time.perf_counter() - begin) * 1e6 / calls)
-    return statistics.median(times)
-
-
-def show(title: str, rows: Rows, out: Path | None) -> None:
-    """Prints rows as a table; writes them as JSON lines if asked."""
-    table = Table(title=Text(title))
-    for name in rows[0]:
-        table.add_column(name, justify="right" if name not in ("what", "variant") else "left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=140).print(table, markup=False)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            for row in rows:
-                file.write(json.dumps({"table": title, **row}) + "\n")
-
-
-def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def device_name(device: torch.device) -> str:
-    """What the table says about the machine."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+from cerl.replay import Replay, Sampling
 
 
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
@@ -120,10 +62,9 @@ def update(
     actions: int = 6,
     precision: Literal["tf32", "fp32", "bf16"] = "tf32",
     compile: bool = False,
-    device: str = "auto",
-    calls: int = 50,
     profile: bool = False,
-    out: Path | None = None,
+    timing: Timing = Timing(calls=50),
+    output: Output = Output(),
 ) -> Rows:
     """One update with sampling from a full device replay, and its parts.
 
@@ -135,13 +76,10 @@ def update(
         actions: components of an action (agent sac; others have 18 actions)
         precision: of matrix products on a GPU
         compile: fuse the loss with torch.compile
-        device: cpu, cuda or auto
-        calls: calls per timing
         profile: print the kernels that take the time (CUDA)
-        out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
-    rows: Rows = []
+    place = pick(timing.device)
+    table = Table("update", output, device=device_name(place))
     for preset in presets:
         changes = {
             "precision": precision,
@@ -158,7 +96,7 @@ def update(
         learner = filled_learner(config, spec, place)
         parts = {"update": captured(learner.update, place)} | update_parts(learner, place)
         for name, step in parts.items():
-            rows.append(
+            table.add(
                 {
                     "what": preset,
                     "part": name,
@@ -167,14 +105,13 @@ def update(
                     "B": config.replay.batch,
                     "precision": precision,
                     "compiled": compile,
-                    "microseconds": microseconds(step, place, calls=calls),
+                    "microseconds": microseconds(step, place, calls=timing.calls),
                 }
             )
-        if profile and place.type == "cuda":
-            profiled(parts["update"])
+        if profile:
+            profiled(parts["update"], place)
         del learner, parts
-    show(f"update on {device_name(place)}", rows, out)
-    return rows
+    return table.finished()
 
 
 def update_parts(learner: Learner, place: torch.device) -> dict[str, Callable[[], None]]:
@@ -191,7 +128,7 @@ def _stage_parts(
     """Gradients and optimisers of one stage of an update."""
     window = learner.sample()
     dice = learner.agent.dice(learner.keys, learner.updates)
-    grads, _ = learner.grads(window, stage, dice)
+    grads, _ = learner.grads(window, stage=stage, dice=dice)
 
     def step() -> None:
         rest = grads
@@ -202,7 +139,7 @@ def _stage_parts(
     which = f" of stage {stage + 1}" if len(learner.stages) > 1 else ""
     return {
         f"loss and gradients{which}": captured(
-            lambda: _drop(learner.grads(window, stage, dice)), place
+            lambda: _drop(learner.grads(window, stage=stage, dice=dice)), place
         ),
         f"optimiser{which}": captured(step, place),
     }
@@ -215,21 +152,17 @@ def env(
     *,
     games: tuple[str, ...] = GAMES,
     counts: tuple[int, ...] = (10, 1024, 8192, 65536),
-    device: str = "auto",
-    calls: int = 200,
-    out: Path | None = None,
+    timing: Timing = Timing(calls=200),
+    output: Output = Output(),
 ) -> Rows:
     """Steps of the device-resident MinAtar games with random actions, observations included.
 
     Args:
         games: MinAtar games
         counts: how many of them step together
-        device: cpu, cuda or auto
-        calls: steps per timing
-        out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
-    rows: Rows = []
+    place = pick(timing.device)
+    table = Table("env", output, device=device_name(place), title="MinAtar")
     for game in games:
         for count in counts:
             config = MinAtarEnv.model_validate({"name": game, "envs": count})
@@ -244,8 +177,8 @@ def env(
                 games_.step(u)
                 counter.add_(1)
 
-            spent = microseconds(captured(step, place), place, calls=calls)
-            rows.append(
+            spent = microseconds(captured(step, place), place, calls=timing.calls)
+            table.add(
                 {
                     "what": game,
                     "games": count,
@@ -253,28 +186,23 @@ def env(
                     "million steps a second": count / spent,
                 }
             )
-    show(f"MinAtar on {device_name(place)}", rows, out)
-    return rows
+    return table.finished()
 
 
 def replay(
     *,
     capacity: int = 1_000_000,
     batch: int = 32,
-    device: str = "auto",
-    calls: int = 200,
-    out: Path | None = None,
+    timing: Timing = Timing(calls=200),
+    output: Output = Output(),
 ) -> Rows:
     """Inserting into and sampling from a full replay of 84x84 frames, stacks of 4.
 
     Args:
         capacity: rows (frames)
         batch: windows of a sample
-        device: cpu, cuda or auto
-        calls: calls per timing
-        out: JSON-lines file that rows are appended to
     """
-    place = wiring.pick_device(device)
+    place = pick(timing.device)
     spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
     before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
     ring = Replay(spec, keys=draw.seed_keys((0,), device=place), capacity=capacity, device=place)
@@ -286,16 +214,28 @@ def replay(
     row = Row(frame, zeros, zeros.float(), flags, ~flags, zeros)
     counter = torch.zeros((), dtype=torch.int64, device=place)
 
+    sampling = Sampling(
+        batch=batch,
+        context=3,
+        ahead=1,
+        begins=False,
+        members=1,
+        batches="shared",
+        probability=1.0,
+        candidates=8,
+    )
+
     def sample() -> None:
-        ring.sample(step=counter, batch=batch, context=3, ahead=1)
+        ring.sample(sampling, step=counter)
         counter.add_(1)
 
-    rows: Rows = []
+    table = Table("replay", output, device=device_name(place))
     for name, step in {"insert": lambda: ring.add(row), "sample": sample}.items():
-        spent = microseconds(captured(step, place), place, calls=calls)
-        rows.append({"what": name, "rows": capacity, "GB": held / 1e9, "microseconds": spent})
-    show(f"Replay on {device_name(place)}", rows, out)
-    return rows
+        spent = microseconds(captured(step, place), place, calls=timing.calls)
+        table.add(
+            {"what": name, "rows": capacity, "B": batch, "GB": held / 1e9, "microseconds": spent}
+        )
+    return table.finished()
 
 
 def train(
@@ -303,11 +243,10 @@ def train(
     presets: tuple[str, ...] = ("minatar/bootdqn", "minatar/cerl"),
     seeds: int = 10,
     envs: tuple[int, ...] = (1, 8),
-    device: str = "auto",
     compile: bool = False,
-    calls: int = 200,
     profile: bool = False,
-    out: Path | None = None,
+    timing: Timing = Timing(calls=200),
+    output: Output = Output(),
 ) -> Rows:
     """Where the time of a training step goes: act, env, insert, update, and all in one loop.
 
@@ -315,32 +254,31 @@ def train(
         presets: which agents
         seeds: S
         envs: environments per seed, each in rows of its own
-        device: cpu, cuda or auto
         compile: fuse the loss with torch.compile
-        calls: calls per timing
         profile: print the kernels that take the time of one iteration (CUDA)
-        out: JSON-lines file that rows are appended to
     """
-    rows: Rows = []
+    name = device_name(pick(timing.device))
+    table = Table("train", output, device=name, title="training")
     for preset in presets:
         for count in envs:
             changes = {
-                "device": device,
+                "device": timing.device,
                 "compile": compile,
                 "seeds": tuple(range(seeds)),
                 "env": {"envs": count},
                 "eval": {"episodes": 1},
             }
-            rows += _train_rows(load(preset, changes), preset, calls=calls, profile=profile)
-    show(f"Training on {device_name(wiring.pick_device(device))}", rows, out)
-    return rows
+            config = load(preset, changes)
+            _time_training(table, config, preset, calls=timing.calls, profile=profile)
+    return table.finished()
 
 
-def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Rows:
+def _time_training(table: Table, config: Config, preset: str, *, calls: int, profile: bool) -> None:
+    """Adds a row for every part of a training step, and one for the whole."""
     parts = wiring.assemble(config)
     collector, learner, place = parts.collector, parts.learner, parts.device
     fill_randomly(parts.replay, parts.env.spec, config.ensemble.members)
-    action = torch.zeros_like(collector.action)
+    action = torch.zeros_like(collector.player.action)
     update = captured(learner.update, place)
     every, envs = config.schedule.update_every, parts.env.spec.envs
     steps = 0
@@ -357,21 +295,21 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
     def env_step() -> None:
         parts.env.step(action)
 
+    halves = collector.player.halves
     resident = parts.env.spec.resident  # elsewhere the collector has captured its parts itself
     pieces: dict[str, Callable[[], None]] = {
-        "act": captured(collector.decide, place) if resident else collector.decide,
+        "act": captured(halves.decide, place) if resident else halves.decide,
         "env": captured(env_step, place) if resident else env_step,
-        "insert and count": captured(collector.record, place) if resident else collector.record,
+        "insert and count": captured(halves.record, place) if resident else halves.record,
         "collect (the three)": collector.step,
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,
         "iteration": iteration,
     }
-    rows: Rows = []
     for name, step in pieces.items():
         spent = microseconds(step, place, calls=calls)
         whole = name == "iteration"
-        rows.append(
+        table.add(
             {
                 "what": preset,
                 "part": name,
@@ -381,29 +319,16 @@ def _train_rows(config: Config, preset: str, *, calls: int, profile: bool) -> Ro
                 "microseconds": spent,
                 "agent steps a second, all seeds": envs * len(config.seeds) * 1e6 / spent
                 if whole
-                else "",
-                "updates a second": envs / every * 1e6 / spent if whole else "",
+                else None,
+                "updates a second": envs / every * 1e6 / spent if whole else None,
             }
         )
-    if profile and place.type == "cuda":
+    if profile:
         for name in ("collect (the three)", "update"):
-            print(preset, envs, name)
-            profiled(pieces[name])
+            print(f"{preset}, E = {envs}, {name}")
+            profiled(pieces[name], place)
     wiring.close(parts)
-    return rows
 
 
 def _drop(_: object) -> None:
     """Ends a captured part that returns something."""
-
-
-def profiled(step: Callable[[], None]) -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        for _ in range(5):
-            step()
-        torch.cuda.synchronize()
-    print(
-        recorded.key_averages().table(
-            sort_by="cuda_time_total", row_limit=40, max_name_column_width=90
-        )
-    )

@@ -6,22 +6,24 @@ end, so that nothing is skipped but what pruning skips.
 """
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cerl import draw, wiring
-from cerl.bench import runs
-from cerl.bench.runs import Rows, device_name, microseconds, show
+from cerl.bench.clock import Timing, device_name, microseconds, profiled
+from cerl.bench.runs import fill_randomly
+from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import AttentionOptions, Config, load, of_kind
-from cerl.data import EnvSpec, Previous
+from cerl.config.errors import section_models
+from cerl.data import ActInput, EnvSpec, Previous
+from cerl.device.pick import pick
 from cerl.graph import captured
 from cerl.kernels.attention import forgetting_attention
 from cerl.learn import Learner
-from cerl.nets import carry
 from cerl.replay import Replay
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
@@ -35,69 +37,68 @@ NETS: dict[str, tuple[str, str, bool]] = {
     "fox-llama definition": ("fox", "llama", True),
     "fox-pro definition": ("fox", "pro", True),
 }
-Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an ensemble of sequence networks."""
+
+    members: int = 10
+    """N, each with N heads"""
+    layers: int = 2
+    """blocks of a network"""
+    width: int = 128
+    """D, features of a row"""
+    heads: int = 4
+    """attention heads"""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """of the products inside the blocks"""
+
+    def columns(self) -> Row:
+        """What a table says about the networks."""
+        return {
+            "N": self.members,
+            "layers": self.layers,
+            "D": self.width,
+            "H": self.heads,
+            "precision": self.precision,
+        }
 
 
 def memory_update(
     *,
     nets: tuple[str, ...] = tuple(NETS),
     windows: tuple[int, ...] = (128, 512),
-    members: int = 10,
     batch: int = 32,
-    layers: int = 2,
-    width: int = 128,
-    heads: int = 4,
-    precision: Precision = "bf16",
-    device: str = "auto",
-    calls: int = 20,
+    sizes: Sizes = Sizes(),
     profile: bool = False,
-    out: Path | None = None,
+    timing: Timing = Timing(calls=20),
+    output: Output = Output(),
 ) -> Rows:
     """One update of CERL with a sequence network, sampling included, one seed, and its attention.
 
     Args:
         nets: fox-llama, fox-pro, transformer, gru, mlp, fox-llama definition, fox-pro definition
         windows: rows of a window
-        members: N, each with N heads
         batch: B, windows of a batch
-        layers: blocks
-        width: D, features of a row
-        heads: attention heads
-        precision: of the products inside the blocks
-        device: cpu, cuda or auto
-        calls: calls per timing
         profile: print the kernels that take the time (CUDA)
-        out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
-    sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
+    place = pick(timing.device)
+    title = "update of sequence networks"
+    table = Table("memory-update", output, device=device_name(place), title=title)
     for window, name in itertools.product(windows, nets):
-        learner = _learner(name, place, window=window, members=members, batch=batch, **sizes)
+        learner = _learner(name, place, sizes, window=window, batch=batch)
         update = captured(learner.update, place)
-        spent = microseconds(update, place, calls=calls)
-        share: object = "-"
+        spent = microseconds(update, place, calls=timing.calls)
+        share = None
         if NETS[name][0] == "fox" and not NETS[name][2]:
-            share = _attention(learner.config, place, calls=calls) / spent
-        rows.append(
-            {
-                "what": name,
-                "W": window,
-                "N": members,
-                "B": batch,
-                "layers": layers,
-                "D": width,
-                "H": heads,
-                "precision": precision,
-                "microseconds": spent,
-                "updates/s": 1e6 / spent,
-                "attention": share,
-            }
-        )
-        if profile and place.type == "cuda":
-            runs.profiled(update)
+            share = _attention(learner.config, place, calls=timing.calls) / spent
+        row: Row = {"what": name, "W": window, "B": batch} | sizes.columns()
+        table.add(row | {"microseconds": spent, "updates/s": 1e6 / spent, "attention": share})
+        if profile:
+            profiled(update, place)
         del learner, update
-    show(f"update of sequence networks on {device_name(place)}", rows, out)
-    return rows
+    return table.finished()
 
 
 def memory_acting(
@@ -105,14 +106,9 @@ def memory_acting(
     nets: tuple[str, ...] = ("fox-llama", "fox-pro", "transformer", "gru"),
     length: int = 200,
     envs: int = 512,
-    members: int = 10,
-    layers: int = 2,
-    width: int = 128,
-    heads: int = 4,
-    precision: Precision = "bf16",
-    device: str = "auto",
-    calls: int = 20,
-    out: Path | None = None,
+    sizes: Sizes = Sizes(),
+    timing: Timing = Timing(calls=20),
+    output: Output = Output(),
 ) -> Rows:
     """One step of acting late in a T-maze: with caches, and by reading the episode anew.
 
@@ -122,42 +118,23 @@ def memory_acting(
         nets: as in memory-update
         length: of the corridor; so many rows are behind every stream
         envs: E
-        members: N
-        layers: blocks
-        width: D, features of a row
-        heads: attention heads
-        precision: of the products inside the blocks
-        device: cpu, cuda or auto
-        calls: calls per timing
-        out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
-    sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
+    place = pick(timing.device)
+    title = "acting with sequence networks"
+    table = Table("memory-acting", output, device=device_name(place), title=title)
     for name, streams in itertools.product(nets, ("duty", "all")):
-        learner = _learner(name, place, window=length + 3, members=members, batch=1, **sizes)
+        learner = _learner(name, place, sizes, window=length + 3, batch=1)
         cached, recomputed, size = _acting(
             learner, envs=envs, rows=length + 1, evaluating=streams == "all"
         )
-        fast = microseconds(captured(cached, place), place, calls=calls)
-        slow = microseconds(captured(recomputed, place), place, calls=calls)
-        rows.append(
-            {
-                "what": name,
-                "streams": f"{streams} {envs * (members if streams == 'all' else 1)}",
-                "rows": length + 1,
-                "layers": layers,
-                "D": width,
-                "H": heads,
-                "precision": precision,
-                "cached us": fast,
-                "recomputed us": slow,
-                "ratio": slow / fast,
-                "cache MiB": size / 2**20,
-            }
-        )
+        fast = microseconds(captured(cached, place), place, calls=timing.calls)
+        slow = microseconds(captured(recomputed, place), place, calls=timing.calls)
+        count = envs * (sizes.members if streams == "all" else 1)
+        row: Row = {"what": name, "streams": f"{streams} {count}", "rows": length + 1}
+        row |= sizes.columns() | {"cached us": fast, "recomputed us": slow}
+        table.add(row | {"ratio": slow / fast, "cache MiB": size / 2**20})
         del learner, cached, recomputed
-    show(f"acting with sequence networks on {device_name(place)}", rows, out)
-    return rows
+    return table.finished()
 
 
 def memory_length(
@@ -166,15 +143,10 @@ def memory_length(
     lengths: tuple[int, ...] = (64, 256, 1024, 4096),
     prune: float = -10.0,
     scales: tuple[float, float] = (8.0, 64.0),
-    members: int = 10,
     batch: int = 8,
-    layers: int = 2,
-    width: int = 128,
-    heads: int = 4,
-    precision: Precision = "bf16",
-    device: str = "auto",
-    calls: int = 5,
-    out: Path | None = None,
+    sizes: Sizes = Sizes(),
+    timing: Timing = Timing(calls=5),
+    output: Output = Output(),
 ) -> Rows:
     """Time and memory of an update as windows grow, with and without pruning (FoX).
 
@@ -183,57 +155,38 @@ def memory_length(
         lengths: rows of a window
         prune: log of the share of a softmax that pruning may leave out
         scales: shortest and longest time scale of the gates, steps
-        members: N, each with N heads
         batch: B, windows of a batch
-        layers: blocks
-        width: D, features of a row
-        heads: attention heads
-        precision: of the products inside the blocks
-        device: cpu, cuda or auto
-        calls: calls per timing
-        out: JSON-lines file that rows are appended to
     """
-    place, rows = wiring.pick_device(device), []
-    sizes = {"layers": layers, "width": width, "heads": heads, "precision": precision}
+    place = pick(timing.device)
+    title = "length of windows"
+    table = Table("memory-length", output, device=device_name(place), title=title)
+    for name, window, log_eps in _lengths(nets, lengths, prune):
+        options = {"prune": log_eps, "gate_scales": scales}
+        learner = _learner(name, place, sizes, window=window, batch=batch, **options)
+        peak = _peak(learner, place)
+        spent = microseconds(captured(learner.update, place), place, calls=timing.calls)
+        row: Row = {"what": name, "W": window, "B": batch} | sizes.columns()
+        row |= {"gates": "-".join(f"{scale:g}" for scale in scales), "pruned": bool(log_eps)}
+        row |= {"microseconds": spent, "rows/us": sizes.members * batch * window / spent}
+        table.add(row | {"peak GiB": peak / 2**30})
+        del learner
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
+    return table.finished()
+
+
+def _lengths(
+    nets: tuple[str, ...], lengths: tuple[int, ...], prune: float
+) -> Iterator[tuple[str, int, float]]:
+    """Networks, rows of a window, and what pruning may leave out (0: it is off)."""
     for name, window in itertools.product(nets, lengths):
-        for log_eps in (0.0, prune) if NETS[name][0] == "fox" else (0.0,):
-            learner = _learner(
-                name,
-                place,
-                window=window,
-                members=members,
-                batch=batch,
-                prune=log_eps,
-                gate_scales=scales,
-                **sizes,
-            )
-            peak = _peak(learner, place)
-            spent = microseconds(captured(learner.update, place), place, calls=calls)
-            rows.append(
-                {
-                    "what": name,
-                    "W": window,
-                    "N": members,
-                    "B": batch,
-                    "D": width,
-                    "H": heads,
-                    "precision": precision,
-                    "gates": "-".join(f"{scale:g}" for scale in scales),
-                    "pruned": bool(log_eps),
-                    "microseconds": spent,
-                    "rows/us": members * batch * window / spent,
-                    "peak GiB": peak / 2**30,
-                }
-            )
-            del learner
-            if place.type == "cuda":
-                torch.cuda.empty_cache()
-    show(f"length of windows on {device_name(place)}", rows, out)
-    return rows
+        yield name, window, 0.0
+        if name in NETS and NETS[name][0] == "fox":
+            yield name, window, prune
 
 
 def _learner(
-    name: str, device: torch.device, *, window: int, members: int, batch: int, **sizes: Any
+    name: str, device: torch.device, sizes: Sizes, *, window: int, batch: int, **more: Any
 ) -> Learner:
     """A learner on random rows of one endless episode, with windows of `window` rows."""
     if name not in NETS:
@@ -245,9 +198,9 @@ def _learner(
         {
             "seeds": (0,),
             "env": {"family": "gym", "envs": ENVS},
-            "net": {"hidden": (sizes["width"],)},
-            "ensemble": {"members": members, "heads": "cerl"},
-            "encoder": _encoder(kind, variant, window=window, **sizes),
+            "net": {"hidden": (sizes.width,)},
+            "ensemble": {"members": sizes.members, "heads": "cerl"},
+            "encoder": _encoder(kind, variant, sizes, window=window, **more),
             "replay": {"capacity": capacity, "start": capacity, "batch": batch, "candidates": 8},
             "schedule": {"steps": 2 * capacity},
             "explore": {"end": 0.0},
@@ -257,7 +210,7 @@ def _learner(
     keys = draw.seed_keys(config.seeds, device=device)
     agent = wiring.make_agent(config, spec, device)
     replay = Replay(spec, keys=keys, capacity=capacity, device=device)
-    runs.fill_randomly(replay, spec, members)
+    fill_randomly(replay, spec, sizes.members)
     replay.terminated.fill_(False)
     replay.real.fill_(True)
     net = agent.build(keys=keys)
@@ -268,12 +221,15 @@ def _learner(
     return Learner(config, agent, net, replay, keys=keys)
 
 
-def _encoder(kind: str, variant: str, *, window: int, heads: int, **sizes: Any) -> dict[str, Any]:
-    """Options of a sequence network with windows of `window` rows."""
-    options = {"name": kind, "learnt": window - 2, "sampling": "uniform", **sizes}
-    if kind in ("fox", "transformer"):
-        options |= {"heads": heads, "cache": window}
-    return options | {"variant" if kind == "fox" else "sized_like": variant}
+def _encoder(kind: str, variant: str, sizes: Sizes, *, window: int, **more: Any) -> dict[str, Any]:
+    """Options of a sequence network with windows of `window` rows, as far as the kind has them."""
+    options = {
+        **{"layers": sizes.layers, "width": sizes.width, "precision": sizes.precision},
+        **{"heads": sizes.heads, "variant": variant, "sized_like": variant},
+        **{"learnt": window - 2, "sampling": "uniform", "cache": window, **more},
+    }
+    known = section_models(Config, "encoder")[kind].model_fields
+    return {"name": kind} | {name: value for name, value in options.items() if name in known}
 
 
 def _attention(config: Config, device: torch.device, *, calls: int) -> float:
@@ -306,8 +262,7 @@ def _acting(
     learner: Learner, *, envs: int, rows: int, evaluating: bool
 ) -> tuple[Callable[[], None], Callable[[], None], int]:
     """A step with full caches, the same by recomputing `rows` rows, and the bytes of the caches."""
-    config, net, device = learner.config, learner.net, learner.keys.device
-    agent: Any = learner.agent
+    net, device = learner.net, learner.keys.device
     generator = torch.Generator(device).manual_seed(0)
     window = learner.replay.last(rows)
     # As many environments as asked for; their contents do not matter for the time.
@@ -317,21 +272,19 @@ def _acting(
             for k, v in window._asdict().items()
         }
     )
-    members = config.ensemble.members
+    members = learner.config.ensemble.members
     member = torch.randint(0, members, (1, envs), generator=generator, device=device)
-    sizes = {"seeds": 1, "envs": envs, "evaluating": evaluating}
-    held = carry.new(config, net, agent.spec, **sizes)
+    held = net.carry(envs=envs, evaluating=evaluating)
     start = torch.zeros(1, envs, dtype=torch.bool, device=device)
     previous = Previous(window.action[:, 0, :, -1], window.reward[:, 0, :, -1])
-    obs = window.obs[:, 0, :, -1]
-    carry.refill(config, net, window, held, member, evaluating=evaluating)
+    seen = ActInput(window.obs[:, 0, :, -1], start, previous, member)
+    net.refill(window, held, member, evaluating=evaluating)
 
     def cached() -> None:
-        options: dict[str, Any] = {"previous": previous, "evaluating": evaluating}
-        carry.step(config, net, obs, start, held, member, **options)
+        net.step(seen, held, evaluating=evaluating)
 
     def recomputed() -> None:
-        carry.refill(config, net, window, (), member, evaluating=evaluating)
+        net.refill(window, (), member, evaluating=evaluating)
 
     with torch.no_grad():
         for _ in range(3):

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerl.bench import runs
-from cerl.bench.attention import Work, needed_device, parsed, sequence_calls, step_calls
-from cerl.bench.clock import Report, Rows, Timer, compiled, stopwatch
+from cerl.bench.attention import Work, parsed, sequence_calls, step_calls
+from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
+from cerl.bench.table import Output, Printed, Row, Rows, Table
 
 # Results may differ by this share of the largest value: bf16 sums in another order.
 TOLERANCE = 2.0**-6
@@ -47,7 +47,7 @@ def attention_tiles(
     repeats: int = 10,
     seconds: float = 240.0,
     jobs: int = 16,
-    out: Path | None = None,
+    output: Output = Output(),
 ) -> Rows:
     """Times candidates for one choice of block sizes of a kernel module.
 
@@ -60,13 +60,12 @@ def attention_tiles(
         shape: B,T,H,D of a sequence, or step:B,R,H,D
         case: a gate (none, mild, s70, s90), with +acp if pruned
         module: of cerl.kernels: attention.long_triton, attention.short_triton,
-            attention.medium_triton, attention.step_triton
+            attention.medium_triton, attention.medium_backward_triton, attention.step_triton
         configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
             list of lists; a grid if not given. Of several keys with + as they are
         repeats: timings of each number, of which the median is taken
         seconds: candidates that begin later than this are left out
         jobs: processes that compile the candidates first; 0 compiles each before it is timed
-        out: JSON-lines file that every row is appended to as soon as it is measured
     """
     device = needed_device()
     (work,) = parsed((shape,), (case,))
@@ -78,14 +77,14 @@ def attention_tiles(
     end = time.monotonic() + seconds
     if jobs:
         given = [(work, module, keys, candidate) for candidate in candidates]
-        compiled(_compile, given, jobs=jobs, seconds=0.7 * seconds)
-    title = f"{module} {key}: {work.what} {work.case} on {runs.device_name(device)}"
-    with Report(title, out) as report:
-        rows = sweep(report, work, module, keys, candidates, stopwatch(repeats), device, end=end)
-    print("\nfastest first")
-    with Report(title, None) as report:
-        for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
-            report.add(row)
+        compiled(call_candidate, given, jobs=jobs, seconds=0.7 * seconds)
+    title = f"{module} {key}: {work.what} {work.case}"
+    table = Table("attention-tiles", output, device=device_name(device), title=title)
+    rows = sweep(table, work, module, keys, candidates, stopwatch(repeats), device, end=end)
+    ranked = Printed("\nfastest first")
+    for row in sorted(rows, key=lambda row: row["fwd+bwd"] or row["forward"])[:12]:
+        ranked.add(row)
+    table.compare()
     return rows
 
 
@@ -163,7 +162,7 @@ def _literals(text: str) -> Iterator[int | None]:
 
 
 def sweep(
-    report: Report,
+    table: Table,
     work: Work,
     module: str,
     keys: Sequence[str],
@@ -178,11 +177,17 @@ def sweep(
     expected: Sequence[Tensor] = ()
     for candidate in candidates:
         texts = (",".join(map(str, launch or ["own choice"])) for launch in candidate)
-        row: dict[str, Any] = {"config": "+".join(texts)}
+        row: Row = {
+            "kernel": module,
+            "key": "+".join(keys),
+            "shape": work.what,
+            "case": work.case,
+            "config": "+".join(texts),
+        }
         if time.monotonic() > end:
             print(*row.values(), "left out: no time", flush=True)
             continue
-        before = set(_variants())
+        before = set(variants(*_modules()))
         try:
             with _all_replaced(kernels, keys, candidate):
                 calls = (step_calls if work.step else sequence_calls)(work, device)
@@ -196,13 +201,13 @@ def sweep(
                 forward = timer(calls.forward).graph
                 both = None if calls.both is None else timer(calls.both).graph
         except Exception as error:  # too much shared memory, say; the other candidates go on
-            report.fail(row, error)
+            table.fail(row, error)
             continue
-        variants = [known for name, known in _variants().items() if name not in before]
+        added = [known for name, known in variants(*_modules()).items() if name not in before]
         row |= {"forward": forward, "fwd+bwd": both, "error": error}
-        row |= {"registers": "", "spills": "", "shared": ""} | _resources(variants)
-        report.add(row)
-    return report.rows
+        row |= {"registers": "", "spills": "", "shared": ""} | _resources(added)
+        table.add(row)
+    return table.rows
 
 
 @contextmanager
@@ -230,42 +235,50 @@ def _all_replaced(kernels: Any, keys: Sequence[str], launches: Sequence[Any]) ->
 
 
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference, as a share of the largest value of its tensor; NaN counts as infinite."""
-    errors = []
+    """Largest difference, as a share of the largest value of its tensor; NaN counts as infinite.
+
+    Masks, which are tensors of bytes, and empty tensors are not compared.
+    """
+    worst = 0.0
     for result, wanted in zip(results, expected, strict=True):
-        scale = wanted.double().abs().amax().clamp(min=1e-30)
-        errors.append(
-            ((result.double() - wanted.double()).abs().amax() / scale).nan_to_num(torch.inf)
-        )
-    return float(torch.stack(errors).amax())
+        if result.numel() and result.dtype != torch.uint8:
+            scale = wanted.double().abs().amax().clamp(min=1e-30)
+            error = (result.double() - wanted.double()).abs().amax() / scale
+            worst = max(worst, float(error.nan_to_num(torch.inf)))
+    return worst
 
 
 def _results(forward: Callable[[], Any], both: Callable[[], Any] | None) -> list[Tensor]:
     return [forward().clone(), *(() if both is None else both())]
 
 
-def _variants() -> dict[int, Any]:
-    """All compiled attention kernels; Triton keeps them in each function by device."""
+def _modules() -> list[Any]:
+    return [m for name, m in sys.modules.items() if name.startswith("cerl.kernels.attention")]
+
+
+def variants(*modules: Any) -> dict[int, Any]:
+    """All compiled kernels of some modules; Triton keeps them in each function by device."""
     found = {}
-    modules = [m for name, m in sys.modules.items() if name.startswith("cerl.kernels.attention")]
     for function in [function for module in modules for function in vars(module).values()]:
         for cached in getattr(function, "device_caches", {}).values():
             found |= {id(kernel): kernel for kernel in cached[0].values()}
     return found
 
 
-def _resources(variants: Sequence[Any]) -> dict[str, str]:
+def _resources(kernels: Sequence[Any]) -> dict[str, str]:
     """Of the kernels that a candidate added, as text in the order of their compilation."""
     return {
-        "registers": "+".join(str(kernel.n_regs) for kernel in variants),
-        "spills": "+".join(str(kernel.n_spills) for kernel in variants),
-        "shared": "+".join(str(kernel.metadata.shared) for kernel in variants),
+        "registers": "+".join(str(kernel.n_regs) for kernel in kernels),
+        "spills": "+".join(str(kernel.n_spills) for kernel in kernels),
+        "shared": "+".join(str(kernel.metadata.shared) for kernel in kernels),
     }
 
 
-def _compile(work: Work, module: str, keys: Sequence[str], candidate: tuple[Any, ...]) -> None:
+def call_candidate(
+    work: Work, module: str, keys: Sequence[str], candidate: tuple[Any, ...]
+) -> None:
+    """Calls the operator once with a candidate, which compiles its kernels."""
     kernels = importlib.import_module(f"cerl.kernels.{module}")
     with _all_replaced(kernels, keys, candidate):
         calls = (step_calls if work.step else sequence_calls)(work, needed_device())
         _results(calls.forward, calls.both)
-    torch.cuda.synchronize()

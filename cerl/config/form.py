@@ -6,7 +6,7 @@ in their place: `--encoder.name gru` shows and takes the options of a gru, from 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -18,15 +18,19 @@ from cerl.config.load import options, sections, validated
 from cerl.config.options import Config
 
 
-def overridden(name: str, arguments: Sequence[str], *, prog: str) -> Config:
+def overridden(
+    name: str, arguments: Sequence[str], *, prog: str, changes: Mapping[str, Any] | None = None
+) -> Config:
     """The Config of a preset with options of the command line on top.
 
+    Args:   changes to the preset by dotted key, e.g. those of a study; the command line wins.
     Raises: ConfigError; SystemExit after --help, or where an option cannot be read at all.
     """
     import tyro
 
     refuse_moved(arguments)
-    tree = preset.merged(options(name), _kinds(arguments))
+    tree = preset.merged(options(name), preset.nested(changes or {}))
+    tree = preset.merged(tree, _kinds(arguments))
     run = sections(tree, where=name)
     _refuse_foreign(arguments, run)
     form, default = form_of(run)

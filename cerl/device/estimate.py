@@ -1,10 +1,11 @@
-"""How much memory a run will take, found by wiring it once from tensors that have none.
+"""How much memory a run will take, found by building it once from tensors without memory.
 
-`estimate` builds the parts of a run on torch's `meta` device and takes one step of each, so that
-sizes are those of the code itself: networks, optimisers, replay, caches, batches, activations.
-Left out are what Python and the libraries take, buffers inside kernels, and what saving a
-checkpoint takes. Measured peaks of fourteen runs on a CPU are 0.6 to 1.6 times the estimate, most
-of them 0.7 to 1.2 times; what a run keeps is exact, the rest depends on the C library's heap.
+`estimate` builds the parts of a run on torch's `meta` device and takes one step of each, so the
+sizes are those of the code itself: networks, optimisers, replay, caches, batches, activations. It
+leaves out Python and the libraries, buffers inside kernels, and the saving of a checkpoint.
+Measured peaks of fourteen runs on a CPU are 0.6 to 1.6 times the estimate, most of them 0.7 to 1.2
+times: tensors that live as long as the run are counted exactly, for temporary ones the C library's
+heap decides.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ from cerl.kernels import standing_for
 from cerl.learn import Learner
 from cerl.replay import Replay
 
-BEYOND = 1 << 62  # bytes: what no 64-bit integer can count
+BEYOND = 1 << 62  # bytes: stands for sizes that no 64-bit integer can count
 HOST = "cpu"
-HEAP = 1.75  # what the C library holds for blocks that come and go, of what they are
-FEW = 8, 16  # learnt rows of the windows by which long ones of recurrent units are judged
-MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent]
+HEAP = 1.75  # bytes of heap that the C library holds for each byte of temporary tensors
+FEW = 8, 16  # learnt rows of the two short windows from which a long one is extrapolated
+MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent[Any, Any, Any]]
 
-# Options that the size of a part hangs on, beside the shapes of the environment's options.
+# The options that a part grows with, shapes of the environment left out.
 _SIZES = ("net.hidden", "net.channels", "agent.critics", "agent.quantiles", "ensemble.horizons")
 _SEQUENCE = ("encoder.layers", "encoder.width", "encoder.ratio")
 _NETWORK = ("seeds", "ensemble.members", *_SIZES, *_SEQUENCE)
@@ -86,7 +87,7 @@ class Needs(NamedTuple):
         return max((p for p in self.parts if p.place == place), key=lambda part: part.size)
 
     def listed(self, place: str) -> str:
-        """All parts in a place that count, in words: `9.1 GB: replay 7.1, networks 0.6`."""
+        """The parts in a place, largest first, in words: `9.1 GB: replay 7.1, networks 0.6`."""
         total = self.total()[place]
         if total >= BEYOND:
             return f"more than can be counted: {self.largest(place).name}"
@@ -97,7 +98,7 @@ class Needs(NamedTuple):
         return f"{total / unit:,.1f} {name}: {named}"
 
     def culprits(self, place: str) -> str:
-        """The options that the largest part in a place hangs on, large values first, then seeds."""
+        """Options that the largest part in a place grows with, large values first, seeds last."""
         part, found, seeds = self.largest(place), [], ""
         shapes = [f"env.{name}" for name in _OBSERVED if hasattr(self.config.env, name)]
         for key in (*OPTIONS[part.name], *shapes):
@@ -112,7 +113,7 @@ class Needs(NamedTuple):
             else:
                 found.append((value or 0, f"{key} ({value})"))
         found.sort(key=lambda one: -one[0])
-        # Numbers far below the largest are not what made it large.
+        # Values far below the largest one are not the reason.
         least = max(2, found[0][0] ** (1 / 3))
         named = [words for value, words in found[:3] if value >= least]
         return ", ".join([*named, *filter(None, [seeds])])
@@ -168,13 +169,13 @@ def _windows(config: Config, rows: int) -> Config:
 def _sizes(
     config: Config, one: EnvSpec | None, *, kind: str, agent: MAKE_AGENT, evaluating: bool
 ) -> dict[str, int]:
-    """Bytes of every part on a device of a kind; that of a part that is countless is BEYOND."""
+    """Bytes of every part on a kind of device; BEYOND for a part too large to count."""
     ledger = Ledger()
     try:
         with ledger, standing_for(kind):
-            held = _wired(config, one, ledger, agent, fused=kind == "cuda", playing=evaluating)
+            held = _wired(config, one, ledger, agent, fused=kind == "cuda", evaluating=evaluating)
             sizes = dict(ledger.live)
-            del held  # parts were there up to here, as in a run
+            del held  # the parts live up to here, as they do in a run
     except (RuntimeError, OverflowError, TypeError) as error:
         if not _countless(error):
             raise
@@ -183,7 +184,9 @@ def _sizes(
         # Each captured graph keeps the memory of its own intermediate results.
         sizes |= {name: ledger.peak[name] for name in ("acting", "batches", "evaluation")}
     rest, at = max(ledger.highest - sum(sizes.values()), 0), ledger.highest_in
-    if kind == "cpu" and at != "networks":  # those are filled once, the others' come and go
+    # Temporary tensors of the networks are made once, when they are filled; all others again and
+    # again, and the heap grows over them.
+    if kind == "cpu" and at != "networks":
         rest = int(HEAP * rest)
     sizes[at] = sizes.get(at, 0) + rest
     return {name: sizes.get(name, 0) for name in OPTIONS}
@@ -200,35 +203,34 @@ def _wired(
     config: Config,
     one: EnvSpec | None,
     ledger: Ledger,
-    agent: MAKE_AGENT,
+    make_agent: MAKE_AGENT,
     *,
     fused: bool,
-    playing: bool,
+    evaluating: bool,
 ) -> list[Any]:
     """The parts of a run, after a step of each.
 
-    Args: one, what a simulator is, of environments on the host; fused: optimisers need no memory
-          to step; playing: only networks and an evaluation.
+    Args: one, the spec of a simulator where environments live on the host; fused, optimisers need
+          no memory to step; evaluating, only networks and an evaluation.
     """
     keys = draw.seed_keys(config.seeds, device=META)
     ledger.account = "evaluation"
-    stage = _envs(config, one, lanes(config), salt=EVAL_SALT)
+    arena = _envs(config, one, lanes(config), salt=EVAL_SALT)
     ledger.account = "networks"
-    mind = agent(config, stage.spec, META)
+    agent = make_agent(config, arena.spec, META)
     with META:
-        net = mind.build(keys=keys)
-    held: list[Any] = [stage, mind, net]
-    if not playing:
+        net = agent.build(keys=keys)
+    held: list[Any] = [arena, agent, net]
+    if not evaluating:
         ledger.account = "environments"
         env = _envs(config, one, config.env.envs, salt=0)
         ledger.account = "replay"
         remembered, capacity = config.encoder.state_size, config.replay.capacity
         replay = Replay(env.spec, keys=keys, capacity=capacity, device=META, remembered=remembered)
         ledger.account = "optimiser"
-        learner = Learner(config, mind, net, replay, keys=keys)
+        learner = Learner(config, agent, net, replay, keys=keys)
         ledger.account = "acting"
-        collector = Collector(config, env, mind, net, replay, keys=keys)
-        collector.sent = None  # actions stay where they are
+        collector = Collector(config, env, agent, net, replay, keys=keys)
         collector.step()
         ledger.account = "batches"
         if fused:
@@ -238,8 +240,8 @@ def _wired(
         held += [env, replay, learner, collector]
     ledger.account = "evaluation"
     own = evaluation_keys(config.seeds, META)
-    evaluator = Evaluator(config, stage, mind, net, keys=own)
-    evaluator.advance()
+    evaluator = Evaluator(config, arena, agent, net, keys=own)
+    evaluator.player.step()
     return [*held, evaluator]
 
 
@@ -256,7 +258,7 @@ def _envs(config: Config, one: EnvSpec | None, count: int, *, salt: int) -> VecE
 
 
 def _simulator(config: Config) -> EnvSpec:
-    """What the simulators of a config are, from one of them."""
+    """The spec of a config's simulators, asked of one of them."""
     env = config.env.model_copy(update={"envs": 1})
     one = envs.make(env, seeds=config.seeds[:1], salt=0, device="cpu")
     try:
@@ -302,10 +304,10 @@ def _countless(error: Exception) -> bool:
 
 
 def refusal(needs: Needs, place: str, *, free: int, reserved: int = 0) -> str:
-    """What to say where a run does not fit.
+    """The error message of a run that does not fit.
 
-    Args: free, bytes of the place that are left to this run; reserved, those of them that were
-          taken off because other runs will need them.
+    Args: free, bytes of the place that are left to this run; reserved, bytes taken off before that
+          because other runs will need them.
     """
     others = f" ({gigabytes(reserved)} more are kept for other runs)" if reserved else ""
     return (

@@ -13,16 +13,18 @@ UNLIMITED = 1 << 60  # bytes: larger limits are none
 
 
 class Limit(NamedTuple):
-    """What may still be allocated, and for whom."""
+    """Bytes that may still be allocated, and who shares them."""
 
     free: int  # bytes
     scope: str  # MACHINE, PROCESS, the folder of a control group, or the name of a GPU
 
 
-def limits(device: torch.device, *, root: Path = ROOT) -> list[Limit]:
-    """Everything that limits what this process can still allocate on a device; [] if unknown.
+def free_bytes(device: torch.device, *, root: Path = ROOT) -> list[Limit]:
+    """Bytes that this process can still allocate on a device, by everything that limits them.
 
-    Args: root, below which the files of the kernel are looked for.
+    Args:    root, below which the files of the kernel are looked for.
+    Returns: [] if unknown; on the host one entry each for the machine, for every control group of
+             this process that has a limit, and for its address space.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -1,7 +1,7 @@
-"""Counting the bytes of tensors that have none: what code would allocate, without allocating it.
+"""Counts the bytes that code would allocate, without allocating them.
 
-Torch's `meta` device runs code on shapes alone. A `Ledger` sees every operation there and keeps
-account of each tensor from its making until nothing holds it any more, views included.
+Torch's `meta` device runs code on shapes alone. A `Ledger` sees every operation there and counts
+each tensor from when it is made until nothing holds it or a view of it any more.
 """
 
 import functools
@@ -20,9 +20,8 @@ _aten = torch.ops.aten
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes that live and their peaks, under the name of the account open when they were made.
-
-    Set `account` before what it stands for.
+    """Bytes in use and their peaks, by account: tensors belong to the `account` that was set when
+    they were made.
     """
 
     def __init__(self) -> None:
@@ -31,7 +30,7 @@ class Ledger(TorchDispatchMode):
         self.live: dict[str, int] = defaultdict(int)
         self.peak: dict[str, int] = defaultdict(int)
         self.total = 0
-        self.highest, self.highest_in = 0, ""  # peak of the total, and the account open at it
+        self.highest, self.highest_in = 0, ""  # peak of the total, and the account set then
         self._known: dict[int, weakref.ref] = {}
 
     @classmethod

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
-from cerl.device import free as memory
+from cerl.device import free
 from cerl.device.estimate import HOST, Needs, gigabytes, refusal
 from cerl.record import files
 
@@ -26,34 +26,34 @@ PATIENCE = 10.0  # seconds that others may hold the lock
 
 
 class Claim(NamedTuple):
-    """What another process still wants."""
+    """Memory that another process reserved and has not taken yet."""
 
     process: int
     left: dict[str, int]  # bytes by place: HOST, or the name of a GPU
     groups: list[str]  # folders of the control groups that the process is in
 
 
-def check(needs: Needs, *, root: Path = memory.ROOT, folder: Path | None = None) -> str:
+def check_fits(needs: Needs, *, root: Path = free.ROOT, folder: Path | None = None) -> str:
     """Compares what a run needs with what is free beside what other processes reserved.
 
-    Args:    root, see `memory.limits`; folder of reservations, if not this user's.
+    Args:    root, see `free.free_bytes`; folder of reservations, if not this user's.
     Returns: both in words: `needs 9.1 GB: replay 7.1, networks 0.6; free 20.1 GB on cuda:0`.
     Raises:  RuntimeError with the same numbers and what to do, where it does not fit.
     """
     with _shared(folder) as place:
-        return _check(needs, place, root)
+        return _compared(needs, place, root)
 
 
 @contextlib.contextmanager
 def reserved(
-    needs: Needs, *, root: Path = memory.ROOT, folder: Path | None = None
+    needs: Needs, *, root: Path = free.ROOT, folder: Path | None = None
 ) -> Iterator["Reservation"]:
-    """Checks as `check` does, and keeps the memory from other runs while the block runs.
+    """Checks as `check_fits` does, and keeps the memory from other runs while the block runs.
 
-    Where no file can be written the run goes on without. Raises: RuntimeError as `check`.
+    Where no file can be written the run goes on without. Raises: RuntimeError as `check_fits`.
     """
     with _shared(folder) as place:
-        words = _check(needs, place, root)
+        words = _compared(needs, place, root)
         file = None if place is None else place / f"{os.getpid()}.json"
         reservation = Reservation(needs, file, root, words)
         reservation.write()
@@ -64,17 +64,17 @@ def reserved(
 
 
 class Reservation:
-    """The file in which this process says what it will take; `words` are those of `check`."""
+    """The file in which this process says what it will take; `words` are those of `check_fits`."""
 
     def __init__(self, needs: Needs, file: Path | None, root: Path, words: str) -> None:
         self.words = words
         self._needs, self._file, self._root = needs, file, root
-        self._before = memory.pages("self", 1, root=root)  # resident, not of this run
+        self._before = free.pages("self", 1, root=root)  # resident, not of this run
 
     def write(self) -> None:
-        """Says anew what is still to be taken; call it once the run is assembled.
+        """Writes what is still to be taken; called again once the run has taken some of it.
 
-        What a process holds of a GPU nobody else can see, so it takes that off itself.
+        Nobody else can see how much of a GPU a process holds, so it takes that off itself.
         """
         if self._file is None:
             return
@@ -85,13 +85,13 @@ class Reservation:
             else:
                 device = torch.device(place)
                 held = torch.cuda.memory_reserved(device)
-                wanted[memory.gpu_name(device)] = max(0, size - held)
+                wanted[free.gpu_name(device)] = max(0, size - held)
         said = {
             "process": os.getpid(),
             "started": _started(os.getpid(), self._root),
             "before": self._before,
             "wanted": wanted,
-            "groups": [str(folder) for folder in memory.group_folders(self._root)],
+            "groups": [str(folder) for folder in free.group_folders(self._root)],
         }
         with contextlib.suppress(OSError):
             files.write_text(self._file, json.dumps(said))
@@ -103,28 +103,29 @@ class Reservation:
                 self._file.unlink()
 
 
-def _check(needs: Needs, folder: Path | None, root: Path) -> str:
+def _compared(needs: Needs, folder: Path | None, root: Path) -> str:
     claims = [] if folder is None else list(_claims(folder, root))
     words = []
     for place, wanted in needs.total().items():
         found = []
-        for limit in memory.limits(torch.device(place), root=root):
+        for limit in free.free_bytes(torch.device(place), root=root):
             name = HOST if place == HOST else limit.scope
             left = sum(c.left.get(name, 0) for c in claims if _within(c, limit.scope, place))
             found.append((max(0, limit.free - left), left))
         text = f"needs {needs.listed(place)}"
         if found:
-            free, left = min(found)
-            if wanted > SHARE * free:
-                raise RuntimeError(refusal(needs, place, free=free, reserved=left))
-            text += f"; free {gigabytes(free)} on {place}"
+            least, left = min(found)
+            if wanted > SHARE * least:
+                raise RuntimeError(refusal(needs, place, free=least, reserved=left))
+            text += f"; free {gigabytes(least)} on {place}"
         words.append(text)
     return "; ".join(words)
 
 
 def _within(claim: Claim, scope: str, place: str) -> bool:
-    """Whether what a process still wants comes out of the same limit."""
-    if place != HOST or scope == memory.MACHINE:
+    """Whether what another process still wants counts against a limit: it is on this GPU, on this
+    machine, or in the control group that the limit is of."""
+    if place != HOST or scope == free.MACHINE:
         return True
     return scope in claim.groups
 
@@ -145,7 +146,7 @@ def _claims(folder: Path, root: Path) -> Iterator[Claim]:
             with contextlib.suppress(OSError):
                 file.unlink()
             continue
-        resident = memory.pages(process, 1, root=root)
+        resident = free.pages(process, 1, root=root)
         if not resident:  # unknown here: free memory may be without it already
             wanted.pop(HOST, None)
         elif HOST in wanted:

@@ -1,8 +1,11 @@
-"""Triton kernels, each beside the plain-torch definition of the same name and signature.
+"""Triton kernels, each beside its definition in plain torch.
 
-`impl` picks one: "reference" is the definition, "triton" the kernel (CUDA tensors, or Triton's
-interpreter), "auto" the kernel on CUDA and the definition on the CPU. No kernel ever gives way to
-its definition on its own.
+`x.py` holds the public function, its checks and its definition. `x_triton.py`, which is imported
+when a kernel is first asked for, holds the kernels, their launches and the operators of torch made
+of them (`runtime/operator.py`). The argument `impl` of a public function chooses: "reference" is
+the definition, "triton" the kernel (CUDA tensors, or Triton's interpreter), "auto" the kernel on
+CUDA and the definition on the CPU. A kernel that cannot run raises an error; the definition never
+takes its place silently.
 """
 
 import contextlib
@@ -17,11 +20,11 @@ from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
 
-# Kind of device that tensors without memory stand for (`cerl/device/estimate.py`): its kernels are
-# asked for the shapes of their results.
+# The kind of device that tensors on the `meta` device stand for while memory is estimated
+# (`cerl/device/estimate.py`). For "cuda", operators give the shapes that the kernels would make.
 _stands_for = "cpu"
 
-# Asked here, since torch.compile cannot trace the question.
+# Looked up on import, because torch.compile cannot trace the look-up.
 INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -58,7 +61,7 @@ def runs_triton(impl: str, device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def standing_for(kind: str) -> Iterator[None]:
-    """Inside, tensors on the `meta` device go the way that those of a device of `kind` do."""
+    """Inside, tensors on the `meta` device take the path that tensors on a `kind` device take."""
     global _stands_for
     before, _stands_for = _stands_for, kind
     try:
@@ -76,26 +79,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Products keep the types of their inputs inside; tensors without memory know no autocast."""
+    """Turns autocast off inside, for the type of a device; `meta` tensors have no autocast."""
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def traced(x: Tensor) -> bool:
-    """Whether someone looks at calls with `x`: a compiler, a mode, a transform, a subclass.
-
-    If so a kernel has to stand behind a `torch.library` operator.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def differentiated() -> bool:
-    """Whether calls may be differentiated: a graph is made, or derivatives go forward."""
-    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0

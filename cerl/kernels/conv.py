@@ -1,16 +1,17 @@
 """2-D convolution of an ensemble, channels last, with bias and ReLU: definition and dispatch.
 
-On CUDA it is an implicit matrix product that never writes patches to memory (`conv_triton.py`),
-behind custom operators, so that torch.compile traces over it. A member axis of one is shared: an
-input by all members, or a weight by all inputs.
+On CUDA it is an implicit matrix product that never writes patches to memory (`conv_triton.py`); the
+definition writes them (im2col). A member axis of one is shared: an input by all members, or a
+weight by all inputs.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.kernels import Impl, autocast_dtype, runs_triton
-from cerl.kernels.fold import patches
 
 
 def conv2d(
@@ -48,7 +49,11 @@ def conv2d(
         x = x.flatten(0, 1)  # [S * N, B, ...]
         weight = weight.flatten(0, 1).unsqueeze(1)
         bias = bias.flatten(0, 1).unsqueeze(1)
-    call = _conv2d if runs_triton(impl, device) else _definition
+    call = _definition
+    if runs_triton(impl, device):
+        from cerl.kernels import conv_triton
+
+        call = conv_triton.conv2d
     y = call(x.contiguous(), weight.contiguous(), bias.contiguous(), kernel, stride, relu)
     return y.view(seeds, max(inputs, members), rows, *y.shape[3:])
 
@@ -96,65 +101,40 @@ def _definition(
     return (F.relu(y) if relu else y).contiguous()
 
 
-@torch.library.custom_op("cerl::conv2d", mutates_args=())
-def _conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, relu: bool
-) -> Tensor:
-    from cerl.kernels import conv_triton
+def patches(x: Tensor, *, kernel: int, stride: int) -> Tensor:
+    """Every kernel x kernel patch as a row (im2col).
 
-    return conv_triton.forward(x, weight, bias, kernel=kernel, stride=stride, relu=relu)
-
-
-@torch.library.custom_op("cerl::conv2d_backward", mutates_args=())
-def _conv2d_backward(
-    grad: Tensor,
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    kernel: int,
-    stride: int,
-    relu: bool,
-    wants_x: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless wanted), weight and, in float32, bias."""
-    from cerl.kernels import conv_triton
-
-    grad, turned, part = conv_triton.output_gradient(grad, y, relu=relu, plain=wants_x)
-    grad_weight, grad_bias = conv_triton.weight_gradient(
-        turned, part, x, kernel=kernel, stride=stride
-    )
-    if not wants_x:
-        return x.new_empty(0), grad_weight, grad_bias
-    size = x.shape[2], x.shape[3]
-    grad_x = conv_triton.input_gradient(grad, weight, size=size, kernel=kernel, stride=stride)
-    return grad_x, grad_weight, grad_bias
+    Args:    x [*lead, height, width, channels].
+    Returns: [*lead, out height, out width, kernel * kernel * channels], ordered (ky, kx, c).
+    """
+    return _Patches.apply(x, kernel, stride)
 
 
-@_conv2d.register_fake
-def _(x, weight, bias, kernel, stride, relu):
-    height, width = ((size - kernel) // stride + 1 for size in x.shape[2:4])
-    groups, members, _, filters = weight.shape
-    return x.new_empty(groups, members, x.shape[1], height, width, filters)
+class _Patches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: int, stride: int) -> Tensor:
+        ctx.shape, ctx.kernel, ctx.stride = x.shape, kernel, stride
+        view = x.unfold(-3, kernel, stride).unfold(-3, kernel, stride)  # [..., h', w', c, ky, kx]
+        return view.movedim(-3, -1).flatten(-3)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return col2im(grads[0], ctx.shape, kernel=ctx.kernel, stride=ctx.stride), None, None
 
 
-@_conv2d_backward.register_fake
-def _(grad, y, x, weight, kernel, stride, relu, wants_x):
-    bias = grad.new_empty(*weight.shape[:2], weight.shape[3], dtype=torch.float32)
-    return x.new_empty(x.shape if wants_x else 0), weight.new_empty(weight.shape), bias
+def col2im(columns: Tensor, shape: Sequence[int], *, kernel: int, stride: int) -> Tensor:
+    """Sums every patch entry back into the pixel that it came from.
 
-
-def _save(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.kernel, ctx.stride, ctx.relu = inputs
-    ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(x, weight, output)
-
-
-def _backward(ctx, grad):
-    x, weight, y = ctx.saved_tensors
-    wants_x = ctx.needs_input_grad[0]
-    options = ctx.kernel, ctx.stride, ctx.relu
-    grad_x, grad_weight, grad_bias = _conv2d_backward(grad, y, x, weight, *options, wants_x)
-    return grad_x if wants_x else None, grad_weight, grad_bias.to(ctx.bias_dtype), None, None, None
-
-
-_conv2d.register_autograd(_backward, setup_context=_save)
+    Args:    columns [*lead, out height, out width, kernel * kernel * channels], ordered
+             (ky, kx, c); shape [*lead, height, width, channels] of the image.
+    Returns: the image, `shape`.
+    """
+    height, width = columns.shape[-3:-1]
+    entries = columns.unflatten(-1, (kernel, kernel, shape[-1]))
+    image = torch.zeros(*shape, dtype=columns.dtype, device=columns.device)
+    for y in range(kernel):
+        for x in range(kernel):
+            rows = slice(y, y + stride * (height - 1) + 1, stride)
+            cells = slice(x, x + stride * (width - 1) + 1, stride)
+            image[..., rows, cells, :] += entries[..., y, x, :]
+    return image

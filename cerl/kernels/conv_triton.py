@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Ensemble convolution in Triton: forward, gradient of the input, gradients of weight and bias.
 
 Each is a matrix product that reads patches straight from the image: channels last, the entries of a
@@ -8,26 +5,20 @@ patch that share ky lie side by side. Group g of G holds rows that all its N wei
 several members are columns of one product. Sums run in a fixed order.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PROCESSORS = 132  # of the H200 that the tables below were measured on
-
-
-@triton.jit
-def round_operand(b, PRECISION: tl.constexpr):
-    """float32 rounded to tf32; the matrix units would cut the low bits off, at twice the error."""
-    if PRECISION == "tf32" and b.dtype == tl.float32:
-        bits = tl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [b], dtype=tl.int32, is_pure=True, pack=1
-        )
-        return bits.to(tl.float32, bitcast=True)
-    else:
-        return b
+from cerl.kernels.runtime.blocks import (
+    PROCESSORS,
+    Blocks,
+    block_size,
+    power_of_two,
+    precision,
+)
+from cerl.kernels.runtime.operator import operator
+from cerl.kernels.runtime.rounding import round_operand
 
 
 @triton.jit
@@ -91,7 +82,7 @@ def _forward(
         acc = tl.dot(b_a, b_w, acc, input_precision=PRECISION)
     acc += tl.load(p_bias + column, m_column, other=0.0).to(tl.float32)[None, :]
     if RELU:
-        acc = tl.where(acc < 0.0, 0.0, acc)  # NaN stays
+        acc = tl.where(acc < 0.0, 0.0, acc)  # a NaN stays NaN
     o_y = (row * F)[:, None] + ((column // F) * (rows * F) + column % F)[None, :]
     m_y = (row < rows)[:, None] & m_column[None, :]
     tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), m_y)
@@ -326,35 +317,42 @@ def _add_shares(
         _add(p_biases, p_bias, i_block - blocks, bias_size, shares, SHARES, BLOCK // SHARES)
 
 
-class Blocks(NamedTuple):
-    """Tile of one product: rows and columns of the result, depth of a step of the sum."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int = 4
-    stages: int = 3
-    splits: int = 1  # shares of the sum (weight gradient only)
+def _shapes(x, weight, bias, kernel, stride, relu) -> Tensor:
+    height, width = ((size - kernel) // stride + 1 for size in x.shape[2:4])
+    groups, members, _, filters = weight.shape
+    return x.new_empty(groups, members, x.shape[1], height, width, filters)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    kernel: int,
-    stride: int,
-    relu: bool,
-    blocks: Blocks | None = None,
-) -> Tensor:
+def _gradient_shapes(
+    grad, y, x, weight, kernel, stride, relu, wants_x
+) -> tuple[Tensor, Tensor, Tensor]:
+    bias = grad.new_empty(*weight.shape[:2], weight.shape[3], dtype=torch.float32)
+    return x.new_empty(x.shape if wants_x else 0), weight.new_empty(weight.shape), bias
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.kernel, ctx.stride, ctx.relu = inputs
+    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(x, weight, output)
+
+
+def _gradient(ctx, grad):
+    x, weight, y = ctx.saved_tensors
+    wants_x = ctx.needs_input_grad[0]
+    options = ctx.kernel, ctx.stride, ctx.relu
+    grad_x, grad_weight, grad_bias = conv2d_backward(grad, y, x, weight, *options, wants_x)
+    return grad_x if wants_x else None, grad_weight, grad_bias.to(ctx.bias_dtype), None, None, None
+
+
+@operator("conv2d", shapes=_shapes, save=_save, gradient=_gradient)
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, relu: bool) -> Tensor:
     """x [G, B, h, w, c], weight [G, N, fan in, F], bias [G, N, F] -> [G, N, B, h', w', F]."""
     groups, batch, height, width, channels = x.shape
     members, filters = weight.shape[1], weight.shape[3]
-    high, wide = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    y = x.new_empty(groups, members, batch, high, wide, filters)
+    y = _shapes(x, weight, bias, kernel, stride, relu)
     _check_sizes(x, y)
-    rows, columns = batch * high * wide, members * filters
-    tile = blocks or _forward_blocks(groups, rows, columns, kernel=kernel, run=kernel * channels)
+    rows, columns = batch * y.shape[3] * y.shape[4], members * filters
+    tile = _forward_blocks(groups, rows, columns, kernel=kernel, run=kernel * channels)
     grid = groups * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     _forward[(grid,)](
         x.contiguous(),
@@ -370,27 +368,47 @@ def forward(
         KERNEL=kernel,
         STRIDE=stride,
         RELU=relu,
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         BR=tile.rows,
         BF=tile.columns,
         BK=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options,
     )
     return y
+
+
+@operator("conv2d_backward", shapes=_gradient_shapes, gradient_of="conv2d")
+def conv2d_backward(
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel: int,
+    stride: int,
+    relu: bool,
+    wants_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless wanted), weight and, in float32, bias."""
+    grad, turned, part = output_gradient(grad, y, relu=relu, plain=wants_x)
+    grad_weight, grad_bias = weight_gradient(turned, part, x, kernel=kernel, stride=stride)
+    if not wants_x:
+        return x.new_empty(0), grad_weight, grad_bias
+    size = x.shape[2], x.shape[3]
+    grad_x = input_gradient(grad, weight, size=size, kernel=kernel, stride=stride)
+    return grad_x, grad_weight, grad_bias
 
 
 def output_gradient(
     grad: Tensor, y: Tensor, *, relu: bool, plain: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the other two gradients begin with: the gradient before the ReLU, as they want it.
+    """Gradient before the ReLU, in the two layouts that the gradients of x and of the weight read.
 
     Returns: that gradient [G, N, B, h', w', F], rounded to tf32 where products are (empty unless
              `plain`); the same, turned, [G, N, F, B, h', w']; its sums before rounding over shares
              of the rows, float32 [shares, G, N, F].
     """
     groups, members, *cells, filters = y.shape
-    rows, wide = cells[0] * cells[1] * cells[2], triton.next_power_of_2(filters)
+    rows, wide = cells[0] * cells[1] * cells[2], power_of_two(filters)
     tall = max(2048 // wide, 1)
     shares = max(min(triton.cdiv(rows, 2 * tall), triton.cdiv(8 * PROCESSORS, groups * members)), 1)
     steps = triton.cdiv(rows, min(shares, 64) * tall)
@@ -410,7 +428,7 @@ def output_gradient(
         F=filters,
         RELU=relu,
         PLAIN=plain,
-        PRECISION=_precision(y),
+        PRECISION=precision(y),
         BR=tall,
         BF=wide,
     )
@@ -424,7 +442,6 @@ def input_gradient(
     size: tuple[int, int],
     kernel: int,
     stride: int,
-    blocks: Blocks | None = None,
 ) -> Tensor:
     """Gradient of x [G, B, *size, c], summed over members, from `output_gradient`'s."""
     groups, members, batch = grad.shape[:3]
@@ -432,7 +449,7 @@ def input_gradient(
     out = grad.new_empty(groups, batch, *size, channels)
     rows = batch * triton.cdiv(size[0], stride) * triton.cdiv(size[1], stride)
     columns = stride * stride * channels
-    tile = blocks or _input_gradient_blocks(groups, rows, columns, filters=filters)
+    tile = _input_gradient_blocks(groups, rows, columns, filters=filters)
     grid = groups * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     _input_gradient[(grid,)](
         grad,
@@ -446,12 +463,11 @@ def input_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        PRECISION=_precision(grad),
+        PRECISION=precision(grad),
         BR=tile.rows,
         BQ=tile.columns,
         BK=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options,
     )
     return out
 
@@ -463,7 +479,6 @@ def weight_gradient(
     *,
     kernel: int,
     stride: int,
-    blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight [G, N, fan in, F] and, in float32, of bias [G, N, F].
 
@@ -474,7 +489,7 @@ def weight_gradient(
     fan_in, rows, columns = kernel**2 * channels, batch * high * wide, members * filters
     weight = turned.new_empty(groups, members, fan_in, filters)
     bias = part.new_empty(groups, members, filters)
-    tile = blocks or _weight_gradient_blocks(groups, fan_in, columns, rows=rows)
+    tile = _weight_gradient_blocks(groups, fan_in, columns, rows=rows)
     steps = triton.cdiv(rows, tile.splits * tile.depth)
     splits = triton.cdiv(rows, steps * tile.depth)
     whole = splits == 1
@@ -494,15 +509,14 @@ def weight_gradient(
         F=filters,
         KERNEL=kernel,
         STRIDE=stride,
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         WHOLE=whole,
         BK=tile.rows,
         BF=tile.columns,
         BR=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options,
     )
-    block, powers = 2048, [triton.next_power_of_2(n) for n in (splits, part.shape[0])]
+    block, powers = 2048, [power_of_two(n) for n in (splits, part.shape[0])]
     count = 0 if whole else triton.cdiv(weight.numel(), block // powers[0])
     _add_shares[(count + triton.cdiv(bias.numel(), block // powers[1]),)](
         weights,
@@ -521,13 +535,8 @@ def weight_gradient(
     return weight, bias
 
 
-def _precision(x: Tensor) -> str:
-    """How float32 products round: as torch's own on CUDA; in the interpreter only as float32."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _check_sizes(x: Tensor, y: Tensor) -> None:
-    """Offsets inside a group are 32-bit."""
+    """Refuses what offsets inside a group, which are 32-bit, cannot reach."""
     for name, tensor in (("input", x), ("output", y)):
         if tensor[0].numel() >= 2**31:
             raise ValueError(
@@ -536,14 +545,9 @@ def _check_sizes(x: Tensor, y: Tensor) -> None:
             )
 
 
-def _power(size: int, *, most: int) -> int:
-    """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
-    return min(max(triton.next_power_of_2(size), 16), most)
-
-
 def _wide(size: int) -> int:
     """Side of a tile along `size`: 64 unless that leaves more than a tenth of the tiles empty."""
-    return 64 if triton.cdiv(size, 64) * 64 <= 1.1 * size else _power(size, most=32)
+    return 64 if triton.cdiv(size, 64) * 64 <= 1.1 * size else min(block_size(size), 32)
 
 
 # Tiles below are the best of some twenty tried on an H200 (tf32, B = 32, the three convolutions of
@@ -552,26 +556,27 @@ def _wide(size: int) -> int:
 
 
 def _forward_blocks(groups: int, rows: int, columns: int, *, kernel: int, run: int) -> Blocks:
-    depth = _power(run, most=32)
+    depth = min(block_size(run), 32)
     stages = 2 if kernel * triton.cdiv(run, depth) < 4 else 3
     if groups * rows * columns >= PROCESSORS * 64 * 64:
-        return Blocks(_power(rows, most=64), _wide(columns), depth, 2, stages)
-    return Blocks(_power(rows, most=32), _power(columns, most=32), depth, 4, stages)
+        return Blocks(min(block_size(rows), 64), _wide(columns), depth, 2, stages)
+    return Blocks(min(block_size(rows), 32), min(block_size(columns), 32), depth, 4, stages)
 
 
 def _input_gradient_blocks(groups: int, rows: int, columns: int, *, filters: int) -> Blocks:
-    depth = _power(filters, most=32)
+    depth = min(block_size(filters), 32)
     if groups * rows * columns >= 2 * PROCESSORS * 64 * 64:
-        return Blocks(_power(rows, most=128), _power(columns, most=64), depth)
-    return Blocks(_power(rows, most=32), _power(columns, most=64), depth)
+        return Blocks(min(block_size(rows), 128), min(block_size(columns), 64), depth)
+    return Blocks(min(block_size(rows), 32), min(block_size(columns), 64), depth)
 
 
 def _weight_gradient_blocks(groups: int, fan_in: int, columns: int, *, rows: int) -> Blocks:
     wide = _wide(columns)
     small = wide == 64 and groups * fan_in * columns < 16 * 64 * 64
     tall = 32 if small else _wide(fan_in)
-    # A few programs a processor hide each other's latency; a share should be worth its write.
+    # A few programs a multiprocessor hide each other's latency. A share of the sum has 192 rows or
+    # more, since each share writes a whole tile.
     programs = (3 if wide == 64 else 5) * PROCESSORS
     tiles = groups * triton.cdiv(fan_in, tall) * triton.cdiv(columns, wide)
     splits = max(min(programs // tiles, rows // 192), 1)
-    return Blocks(tall, wide, 32, 2, 3, splits)
+    return Blocks(tall, wide, 32, 2, 3, splits=splits)

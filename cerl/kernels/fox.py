@@ -1,4 +1,4 @@
-"""What FoX's Pro block does between its one wide product and its attention: definition, dispatch.
+"""Inputs of the attention of FoX's Pro block, from its one wide product: definition, dispatch.
 
 Shift of k and v, norms of q and k, logarithm of the forget gate. On CUDA that is one launch in
 either direction (`fox_triton.py`), which reads every number of the product once.
@@ -44,10 +44,10 @@ def fox_inputs(
     0 where an episode begins. Norms and shifts are computed in float32.
 
     Args:    y [G, B, W, P], P at least 4 D + 3 H: columns q, k, v and the output gate, D = H Dh
-             each, then the logits of forget gate, shift of k and of v, H each, then what is not
-             read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start [G B, W] bool;
-             before_k, before_v [G B, H, Dh], raw k and v of the row before the first, 0 if not
-             given, that get no gradient. impl as in `cerl.kernels`.
+             each, then the logits of forget gate, shift of k and shift of v, H each, then columns
+             that are not read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start
+             [G B, W] bool; before_k, before_v [G B, H, Dh], raw k and v of the row before the
+             first, 0 if not given, that get no gradient. impl as in `cerl.kernels`.
     Returns: the first three and gate in the type of y.
     Raises:  ValueError where shapes or types do not fit together.
     """
@@ -60,7 +60,9 @@ def fox_inputs(
             "fox_inputs: the kernel takes float32, float16 and bfloat16, got float64; cast, or "
             'pass impl="reference"'
         )
-    return Inputs(*_fox_inputs(*args))
+    from cerl.kernels import fox_triton
+
+    return Inputs(*fox_triton.fox_inputs(*args, EPS))
 
 
 def definition(
@@ -148,63 +150,3 @@ def _check(
             )
     if (before_k is None) != (before_v is None):
         raise ValueError("fox_inputs: got one of before_k and before_v; pass both or none")
-
-
-@torch.library.custom_op("cerl::fox_inputs", mutates_args=())
-def _fox_inputs(
-    y: Tensor,
-    bias: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    start: Tensor,
-    before_k: Tensor | None,
-    before_v: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from cerl.kernels import fox_triton
-
-    return fox_triton.forward(y, bias, q_scale, k_scale, start, before_k, before_v)
-
-
-@torch.library.custom_op("cerl::fox_inputs_backward", mutates_args=())
-def _fox_inputs_backward(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    dlog_f: Tensor,
-    dgate: Tensor,
-    y: Tensor,
-    bias: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    start: Tensor,
-    before_k: Tensor | None,
-    before_v: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of y, bias, q_scale and k_scale."""
-    from cerl.kernels import fox_triton
-
-    grads = dq, dk, dv, dlog_f, dgate
-    return fox_triton.backward(*grads, y, bias, q_scale, k_scale, start, before_k, before_v)
-
-
-@_fox_inputs.register_fake
-def _(y, bias, q_scale, k_scale, start, before_k, before_v):
-    (rows, steps), (heads, head) = start.shape, q_scale.shape[1:]
-    q, k, v, gate = (y.new_empty(rows, steps, heads, head) for _ in range(4))
-    return q, k, v, bias.new_empty(rows, steps, heads), gate
-
-
-@_fox_inputs_backward.register_fake
-def _(dq, dk, dv, dlog_f, dgate, y, bias, q_scale, k_scale, start, before_k, before_v):
-    return tuple(part.new_empty(part.shape) for part in (y, bias, q_scale, k_scale))
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx, *grads):
-    return *_fox_inputs_backward(*grads, *ctx.saved_tensors), None, None, None
-
-
-_fox_inputs.register_autograd(_differentiate, setup_context=_save)

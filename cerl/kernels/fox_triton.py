@@ -1,6 +1,3 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Inputs of FoX's Pro attention in Triton: one launch forward, one backward and a sum.
 
 A program takes a block of rows of one network and one head. Backward it computes the norm of k
@@ -13,16 +10,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.fox import EPS
+from cerl.kernels.runtime.blocks import power_of_two
+from cerl.kernels.runtime.operator import operator
 
-# Of a head's rows in a program: twice as many halve the programs that a processor holds (registers
-# as reported for sm_90). Rows of y are read in 16-byte words where P is a multiple of 16.
+# Numbers of a head, rows times columns, in a program. With twice as many a multiprocessor holds
+# half as many programs (registers as reported for sm_90). Rows of y are read in 16-byte words where
+# P is a multiple of 16.
 ELEMENTS = 1024
 
 
 @triton.jit
 def _row(p, row, d, m, stride, D: tl.constexpr):
-    """Entries d of rows, float32, 0 beyond them."""
+    """Columns d of rows, float32, 0 outside the mask."""
     o = row[:, None] * stride + d[None, :]
     return tl.load(p + o, m[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
 
@@ -31,7 +30,7 @@ def _row(p, row, d, m, stride, D: tl.constexpr):
 def _previous(
     p, p_before, row, d, m, begins, stride, steps, H, D: tl.constexpr, BEFORE: tl.constexpr
 ):
-    """Entries d of the row before each, of the same episode, 0 where there is none."""
+    """Columns d of the row before each, 0 where that is of another episode or does not exist."""
     t = row % steps
     b = _row(p, row - 1, d, m & (t > 0) & (begins == 0), stride, D)
     if BEFORE:
@@ -46,7 +45,7 @@ def _sigmoid(b):
 
 @triton.jit
 def _log1p(b):
-    """Of 0 to 1; a series where the sum would round."""
+    """log(1 + b) for b in [0, 1]; a series for small b, where 1 + b would lose digits."""
     return tl.where(b < 0.03, b * (1.0 - b * (0.5 - b * (1.0 / 3.0 - 0.25 * b))), tl.log(1.0 + b))
 
 
@@ -156,7 +155,11 @@ def _backward(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """p_sums [G, blocks, H, 2 D + 1] takes a program's sums: of the scales of q, k and the bias."""
+    """Gradients of BR rows of y, and terms of the parameters' gradients.
+
+    p_sums [G, blocks, H, 2 D + 1] takes the sums over a program's rows of the gradients of the
+    scale of q, the scale of k and the bias.
+    """
     blocks = tl.cdiv(rows, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_h = tl.program_id(1)
@@ -176,7 +179,7 @@ def _backward(
     p_sums += (tl.program_id(0).to(tl.int64) * H + i_h) * (2 * D + 1)
     to: tl.constexpr = p_dy.dtype.element_ty
     begins = tl.load(p_start + row, m, other=0)
-    # The rows after these, as far as the shift carries these rows there.
+    # Rows whose next row is of the same episode: the shift mixes them into that row's k and v.
     m_next = m & (row % steps < steps - 1)
     m_next = m_next & (tl.load(p_start + row + 1, m_next, other=1) == 0)
 
@@ -235,7 +238,23 @@ def _backward(
         tl.store(p_dy + o_rest, tl.zeros([BR, 8], to), m_rest)
 
 
-def forward(
+def _shapes(y, bias, q_scale, k_scale, start, before_k, before_v, eps):
+    (rows, steps), (heads, head) = start.shape, q_scale.shape[1:]
+    q, k, v, gate = (y.new_empty(rows, steps, heads, head) for _ in range(4))
+    return q, k, v, bias.new_empty(rows, steps, heads), gate
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx, *grads):
+    return *fox_inputs_backward(*grads, *ctx.saved_tensors, ctx.eps), *[None] * 4
+
+
+@operator("fox_inputs", shapes=_shapes, save=_save, gradient=_gradient)
+def fox_inputs(
     y: Tensor,
     bias: Tensor,
     q_scale: Tensor,
@@ -243,13 +262,13 @@ def forward(
     start: Tensor,
     before_k: Tensor | None,
     before_v: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v, log_f and gate; arguments as `fox.fox_inputs` checked them."""
+    """q, k, v, log_f and gate; arguments as `fox.fox_inputs` checked them; eps of the norms."""
     nets, batch, steps, stride = y.shape
     heads, head = q_scale.shape[1:]
     _check_size(batch * steps, stride)
-    q, k, v, gate = (y.new_empty(nets * batch, steps, heads, head) for _ in range(4))
-    log_f = bias.new_empty(nets * batch, steps, heads)
+    results = _shapes(y, bias, q_scale, k_scale, start, before_k, before_v, eps)
     rows, wide = _block(head, batch * steps)
     _forward[(nets * triton.cdiv(batch * steps, rows), heads)](
         y.contiguous(),
@@ -259,15 +278,11 @@ def forward(
         start.contiguous(),
         y if before_k is None else before_k.contiguous(),
         y if before_v is None else before_v.contiguous(),
-        q,
-        k,
-        v,
-        log_f,
-        gate,
+        *results,
         stride,
         batch * steps,
         steps,
-        EPS,
+        eps,
         H=heads,
         D=head,
         BEFORE=before_k is not None,
@@ -275,10 +290,17 @@ def forward(
         BD=wide,
         num_warps=4,
     )
-    return q, k, v, log_f, gate
+    return results
 
 
-def backward(
+@operator(
+    "fox_inputs_backward",
+    shapes=lambda dq, dk, dv, dlog_f, dgate, *inputs: tuple(
+        part.new_empty(part.shape) for part in inputs[:4]
+    ),
+    gradient_of="fox_inputs",
+)
+def fox_inputs_backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
@@ -291,6 +313,7 @@ def backward(
     start: Tensor,
     before_k: Tensor | None,
     before_v: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of y, bias, q_scale and k_scale."""
     nets, batch, steps, stride = y.shape
@@ -317,7 +340,7 @@ def backward(
         stride,
         batch * steps,
         steps,
-        EPS,
+        eps,
         H=heads,
         D=head,
         REST=stride - heads * (4 * head + 3),
@@ -331,13 +354,13 @@ def backward(
 
 
 def _block(head: int, rows: int) -> tuple[int, int]:
-    """Rows of a program, and its columns: a head rounded up."""
-    wide = triton.next_power_of_2(head)
-    return min(max(ELEMENTS // wide, 16), triton.next_power_of_2(rows)), wide
+    """Rows of a program; its columns, the width of a head rounded up to a power of two."""
+    wide = power_of_two(head)
+    return min(max(ELEMENTS // wide, 16), power_of_two(rows)), wide
 
 
 def _check_size(rows: int, stride: int) -> None:
-    """Offsets inside a network are 32-bit."""
+    """Refuses what offsets inside a network, which are 32-bit, cannot reach."""
     if (rows + 1) * stride >= 2**31:
         raise ValueError(
             f"fox_inputs: {rows} rows of {stride} numbers are too many for one network, fewer than "

@@ -1,8 +1,8 @@
 """Scan of gated recurrent units, every network with its own weights: definition, dispatch.
 
-cuDNN's recurrent layers share one weight over a batch, and a graph of single steps is thousands of
-launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The products with
-the inputs, which no step waits for, are left to the caller as one product over all rows.
+cuDNN's recurrent layers share one weight over a batch, and single steps would be thousands of
+launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The caller makes
+the products with the inputs, as one product over all rows, since they do not depend on the state.
 Cho et al. 2014 (arXiv:1406.1078), with the reset gate behind the recurrent product as in cuDNN.
 """
 
@@ -39,7 +39,9 @@ def gru(
                 "gru: the kernel takes float32, float16 and bfloat16, got float64; cast, or pass "
                 'impl="reference"'
             )
-        return _gru(x, weight, bias, h, start)
+        from cerl.kernels import gru_triton
+
+        return gru_triton.gru(x, weight, bias, h, start)
     return definition(x, weight, bias, h, start)
 
 
@@ -58,7 +60,7 @@ def cell(x: Tensor, product: Tensor, bias: Tensor, h: Tensor) -> Tensor:
 
 
 def definition(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> Tensor:
-    """What the scan computes, one row after the other."""
+    """The scan, one row after the other; arguments as in `gru`."""
     begins = start.repeat_interleave(x.shape[0] // start.shape[0], 0).unsqueeze(3)
     states = []
     for t in range(x.shape[2]):
@@ -94,41 +96,3 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) ->
             f"gru: entries of start serve equal numbers of networks, got {start.shape[0]} entries "
             f"and {nets} networks"
         )
-
-
-@torch.library.custom_op("cerl::gru", mutates_args=())
-def _gru(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) -> Tensor:
-    from cerl.kernels import gru_triton
-
-    return gru_triton.forward(x, weight, bias, h, start)
-
-
-@torch.library.custom_op("cerl::gru_backward", mutates_args=())
-def _gru_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and h."""
-    from cerl.kernels import gru_triton
-
-    return gru_triton.backward(grad, x, weight, bias, h, start, y)
-
-
-@_gru.register_fake
-def _(x, weight, bias, h, start):
-    return h.new_empty(*x.shape[:3], weight.shape[1])
-
-
-@_gru_backward.register_fake
-def _(grad, x, weight, bias, h, start, y):
-    return tuple(part.new_empty(part.shape) for part in (x, weight, bias, h))
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
-def _differentiate(ctx, grad):
-    return *_gru_backward(grad, *ctx.saved_tensors), None
-
-
-_gru.register_autograd(_differentiate, setup_context=_save)

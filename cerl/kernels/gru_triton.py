@@ -1,27 +1,24 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Scan of gated recurrent units in Triton: all steps of a block of rows are one program.
 
 Up to 128 units in tf32 or 16 bits the recurrent weights are read once and stay on chip, as does the
-state. Others are read a tile at a time in every step, where the state goes through memory: every
-program reads what it wrote itself, behind a barrier. Every sum runs in a fixed order.
+state. Larger weights are read a tile at a time in every step. The state then goes through memory: a
+program writes it, waits at a barrier and reads it back. Every sum runs in a fixed order.
 
 The forward pass saves the states alone; the products with them are computed again as one matrix
 product over all rows before the backward pass goes down the steps.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.conv_triton import PROCESSORS, round_operand
+from cerl.kernels.runtime.blocks import PROCESSORS, Blocks, block_size, precision
+from cerl.kernels.runtime.operator import operator
+from cerl.kernels.runtime.rounding import round_operand
 
 WIDEST = 256  # units whose sums for a block of rows fit on chip
-HELD = 128  # units whose recurrent weights do
+HELD = 128  # units whose recurrent weights fit on chip
 
 
 @triton.jit
@@ -217,15 +214,21 @@ def _backward(
     tl.store(p_dh + i_net * batch * D + i[:, None] * D + d[None, :], b_dh, m)
 
 
-class Blocks(NamedTuple):
-    """Launch: rows of a program, weight rows of a step of a product, warps."""
-
-    rows: int
-    depth: int
-    warps: int
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, output)
 
 
-def forward(
+def _gradient(ctx, grad):
+    return *gru_backward(grad, *ctx.saved_tensors), None
+
+
+@operator(
+    "gru",
+    shapes=lambda x, weight, bias, h, start: h.new_empty(*x.shape[:3], weight.shape[1]),
+    save=_save,
+    gradient=_gradient,
+)
+def gru(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -250,17 +253,23 @@ def forward(
         batch,
         rows,
         D=width,
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         BR=block.rows,
-        BD=_power(width),
+        BD=block.columns,
         BK=block.depth,
-        num_warps=block.warps,
-        num_stages=1,
+        **block.options,
     )
     return y
 
 
-def backward(
+@operator(
+    "gru_backward",
+    shapes=lambda grad, x, weight, bias, h, start, y: tuple(
+        part.new_empty(part.shape) for part in (x, weight, bias, h)
+    ),
+    gradient_of="gru",
+)
+def gru_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -298,26 +307,15 @@ def backward(
         batch,
         rows,
         D=width,
-        PRECISION=_precision(x),
+        PRECISION=precision(x),
         BR=block.rows,
-        BD=_power(width),
+        BD=block.columns,
         BK=block.depth,
-        num_warps=block.warps,
-        num_stages=1,
+        **block.options,
     )
     two = dx.flatten(1, 2)[..., : 2 * width]
     dweight = torch.cat([flat.mT @ two, flat.mT @ ds.flatten(1, 2)], 2)
     return dx, dweight, ds.float().sum((1, 2)), dh
-
-
-def _precision(x: Tensor) -> str:
-    """How float32 products round: as torch's own on CUDA; in the interpreter only as float32."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def _power(size: int) -> int:
-    """The smallest power of two that holds `size`, at least the 16 of a matrix instruction."""
-    return max(triton.next_power_of_2(size), 16)
 
 
 # Chosen from what the compiler reports for sm_90 (registers, spills, shared memory): not measured.
@@ -326,7 +324,7 @@ def _power(size: int) -> int:
 
 
 def launch(x: Tensor, width: int) -> Blocks:
-    """Launch of both kernels.
+    """Blocks of both kernels: rows and units of a program, weight rows of a step of a product.
 
     Args:   x [G, B, W, 3 width].
     Raises: ValueError for a state that does not fit on chip.
@@ -336,11 +334,13 @@ def launch(x: Tensor, width: int) -> Blocks:
             f"gru: a state of {width} units does not fit on chip, at most {WIDEST} do; use a "
             'narrower network, or impl="reference"'
         )
-    exact = x.dtype == torch.float32 and _precision(x) == "ieee"
-    size = _power(width)
+    exact = x.dtype == torch.float32 and precision(x) == "ieee"
+    size = block_size(width)
     if width > HELD:
-        return Blocks(16, 32, 8) if x.dtype == torch.float32 else Blocks(16, 64, 16)
+        depth, warps = (32, 8) if x.dtype == torch.float32 else (64, 16)
+        return Blocks(16, size, depth, warps, 1)
     if exact:
-        return Blocks(16, 16, 8)
+        return Blocks(16, size, 16, 8, 1)
     many = x.shape[1] > 16 and x.shape[0] * triton.cdiv(x.shape[1], 16) > PROCESSORS
-    return Blocks(32 if many else 16, size, 8 if size == 128 or x.dtype == torch.float32 else 4)
+    warps = 8 if size == 128 or x.dtype == torch.float32 else 4
+    return Blocks(32 if many else 16, size, size, warps, 1)

@@ -1,5 +1,3 @@
-# torch exports its list operators under private names only.
-# pyright: reportPrivateImportUsage=false
 """Optimiser passes over lists of leaves, in place: the plain-torch definitions, and their dispatch.
 
 On CUDA a pass is one launch for up to sixteen leaves that reads and writes everything once
@@ -34,24 +32,15 @@ def rmsprop(
     m <- decay m + (1 - decay) g;  v <- decay v + (1 - decay) g^2;  u = lr g / sqrt(v - m^2 + eps)
     w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
 
-    Args:   velocity holds d and is empty without momentum; impl as in `cerl.kernels`.
+    Args:   first, second, velocity hold m, v, d of every leaf; velocity is empty without momentum;
+            impl as in `cerl.kernels`.
     Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape
             a leaf; a gradient alone may be strided.
     """
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
 
-        optim_triton.rmsprop(
-            leaves,
-            grads,
-            first,
-            second,
-            velocity,
-            lr=lr,
-            decay=decay,
-            eps=eps,
-            momentum=momentum,
-        )
+        optim_triton.rmsprop(leaves, grads, first, second, velocity, lr, decay, eps, momentum)
         return
     leaves, grads, first, second, velocity = map(list, (leaves, grads, first, second, velocity))
     torch._foreach_lerp_(first, grads, 1.0 - decay)
@@ -91,26 +80,16 @@ def adam(
     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), and then as `follow`
     target <- target + rate (w - target)
 
-    Args:   targets, one of every leaf, or none at all; count int64 [] on the leaves' device, t,
-            this step included; impl as in `cerl.kernels`.
+    Args:   first, second hold m and v of every leaf; targets, one of every leaf, or none at all;
+            count int64 [] on the leaves' device is t, the number of this step, from 1; impl as in
+            `cerl.kernels`.
     Raises: as `rmsprop`.
     """
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
 
-        optim_triton.adam(
-            leaves,
-            grads,
-            first,
-            second,
-            targets,
-            count=count,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            rate=rate,
-        )
+        state = first, second, targets, count
+        optim_triton.adam(leaves, grads, *state, lr, beta1, beta2, eps, rate)
         return
     leaves, grads, first, second = map(list, (leaves, grads, first, second))
     step = count.double()

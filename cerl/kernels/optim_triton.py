@@ -1,10 +1,7 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """Optimiser passes in Triton: every element is read once and written once, many leaves a launch.
 
-A program owns one block of one leaf; it finds its leaf by comparing its id with the leaves' first
-blocks. Elementwise, so the result does not depend on the order of programs.
+A program updates one block of one leaf, which it finds by comparing its id with the first block of
+every leaf. Updates are elementwise, so the order of programs does not matter.
 """
 
 import math
@@ -15,12 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.runtime.operator import operator
+
 BLOCK = 1024  # elements a program; 8 a thread: two 16-byte accesses of every tensor
-GROUP = 16  # leaves a launch
+GROUP = 16  # leaves a launch, at most
 
 
 @triton.jit
-def _pick(p_leaves, starts, i_block, ALIGNED: tl.constexpr):
+def _pointer(p_leaves, starts, i_block, ALIGNED: tl.constexpr):
     """Pointer of the leaf that block `i_block` belongs to."""
     p = p_leaves[0]
     for k in tl.static_range(1, len(p_leaves)):
@@ -82,11 +81,11 @@ def _rmsprop(
 ):
     i_block = tl.program_id(0)
     offset, left = _locate(starts, sizes, i_block, BLOCK)
-    p_w = _pick(p_leaves, starts, i_block, ALIGNED) + offset
-    p_g = _pick(p_grads, starts, i_block, ALIGNED) + offset
-    p_m = _pick(p_first, starts, i_block, ALIGNED) + offset
-    p_v = _pick(p_second, starts, i_block, ALIGNED) + offset
-    p_d = _pick(p_velocity, starts, i_block, ALIGNED) + offset
+    p_w = _pointer(p_leaves, starts, i_block, ALIGNED) + offset
+    p_g = _pointer(p_grads, starts, i_block, ALIGNED) + offset
+    p_m = _pointer(p_first, starts, i_block, ALIGNED) + offset
+    p_v = _pointer(p_second, starts, i_block, ALIGNED) + offset
+    p_d = _pointer(p_velocity, starts, i_block, ALIGNED) + offset
     o = tl.arange(0, BLOCK)
     # A mask that depends on the size would forbid 16-byte accesses.
     if left >= BLOCK:
@@ -155,11 +154,11 @@ def _adam(
 ):
     i_block = tl.program_id(0)
     offset, left = _locate(starts, sizes, i_block, BLOCK)
-    p_w = _pick(p_leaves, starts, i_block, ALIGNED) + offset
-    p_g = _pick(p_grads, starts, i_block, ALIGNED) + offset
-    p_m = _pick(p_first, starts, i_block, ALIGNED) + offset
-    p_v = _pick(p_second, starts, i_block, ALIGNED) + offset
-    p_t = _pick(p_targets, starts, i_block, ALIGNED) + offset
+    p_w = _pointer(p_leaves, starts, i_block, ALIGNED) + offset
+    p_g = _pointer(p_grads, starts, i_block, ALIGNED) + offset
+    p_m = _pointer(p_first, starts, i_block, ALIGNED) + offset
+    p_v = _pointer(p_second, starts, i_block, ALIGNED) + offset
+    p_t = _pointer(p_targets, starts, i_block, ALIGNED) + offset
     # In float64: 1 - beta^t of an early step would lose most of its digits.
     count = tl.load(p_count).to(tl.float64)
     scale = (lr / (1.0 - tl.exp(count * log1))).to(tl.float32)
@@ -203,13 +202,17 @@ def _adam(
         )
 
 
+@operator(
+    "rmsprop",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "velocity"),
+)
 def rmsprop(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     velocity: Sequence[Tensor],
-    *,
     lr: float,
     decay: float,
     eps: float,
@@ -234,13 +237,17 @@ def rmsprop(
         )
 
 
+@operator(
+    "adam",
+    shapes=lambda *inputs: None,
+    mutates=("leaves", "first", "second", "targets"),
+)
 def adam(
     leaves: Sequence[Tensor],
     grads: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     targets: Sequence[Tensor],
-    *,
     count: Tensor,
     lr: float,
     beta1: float,

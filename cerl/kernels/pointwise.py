@@ -1,8 +1,9 @@
 """Sigmoids whose bits do not depend on where in a tensor an element lies.
 
-PyTorch computes the last few elements of a tensor on the CPU by another formula than all others in
-sigmoid, SiLU, softplus and atanh. A seed's numbers would then depend on how many seeds stand beside
-it. exp, log1p, tanh and log-sigmoid are the same everywhere, and so is what is made of them here.
+On the CPU PyTorch computes sigmoid, SiLU, softplus and atanh of a tensor's last few elements by
+another formula than those of all other elements, so a seed's numbers would depend on how many seeds
+stand beside it. exp, log1p, tanh and log-sigmoid have one formula each; the functions here are made
+of those.
 """
 
 import torch

@@ -1,18 +1,18 @@
-# The arguments of a Triton kernel are no Python types.
-# pyright: reportArgumentType=false
-"""Random bits by hashing coordinates, normal numbers: one launch instead of two dozen."""
+"""Random bits by hashing coordinates, and normal numbers made of them: definitions, dispatch.
+
+On CUDA a grid of numbers is one launch instead of two dozen (`random_triton.py`).
+"""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the CPU needs neither
-    triton = None
+from cerl.kernels import Impl, runs_triton
+
+Number = TypeVar("Number", int, Tensor)
 
 STEP, INDEX = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -24,12 +24,32 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64 tensors."""
-    # `>>` keeps the sign on int64, so the masks make the shifts logical.
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * signed(FIRST)
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * signed(SECOND)
+def _mixed(z: Number, wrap: Callable[[Number], Number]) -> Number:
+    """The finaliser of splitmix64 (Steele et al. 2014) on signed numbers; wrap: to 64 bits."""
+    # `>>` keeps the sign, so the masks make the shifts logical.
+    z = wrap((z ^ ((z >> 30) & ((1 << 34) - 1))) * signed(FIRST))
+    z = wrap((z ^ ((z >> 27) & ((1 << 37) - 1))) * signed(SECOND))
     return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def mix(z: Tensor) -> Tensor:
+    """The hash of int64 tensors, whose products wrap by themselves."""
+    return _mixed(z, lambda product: product)
+
+
+def mix_number(z: int) -> int:
+    """The hash of one number: its low 64 bits are hashed, as int64."""
+    return _mixed(signed(z), signed)
+
+
+def gaussian(u: Tensor) -> Tensor:
+    """Standard normal numbers from pairs of uniform ones in [0, 1) (Box and Muller 1958).
+
+    Args:    u [..., 2].
+    Returns: [...].
+    """
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
+    return radius * torch.cos(2.0 * math.pi * u[..., 1])
 
 
 def hash_at(key: Tensor, step: Tensor | int, index: Tensor | int, *, offset: int) -> Tensor:
@@ -44,115 +64,33 @@ def hash_at(key: Tensor, step: Tensor | int, index: Tensor | int, *, offset: int
     return (mix(key + (at + (place + offset))) >> 32) & 0xFFFFFFFF
 
 
-def hash_grid(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
+def hash_grid(key: Tensor, step: Tensor, *, offset: int, count: int, impl: Impl = "auto") -> Tensor:
     """32 random bits at indices 0 .. count - 1 of every key.
 
-    Args:    key [S] int64; step [] int64; offset, the purpose's place in the stream.
+    Args:    key [S] int64; step [] int64; offset, the purpose's place in the stream; impl as in
+             `cerl.kernels`.
     Returns: [S, count] int64 in [0, 2**32).
     """
+    if runs_triton(impl, key.device):
+        from cerl.kernels import random_triton
+
+        return random_triton.hash_grid(key, step, offset, count)
     index = torch.arange(count, device=key.device)
     return hash_at(key.unsqueeze(-1), step, index, offset=offset)
 
 
-def normal_grid(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
-    """Standard normal numbers 0 .. count - 1 of every key (Box and Muller 1958).
+def normal_grid(
+    key: Tensor, step: Tensor, *, offset: int, count: int, impl: Impl = "auto"
+) -> Tensor:
+    """Standard normal numbers 0 .. count - 1 of every key, by `gaussian`.
 
     Number i is made of the uniform numbers at indices 2 i and 2 i + 1.
     Args:    as `hash_grid`.
     Returns: [S, count] float32.
     """
-    bits = hash_grid(key, step, offset=offset, count=2 * count).unflatten(1, (count, 2))
-    u = (bits >> 8).float() * 2.0**-24
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0]))
-    return radius * torch.cos(2.0 * math.pi * u[..., 1])
+    if runs_triton(impl, key.device):
+        from cerl.kernels import random_triton
 
-
-if triton is not None:
-    TAU = tl.constexpr(2.0 * math.pi)
-    GRAIN = tl.constexpr(2.0**-24)  # between uniform numbers
-
-    @triton.jit
-    def _mixed(z, FIRST: tl.constexpr, SECOND: tl.constexpr):
-        z = z.to(tl.uint64)
-        z = (z ^ (z >> 30)) * FIRST
-        z = (z ^ (z >> 27)) * SECOND
-        return z ^ (z >> 31)
-
-    @triton.jit
-    def _normal_kernel(
-        p_key,
-        p_step,
-        p_out,
-        offset,
-        count,
-        STEP: tl.constexpr,
-        INDEX: tl.constexpr,
-        FIRST: tl.constexpr,
-        SECOND: tl.constexpr,
-        BLOCK: tl.constexpr,
-    ):
-        i_seed = tl.program_id(1)
-        o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        z = tl.load(p_key + i_seed) + tl.load(p_step) * STEP + offset
-        even = 2 * o.to(tl.int64)
-        near = (_mixed(z + even * INDEX, FIRST, SECOND) >> 40).to(tl.float32)
-        turn = (_mixed(z + (even + 1) * INDEX, FIRST, SECOND) >> 40).to(tl.float32)
-        radius = tl.math.sqrt_rn(-2.0 * tl.log(1.0 - near * GRAIN))
-        normal = radius * tl.cos(turn * GRAIN * TAU)
-        tl.store(p_out + i_seed.to(tl.int64) * count + o, normal, mask=o < count)
-
-    @triton.jit
-    def _hash_kernel(
-        p_key,
-        p_step,
-        p_out,
-        offset,
-        count,
-        STEP: tl.constexpr,
-        INDEX: tl.constexpr,
-        FIRST: tl.constexpr,
-        SECOND: tl.constexpr,
-        BLOCK: tl.constexpr,
-    ):
-        i_seed = tl.program_id(1)
-        o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        z = tl.load(p_key + i_seed) + tl.load(p_step) * STEP
-        z = _mixed(z + offset + o.to(tl.int64) * INDEX, FIRST, SECOND)
-        row = p_out + i_seed.to(tl.int64) * count
-        tl.store(row + o, (z >> 32).to(tl.int64), mask=o < count)
-
-
-def hash_grid_triton(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
-    """`hash_grid` in one launch. Raises: RuntimeError without triton."""
-    if triton is None:
-        raise RuntimeError("hash_grid_triton needs triton: pip install triton (Linux)")
-    out = torch.empty(len(key), count, dtype=torch.int64, device=key.device)
-    _launch(_hash_kernel, key, step, out, offset, count, block=1024)
-    return out
-
-
-def normal_grid_triton(key: Tensor, step: Tensor, *, offset: int, count: int) -> Tensor:
-    """`normal_grid` in one launch. Raises: RuntimeError without triton."""
-    if triton is None:
-        raise RuntimeError("normal_grid_triton needs triton: pip install triton (Linux)")
-    out = torch.empty(len(key), count, dtype=torch.float32, device=key.device)
-    _launch(_normal_kernel, key, step, out, offset, count, block=512)
-    return out
-
-
-def _launch(
-    kernel: Any, key: Tensor, step: Tensor, out: Tensor, offset: int, count: int, *, block: int
-) -> None:
-    block = min(block, 1 << (count - 1).bit_length())
-    kernel[(-(-count // block), len(key))](
-        key,
-        step,
-        out,
-        offset,
-        count,
-        STEP=signed(STEP),
-        INDEX=signed(INDEX),
-        FIRST=FIRST,
-        SECOND=SECOND,
-        BLOCK=block,
-    )
+        return random_triton.normal_grid(key, step, offset, count)
+    bits = hash_grid(key, step, offset=offset, count=2 * count, impl="reference")
+    return gaussian((bits.unflatten(1, (count, 2)) >> 8).float() * 2.0**-24)

@@ -1,7 +1,4 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
-"""Small steps of soft actor-critic in Triton, one launch each way: see `soft.py`.
+"""The small steps of soft actor-critic in Triton, one launch forward and one back: see `sac.py`.
 
 Samples are independent, a program takes a block of rows; sums over rows belong to one program each
 and run in a fixed order.
@@ -14,7 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 64  # of a program of samples
+from cerl.kernels.runtime.blocks import power_of_two
+from cerl.kernels.runtime.operator import operator
+
+ROWS = 64  # rows of a program of `squashed`, at most
 LN2 = tl.constexpr(math.log(2.0))
 HALF_LN_TAU = tl.constexpr(0.5 * math.log(2.0 * math.pi))
 
@@ -112,7 +112,7 @@ def _squashed_backward(
 
 @triton.jit
 def _share(p_weight, rows, BR: tl.constexpr):
-    """1 over the sum of the weights, which counts as 1 at least; NaN stays."""
+    """1 / max(sum of the weights, 1), or NaN where a weight is NaN."""
     total = tl.zeros([BR], tl.float32)
     for first in range(0, rows, BR):
         row = first + tl.arange(0, BR)
@@ -136,7 +136,7 @@ def _regression(
     BR: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """All heads of one critic; `shared` networks in a row share their weights."""
+    """All heads of one critic; `shared` critics in a row share the weights of the rows."""
     i = tl.program_id(0).to(tl.int64)
     p_y += (i // critics) * rows * J
     p_weight += (i // shared) * rows
@@ -204,7 +204,7 @@ def _regression_backward(
 
 @triton.jit
 def _value(p_q, row, m, rows, C: tl.constexpr, MEAN: tl.constexpr):
-    """Least or mean value of C critics, and how many have the least; NaN stays."""
+    """Least or mean value of C critics, and how many of them have the least; NaN where one is."""
     b_v = tl.load(p_q + row, m, other=0.0)
     for c in tl.static_range(1, C):
         b_q = tl.load(p_q + c * rows + row, m, other=0.0)
@@ -234,7 +234,7 @@ def _objective(
     MEAN: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """One member; `shared` members in a row share their weights."""
+    """One member; `shared` members in a row share the weights of the rows."""
     i = tl.program_id(0).to(tl.int64)
     p_q += i * C * rows
     p_log_p += i * rows
@@ -304,24 +304,37 @@ def _objective_backward(
     tl.store(p_out_log_alpha + i, below * tl.load(p_temperature + i))
 
 
-def _power(size: int) -> int:
-    """The smallest power of two that holds `size`."""
-    return 1 << (size - 1).bit_length()
-
-
 def _samples(raw: Tensor, normal: Tensor) -> tuple[Tensor, Tensor, int, tuple[int], dict]:
     """Checked tensors, rows, grid and sizes of a launch over samples."""
     raw = raw.contiguous()
     if not normal[0].is_contiguous():
         normal = normal.contiguous()
     rows, actions = normal.shape[:-1].numel(), normal.shape[-1]
-    block = min(ROWS, _power(rows))
-    sizes = {"A": actions, "BR": block, "BA": _power(actions), "num_warps": 2}
+    block = min(ROWS, power_of_two(rows))
+    sizes = {"A": actions, "BR": block, "BA": power_of_two(actions), "num_warps": 2}
     return raw, normal, rows, (-(-rows // block),), sizes
 
 
+def _save_squashed(ctx, inputs, output) -> None:
+    raw, normal, *ctx.options = inputs
+    ctx.save_for_backward(raw, normal)
+
+
+def _squashed_gradient(ctx, grad, grad_log_p):
+    return squashed_backward(grad, grad_log_p, *ctx.saved_tensors, *ctx.options), *[None] * 4
+
+
+@operator(
+    "squashed",
+    shapes=lambda raw, normal, low, high, clip: (
+        raw.new_empty(normal.shape),
+        raw.new_empty(normal.shape[:-1]),
+    ),
+    save=_save_squashed,
+    gradient=_squashed_gradient,
+)
 def squashed(
-    raw: Tensor, normal: Tensor, *, low: float, high: float, clip: bool
+    raw: Tensor, normal: Tensor, low: float, high: float, clip: bool
 ) -> tuple[Tensor, Tensor]:
     """`cerl.kernels.sac.squashed` in one launch."""
     raw, normal, rows, grid, sizes = _samples(raw, normal)
@@ -333,12 +346,16 @@ def squashed(
     return action, log_p
 
 
+@operator(
+    "squashed_backward",
+    shapes=lambda grad, grad_log_p, raw, normal, low, high, clip: raw.new_empty(raw.shape),
+    gradient_of="squashed",
+)
 def squashed_backward(
     grad: Tensor,
     grad_log_p: Tensor,
     raw: Tensor,
     normal: Tensor,
-    *,
     low: float,
     high: float,
     clip: bool,
@@ -363,7 +380,22 @@ def squashed_backward(
     return out
 
 
-def regression(q: Tensor, y: Tensor, weight: Tensor, *, delta: float) -> Tensor:
+def _save_regression(ctx, inputs, output) -> None:
+    *tensors, ctx.delta = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _regression_gradient(ctx, grad):
+    return regression_backward(grad, *ctx.saved_tensors, ctx.delta), None, None, None
+
+
+@operator(
+    "regression",
+    shapes=lambda q, y, weight, delta: q.new_empty(*q.shape[:3], q.shape[4]),
+    save=_save_regression,
+    gradient=_regression_gradient,
+)
+def regression(q: Tensor, y: Tensor, weight: Tensor, delta: float) -> Tensor:
     """`cerl.kernels.sac.regression` in one launch, a program a critic."""
     seeds, members, critics, rows, heads = q.shape
     out = q.new_empty(seeds, members, critics, heads)
@@ -378,15 +410,18 @@ def regression(q: Tensor, y: Tensor, weight: Tensor, *, delta: float) -> Tensor:
         delta,
         J=heads,
         HUBER=delta > 0,
-        BR=min(128, _power(rows)),
-        BJ=_power(heads),
+        BR=min(128, power_of_two(rows)),
+        BJ=power_of_two(heads),
     )
     return out
 
 
-def regression_backward(
-    grad: Tensor, q: Tensor, y: Tensor, weight: Tensor, *, delta: float
-) -> Tensor:
+@operator(
+    "regression_backward",
+    shapes=lambda grad, q, y, weight, delta: q.new_empty(q.shape),
+    gradient_of="regression",
+)
+def regression_backward(grad: Tensor, q: Tensor, y: Tensor, weight: Tensor, delta: float) -> Tensor:
     """Gradient of `regression`'s q."""
     seeds, members, critics, rows, heads = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -404,14 +439,37 @@ def regression_backward(
         delta,
         J=heads,
         HUBER=delta > 0,
-        BR=min(128, _power(rows)),
-        BJ=_power(heads),
+        BR=min(128, power_of_two(rows)),
+        BJ=power_of_two(heads),
     )
     return out
 
 
+def _save_objective(ctx, inputs, output) -> None:
+    q, _, log_alpha, weight, _, ctx.mean = inputs
+    ctx.save_for_backward(output[1], q, log_alpha, weight)
+    ctx.mark_non_differentiable(output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _objective_gradient(ctx, grad, grad_temperature, *_):
+    zero = torch.zeros_like
+    grad = zero(ctx.saved_tensors[0]) if grad is None else grad
+    below = zero(grad) if grad_temperature is None else grad_temperature
+    grads = objective_backward(grad, below, *ctx.saved_tensors, ctx.mean)
+    return *grads, None, None, None
+
+
+@operator(
+    "objective",
+    shapes=lambda q, log_p, log_alpha, weight, goal, mean: tuple(
+        q.new_empty(q.shape[:2]) for _ in range(4)
+    ),
+    save=_save_objective,
+    gradient=_objective_gradient,
+)
 def objective(
-    q: Tensor, log_p: Tensor, log_alpha: Tensor, weight: Tensor, *, goal: float, mean: bool
+    q: Tensor, log_p: Tensor, log_alpha: Tensor, weight: Tensor, goal: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`cerl.kernels.sac.objective` in one launch, a program a member."""
     seeds, members, critics, rows = q.shape
@@ -430,11 +488,19 @@ def objective(
         goal,
         C=critics,
         MEAN=mean,
-        BR=min(256, _power(rows)),
+        BR=min(256, power_of_two(rows)),
     )
     return actor, temperature, entropy, value
 
 
+def _objective_backward_shapes(
+    grad, grad_temperature, temperature, q, log_alpha, weight, mean
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = (*q.shape[:2], q.shape[3])
+    return q.new_empty(q.shape), q.new_empty(rows), q.new_empty(log_alpha.shape)
+
+
+@operator("objective_backward", shapes=_objective_backward_shapes, gradient_of="objective")
 def objective_backward(
     grad: Tensor,
     grad_temperature: Tensor,
@@ -442,7 +508,6 @@ def objective_backward(
     q: Tensor,
     log_alpha: Tensor,
     weight: Tensor,
-    *,
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `objective`'s q, log_p and log_alpha."""
@@ -466,6 +531,6 @@ def objective_backward(
         rows,
         C=critics,
         MEAN=mean,
-        BR=min(256, _power(rows)),
+        BR=min(256, power_of_two(rows)),
     )
     return out, out_log_p, out_log_alpha

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cerl.kernels import Impl
 from cerl.kernels.attention import forgetting_attention, norm_bound
-from cerl.kernels.attention.plan import decayed_sums
+from cerl.kernels.attention.pruning import decayed_sums
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 from cerl.kernels.fox import Inputs, fox_inputs
 from cerl.kernels.pointwise import sigmoid
@@ -25,7 +25,7 @@ OUTPUT_EPS = 1e-6
 
 
 class Past(NamedTuple):
-    """What later rows need of earlier ones: G = S * streams rows of all tensors."""
+    """Keys, values and gates of earlier rows, for the rows that follow; G = S * N * B streams."""
 
     k: Tensor  # [G, W, H, Dh] after shift and norm
     v: Tensor  # [G, W, H, Dh] after the shift
@@ -33,6 +33,25 @@ class Past(NamedTuple):
     start: Tensor  # [G, W]
     raw_k: Tensor  # [G, H, Dh] of the last row, before the shift
     raw_v: Tensor  # [G, H, Dh]
+
+
+class FoxCarry(NamedTuple):
+    """What acting remembers of G streams; only `pro` has the last row before the shift."""
+
+    cache: Cache
+    raw_k: Tensor | None  # [G, H, Dh]
+    raw_v: Tensor | None  # [G, H, Dh]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> "FoxCarry":
+        """From the tensors that `Fox.carry` lists."""
+        ring = len(Cache._fields)
+        return cls(Cache(*tensors[:ring]), *(tensors[ring:] or (None, None)))
+
+    @property
+    def before(self) -> tuple[Tensor, Tensor] | None:
+        """k and v of the last row before the shift; None without a shift."""
+        return None if self.raw_k is None or self.raw_v is None else (self.raw_k, self.raw_v)
 
 
 class Fox(nn.Module):
@@ -72,6 +91,12 @@ class Fox(nn.Module):
             self.q_scale = nn.Parameter(torch.ones(shape))
             self.k_scale = nn.Parameter(torch.ones(shape))
             self.o_scale = nn.Parameter(torch.ones(shape))
+
+    @staticmethod
+    def size(width: int, *, heads: int, variant: str) -> int:
+        """Parameters of one member."""
+        pro = width * width + 2 * width * heads + 3 * width if variant == "pro" else 0
+        return 4 * width * width + (width + 1) * heads + pro
 
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None
@@ -127,27 +152,27 @@ class Fox(nn.Module):
         """
         lead = x.shape[:3]
         begins = start.expand(*lead, 1).flatten(0, 2)  # [G, 1]
-        cache, shift = Cache(*carry[:6]), carry[6:]
-        before = (shift[0], shift[1]) if self.pro else None
-        inputs, raw = self._inputs(x, begins, before, duty)
+        held = FoxCarry.of(carry)
+        inputs, raw = self._inputs(x, begins, held.before, duty)
         o = forgetting_attention_step(
             inputs.q[:, 0],
             inputs.k[:, 0],
             inputs.v[:, 0],
             inputs.log_f[:, 0],
-            cache,
+            held.cache,
             start=begins[:, 0].contiguous(),
             log_eps=self.prune,
             impl=self.impl,
         )
-        for ours, new in zip(shift, raw, strict=False):
-            ours.copy_(new)
+        if held.before is not None:
+            held.before[0].copy_(raw[0])
+            held.before[1].copy_(raw[1])
         return self._outputs(o.unsqueeze(1).unflatten(0, lead), inputs.gate, duty)
 
     def refill(self, past: Past, carry: list[Tensor]) -> None:
         """Writes the carry that stepping through the rows of `past` leaves, older ones absent."""
-        cache, raw = Cache(*carry[:6]), carry[6:]
-        rows = past.k.shape[1]
+        held = FoxCarry.of(carry)
+        cache, rows = held.cache, past.k.shape[1]
         kept = min(rows, self.cache)
         cache.k[:, :, :kept] = past.k[:, rows - kept :].transpose(1, 2)
         cache.v[:, :, :kept] = past.v[:, rows - kept :].transpose(1, 2)
@@ -161,8 +186,9 @@ class Fox(nn.Module):
         cache.norm.copy_(norm.amax(1))
         cache.position.fill_(kept % self.cache)
         cache.length.copy_((rows - first).clamp(max=self.cache).expand(-1, self.heads))
-        for ours, new in zip(raw, (past.raw_k, past.raw_v), strict=False):
-            ours.copy_(new)
+        if held.before is not None:
+            held.before[0].copy_(past.raw_k)
+            held.before[1].copy_(past.raw_v)
 
     def _inputs(
         self,
@@ -171,7 +197,10 @@ class Fox(nn.Module):
         before: tuple[Tensor, Tensor] | None,
         duty: Duty | None,
     ) -> tuple[Inputs, tuple[Tensor, Tensor]]:
-        """What attention takes of rows [S, N, B, W, D], and k and v of the last, unshifted."""
+        """Inputs of attention from rows [S, N, B, W, D]; k and v of the last row before the shift.
+
+        Args: before, k and v of the row before the first one, before the shift.
+        """
         y = project(x, _aligned(self.wide.weight), duty)
         nets = networks(self.bias, duty)
         y = y.reshape(len(nets), -1, *y.shape[3:])  # [networks, rows, W, P]

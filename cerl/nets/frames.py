@@ -1,8 +1,8 @@
-"""Observations as inputs of networks without memory, frame stacks built from rows; convolutions.
+"""The reader of networks without memory, which stacks frames; convolutions.
 
-An encoder has two calls that agree: `inputs` on the rows of a window (learning) and `step` on one
-new observation with a carry (acting). Frames before an episode's start are zero in both. The
-convolutions belong to the networks. Networks with memory read rows as `cerl/nets/tokens.py` says.
+`Frames` has two calls that agree: `look` at rows of a window (learning) and `step` with one new
+observation and a carry (acting). Frames before an episode's start are zero in both. It has no
+parameters: the convolutions that its images pass through belong to the networks.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cerl.config import NetConfig
-from cerl.data import EnvSpec, Window
+from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.nets.layers import Conv
 
 
@@ -20,7 +20,7 @@ def convolutions(
 ) -> tuple[nn.ModuleList, int]:
     """Convolutions of a network and the width of their flat output, or of flat observations.
 
-    Args:   layer_members, of every convolution N or 1; more entries are of later layers.
+    Args:   layer_members: N or 1 for every convolution; entries beyond the last one are ignored.
     Raises: ValueError for observations that are no images, or too small.
     """
     convs = nn.ModuleList()
@@ -72,25 +72,50 @@ def see(convs: nn.ModuleList, x: Tensor) -> Tensor:
     return x.flatten(3)
 
 
-class Encoder:
-    """Frame stacks as images for convolutions; without convolutions observations are flattened."""
+class Frames:
+    """Stacks of frames as images for convolutions; without convolutions flat vectors.
 
-    learnt = 1  # rows of a window that are learnt from
+    `context` rows come before the learnt row, of which a window has `learnt`. See
+    `cerl.nets.reader.Reader` for the calls.
+    """
 
-    def __init__(self, net: NetConfig, spec: EnvSpec, *, frames: int) -> None:
+    learnt, begins, whole = 1, False, False
+    layers = 0  # a look runs no layers
+    carried = 1
+
+    def __init__(self, net: NetConfig, spec: EnvSpec, *, frames: int, seeds: int) -> None:
         self.stack, self.scale, self.shape = frames, net.scale, spec.observation
+        self.seeds, self.dtype = seeds, spec.dtype
         self.images = len(net.channels) > 0
+        self.context = frames - 1
 
-    @property
-    def context(self) -> int:
-        """Rows before the learnt one that a feature depends on."""
-        return self.stack - 1
+    def look(self, window: Window, *places: Tensor) -> list[Tensor]:
+        """Inputs of the first layer, float32.
 
-    def pixels(self, frames: Tensor) -> Tensor:
-        """Stacked frames [S, M, rows, stack, *observation] as the first layer's input, float32.
-
-        That is [S, M, rows, height, width, stack * channels], or flat without convolutions.
+        Args:    places, positions [S, M, B, T] int64 in W, each >= context.
+        Returns: [S, M, B * T, height, width, stack * channels] for each place, or without
+                 convolutions [S, M, B * T, D].
         """
+        if self.stack == 1:
+            stacks = [take(window.obs, place).flatten(2, 3).unsqueeze(3) for place in places]
+        else:
+            start = window.starts()
+            stacks = [self._stacked(window.obs, start, place) for place in places]
+        return [self._pixels(stack) for stack in stacks]
+
+    def _stacked(self, obs: Tensor, start: Tensor, place: Tensor) -> Tensor:
+        """The last `stack` frames of every row, [S, M, B * T, stack, *observation]."""
+        back = torch.arange(self.stack - 1, -1, -1, device=place.device)
+        at = place.unsqueeze(-1) - back  # [S, M, B, T, stack]
+        frames = take(obs, at.flatten(3)).unflatten(3, at.shape[3:])
+        # A frame belongs to the stack if no episode starts after it, up to the row.
+        starts = take(start, at.flatten(3)).unflatten(3, at.shape[3:]).long()
+        later = starts.flip(-1).cumsum(-1).flip(-1) - starts
+        keep = (later == 0).view(*at.shape, *([1] * len(self.shape)))
+        return (frames * keep).flatten(2, 3)
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """Stacked frames [S, M, rows, stack, *observation] as the first layer's input, float32."""
         if self.images:
             if len(self.shape) == 3:
                 frames = frames.flatten(3, 4)
@@ -100,50 +125,45 @@ class Encoder:
         x = frames.to(torch.float32)
         return x if self.scale == 1.0 else x / self.scale
 
-    def inputs(self, window: Window, start: Tensor, rows: Tensor) -> Tensor:
-        """`__call__` on the observations of a window."""
-        return self(window.obs, start, rows)
+    def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
+        """The last stack - 1 frames [S, E, stack - 1, *observation], zero before an episode."""
+        shape = (self.seeds, envs, self.stack - 1, *self.shape)
+        return (torch.zeros(shape, dtype=self.dtype, device=device),)
 
-    def __call__(self, obs: Tensor, start: Tensor, rows: Tensor) -> Tensor:
-        """Inputs of the first layer at the wanted rows of a window.
-
-        Args:    obs [S, M, B, W, *observation]; start [S, M, B, W] bool, the row begins an episode;
-                 rows [S, M, B, T] int64 positions in W, each >= context.
-        Returns: [S, M, B * T, *input of the first layer] float32.
-        """
-        lead = rows.shape
-        if self.stack == 1:
-            frames = take(obs, rows).flatten(2, 3).unsqueeze(3)
-            return self.pixels(frames)
-        back = torch.arange(self.stack - 1, -1, -1, device=rows.device)
-        at = rows.unsqueeze(-1) - back  # [S, M, B, T, stack]
-        frames = take(obs, at.flatten(3)).unflatten(3, at.shape[3:])
-        # A frame belongs to the stack if no episode starts after it, up to the row.
-        starts = take(start, at.flatten(3)).unflatten(3, at.shape[3:]).long()
-        later = starts.flip(-1).cumsum(-1).flip(-1) - starts
-        keep = (later == 0).view(*lead, self.stack, *([1] * len(self.shape)))
-        return self.pixels((frames * keep).flatten(2, 3))
-
-    def carry(
-        self, seeds: int, envs: int, *, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, ...]:
-        """Empty carry of acting: the last stack - 1 frames, zero before an episode's start."""
-        shape = (seeds, envs, self.stack - 1, *self.shape)
-        return (torch.zeros(shape, dtype=dtype, device=device),)
-
-    def step(self, obs: Tensor, start: Tensor, carry: tuple[Tensor, ...]) -> Tensor:
-        """Input of the first layer [S, 1, E, ...] float32 for one new observation.
-
-        Args: obs [S, E, *observation]; start [S, E] bool; carry, brought up to date in place.
-        """
+    def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:
+        """Input of the first layer [S, 1, E, ...] for one new observation; carry in place."""
         (past,) = carry
-        keep = (~start).view(*start.shape, *([1] * (past.dim() - 2)))
-        frames = torch.cat([past * keep, obs.unsqueeze(2)], 2)
+        keep = (~seen.start).view(*seen.start.shape, *([1] * (past.dim() - 2)))
+        frames = torch.cat([past * keep, seen.obs.unsqueeze(2)], 2)
         past.copy_(frames[:, :, 1:])
-        return self.pixels(frames.unsqueeze(1))
+        return self._pixels(frames.unsqueeze(1))
+
+    @torch.no_grad()
+    def refill(
+        self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
+    ) -> None:
+        """Writes the carry that steps through the rows of a window [S, 1, E, W] would leave."""
+        rows = window.reward.shape[3]
+        kept = min(self.stack - 1, rows)
+        if not carry or not self.stack - 1:
+            return
+        starts = window.starts()[:, 0].long()  # [S, E, W]
+        # A frame stays as long as no episode starts after it.
+        later = starts.flip(-1).cumsum(-1).flip(-1) - starts
+        keep = (later == 0)[..., rows - kept :]
+        frames = window.obs[:, 0, :, rows - kept :]
+        (past,) = carry
+        past.zero_()
+        past[:, :, self.stack - 1 - kept :] = frames * keep.view(
+            *keep.shape, *([1] * len(self.shape))
+        )
 
 
 def take(field: Tensor, rows: Tensor) -> Tensor:
-    """field [S, M, B, W, *rest] at rows [S, M, B, K] -> [S, M, B, K, *rest]."""
+    """field [S, M, B, W, *rest] at rows [S, M or 1, B, K] -> [S, M, B, K, *rest]."""
+    rows = rows.expand(-1, field.shape[1], -1, -1)
+    common = zip(rows.shape[:3], rows.stride(), strict=False)
+    if all(size == 1 or stride == 0 for size, stride in common):
+        return field.index_select(3, rows[0, 0, 0])  # all windows name the same rows
     index = rows.view(*rows.shape, *([1] * (field.dim() - 4)))
     return field.gather(3, index.expand(*rows.shape, *field.shape[4:]))

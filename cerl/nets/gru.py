@@ -1,7 +1,7 @@
 """Gated recurrent units as a block of the trunk, every member with its own weights.
 
 Cho et al. 2014 (arXiv:1406.1078). The products with the inputs are one matrix product for all rows;
-what must run step by step is one scan (`kernels/gru.py`).
+the recurrence, which must run step by step, is one scan (`kernels/gru.py`).
 """
 
 import torch
@@ -24,6 +24,11 @@ class Gru(nn.Module):
         self.recurrent = Projection(seeds, members, width, 3 * width)
         self.bias = nn.Parameter(torch.zeros(seeds, members, width))
 
+    @staticmethod
+    def size(width: int) -> int:
+        """Parameters of one member."""
+        return 6 * width * width + 4 * width
+
     def forward(
         self, x: Tensor, start: Tensor, past: Tensor | None, duty: Duty | None
     ) -> tuple[Tensor, Tensor]:
@@ -34,7 +39,7 @@ class Gru(nn.Module):
         Returns: [S, N, B, W, D] float32, and the last state.
         """
         lead = x.shape[:3]
-        share = self._shares(x, duty)
+        share = self._from_inputs(x, duty)
         if past is None:
             past = torch.zeros(*lead, self.width, dtype=torch.float32, device=x.device)
         weight = networks(self.recurrent.weight.to(x.dtype), duty)
@@ -56,14 +61,15 @@ class Gru(nn.Module):
         """One row of every stream: x [S, N, E, 1, D], start [S, 1, E, 1], carry in place."""
         h = carry[0].view(*x.shape[:3], 1, self.width).masked_fill(start.unsqueeze(4), 0.0)
         product = project(h.to(x.dtype), self.recurrent.weight, duty)
-        h = cell(self._shares(x, duty), product, pick(self.bias, duty), h)
+        h = cell(self._from_inputs(x, duty), product, pick(self.bias, duty), h)
         carry[0].copy_(h.flatten(0, 3))
         return h
 
     def refill(self, past: Tensor, carry: list[Tensor]) -> None:
+        """Writes the carry that steps through the rows before a state would leave: the state."""
         carry[0].copy_(past.flatten(0, 2))
 
-    def _shares(self, x: Tensor, duty: Duty | None) -> Tensor:
-        """The inputs' share of the gates, in the type of x."""
+    def _from_inputs(self, x: Tensor, duty: Duty | None) -> Tensor:
+        """What the inputs add to the gates [S, N, B, W, 3 D], in the type of x."""
         share = project(x, self.inputs.weight, duty)
         return share + pick(self.inputs.bias, duty).to(x.dtype)

@@ -50,16 +50,34 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """x W + b for every member. weight [S, N, in, out], bias [S, N, out]."""
+    """x W + b for every member. weight [S, N, in, out], bias [S, N, out].
 
-    # Of the orthogonal initialisation; several: of as many blocks of outputs, each orthogonal.
-    gain: float | tuple[float, ...] = math.sqrt(2.0)
+    Args:   blocks, (outputs, gain) of matrices that lie side by side in W and are initialised as
+            layers of their own, all of one width; not given: one, of gain sqrt(2). Gains are those
+            of the orthogonal initialisation.
+    Raises: ValueError if the blocks' outputs differ, or are not `fan_out` together.
+    """
 
-    def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
+    def __init__(
+        self,
+        seeds: int,
+        members: int,
+        fan_in: int,
+        fan_out: int,
+        *,
+        blocks: tuple[tuple[int, float], ...] = (),
+    ) -> None:
         super().__init__()
+        blocks = blocks or ((fan_out, math.sqrt(2.0)),)
+        if any(width * len(blocks) != fan_out for width, _ in blocks):
+            raise ValueError(
+                f"blocks: expected equal outputs that sum to {fan_out}, got "
+                f"{[width for width, _ in blocks]}"
+            )
         self.weight = nn.Parameter(torch.empty(seeds, members, fan_in, fan_out))
         self.bias = nn.Parameter(torch.empty(seeds, members, fan_out))
-        self.fan_in, self.fan_out = fan_in, fan_out
+        self.fan_in, self.fan_out = fan_in, blocks[0][0]
+        self.gains = [gain for _, gain in blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         return matmul(x, self.weight) + self.bias.unsqueeze(-2)
@@ -68,7 +86,7 @@ class Linear(nn.Module):
 class Projection(nn.Module):
     """x W for every member, in the type of x. weight [S, N, in, out]."""
 
-    gain = 1.0  # of the orthogonal initialisation
+    gains = [1.0]  # of the orthogonal initialisation
 
     def __init__(self, seeds: int, members: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -82,7 +100,7 @@ class Projection(nn.Module):
 class Critics(nn.Module):
     """x W + b for C critics of every member. weight [S, N, C, in, out], bias [S, N, C, out]."""
 
-    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+    gains = [math.sqrt(2.0)]  # of the orthogonal initialisation
 
     def __init__(self, seeds: int, members: int, critics: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -135,7 +153,7 @@ class Conv(nn.Module):
     weight [S, N, kernel * kernel * channels, filters] ordered (ky, kx, c); bias [S, N, filters].
     """
 
-    gain = math.sqrt(2.0)  # of the orthogonal initialisation
+    gains = [math.sqrt(2.0)]  # of the orthogonal initialisation
 
     def __init__(
         self,
@@ -234,7 +252,7 @@ class ForkedHeads(nn.Module):
 
 
 def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
-    """Every parameter of a layer with the layer's fan-in and fan-out."""
+    """Every parameter of a layer by name, with the layer's fan-in and fan-out."""
     for module in net.modules():
         if isinstance(module, ForkedHeads):
             for name, leaf in module.named_parameters(recurse=False):
@@ -294,8 +312,8 @@ def _orthogonal(net: nn.Module, keys: Tensor) -> None:
             continue
         if not isinstance(module, Projection):
             module.bias.zero_()
-        gains = module.gain if isinstance(module.gain, tuple) else (module.gain,)
-        for gain, block in zip(gains, module.weight.chunk(len(gains), -1), strict=True):
+        blocks = module.weight.chunk(len(module.gains), -1)
+        for gain, block in zip(module.gains, blocks, strict=True):
             size = tuple(block.shape)
             tall, flat = max(size[-2:]), min(size[-2:])
             # On the CPU: a GPU's batched QR may round differently for another number of seeds.

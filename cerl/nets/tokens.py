@@ -1,56 +1,111 @@
-"""Windows of rows as tokens of a sequence network.
+"""The reader of sequence networks, which turns the rows of a window into tokens.
 
 A token is a row's observation (after the convolutions, if any), the action before it and the reward
-before it. Every network has its own `Trunk`, with its convolutions, that mixes tokens along time
-(`cerl/nets/trunk.py`); `read` runs it once over a window and hands out the rows that are wanted.
+before it. Every reader has its own `Trunk`, with its convolutions, that mixes tokens along time
+(`cerl/nets/trunk.py`). `look` runs it once over a window and hands out the rows that are wanted;
+`step` runs it over one new row and agrees with `look`.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.config import Config, FoxConfig, SequenceOptions, of_kind
-from cerl.data import EnvSpec, Previous, Window
-from cerl.nets.frames import Encoder, convolutions, see, take
-from cerl.nets.trunk import Trunk, TrunkOptions
-
-
-class Whole(NamedTuple):
-    """All rows of windows, for networks that read them in order, and the rows that are wanted."""
-
-    obs: Tensor  # [S, M, B, W, *input of the first layer] float32
-    extra: Tensor  # [S, M, B, W, K] float32, action and reward before the row; K may be 0
-    start: Tensor  # [S, M, B, W] bool
-    rows: Tensor | slice  # [S, M, B, T] int64 positions in W
-    state: Tensor  # [S, M, B, layers * D] of recurrent units before row 1, or [S, M, B, 0]
+from cerl.data import ActInput, Carry, EnvSpec, Previous, Window
+from cerl.nets.frames import see, take
+from cerl.nets.trunk import Trunk
 
 
 class Tokens:
-    """What a sequence network reads of every row: an image or flat observation, and extras."""
+    """Reads every row of a window in order. See `cerl.nets.reader.Reader` for the calls.
 
-    def __init__(self, config: Config, spec: EnvSpec) -> None:
-        net, sequence = config.net, of_kind(config.encoder, SequenceOptions)
-        self.spec, self.scale, self.images = spec, net.scale, len(net.channels) > 0
-        self.context, self.learnt, _ = config.rows_of_window
-        self.begins = config.encoder.from_episode_start
-        # First rows without gradient.
-        self.still = 0 if sequence.context_carries_gradient else self.context
-        self.action, self.reward = sequence.previous_action, sequence.previous_reward
-        self.extras = self.action * spec.actions + self.reward  # numbers of a row
+    Args: trunk, of one member (shared) or of all; context, rows before the learnt ones, of which
+          the first `still` are computed without gradient; learnt, T; begins, whether learnt rows
+          begin with an episode; action, reward: whether a token has them; single, whether an
+          environment has one stream while training, that of its acting member, where members
+          differ.
+    """
 
-    def inputs(self, window: Window, start: Tensor, rows: Tensor | slice) -> Whole:
-        """All rows of windows. Args: start [S, M, B, W]; rows [S, M, B, T], those wanted."""
+    whole = True
+    layers = 1  # the trunk counts as one
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        trunk: Trunk,
+        *,
+        seeds: int,
+        scale: float,
+        images: bool,
+        context: int,
+        learnt: int,
+        begins: bool,
+        still: int,
+        action: bool,
+        reward: bool,
+        single: bool,
+    ) -> None:
+        self.spec, self.trunk, self.seeds = spec, trunk, seeds
+        self.scale, self.images = scale, images
+        self.context, self.learnt, self.begins, self.still = context, learnt, begins, still
+        self.action, self.reward = action, reward
+        self.single = single and trunk.members > 1
+
+    @property
+    def carried(self) -> int:
+        """Tensors of a carry."""
+        return self.trunk.carried
+
+    def look(self, window: Window, *places: Tensor) -> list[Tensor]:
+        """Features at rows of a window, from one run over all of it.
+
+        Args:    places, positions [S, M, B, T] int64 in W.
+        Returns: [S, N, B * T, D] for each place; only the first one carries a gradient.
+        """
+        start = window.starts()
+        features = self._features(self.tokens(window, start), start, window.state)
+        found = [take(features if k == 0 else features.detach(), p) for k, p in enumerate(places)]
+        return [rows.flatten(2, 3) for rows in found]
+
+    def tokens(self, window: Window, start: Tensor) -> Tensor:
+        """Tokens of all rows of a window, [S, M or N, B, W, D]. Args: start as it gives."""
         previous = Previous(_delayed(window.action), _delayed(window.reward))
-        blank = F.pad(start[..., 1:], (1, 0), value=True)  # before a first row is nothing known
-        return Whole(
-            self._pixels(window.obs), self._extra(blank, previous), start, rows, window.state
-        )
+        # The first row of a window has no previous action or reward.
+        blank = F.pad(start[..., 1:], (1, 0), value=True)
+        return self._joined(self._pixels(window.obs), self._extra(blank, previous))
 
-    def step(self, obs: Tensor, start: Tensor, previous: Previous) -> tuple[Tensor, Tensor]:
-        """What `tokens_of` takes of a new observation [S, E, ...]: [S, 1, E, ...], [S, 1, E, K]."""
-        return self._pixels(obs).unsqueeze(1), self._extra(start, previous).unsqueeze(1)
+    def _features(self, tokens: Tensor, start: Tensor, state: Tensor) -> Tensor:
+        """[S, N, B, W, D] of all rows; the first `still` rows carry no gradient."""
+        if state.shape[-1] == 0:
+            return self.trunk(tokens, start, context=self.still)
+        # A stored state is that before row 1: what led to row 0 is not in the window.
+        past = list(state.split(self.trunk.width, -1))
+        rest = self.trunk(tokens[:, :, :, 1:], start[..., 1:], context=self.still - 1, past=past)
+        return F.pad(rest, (0, 0, 1, 0))
+
+    def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
+        """What the trunk remembers of no rows: of the acting members' streams, or of all."""
+        members = 1 if self.single and not evaluating else self.trunk.members
+        return self.trunk.carry(seeds=self.seeds, members=members, envs=envs, device=device)
+
+    def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:
+        """Features of one new row; carry in place.
+
+        Returns: [S, 1, E, D] of the acting members, or [S, N, E, D] of all members' streams.
+        """
+        extra = self._extra(seen.start, seen.previous).unsqueeze(1)
+        tokens = self._joined(self._pixels(seen.obs).unsqueeze(1), extra)
+        member = seen.member if self.single and not evaluating else None
+        return self.trunk.step(_own(tokens, member), seen.start, carry, member=member)
+
+    @torch.no_grad()
+    def refill(
+        self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
+    ) -> None:
+        """Writes the carry that steps through the rows of a window [S, 1, E, W] would leave."""
+        stream = member if self.single and not evaluating else None
+        start = window.starts()
+        tokens = _own(self.tokens(window, start), stream)
+        self.trunk.refill(tokens, start, carry, member=stream)
 
     def _pixels(self, obs: Tensor) -> Tensor:
         """Observations [..., *observation] as the first layer's input, float32."""
@@ -63,7 +118,7 @@ class Tokens:
         return x if self.scale == 1.0 else x / self.scale
 
     def _extra(self, start: Tensor, previous: Previous) -> Tensor:
-        """What came before a row, zero where an episode starts, [*start, K]."""
+        """Action and reward before a row, zero where an episode starts, [*start, K]."""
         parts, blank = [], start.unsqueeze(-1)
         if self.action:
             action = previous.action
@@ -76,12 +131,16 @@ class Tokens:
             return torch.zeros(*start.shape, 0, device=start.device)
         return torch.cat(parts, -1)
 
+    def _joined(self, pixels: Tensor, extra: Tensor) -> Tensor:
+        """pixels [S, M, *rows, ...], extra [S, M, *rows, K] -> tokens [S, M or N, *rows, D]."""
+        lead = extra.shape[2:-1]
+        x = see(self.trunk.convs, pixels.flatten(2, 1 + len(lead))).unflatten(2, lead)
+        return torch.cat([x, extra.expand(-1, x.shape[1], *extra.shape[2:])], -1)
 
-def tokens_of(trunk: Trunk, obs: Tensor, extra: Tensor) -> Tensor:
-    """obs [S, M, *rows, ...], extra [S, M, *rows, K] -> tokens of a trunk [S, M or N, *rows, D]."""
-    lead = extra.shape[2:-1]
-    x = see(trunk.convs, obs.flatten(2, 1 + len(lead))).unflatten(2, lead)
-    return torch.cat([x, extra.expand(-1, x.shape[1], *extra.shape[2:])], -1)
+
+def extras(spec: EnvSpec, *, action: bool, reward: bool) -> int:
+    """Numbers of a token beside its observation."""
+    return action * spec.actions + reward
 
 
 def _delayed(field: Tensor) -> Tensor:
@@ -89,58 +148,9 @@ def _delayed(field: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(field[:, :, :, :1]), field[:, :, :, :-1]], 3)
 
 
-def _features(tokens: Tensor, whole: Whole, trunk: Trunk, *, still: int) -> Tensor:
-    """[S, N, B, W, D] of all rows; the first `still` rows carry no gradient."""
-    if whole.state.shape[-1] == 0:
-        return trunk(tokens, whole.start, context=still)
-    # What led to row 0 is not in the window, so a state that is exact goes on with row 1.
-    past = list(whole.state.split(trunk.width, -1))
-    rest = trunk(tokens[:, :, :, 1:], whole.start[..., 1:], context=still - 1, past=past)
-    return F.pad(rest, (0, 0, 1, 0))
-
-
-def make_trunk(config: Config, spec: EnvSpec, tokens: Tokens, *, seeds: int, members: int) -> Trunk:
-    """The sequence network of a config, with convolutions where it reads images."""
-    sequence = of_kind(config.encoder, SequenceOptions)
-    fox = sequence if isinstance(sequence, FoxConfig) else FoxConfig()
-    scales = fox.gate_scales
-    lead = [members] * len(config.net.channels)
-    convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
-    options = TrunkOptions(
-        kind=sequence.name,
-        layers=sequence.layers,
-        width=sequence.width,
-        heads=sequence.fox_heads,
-        variant=sequence.fox_variant,
-        ratio=sequence.ratio,
-        cache=config.rows_looked_back_on,
-        gate_bias=(scales[0], scales[1]) if scales else None,
-        prune=fox.prune or None,
-        precision=sequence.precision,
-    )
-    inputs = width + tokens.extras
-    return Trunk(options, seeds=seeds, members=members, inputs=inputs, convs=convs)
-
-
-def read(encoder: Encoder | Tokens, trunk: Trunk | None, *wanted: Tensor | Whole) -> list[Tensor]:
-    """Inputs of the feed-forward part of a network at the wanted rows, [S, M or N, B * T, ...].
-
-    Inputs of a feed-forward network are returned as they are. Those of a sequence network must be
-    of the same windows, over which it runs once; only the first rows wanted carry a gradient.
-    """
-    if trunk is None:
-        return [x for x in wanted if isinstance(x, Tensor)]
-    whole = wanted[0]
-    assert isinstance(whole, Whole) and isinstance(encoder, Tokens), "a sequence reads tokens"
-    tokens = tokens_of(trunk, whole.obs, whole.extra)
-    features = _features(tokens, whole, trunk, still=encoder.still)
-    found = []
-    for k, one in enumerate(wanted):
-        assert isinstance(one, Whole), "all rows wanted are of one network"
-        rows = features if k == 0 else features.detach()
-        if isinstance(one.rows, slice):
-            rows = rows[:, :, :, one.rows]
-        else:
-            rows = take(rows, one.rows.expand(-1, rows.shape[1], -1, -1))
-        found.append(rows.flatten(2, 3))
-    return found
+def _own(tokens: Tensor, member: Tensor | None) -> Tensor:
+    """Tokens [S, 1 or N, E, ...] as the acting members [S, E] see them, [S, 1, E, ...]."""
+    if member is None or tokens.shape[1] == 1:
+        return tokens
+    index = member.view(member.shape[0], 1, -1, *([1] * (tokens.dim() - 3)))
+    return tokens.gather(1, index.expand(-1, 1, -1, *tokens.shape[3:]))

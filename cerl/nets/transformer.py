@@ -17,7 +17,7 @@ THETA = 10000.0
 
 
 class Past(NamedTuple):
-    """What later rows need of earlier ones."""
+    """Keys and values of earlier rows, for the rows that follow."""
 
     k: Tensor  # [S, N, B, W, H, Dh] rotated by the row's index
     v: Tensor  # [S, N, B, W, H, Dh]
@@ -32,6 +32,11 @@ class Transformer(nn.Module):
         self.width, self.heads, self.cache = width, heads, cache
         self.wide = Projection(seeds, members, width, 3 * width)
         self.output = Projection(seeds, members, width, width)
+
+    @staticmethod
+    def size(width: int) -> int:
+        """Parameters of one member."""
+        return 4 * width * width
 
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None

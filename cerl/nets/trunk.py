@@ -6,11 +6,14 @@ percent, so that a comparison is one of kinds. `forward` is the call for windows
 acting; with the window of the ring they agree row by row.
 """
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from cerl.data import Carry
 from cerl.kernels import Impl, without_autocast
 from cerl.kernels.pointwise import silu
 from cerl.nets.acting import Duty, pick, project
@@ -20,56 +23,128 @@ from cerl.nets.layers import Linear, Projection, rms_norm
 from cerl.nets.transformer import Transformer
 
 EPS = 1e-6
-KINDS = ("mlp", "gru", "transformer", "fox")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class TrunkOptions(NamedTuple):
-    """Size and kind of a trunk; what a kind does not have is ignored, but counts for its size."""
+class Mixing(Protocol):
+    """What the kinds of mixing share: every row of an episode sees the rows before it.
 
-    kind: str  # mlp | gru | transformer | fox
-    layers: int
-    width: int
-    heads: int
-    variant: str  # of fox: llama | pro
-    ratio: float  # fox's hidden units of an MLP / width, before the 2/3 of gated units
-    cache: int  # rows that a row sees, its own included: the ring of acting, the window of learning
-    gate_bias: tuple[float, float] | None  # shortest and longest time scale in steps
-    prune: float | None  # natural log of the share of a softmax that may be skipped
-    precision: str  # fp32 | bf16: products and activations of the blocks
+    `past` is what later rows need of earlier ones; only the kind that made it looks inside.
+    """
+
+    def __call__(
+        self, x: Tensor, start: Tensor, past: Any, duty: Duty | None
+    ) -> tuple[Tensor, Any]:
+        """Mixed rows of windows, and the past of the rows after them.
+
+        Args: x [S, N, B, W, D]; start [S, 1 or N, B, W], the row begins an episode; past of the
+              rows before, or None; duty, whose weights each of B environments takes (N is then 1).
+        """
+        ...
+
+    def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+        """What acting remembers of no rows; every tensor leads with `streams`."""
+        ...
+
+    def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
+        """One row [S, N, E, 1, D] of every stream, start [S, 1, E, 1]; carry in place."""
+        ...
+
+    def refill(self, past: Any, carry: list[Tensor]) -> None:
+        """Writes the carry that steps through the rows of `past` would leave."""
+        ...
+
+
+def make_trunk(
+    *,
+    kind: str,
+    layers: int,
+    width: int,
+    heads: int,
+    variant: str,
+    ratio: float,
+    cache: int,
+    gate_bias: tuple[float, float] | None,
+    prune: float | None,
+    precision: str,
+    seeds: int,
+    members: int,
+    inputs: int,
+    impl: Impl = "auto",
+    convs: nn.ModuleList | None = None,
+) -> "Trunk":
+    """A trunk from plain sizes: the only place that knows the kinds of mixing.
+
+    Args:   kind mlp, gru, transformer or fox; heads, of attention; variant of fox, llama or pro;
+            ratio, hidden units of fox's MLPs over width, of which gated units get 2/3; cache, rows
+            that a row sees, its own included; gate_bias, shortest and longest time scale of fox's
+            gates in steps; prune, natural log of the share of a softmax that may be skipped;
+            precision fp32 or bf16, of products and activations; inputs, features of a row; impl, of
+            all kernels, as in `cerl.kernels`; convs, which make features of images before a row
+            comes here.
+    Raises: ValueError for an unknown kind.
+    """
+    lead = {"seeds": seeds, "members": members, "width": width}
+    fox_size = Fox.size(width, heads=heads, variant=variant)
+    make: Callable[[], nn.Module] | None
+    if kind == "fox":
+        options = {"variant": variant, "gate_bias": gate_bias, "prune": prune, "impl": impl}
+        make, size = partial(Fox, **lead, heads=heads, cache=cache, **options), fox_size
+    elif kind == "transformer":
+        make, size = partial(Transformer, **lead, heads=heads, cache=cache), Transformer.size(width)
+    elif kind == "gru":
+        make, size = partial(Gru, **lead, impl=impl), Gru.size(width)
+    elif kind == "mlp":
+        make, size = None, 0
+    else:
+        raise ValueError(f"trunk: kind must be mlp, gru, transformer or fox, got {kind!r}")
+    # Each mixing has a norm in front, which counts for its size.
+    spare = fox_size + width - (size + width if make else 0)
+    blocks = [
+        Block(
+            make and make(),
+            seeds=seeds,
+            members=members,
+            width=width,
+            units=hidden(width, ratio=ratio, spare=spare),
+            dtype=PRECISIONS[precision],
+        )
+        for _ in range(layers)
+    ]
+    return Trunk(
+        blocks,
+        seeds=seeds,
+        members=members,
+        inputs=inputs,
+        width=width,
+        dtype=PRECISIONS[precision],
+        convs=convs,
+    )
 
 
 class Trunk(nn.Module):
     """Rows of inputs to rows of features, for every seed and member.
 
-    The precision is that of the options, under autocast too.
-
-    Args:   inputs: features of a row; impl, of all kernels, as in `cerl.kernels`; convs, which make
-            features of images before a row comes here (`cerl.nets.tokens.tokens_of`).
-    Raises: ValueError for options that do not fit together.
+    Products and activations have the type `dtype` of its blocks, under autocast too.
     """
 
     def __init__(
         self,
-        options: TrunkOptions,
+        blocks: "Sequence[Block]",
         *,
         seeds: int,
         members: int,
         inputs: int,
-        impl: Impl = "auto",
-        convs: nn.ModuleList | None = None,
+        width: int,
+        dtype: torch.dtype,
+        convs: nn.ModuleList | None,
     ) -> None:
         super().__init__()
-        check(options)
         self.convs = convs or nn.ModuleList()
-        self.options, self.members, self.width = options, members, options.width
-        self.dtype = PRECISIONS[options.precision]
-        self.embed = Linear(seeds, members, inputs, options.width)
-        blocks = (
-            Block(options, seeds=seeds, members=members, impl=impl) for _ in range(options.layers)
-        )
+        self.members, self.width, self.dtype = members, width, dtype
+        self.embed = Linear(seeds, members, inputs, width)
         self.blocks = nn.ModuleList(blocks)
-        self.scale = nn.Parameter(torch.ones(seeds, members, options.width))
+        self.scale = nn.Parameter(torch.ones(seeds, members, width))
 
     def forward(
         self, x: Tensor, start: Tensor, *, context: int = 0, past: list[Any] | None = None
@@ -79,7 +154,7 @@ class Trunk(nn.Module):
         Args:    x [S, M, B, W, D_in] with M = 1 (all members see the same) or N; start [S, M, B, W]
                  bool, the row begins an episode; context: as many first rows are computed without
                  gradient, for their own features and as what later rows remember; past, an entry
-                 a layer, such as the states of recurrent units [S, N, B, D].
+                 a block, such as the states of recurrent units [S, N, B, D].
         Returns: [S, N, B, W, D] float32.
         """
         if not 0 <= context < x.shape[3]:
@@ -94,9 +169,12 @@ class Trunk(nn.Module):
         rest, _ = self._rows(x[:, :, :, context:], start[..., context:], past, None)
         return torch.cat([first, rest], 3)
 
-    def carry(
-        self, *, seeds: int, members: int, envs: int, device: torch.device | str
-    ) -> tuple[Tensor, ...]:
+    @property
+    def carried(self) -> int:
+        """Tensors of a carry."""
+        return sum(block.carried for block in self._blocks())
+
+    def carry(self, *, seeds: int, members: int, envs: int, device: torch.device | str) -> Carry:
         """What acting remembers, as before the first row.
 
         Args:    members: 1 for one stream an environment (that of the member on duty), or N.
@@ -104,7 +182,8 @@ class Trunk(nn.Module):
         """
         parts = (
             tensor
-            for block in self._mixing()
+            for block in self._blocks()
+            if block.mix is not None
             for tensor in block.mix.carry(seeds * members * envs, self.dtype, device)
         )
         return tuple(parts)
@@ -114,7 +193,7 @@ class Trunk(nn.Module):
         self,
         x: Tensor,
         start: Tensor,
-        carry: tuple[Tensor, ...],
+        carry: Carry,
         *,
         member: Tensor | None = None,
     ) -> Tensor:
@@ -141,7 +220,7 @@ class Trunk(nn.Module):
         self,
         x: Tensor,
         start: Tensor,
-        carry: tuple[Tensor, ...],
+        carry: Carry,
         *,
         member: Tensor | None = None,
     ) -> Tensor:
@@ -155,24 +234,29 @@ class Trunk(nn.Module):
         y, past = self._rows(x, start, None, duty)
         if carry:
             rest = list(carry)
-            for block, remembered in zip(self._mixing(), past, strict=True):
-                block.mix.refill(remembered, rest[: block.carried])
-                rest = rest[block.carried :]
+            for block, remembered in zip(self._blocks(), past, strict=True):
+                if block.mix is not None:
+                    block.mix.refill(remembered, rest[: block.carried])
+                    rest = rest[block.carried :]
         return y[:, :, :, -1]
 
     def _rows(
         self, x: Tensor, start: Tensor, past: list[Any] | None, duty: Duty | None
     ) -> tuple[Tensor, list[Any]]:
-        """Features of rows behind `past`, and what later rows need of all: an entry a mixing."""
-        before = iter(past or [None] * len(self.blocks))
+        """Features, and each block's past for the rows that follow (None where it mixes nothing).
+
+        Args: past, that of the rows before, an entry a block, or None.
+        """
+        before = past or [None] * len(self.blocks)
         after = []
         with without_autocast(x.device):
             h = self._embed(x, duty)
-            for block in self._blocks():
+            for block, known in zip(self._blocks(), before, strict=True):
+                kept = None
                 if block.mix is not None:
-                    mixed, kept = block.mix(block.inputs(h, duty), start, next(before), duty)
+                    mixed, kept = block.mix(block.inputs(h, duty), start, known, duty)
                     h = h + mixed
-                    after.append(kept)
+                after.append(kept)
                 h = block.update(h, duty)
             return self._normed(h, duty), after
 
@@ -186,46 +270,39 @@ class Trunk(nn.Module):
     def _blocks(self) -> "list[Block]":
         return cast("list[Block]", list(self.blocks))
 
-    def _mixing(self) -> "list[Block]":
-        return [block for block in self._blocks() if block.mix is not None]
-
     def _duty(self, member: Tensor | None) -> Duty | None:
         return None if member is None or self.members == 1 else Duty.of(member, self.members)
 
 
 class Block(nn.Module):
-    """Mixing of rows and MLP of one layer; scales of their norms [S, N, D], 1 at the start."""
+    """Mixing of rows and MLP of one layer; scales of their norms [S, N, D], 1 at the start.
 
-    def __init__(self, options: TrunkOptions, *, seeds: int, members: int, impl: Impl) -> None:
+    `mix` is a `Mixing`, or None.
+    """
+
+    def __init__(
+        self,
+        mix: nn.Module | None,
+        *,
+        seeds: int,
+        members: int,
+        width: int,
+        units: int,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
-        width, heads, units = options.width, options.heads, hidden(options)
-        self.dtype = PRECISIONS[options.precision]
-        self.mix: Any = None
-        if options.kind == "fox":
-            self.mix = Fox(
-                seeds,
-                members,
-                width=width,
-                heads=heads,
-                variant=options.variant,
-                cache=options.cache,
-                gate_bias=options.gate_bias,
-                prune=options.prune,
-                impl=impl,
-            )
-        elif options.kind == "transformer":
-            self.mix = Transformer(seeds, members, width=width, heads=heads, cache=options.cache)
-        elif options.kind == "gru":
-            self.mix = Gru(seeds, members, width=width, impl=impl)
+        self.dtype = dtype
+        self.mix = cast("Mixing | None", mix)
+        self.carried = 0  # tensors of the carry
         if self.mix is not None:
             self.mix_scale = nn.Parameter(torch.ones(seeds, members, width))
-            self.carried = len(self.mix.carry(1, self.dtype, "meta"))
+            self.carried = len(self.mix.carry(1, dtype, "meta"))
         self.mlp_scale = nn.Parameter(torch.ones(seeds, members, width))
         self.up = Projection(seeds, members, width, 2 * units)
         self.down = Projection(seeds, members, units, width)
 
     def inputs(self, h: Tensor, duty: Duty | None) -> Tensor:
-        """What is mixed: normalised rows [S, N, B, W, D] in the type of the products."""
+        """Normalised rows [S, N, B, W, D] for the mixing, in the type of the products."""
         return rms_norm(h, pick(self.mix_scale, duty), eps=EPS, dtype=self.dtype)
 
     def update(self, h: Tensor, duty: Duty | None) -> Tensor:
@@ -235,52 +312,11 @@ class Block(nn.Module):
         return h + project(silu(gate) * up, self.down.weight, duty)
 
 
-def hidden(options: TrunkOptions) -> int:
-    """Units of the MLPs, a multiple of 16; of other kinds as many as make them fox's size."""
-    fox = -(-int(options.width * options.ratio * 2.0 / 3.0) // 16) * 16
-    spare = _mixing_size(options._replace(kind="fox")) - _mixing_size(options)
-    return max(fox + 16 * round(spare / (3 * options.width) / 16), 16)
+def hidden(width: int, *, ratio: float, spare: int) -> int:
+    """Units of the MLPs, a multiple of 16.
 
-
-def parameters(options: TrunkOptions, inputs: int) -> int:
-    """Parameters of one member."""
-    width = options.width
-    layer = _mixing_size(options) + 3 * width * hidden(options) + width
-    return (inputs + 2) * width + options.layers * layer
-
-
-def _mixing_size(options: TrunkOptions) -> int:
-    """Parameters of a layer besides its MLP, the norm in front included."""
-    d, heads = options.width, options.heads
-    if options.kind == "fox":
-        pro = d * d + 2 * d * heads + 3 * d if options.variant == "pro" else 0
-        return 4 * d * d + (d + 1) * heads + d + pro
-    return {"transformer": 4 * d * d + d, "gru": 6 * d * d + 5 * d, "mlp": 0}[options.kind]
-
-
-def check(options: TrunkOptions) -> None:
-    """Raises ValueError for options that no trunk has."""
-
-    def refuse(name: str, expected: str, what: str = "") -> None:
-        raise ValueError(f"trunk: {name} must be {expected}, got {getattr(options, name)!r}{what}")
-
-    if options.kind not in KINDS:
-        refuse("kind", "mlp, gru, transformer or fox")
-    if options.variant not in ("llama", "pro"):
-        refuse("variant", "llama or pro")
-    if options.precision not in PRECISIONS:
-        refuse("precision", "fp32 or bf16")
-    for name in ("layers", "width", "heads", "cache"):
-        if getattr(options, name) < 1:
-            refuse(name, "1 or more")
-    if not options.ratio > 0.0:
-        refuse("ratio", "above 0")
-    if options.prune is not None and not options.prune < 0.0:
-        refuse("prune", "below 0, the log of a share, or None")
-    if options.gate_bias is not None and not 0.0 < options.gate_bias[0] <= options.gate_bias[1]:
-        refuse("gate_bias", "the shortest and the longest time scale in steps, or None")
-    if options.width % options.heads:
-        refuse("width", f"a multiple of heads = {options.heads}")
-    head = options.width // options.heads
-    if options.kind in ("transformer", "fox") and (head % 8 or head > 128):
-        refuse("heads", "such that a head is 8, 16, ... 128 wide", f", heads {head} wide")
+    Args: ratio, of fox's units to the width before the 2/3 of gated units; spare, parameters that
+          fox's mixing has more than this kind's, which the MLP gets instead.
+    """
+    fox = -(-int(width * ratio * 2.0 / 3.0) // 16) * 16
+    return max(fox + 16 * round(spare / (3 * width) / 16), 16)

@@ -1,10 +1,25 @@
-"""How fast a run goes and how long it will take; durations and rates in words."""
+"""Time of a run: how long it has lasted, how fast it goes, how long it will take; in words too."""
 
 import math
 import time
 from collections import deque
 
 WINDOW = 240  # samples that rates are measured over; four a second make a minute
+
+
+class Clock:
+    """Seconds that a run has lasted in all of its sessions, pauses between them excluded."""
+
+    def __init__(self) -> None:
+        self.earlier = 0.0  # of sessions before this one
+        self.start()
+
+    def start(self) -> None:
+        """The session begins."""
+        self.began = time.monotonic()
+
+    def seconds(self) -> float:
+        return self.earlier + time.monotonic() - self.began
 
 
 class Pace:
@@ -15,6 +30,7 @@ class Pace:
         self.samples: deque[tuple[float, int, int]] = deque(maxlen=WINDOW)
 
     def add(self, step: int, updates: int) -> None:
+        """Takes a sample. Args: step, agent steps of one seed."""
         self.samples.append((time.monotonic(), step, updates))
 
     def rates(self) -> tuple[float, float]:
@@ -26,19 +42,19 @@ class Pace:
 
     def left(self) -> float:
         """Seconds until the end at this pace."""
-        rate = self.rates()[0]
-        return max(self.total - self.samples[-1][1], 0) / rate if rate > 0 else math.nan
+        steps = self.rates()[0]
+        return max(self.total - self.samples[-1][1], 0) / steps if steps > 0 else math.nan
 
 
-def clock(seconds: float) -> str:
-    """hours:minutes:seconds."""
+def duration(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
     if not math.isfinite(seconds):
         return "-:--:--"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-def count(value: float) -> str:
+def rate(value: float) -> str:
     """A rate in about four characters, e.g. 12.3k."""
     if not math.isfinite(value):
         return "-"

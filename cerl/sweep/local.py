@@ -19,6 +19,7 @@ from typing import NamedTuple
 from cerl import train
 from cerl.config import Config, ConfigError
 from cerl.record import files
+from cerl.record.finished import finished
 from cerl.record.folder import FILE, dump, fixed_hash, load_file
 from cerl.record.lock import under_way
 from cerl.record.screen import Screen
@@ -84,7 +85,7 @@ class Cell(NamedTuple):
                 found.append(path.parent)
 
         def order(folder: Path) -> tuple[bool, float]:
-            return train.finished(folder, self.config), folder.stat().st_mtime
+            return finished(folder, steps=self.config.schedule.steps), folder.stat().st_mtime
 
         return sorted(found, key=order, reverse=True)
 
@@ -152,7 +153,7 @@ def _one(cell: Cell, say: Say) -> None:
         folder = next(iter(cell.earlier()), None)
         if folder is None:
             train.train(cell.config)
-        elif train.finished(folder, cell.config):
+        elif finished(folder, steps=cell.config.schedule.steps):
             say(f"finished before: {folder}")
         else:
             say(f"resuming {folder}")
@@ -217,7 +218,7 @@ def _start(cell: Cell, lock: int, say: Say) -> list[_Job]:
     """Starts or resumes a run as a process, which takes the lock over; none if it is finished."""
     try:
         folder = next(iter(cell.earlier()), None)
-        if folder is not None and train.finished(folder, cell.config):
+        if folder is not None and finished(folder, steps=cell.config.schedule.steps):
             say(f"{cell.title}: finished before: {folder}")
             return []
         config = cell.config

@@ -1,16 +1,17 @@
 """Tasks that need memory, on the device: T-mazes, and the games of POPGym 1.0.7 at three levels.
 
-A file holds the pure rules (`Game`) of one kind of task; `cerl/config/memory_tasks.py` lists the
-levels that are made of them. Observations are those of the package flattened as
-`gymnasium.spaces.flatten` does it (one-hot and joined), so nothing is lost and nothing is added.
-Where description and code of the package differ, the code is followed; the files say where.
+T-mazes are after Ni et al. 2023 (arXiv:2307.03864), the other games after POPGym (Morad et al.
+2023, arXiv:2303.01859). A file holds the rules (`Game`) of one kind of task;
+`cerl/config/memory_tasks.py` lists the levels, each a function of `RULES` and its arguments.
+Observations of POPGym's games are those of the package, flattened by `gymnasium.spaces.flatten`
+(one-hot parts, joined): they hold the same information. Where the package's documentation
+contradicts its code, these rules follow the code, and the file says where. Random numbers are
+cerl's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
-
-from cerl.config import MemoryEnv
+from cerl.config.memory_tasks import Task
 from cerl.envs.memory.autoencode import autoencode
 from cerl.envs.memory.bandit import bandit
 from cerl.envs.memory.battleship import battleship
@@ -22,7 +23,7 @@ from cerl.envs.memory.minesweeper import minesweeper
 from cerl.envs.memory.pendulum import pendulum
 from cerl.envs.memory.repeat import repeat_first, repeat_previous
 from cerl.envs.memory.tmaze import t_maze
-from cerl.envs.resident import Game, Resident
+from cerl.envs.resident import Game
 
 RULES: dict[str, Callable[..., Game]] = {
     rules.__name__: rules
@@ -43,31 +44,7 @@ RULES: dict[str, Callable[..., Game]] = {
 }
 
 
-def Memory(
-    config: MemoryEnv,
-    *,
-    seeds: Sequence[int],
-    salt: int,
-    device: torch.device | str,
-    longest: int = 0,
-    fuse: bool | None = None,
-    title: str = "",
-) -> Resident:
-    """S x E copies of the task that `config` names; see `Resident` for the arguments.
-
-    Reaching the end of the longest episode that there is truncates unless the game ends by itself.
-
-    Args:    title, the name in `spec` (empty: config.title).
-    """
-    return Resident(
-        RULES[config.task.rules](**config.task.options),
-        name=title or config.title,
-        envs=config.envs,
-        sticky=0.0,
-        time_limit=config.longest,
-        seeds=seeds,
-        salt=salt,
-        device=device,
-        longest=longest,
-        fuse=fuse,
-    )
+def game(task: Task) -> Game:
+    """The rules of a task. Some never end by themselves: `memory_tasks.longest(task)` agent steps
+    are the time limit that belongs to them."""
+    return RULES[task.rules](**task.options)

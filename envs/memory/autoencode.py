@@ -1,8 +1,9 @@
 """Autoencode: watch a pile of cards being dealt, then name their suits in reverse order.
 
-After POPGym 1.0.7. The flag (1 watch, 0 play) already says play when the last card is shown; from
-then on every step is an answer, and the suit shown is spades. Answers while watching do not count.
-An episode of n cards takes 2 n - 1 steps and ends by terminal.
+After POPGym 1.0.7. An observation is a flag (watch or play) and a suit. When the last card is
+shown, the flag already says play. From that step on every action is an answer, and the suit shown
+is spades. Actions before do not count. An episode of n cards takes 2 n - 1 agent steps and ends by
+terminal.
 """
 
 from typing import NamedTuple
@@ -19,11 +20,11 @@ _SUITS = deck.KINDS["suits"]
 
 class State(NamedTuple):
     suit: Tensor  # [G, cards] uint8, in the order dealt
-    time: Tensor  # [G] int64, steps of the episode
+    time: Tensor  # [G] int64, agent steps of the episode
 
 
 def autoencode(*, decks: int) -> Game:
-    """The game."""
+    """The rules. Args: decks of 52 cards in the pile."""
     return Game(
         reset=_reset,
         step=_step,

@@ -1,7 +1,8 @@
 """MultiarmedBandit: arms that pay with probabilities drawn anew for each episode.
 
-After POPGym 1.0.7. The observation says only whether the last pull paid, so the previous action has
-to be an input of the network. Episodes are truncated after `length` steps; there is no terminal.
+After POPGym 1.0.7. The observation says only whether the last pull paid, so the network has to see
+its previous action too. There is no terminal: `length` agent steps are the task's time limit, which
+the config sets.
 """
 
 from functools import partial
@@ -15,12 +16,12 @@ from cerl.envs.resident import Game
 
 
 class State(NamedTuple):
-    chance: Tensor  # [G, arms] float32, that an arm pays
-    paid: Tensor  # [G] bool, the last pull
+    chance: Tensor  # [G, arms] float32, probability that an arm pays
+    paid: Tensor  # [G] bool, the last pull paid
 
 
 def bandit(*, arms: int, length: int) -> Game:
-    """The game; after `length` agent steps it is to be truncated."""
+    """The rules. Args: number of arms; length of an episode, agent steps, which scales rewards."""
     return Game(
         reset=_reset,
         step=partial(_step, length=length),

@@ -1,9 +1,10 @@
 """Battleship on an unseen board: sink ships of 2, 3, 3 and 4 squares, told only hit or miss.
 
-After POPGym 1.0.7. An action names a square, row by row (the package's is a pair); the previous
-action has to be an input of the network. A square that was hit before counts as a miss. Each ship
-lies, uniformly, in one of the places that those before it left free. An episode ends by terminal
-with the last hit, and is truncated after as many steps as there are squares.
+After POPGym 1.0.7. An action is the number of a square, counted row by row; the package's is a pair
+(row, column). The network has to see its previous action too. A square that was hit before counts
+as a miss. Ships are placed one after the other, each uniformly among the places that are free. An
+episode ends by terminal with the last hit; its time limit, which the config sets, is as many agent
+steps as there are squares.
 """
 
 from functools import partial
@@ -20,13 +21,13 @@ SHIPS = (2, 3, 3, 4)  # squares, in the order in which they are placed
 
 
 class State(NamedTuple):
-    ship: Tensor  # [G, squares] bool
-    guessed: Tensor  # [G, squares] bool
-    hit: Tensor  # [G] bool, the last guess
+    ship: Tensor  # [G, squares] bool, the square is part of a ship
+    guessed: Tensor  # [G, squares] bool, the square was named before
+    hit: Tensor  # [G] bool, the last guess was a hit
 
 
 def battleship(*, side: int) -> Game:
-    """The game."""
+    """The rules. Args: side of the board, squares."""
     return Game(
         reset=partial(_reset, side=side),
         step=_step,
@@ -47,18 +48,22 @@ def _reset(u: Tensor, *, side: int) -> State:
 
 
 def _placed(board: Tensor, u: Tensor, size: int) -> Tensor:
-    """The squares of a further ship, [G, side, side] int32.
+    """The squares of one more ship, [G, side, side] int32, 1 where it lies.
 
-    Free places are counted row by row, first those that lie along a row, by their leftmost square,
-    then those along a column, by their uppermost; the one with number floor(u * places) is taken.
+    A place is named by its first square. The free places are numbered row by row: first those along
+    a row, by their leftmost square, then those along a column, by their uppermost one. The ship
+    takes the place with number floor(u * number of places).
+
+    Args:    board [G, side, side] int32, above 0 where ships lie; u [G] uniform in [0, 1); size of
+             the ship, squares.
     """
     taken = (board.unfold(axis, size, 1).sum(-1) for axis in (2, 1))
-    along, down = (squares == 0 for squares in taken)  # free places by their first square
+    along, down = (squares == 0 for squares in taken)  # True at the first square of a free place
     rows = torch.cat([along.sum(-1), down.sum(-1)], -1)
     places = rows.sum(-1)
     number = (u * places).long().clamp(max=places - 1)
-    # Counts of rows, then of a row's places: running sums over all places are split up by
-    # torch.compile, whose release 2.11 fails on that.
+    # A place's number is the count of those in earlier rows plus its number within its row. One
+    # running sum over all places would do, but the compiler of torch 2.11 fails on it.
     before = (rows.cumsum(-1) - rows).unsqueeze(-1)
     before_along, before_down = before.split([along.shape[1], down.shape[1]], 1)
     along, down = (

@@ -1,9 +1,10 @@
-"""CartPole of which only places or only speeds are seen, the places also with noise.
+"""CartPole with partial observations: only positions, positions with noise, or only velocities.
 
-After POPGym 1.0.7 on gymnasium's CartPole (Barto, Sutton and Anderson 1983; Euler steps of 0.02 s),
-here in float32. Every step pays 1 / length, the one on which the pole falls too. A fall is
-terminal, `length` steps truncate. The first observation of an episode shows the places even where
-only speeds are seen, as the package's does.
+After POPGym 1.0.7, which uses gymnasium's CartPole (Barto, Sutton and Anderson 1983; Euler steps of
+0.02 s). Differs: it computes in float32, the package in float64. Every step pays 1 / length, also
+the one on which the pole falls. A fall is terminal; `length` agent steps are the time limit, which
+the config sets. Quirk of the package: where only velocities are seen, the first observation of an
+episode shows positions.
 """
 
 import math
@@ -13,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.draw import gaussian
 from cerl.envs.resident import Game
+from cerl.kernels.random import gaussian
 
 _GRAVITY = 9.8  # m / s^2
 _CART, _POLE = 1.0, 0.1  # kg
 _HALF = 0.5  # m, half the pole's length
-_FORCE = 10.0  # N
+_FORCE = 10.0  # N, on the cart, to the left or to the right
 _TICK = 0.02  # s
 _EDGE, _TILT = 2.4, 12 * math.pi / 180  # m and rad, where an episode ends
 _START = 0.05  # each of the four numbers starts within +- this
@@ -28,12 +29,16 @@ _START = 0.05  # each of the four numbers starts within +- this
 class State(NamedTuple):
     place: Tensor  # [G, 2] m and rad, of the cart and of the pole
     speed: Tensor  # [G, 2] m / s and rad / s
-    error: Tensor  # [G, 2] noise on what is seen
-    fresh: Tensor  # [G] bool, the episode's first observation
+    error: Tensor  # [G, 2] noise that is added to the positions in the observation
+    fresh: Tensor  # [G] bool, no step of the episode was taken yet
 
 
 def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> Game:
-    """The game; after `length` agent steps it is to be truncated."""
+    """The rules.
+
+    Args:    speeds, velocities are seen instead of positions; length of an episode, agent steps,
+             which scales rewards; noise, standard deviation of that on positions, m and rad.
+    """
     draws = 4 if noise else 0
     return Game(
         reset=partial(_reset, noise=noise),
@@ -48,6 +53,7 @@ def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> Game:
 
 
 def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:
+    """Gaussian noise [G, 2] out of u [G, 4], or zeros like `like`."""
     return noise * gaussian(u.unflatten(-1, (2, 2))) if noise else torch.zeros_like(like)
 
 

@@ -1,9 +1,9 @@
-"""Concentration (memory): turn two cards of a spread deck; equal ones stay face up.
+"""Concentration (the game of pairs): turn two cards of a spread deck; equal ones stay face up.
 
-After POPGym 1.0.7. An action names a place. The observation shows, for every place, its card or
-that it is face down: pairs found, and the cards just turned. Turning a card that is already up ends
-the turn. An episode ends by terminal when all cards are up, and is truncated after about twice as
-many agent steps as there are cards.
+After POPGym 1.0.7. An action is the number of a place. The observation shows, for every place, its
+card or that it is face down. Cards of found pairs and those just turned are face up. Turning a card
+that is already face up ends the turn. An episode ends by terminal when all cards are up; its time
+limit, which the config sets, is about twice as many agent steps as there are cards.
 """
 
 from functools import partial
@@ -19,13 +19,13 @@ from cerl.envs.resident import Game
 
 class State(NamedTuple):
     kind: Tensor  # [G, cards] uint8, of the card at each place
-    up: Tensor  # [G, cards] bool, found
-    seen: Tensor  # [G, cards] bool, visible in the observation
-    first: Tensor  # [G] int64, place of the turn's first card; -1: none
+    up: Tensor  # [G, cards] bool, the card belongs to a pair that was found
+    seen: Tensor  # [G, cards] bool, the card is visible in the observation
+    first: Tensor  # [G] int64, place of the first card of this turn; -1: not turned yet
 
 
 def concentration(*, decks: int, kind: str) -> Game:
-    """The game."""
+    """The rules. Args: decks of 52 cards; kind of card that has to match, of `deck.KINDS`."""
     cards, kinds = CARDS * decks, deck.KINDS[kind]
     return Game(
         reset=partial(_reset, kind=kind),
@@ -48,7 +48,7 @@ def _step(state: State, action: Tensor, u: Tensor, *, limit: int) -> tuple[State
     cards = state.kind.shape[-1]
     second = state.first >= 0
     place = deck.one_hot(action, cards)
-    turned = place | deck.one_hot(state.first, cards)  # nowhere for -1
+    turned = place | deck.one_hot(state.first, cards)  # -1 is no place
     wasted = deck.at(state.up, action)
     equal = deck.at(state.kind, action) == deck.at(state.kind, state.first)
     found = second & ~wasted & equal & (action != state.first)

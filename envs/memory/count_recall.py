@@ -1,8 +1,8 @@
-"""CountRecall: how often did the kind of card now asked for come, the one now shown included?
+"""CountRecall: say how often the kind of card asked for was dealt, up to the card now shown.
 
 After POPGym 1.0.7. One pile is dealt, a second one asks; both show a card at each step. A wrong
-count costs as much as a right one pays, however near it is (the package's `error_clamp` does
-nothing). An episode ends, by terminal, with the last card.
+count costs as much as a right one pays, however near it is: the package's option `error_clamp` has
+no effect in its code. An episode ends by terminal with the last card.
 """
 
 from functools import partial
@@ -17,13 +17,13 @@ from cerl.envs.resident import Game
 
 
 class State(NamedTuple):
-    value: Tensor  # [G, cards] uint8, kinds of the cards dealt, in their order
-    query: Tensor  # [G, cards] uint8, kinds of the cards that ask
-    shown: Tensor  # [G] int64, which of them are
+    value: Tensor  # [G, cards] uint8, kinds of the cards in the pile dealt, in order
+    query: Tensor  # [G, cards] uint8, kinds of the cards in the pile that asks, in order
+    shown: Tensor  # [G] int64, index of the two cards now shown
 
 
 def count_recall(*, decks: int, kind: str) -> Game:
-    """The game."""
+    """The rules. Args: decks of 52 cards in each pile; kind of card, a key of `deck.KINDS`."""
     cards, kinds = CARDS * decks, deck.KINDS[kind]
     return Game(
         reset=partial(_reset, kind=kind),

@@ -1,7 +1,7 @@
-"""HigherLower: is the next card's rank higher (action 0) or lower (action 1)?
+"""HigherLower: guess whether the next card's rank is higher (action 0) or lower (action 1).
 
-After POPGym 1.0.7. Equal ranks earn nothing; whoever counts cards guesses better. An episode ends,
-by terminal, with the last card.
+After POPGym 1.0.7. Equal ranks pay nothing. Remembering the cards dealt so far makes guesses
+better. An episode ends by terminal with the last card.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,11 @@ _RANKS = deck.KINDS["ranks"]
 
 class State(NamedTuple):
     rank: Tensor  # [G, cards] uint8, in the order dealt
-    shown: Tensor  # [G] int64, which of them is
+    shown: Tensor  # [G] int64, index of the card now shown
 
 
 def higher_lower(*, decks: int) -> Game:
-    """The game."""
+    """The rules. Args: decks of 52 cards in the pile."""
     return Game(
         reset=_reset,
         step=_step,

@@ -1,9 +1,9 @@
-"""MineSweeper on an unseen board: the answer to a square is only how many mines lie around it.
+"""MineSweeper on an unseen board: an observation is only the number of mines around a square.
 
-After POPGym 1.0.7. An action names a square, row by row (the package's is a pair); the previous
-action has to be an input of the network. The count includes the square itself. A mine ends the game
-by terminal, as does the last free square; otherwise it is truncated after as many steps as there
-are free squares.
+After POPGym 1.0.7. An action is the number of a square, counted row by row; the package's is a pair
+(row, column). The network has to see its previous action too. The number of mines includes one on
+the square itself. Naming a mine is terminal, as is naming the last free square. The time limit,
+which the config sets, is as many agent steps as there are free squares.
 """
 
 from functools import partial
@@ -18,13 +18,13 @@ from cerl.envs.resident import Game
 
 
 class State(NamedTuple):
-    mine: Tensor  # [G, squares] bool
-    viewed: Tensor  # [G, squares] bool, free squares named
-    count: Tensor  # [G] int64, the last answer
+    mine: Tensor  # [G, squares] bool, the square holds a mine
+    viewed: Tensor  # [G, squares] bool, the square is free and was named
+    count: Tensor  # [G] int64, mines around the square that was named last
 
 
 def minesweeper(*, side: int, mines: int) -> Game:
-    """The game."""
+    """The rules. Args: side of the board, squares; number of mines."""
     free = side * side - mines
     counts = min(mines + 1, 10)
     return Game(
@@ -57,7 +57,7 @@ def _step(
 
 
 def _around(mine: Tensor, *, side: int) -> Tensor:
-    """Mines in the 3 x 3 squares around each, [G, squares] int64."""
+    """Number of mines in the 3 x 3 squares around each square, [G, squares] int64."""
     board = pad(mine.view(-1, side, side).long(), (1, 1, 1, 1))
     rows = board[:, :-2] + board[:, 1:-1] + board[:, 2:]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]).flatten(1)

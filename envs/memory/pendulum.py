@@ -1,8 +1,9 @@
-"""Pendulum without its speed: swing it up with a bounded torque, seeing only the angle.
+"""Pendulum with its velocity hidden: swing it up with a bounded torque, seeing only the angle.
 
-After POPGym 1.0.7 on gymnasium's Pendulum (steps of 0.05 s), here in float32; an action in [-1, 1]
-is a torque of +- 2 N m. Rewards are scaled so that an episode's return is within [-1, 1]. There is
-no terminal; `length` steps truncate.
+After POPGym 1.0.7, which uses gymnasium's Pendulum (steps of 0.05 s). Differs: it computes in
+float32, the package in float64. An action in [-1, 1] is a torque in [-2, 2] N m. Rewards are scaled
+so that an episode's return is within [-1, 1]. There is no terminal: `length` agent steps are the
+time limit, which the config sets.
 """
 
 import math
@@ -12,24 +13,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.draw import gaussian
 from cerl.envs.resident import Game
+from cerl.kernels.random import gaussian
 
 _GRAVITY = 10.0  # m / s^2; mass 1 kg, length 1 m
 _TORQUE = 2.0  # N m of a full action
 _TICK = 0.05  # s
-_FASTEST = 8.0  # rad / s
-_MIDDLE = 16.2736044 / 2  # half the largest cost of a step
+_FASTEST = 8.0  # rad / s, largest velocity
+_MIDDLE = 16.2736044 / 2  # half the largest cost of a step, 0 becomes reward 1 and the largest -1
 
 
 class State(NamedTuple):
-    angle: Tensor  # [G] rad from upright, as many turns as it made
+    angle: Tensor  # [G] rad from upright, not wrapped: a full turn adds 2 pi
     speed: Tensor  # [G] rad / s
-    error: Tensor  # [G, 2] noise on what is seen
+    error: Tensor  # [G, 2] noise that is added to the observation
 
 
 def pendulum(*, length: int, noise: float = 0.0) -> Game:
-    """The game; after `length` agent steps it is to be truncated."""
+    """The rules.
+
+    Args:    length of an episode, agent steps, which scales rewards; noise, standard deviation of
+             that on the observation (cosine and sine of the angle).
+    """
     draws = 4 if noise else 0
     return Game(
         reset=partial(_reset, noise=noise),
@@ -44,6 +49,7 @@ def pendulum(*, length: int, noise: float = 0.0) -> Game:
 
 
 def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:
+    """Gaussian noise [G, 2] out of u [G, 4], or zeros; like [G]."""
     if not noise:
         return torch.zeros_like(like).unsqueeze(-1).expand(-1, 2)
     return noise * gaussian(u.unflatten(-1, (2, 2)))

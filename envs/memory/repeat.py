@@ -1,11 +1,12 @@
 """RepeatPrevious and RepeatFirst: name the suit of the card k steps ago, or of the first card.
 
-After POPGym 1.0.7 (Morad et al. 2023, arXiv:2303.01859). k = 1 is the card that is now shown (its
-description counts from 0, its code from 1), and before k cards are out nothing is rewarded. No flag
-marks the first card, though RepeatFirst's description speaks of one. An episode ends, by terminal,
-with the last card: its return is 1 if every answer was right.
+After POPGym 1.0.7. k = 1 means the card now shown: the package's documentation counts from 0, its
+code from 1. Until k cards are dealt, no answer is rewarded. No flag marks the first card, although
+the documentation of RepeatFirst mentions one. An episode ends by terminal with the last card; its
+return is 1 if every answer was right.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,20 +22,21 @@ _SUITS = deck.KINDS["suits"]
 
 class State(NamedTuple):
     suit: Tensor  # [G, cards] uint8, in the order dealt
-    shown: Tensor  # [G] int64, which of them is
+    shown: Tensor  # [G] int64, index of the card now shown
 
 
 def repeat_previous(*, decks: int, k: int) -> Game:
-    """The game. Args: k in 1 .. 52 * decks - 1."""
+    """The rules. Args: decks of 52 cards in the pile; k in 1 to 52 * decks - 1."""
     return _game(partial(_previous, k=k), CARDS * decks)
 
 
 def repeat_first(*, decks: int) -> Game:
-    """The game."""
+    """The rules. Args: decks of 52 cards in the pile."""
     return _game(_first, CARDS * decks)
 
 
-def _game(step, cards: int) -> Game:
+def _game(step: Callable[..., tuple[State, Tensor, Tensor]], cards: int) -> Game:
+    """The rules of both tasks, which differ in the step alone. Args: cards in the pile."""
     return Game(
         reset=_reset,
         step=step,
@@ -63,6 +65,7 @@ def _first(state: State, action: Tensor, u: Tensor) -> tuple[State, Tensor, Tens
 
 
 def _deal(state: State, reward: Tensor) -> tuple[State, Tensor, Tensor]:
+    """The end of a step: the next card is shown."""
     shown = state.shown + 1
     return State(state.suit, shown), reward, shown >= state.suit.shape[-1] - 1
 

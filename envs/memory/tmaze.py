@@ -1,15 +1,18 @@
-"""T-maze: a cue, a corridor, and at its end the turn that the cue told.
+"""T-maze: a cue at the start of a corridor tells which way to turn at its end.
 
-After Ni et al. 2023 (arXiv:2307.03864), their classic T-mazes with a penalty of -1 / length (other
-authors' variants change the penalty, or add the time or noise to the observation). The corridor's
-cells are 0 to oracle + length, the last one is the junction, goals lie on both sides of it. Passive
-(oracle 0): the episode starts on the cue. Active (oracle 1): it starts one cell to the right of it,
-and the cue is told on the first visit of cell 0. Actions are right, up, left, down; into a wall
-nothing moves. The observation is [at the junction or a goal, signal]: the signal is the cue (+1 up,
--1 down) where it is told, beside the junction where one stands (+1, -1), and else 0. Every episode
-takes length + 1 + 2 oracle steps and ends by terminal: the last step pays 1 on the right goal;
-every other step that is further behind than the shortest way to the cue and back allows costs
-1 / length.
+After the T-mazes of Ni et al. 2023 (arXiv:2307.03864), with a penalty of -1 / length; variants by
+other authors change the penalty, or add the time or noise to the observation.
+
+The corridor has the cells 0 to oracle + length. The last one is the junction, with a goal above and
+one below it. Actions are right, up, left, down; a move into a wall does nothing. In the passive
+task (oracle 0) the episode starts in cell 0 with the cue. In the active one (oracle 1) it starts
+one cell to the right of it, and the cue is shown on the first visit of cell 0. The observation is
+[1 at the junction or a goal, else 0; signal]. The signal is the cue (+1 up, -1 down) on the step
+that shows it, on a goal +1 for the upper and -1 for the lower one, and 0 otherwise.
+
+An episode takes length + 1 + 2 oracle agent steps and ends by terminal. The last step pays 1 if the
+walker is on the goal that the cue named. Every other step costs 1 / length if the walker is, after
+t steps, left of cell t - oracle; on the shortest way by the cue to the junction it never is.
 """
 
 from functools import partial
@@ -26,14 +29,14 @@ RIGHT, UP, LEFT, DOWN = range(4)
 class State(NamedTuple):
     x: Tensor  # [G] int32, cell of the corridor
     y: Tensor  # [G] int32, +1 or -1 on a goal, else 0
-    goal: Tensor  # [G] int32, y of the right one
-    signal: Tensor  # [G] int32, the cue as told on this step, else 0
-    told: Tensor  # [G] bool
+    goal: Tensor  # [G] int32, y of the goal that pays
+    signal: Tensor  # [G] int32, the cue if this step shows it, else 0
+    told: Tensor  # [G] bool, the cue was shown
     time: Tensor  # [G] int32, agent steps of the episode
 
 
 def t_maze(*, length: int, oracle: int) -> Game:
-    """The game. Args: length of the corridor and oracle, cells from start to cue."""
+    """The rules. Args: length of the corridor; oracle, distance from start to cue (both cells)."""
     return Game(
         reset=partial(_reset, oracle=oracle),
         step=partial(_step, length=length, oracle=oracle),

@@ -1,8 +1,8 @@
 """Asterix: dodge enemies and collect gold (reward 1) that cross eight rows from either side.
 
-Row y can hold only the entity of slot y - 1, so at most one slot can meet the player. With
-ramping, entities appear and move faster as an episode goes on. Quirk of the original: a spawn
-decides side and kind before it finds that no slot is free.
+The entity in slot i is always in row i + 1, so at most one entity is in the player's row. With
+ramping, entities appear and move faster as an episode goes on. Quirk of the original: it draws side
+and kind of a new entity even if no slot is free.
 """
 
 from typing import NamedTuple
@@ -23,18 +23,18 @@ _RAMP = 100  # steps between rises of the difficulty
 
 
 class State(NamedTuple):
-    row: Tensor  # [G] int32, the player's, 1 to 8
-    column: Tensor  # [G] int32, the player's
+    row: Tensor  # [G] int32, of the player, 1 to 8
+    column: Tensor  # [G] int32, of the player
     spawn_wait: Tensor  # [G] int32, steps until something appears
-    spawn_period: Tensor  # [G] int32
+    spawn_period: Tensor  # [G] int32, steps between spawns
     move_wait: Tensor  # [G] int32, steps until the entities move
-    move_period: Tensor  # [G] int32
+    move_period: Tensor  # [G] int32, steps between moves
     ramp_wait: Tensor  # [G] int32, steps until the difficulty rises
-    ramps: Tensor  # [G] int32, rises of the difficulty
-    present: Tensor  # [G, 8] bool, slot i is row i + 1
-    at: Tensor  # [G, 8] int32, column
-    right: Tensor  # [G, 8] bool, goes to the right
-    gold: Tensor  # [G, 8] bool
+    ramps: Tensor  # [G] int32, how often the difficulty rose
+    present: Tensor  # [G, 8] bool, the slot holds an entity, in row slot + 1
+    at: Tensor  # [G, 8] int32, its column
+    right: Tensor  # [G, 8] bool, it moves to the right
+    gold: Tensor  # [G, 8] bool, it is gold, else an enemy
 
 
 def reset(u: Tensor) -> State:
@@ -49,7 +49,8 @@ def reset(u: Tensor) -> State:
 def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Spawns, moves the player, then the entities, then raises the difficulty.
 
-    Args:    u [G, 3]: side, kind (a third is gold), and which of the free slots.
+    Args:    u [G, 3] decides the side of a new entity, its kind (a third are gold), and which of
+             the free slots it takes; ramping, the difficulty rises.
     """
     slot = torch.arange(_SLOTS, dtype=torch.int32, device=u.device)
     free = ~state.present
@@ -103,8 +104,9 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
 
 
 def observe(state: State) -> Tensor:
+    """The board, [G, 4, 10, 10] bool."""
     ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
-    # The column of the one cell that a row shows in each channel; -1: none.
+    # In each channel, at most one cell of a row is set: its column, or -1 for none.
     player = torch.where(ten == state.row[:, None], state.column[:, None], -1)  # [G, 10]
     back = torch.where(state.right, state.at - 1, state.at + 1)
     kinds = [state.present & ~state.gold, state.present, state.present & state.gold]

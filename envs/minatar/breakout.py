@@ -1,8 +1,8 @@
 """Breakout: a paddle keeps a ball in play that breaks three rows of bricks; reward 1 per brick.
 
-The wall is one mask of 30 bits, so a game is nine numbers and the whole step is pointwise. Quirks
-of the original: a ball that has just broken a brick flies through the next one, and the wall is
-built anew only when the ball reaches the paddle's row.
+The wall is one integer of 30 bits, one a brick. So a game is nine numbers, and a step is pointwise
+arithmetic on them. Quirks of the original: a ball that has just broken a brick flies through the
+next one, and the wall is built anew only when the ball reaches the paddle's row.
 """
 
 from typing import NamedTuple
@@ -20,15 +20,15 @@ _FLOOR = 9
 
 
 class State(NamedTuple):
-    row: Tensor  # [G] int32, the ball's
-    column: Tensor  # [G] int32, the ball's
-    down: Tensor  # [G] int32, the ball's vertical speed, +1 or -1
-    right: Tensor  # [G] int32, the ball's horizontal speed, +1 or -1
-    trail_row: Tensor  # [G] int32, where the ball came from
-    trail_column: Tensor  # [G] int32
-    paddle: Tensor  # [G] int32, column on the floor
+    row: Tensor  # [G] int32, of the ball
+    column: Tensor  # [G] int32, of the ball
+    down: Tensor  # [G] int32, the ball's vertical speed, +1 or -1 cell a step
+    right: Tensor  # [G] int32, the ball's horizontal speed, +1 or -1 cell a step
+    trail_row: Tensor  # [G] int32, of the ball before the last step
+    trail_column: Tensor  # [G] int32, of the ball before the last step
+    paddle: Tensor  # [G] int32, its column; it stays on the bottom row
     bricks: Tensor  # [G] int32, bit 10 * (row - 1) + column; rows 1 to 3
-    strike: Tensor  # [G] bool, the last step met a brick
+    strike: Tensor  # [G] bool, the ball met a brick on the last step
 
 
 def reset(u: Tensor) -> State:
@@ -50,7 +50,10 @@ def reset(u: Tensor) -> State:
 
 
 def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Moves the paddle, then the ball. Args: `u` and `ramping` are unused, the game has neither."""
+    """Moves the paddle, then the ball.
+
+    Args:    `u` and `ramping` are unused: a step is deterministic and the difficulty constant.
+    """
     paddle = (state.paddle + (action == 3).int() - (action == 1).int()).clamp(0, 9)
     ahead = state.column + state.right
     column = ahead.clamp(0, 9)
@@ -84,12 +87,13 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
 
 
 def observe(state: State) -> Tensor:
+    """The board, [G, 4, 10, 10] bool."""
     ten = torch.arange(10, dtype=torch.int32, device=state.row.device)
-    # Ten bits for each row of each channel.
+    # A row of a channel is an integer of ten bits, one a column, until the last line.
     paddle = torch.where(ten == _FLOOR, 1 << state.paddle[:, None], 0)  # [G, 10]
     ball = torch.where(ten == state.row[:, None], 1 << state.column[:, None], 0)
     trail = torch.where(ten == state.trail_row[:, None], 1 << state.trail_column[:, None], 0)
-    # Only comparisons of `ten`: the compiler of torch 2.11 fails on a clamp of arithmetic with it.
+    # `ten` is only compared: the compiler of torch 2.11 fails on a clamp of arithmetic with it.
     wall = torch.zeros_like(ball)
     for line in range(3):
         wall = torch.where(ten == line + 1, (state.bricks[:, None] >> 10 * line) & 1023, wall)

@@ -1,15 +1,15 @@
 """Seaquest: hunt fish and submarines, collect divers, surface before the oxygen runs out.
 
-Each of the ten rows is one word of 60 bits: bit 6 * column + wait is an enemy that moves after
-`wait` more steps. The rules admit nothing else: the enemies of a row all swim the same way, and two
-in one cell differ in their wait, the older one's being shorter. (They swim at one speed, which
-changes only while they appear at least 15 steps apart; later it is one step.) So no number of
-enemies can overflow a word, and shifting words moves them all. A torpedo or a missile is the lowest
-bit of its cell. At most two divers are in the water: one appears every 30 steps and needs 60 to
-cross it, so a diver's column follows from the clock.
+The enemies of one kind in one row are an integer of 60 bits (a "word"): bit 6 * column + wait is an
+enemy in that column that moves after `wait` more steps. This covers all that the rules allow. The
+enemies of a row all swim the same way. Two in one cell always differ in their wait, the older one's
+being shorter: all swim at one speed, which changes only while new enemies appear at least 15 steps
+apart. So words cannot overflow, and shifting a word moves all of its enemies. A torpedo or a
+missile is the lowest bit of its cell. At most two divers are in the water, since one appears every
+30 steps and needs 60 to cross it. A diver's column follows from the time since it appeared.
 
-Quirks of the original: surfacing with six divers leaves -1 on board, and surfacing is safe with any
-number but zero; a submarine that is hit still launches its missile in that step.
+Quirks of the original: surfacing with six divers leaves -1 divers on board; surfacing is safe with
+any number of divers except zero; a submarine that is hit launches its missile in that step anyway.
 """
 
 from typing import NamedTuple
@@ -35,15 +35,15 @@ _HARDEST = 19  # level at which an enemy appears on every step
 _CELL = 0b111111
 _FIRST = sum(1 << (6 * column) for column in range(10))  # the lowest bit of every cell
 _ROW = (1 << 60) - 1
-_RIGHT = 16  # a diver is its row, plus this if it swims to the right; 0 is none
+_RIGHT = 16  # a diver is stored as its row, plus this if it swims to the right; 0: no diver
 
 
 class State(NamedTuple):
     x: Tensor  # [G] int64, column of the front of the player's boat
     y: Tensor  # [G] int64, its row, 0 (surface) to 8
-    right: Tensor  # [G] bool, it faces right
+    right: Tensor  # [G] bool, the player's boat faces right
     cooldown: Tensor  # [G] int64, steps until the next torpedo may be fired
-    oxygen: Tensor  # [G] int64, steps left under water; -1 in the last state of who stayed too long
+    oxygen: Tensor  # [G] int64, steps left under water; -1 after a death by lack of it
     crew: Tensor  # [G] int64, divers on board, at most 6, may be negative
     level: Tensor  # [G] int64, times surfaced with ramping on, at most 19
     clock: Tensor  # [G] int64, step of the episode modulo 11
@@ -54,7 +54,8 @@ class State(NamedTuple):
     heading: Tensor  # [G, 10] bool, enemies of this row swim to the right
     fish: Tensor  # [G, 10] int64 words
     subs: Tensor  # [G, 10] int64 words
-    # The clock at which each submarine launches, a word for each of its binary digits.
+    # The value of `clock` at which each submarine launches a missile: word k holds the k-th binary
+    # digit of that value, at the submarine's bit.
     phase_0: Tensor  # [G, 10] int64 words
     phase_1: Tensor  # [G, 10] int64 words
     phase_2: Tensor  # [G, 10] int64 words
@@ -78,8 +79,9 @@ def reset(u: Tensor) -> State:
 def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
     """Spawns, then moves in turn: player, torpedoes, divers, submarines, missiles, fish.
 
-    Args:    u [G, 5]: side, kind (a third are submarines) and row of an enemy; side and row of a
-             diver. ramping: enemies come more often and swim faster each time the player surfaces.
+    Args:    u [G, 5] decides side, kind (a third are submarines) and row of a new enemy, and side
+             and row of a new diver; ramping, each time the player surfaces, enemies come more often
+             and swim faster.
     """
     rows = torch.arange(10, device=u.device)
     heading, fish, subs, phases, spawn_wait = _spawn_enemy(state, u, rows)
@@ -120,7 +122,7 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
     danger = before | moved | missiles_right | missiles_left | arrived
     arrived, left_over = _strike(arrived, left_over)
     fish = waiting | arrived
-    # The product adds up the cells, in the last of them.
+    # Each cell holds 0 or 1. Multiplied by `_FIRST`, the last cell holds the sum of all cells.
     hits = ((flying ^ left_over) * _FIRST >> 54 & _CELL).sum(1)
     terminal = (here & (danger >> 6 * x[:, None] & _CELL != 0)).any(1) | (state.oxygen <= 0)
 
@@ -158,6 +160,7 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
 
 
 def observe(state: State) -> Tensor:
+    """The board, [G, 10, 10, 10] bool."""
     rows = torch.arange(10, device=state.x.device)
     here, floor = rows == state.y[:, None], rows == 9
     bow = 1 << 6 * state.x
@@ -191,19 +194,23 @@ def observe(state: State) -> Tensor:
 
 
 def _speed(level: Tensor) -> Tensor:
-    # Steps that an enemy waits between moves: 5, one less at every other level, at least 2.
+    """Steps that an enemy waits between moves: 5, one less after every second level, at least 2."""
     return (5 - (level >> 1)).clamp(min=2)
 
 
 def _cells(word: Tensor) -> Tensor:
-    # The lowest bit of every cell that holds anything.
+    """The lowest bit of every cell in which any bit is set."""
     word = word | word >> 1
     word = word | word >> 2
     return (word | word >> 2) & _FIRST
 
 
 def _strike(word: Tensor, torpedoes: Tensor) -> tuple[Tensor, Tensor]:
-    # A torpedo takes the oldest enemy of its cell with it; returns what is left of both.
+    """Removes each torpedo that has an enemy in its cell, and the oldest enemy there.
+
+    Args:    word, enemies [G, 10]; torpedoes [G, 10].
+    Returns: the enemies and the torpedoes that remain.
+    """
     inside = word & torpedoes * _CELL
     hit = _cells(inside)
     oldest = inside & ~(inside - hit)
@@ -211,7 +218,11 @@ def _strike(word: Tensor, torpedoes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _swim(word: Tensor, heading: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
-    # Those that wait on, and those that are now in the next column; who leaves the board is gone.
+    """One step of enemies: the wait of each falls by 1, and those at 0 move by a column.
+
+    Args:    word [G, 10]; heading [G, 10]; speed [G, 1], the wait after a move.
+    Returns: the enemies that did not move, and those that did, without any that left the board.
+    """
     due = word & _FIRST
     arrived = torch.where(heading, due << 6 + speed & _ROW, due >> 6 - speed)
     return (word ^ due) >> 1, arrived
@@ -220,7 +231,11 @@ def _swim(word: Tensor, heading: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]
 def _spawn_enemy(
     state: State, u: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
-    # Nothing appears in a row where somebody swims the other way.
+    """Adds an enemy where one is due, unless enemies in its row swim the other way.
+
+    Args:    u [G, 5] as in `step`; rows, the numbers 0 to 9.
+    Returns: heading, fish, subs, the four words of phases, and spawn_wait, as in `State`.
+    """
     due = state.spawn_wait == 0
     from_left, is_sub = u[:, :1] < 0.5, u[:, 1:2] < 1 / 3
     row = 1 + (u[:, 2:3] * 8).long()
@@ -229,7 +244,8 @@ def _spawn_enemy(
     born = torch.where(from_left, 1, 1 << 54) << _speed(state.level)[:, None]  # [G, 1]
     born = torch.where(chosen, born, 0)  # [G, 10]
     sub = torch.where(is_sub, born, 0)
-    # The first missile leaves ten steps from here, so on every step with the clock of the last one.
+    # The first missile leaves ten steps from now, and one every eleven steps from then on: whenever
+    # `clock` has the value that it had on the step before this one.
     phase = torch.where(state.clock == 0, _MISSILES - 1, state.clock - 1)[:, None]
     digits = (state.phase_0, state.phase_1, state.phase_2, state.phase_3)
     phases = [digit | sub & -(phase >> i & 1) for i, digit in enumerate(digits)]
@@ -239,6 +255,7 @@ def _spawn_enemy(
 
 
 def _spawn_diver(state: State, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds a diver where one is due. Returns: newer, older and diver_wait, as in `State`."""
     due = state.diver_wait == 0
     diver = 1 + (u[:, 4] * 8).long() + torch.where(u[:, 3] < 0.5, _RIGHT, 0)
     newer = torch.where(due, diver, state.newer)
@@ -247,12 +264,13 @@ def _spawn_diver(state: State, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _diver_column(diver: Tensor, age: Tensor) -> Tensor:
-    # Age counts the steps that the diver has swum; -1 or 10 once it has left the board.
+    """The column after `age` steps [G] in the water; -1 or 10 once the diver has left the board."""
     columns = age // _CROSSING
     return torch.where(diver >= _RIGHT, columns, 9 - columns)
 
 
 def _diver_word(diver: Tensor, age: Tensor, rows: Tensor) -> Tensor:
+    """The words [G, 10] in which only the diver's cell is set, by its lowest bit."""
     bit = 1 << 6 * _diver_column(diver, age).clamp(0, 9)
     return torch.where((rows == (diver & 15)[:, None]) & (rows > 0), bit[:, None], 0)  # [G, 10]
 
@@ -260,7 +278,11 @@ def _diver_word(diver: Tensor, age: Tensor, rows: Tensor) -> Tensor:
 def _board_divers(
     newer: Tensor, older: Tensor, crew: Tensor, wait: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Picks up who is at the boat before or after its move, the newer diver first.
+    """Takes divers on board that are at the boat before or after they move, the newer one first.
+
+    Args:    wait, diver_wait after this step's spawning; x and y of the boat; all [G].
+    Returns: newer, older and crew, as in `State`; a diver that left the board is gone too.
+    """
     divers = []
     for diver, age in ((newer, _DIVERS - wait), (older, 2 * _DIVERS - wait)):
         column, following = _diver_column(diver, age), _diver_column(diver, age + 1)

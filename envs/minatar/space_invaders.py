@@ -1,12 +1,13 @@
 """Space Invaders: shoot a block of aliens (reward 1 each) that comes down and shoots back.
 
-A board of 100 cells is two words of 50 bits, bit 10 * (row % 5) + column of the upper or the lower
-five rows, so a step is arithmetic on a few numbers of each game. There is no randomness. With
-ramping, a cleared block is followed by one that moves a step earlier, down to every sixth step.
+The 100 cells of a kind of object are two integers of 50 bits ("words"), one for the upper five rows
+and one for the lower five; a cell is bit 10 * (row % 5) + column. So a step is arithmetic on a few
+numbers of each game. There is no randomness. With ramping, each cleared block is followed by one
+that moves more often by a step, until it moves every sixth step.
 
-Quirks of the original: the nearest column of aliens shoots, of two equally near the left one;
-aliens on the floor when the block steps down come in again at the top, in the episode's last state;
-a new block keeps the direction and the clock of the last one.
+Quirks of the original: the column of aliens nearest to the cannon shoots, the left one of two that
+are equally near; when the block steps down, aliens on the floor appear again at the top, in the
+episode's last state; a new block keeps the direction and the waiting time of the last one.
 """
 
 from typing import NamedTuple
@@ -21,19 +22,19 @@ RESET_DRAWS = 0
 
 _COOLDOWN = 5  # steps between shots
 _BOMBS = 10  # steps between bombs
-_SLOWEST, _FASTEST = 12, 6  # steps between moves of a full block, first and with ramping at last
+_SLOWEST, _FASTEST = 12, 6  # steps between moves of a full block: the first one, and at the limit
 
 _HALF = (1 << 50) - 1
-_COLUMN = sum(1 << (10 * row) for row in range(5))  # column 0
-_BLOCK = sum(0b11111100 << (10 * row) for row in range(4))
+_COLUMN = sum(1 << (10 * row) for row in range(5))  # the cells of column 0 in a word
+_BLOCK = sum(0b11111100 << (10 * row) for row in range(4))  # the aliens of a new block
 
 
 class State(NamedTuple):
     column: Tensor  # [G] int64, of the cannon
     cooldown: Tensor  # [G] int64, steps until the next shot may be fired
-    goes_left: Tensor  # [G] bool, the block of aliens
+    goes_left: Tensor  # [G] bool, the direction of the block of aliens
     move_wait: Tensor  # [G] int64, steps until the block moves
-    move_period: Tensor  # [G] int64, of a full block
+    move_period: Tensor  # [G] int64, steps between moves of a full block
     bomb_wait: Tensor  # [G] int64, steps until the next bomb
     upper_aliens: Tensor  # [G] int64 words, rows 0 to 4
     lower_aliens: Tensor  # [G] int64 words, rows 5 to 9
@@ -63,15 +64,15 @@ def reset(u: Tensor) -> State:
 
 
 def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Moves in turn: cannon, shots, bombs, aliens; then a bomb is dropped and shots strike.
+    """Moves in turn: cannon, shots, bombs, aliens; then a bomb is dropped and shots hit aliens.
 
-    Args:    `u` is unused. ramping: every cleared block makes the next one move a step earlier.
+    Args:    `u` is unused; ramping, each cleared block makes the next one move more often.
     """
     fires = (action == 5) & (state.cooldown == 0)
     column = (state.column + (action == 3).long() - (action == 1).long()).clamp(0, 9)
     cannon = 1 << 40 + column  # in the lower half
 
-    # A shot leaves from row 9 and moves up at once; a bomb that has reached row 9 is gone after it.
+    # A new shot starts in row 9 and moves up in the same step. A bomb in row 9 leaves the board.
     lower_shots = state.lower_shots | torch.where(fires, cannon, 0)
     upper_shots = state.upper_shots >> 10 | lower_shots << 40 & _HALF
     lower_shots = lower_shots >> 10
@@ -116,8 +117,9 @@ def step(state: State, action: Tensor, u: Tensor, *, ramping: bool) -> tuple[Sta
 
 
 def observe(state: State) -> Tensor:
+    """The board, [G, 6, 10, 10] bool."""
     left, cannon = state.goes_left, 1 << 40 + state.column
-    # Nothing of the cannon is in the upper half.
+    # Shifted by 50 bits, the cannon in the lower half leaves zeros for the upper half.
     upper = (cannon >> 50, state.upper_aliens, state.upper_shots, state.upper_bombs)
     lower = (cannon, state.lower_aliens, state.lower_shots, state.lower_bombs)
     planes = []
@@ -125,13 +127,18 @@ def observe(state: State) -> Tensor:
         ways = torch.where(left, aliens, 0), torch.where(left, 0, aliens)
         planes.append(torch.stack([first, aliens, *ways, *rest], 1)[..., None])  # [G, 6, 1]
     ten = torch.arange(10, device=cannon.device)
-    # The ten bits of each row, narrow before they spread out to cells.
+    # The ten bits of each row. They are made int16 before they become ten cells each, so that the
+    # large tensor holds narrow numbers.
     rows = torch.where(ten < 5, planes[0], planes[1]) >> 10 * (ten % 5) & 1023  # [G, 6, 10]
     return rows.short()[..., None] & (1 << ten).short() != 0  # [G, 6, 10, 10]
 
 
 def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # The block one cell on, or one row down at the wall; its direction; whether it has landed.
+    """The block of aliens after a move: by a cell, or down by a row if it is at the wall.
+
+    Returns: its upper and lower words, whether it goes left, whether aliens were on the floor when
+             it moved down.
+    """
     upper, lower, left = state.upper_aliens, state.lower_aliens, state.goes_left
     wall = torch.where(left, _COLUMN, _COLUMN << 9)
     turns = (upper | lower) & wall != 0
@@ -143,7 +150,13 @@ def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _bomber(upper: Tensor, lower: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    # The lowest alien of the nearest column. There is one: a cleared block is replaced at once.
+    """The alien that drops a bomb: the lowest one of the column nearest to the cannon.
+
+    There always is one, since a cleared block is replaced at once.
+
+    Args:    upper, lower, the aliens' words [G]; column [G] of the cannon.
+    Returns: upper and lower words with its bit.
+    """
     columns = upper | lower
     columns = (columns | columns >> 10 | columns >> 20 | columns >> 30 | columns >> 40) & 1023
     here = (1 << column + 1) - 1
@@ -152,9 +165,10 @@ def _bomber(upper: Tensor, lower: Tensor, column: Tensor) -> tuple[Tensor, Tenso
     left = left | left >> 2
     left = left | left >> 4
     left = left | left >> 8
-    left, right = left ^ left >> 1, right & -right  # the nearest of either side: 2**i and 2**j
-    # The left one is as near: column - i <= j - column, so 2**i * 2**j >= 2**(2 * column). Without
-    # a left one the product is 0.
+    # What remains is the nearest column i on the left and j on the right, as 2**i and 2**j. The
+    # left one is nearer, or as near, if column - i <= j - column: 2**i * 2**j >= 2**(2 * column).
+    left, right = left ^ left >> 1, right & -right
+    # Without a left column, the product is 0 and the right one is taken.
     nearest = torch.where((right == 0) | (left * right >= 1 << 2 * column), left, right)
     shaft = nearest * _COLUMN
     upper, lower = upper & shaft, lower & shaft
@@ -162,7 +176,7 @@ def _bomber(upper: Tensor, lower: Tensor, column: Tensor) -> tuple[Tensor, Tenso
 
 
 def _lowest(word: Tensor) -> Tensor:
-    # Of the cells of one column the one nearest to the floor.
+    """The bit nearest to the floor, of a word whose bits are all in one column."""
     word = word | word >> 10
     word = word | word >> 20
     word = word | word >> 40
@@ -170,7 +184,7 @@ def _lowest(word: Tensor) -> Tensor:
 
 
 def _count(upper: Tensor, lower: Tensor) -> Tensor:
-    # Bits of both words, summed in fields of 2, 4, then 8 bits.
+    """Number of bits in both words, [G]: they are summed within fields of 2, 4, then 8 bits."""
     pairs, nibbles, bytes_, ones = (((1 << 64) - 1) // k for k in (3, 5, 17, 255))
     nibble = 0
     for word in (upper, lower):

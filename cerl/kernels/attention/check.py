@@ -12,6 +12,7 @@ KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def check_tensors(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, start: Tensor | None, window: int | None
 ) -> None:
+    """Shapes, types and devices of the tensors, and the window."""
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
         raise ValueError(
             f"{NAME} expected q [B, M, Hq, D] and k, v [B, N, Hkv, D], got {list(q.shape)}, "
@@ -67,6 +68,7 @@ def check_pruning(
     log_eps: float,
     rule: str,
 ) -> None:
+    """What pruning is asked for: one threshold or bound, in range, of a shape that fits."""
     if rule not in ("static", "running"):
         raise ValueError(f"{NAME} rule must be static or running, got {rule!r}")
     if rule == "running" and bound is None:
@@ -114,7 +116,7 @@ def check_pruning(
 def check_values(
     log_f: Tensor, threshold: Tensor | float | None, bound: Tensor | float | str | None
 ) -> None:
-    """The values of tensors; waits for the device."""
+    """The values inside tensors, which have to be read back from the device."""
     if not bool((log_f <= 0.0).all()):
         wrong = int((~(log_f <= 0.0)).sum())
         raise ValueError(
@@ -128,7 +130,7 @@ def check_values(
 
 
 def check_placement(*tensors: Tensor) -> None:
-    """Refuses [B, time, H, D] tensors of one device that the kernels cannot reach."""
+    """Where tensors [B, time, H, D] are: on the current device, with offsets of 32 bits."""
     device = tensors[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         raise ValueError(

@@ -1,10 +1,9 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""Gradients of forgetting attention in Triton: by query rows, then by keys, then of the gates.
+"""Gradients of forgetting attention in Triton for sequences of any length, in three launches.
 
-The kernel of the queries runs first and leaves what the kernel of the keys needs of each row; both
-recompute scores, so that no sum depends on the order of programs.
+A kernel by queries makes dq and leaves three numbers of each row for the next one; a kernel by keys
+makes dk and dv and the column sums of dS; a scan makes the gradients of the gates from these
+(`docs/attention.md`, "Gradients of the gates"). The first two both recompute the scores, so that no
+sum depends on the order of programs.
 """
 
 import torch
@@ -14,33 +13,33 @@ from torch import Tensor
 
 from cerl.kernels.attention.long_triton import (
     LANES,
-    block_size,
-    cap,
     choose,
     fall,
     grid,
     key_ranges,
-    load_rows,
     pair_scores,
     place,
-    strides,
-    tiled,
-    vector,
-    vectors,
 )
-from cerl.kernels.attention.plan import FEW
-from cerl.kernels.attention.scan_triton import LOG2E, TILE, gate_gradient, load_decay, sum_pointers
+from cerl.kernels.attention.plan import Plan
+from cerl.kernels.attention.rows_triton import load_rows, strides, tiled, vector, vectors
+from cerl.kernels.attention.scan_triton import LOG2E, gate_gradient, load_decay, sum_pointers
+from cerl.kernels.runtime.blocks import block_size
 from cerl.kernels.runtime.overlap import follow, overlap
 
 
 @triton.jit
 def _outer(a_x, a_y, b_x, b_y):
+    """Of two pairs of numbers the larger first one and the smaller second one."""
     return tl.maximum(a_x, b_x), tl.minimum(a_y, b_y)
 
 
 @triton.jit
 def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
-    """Of LANES query tiles, ends of those that see a key up to jl; those that miss one from j0."""
+    """Looks at LANES query tiles from `begin` on, at the first key that their rows visit.
+
+    Returns: for each tile its number + 1 if its first row sees a key up to jl, else 0; and its
+             number if its last row does not see all keys from j0 on, else `total`.
+    """
     tile = begin + tl.arange(0, LANES)
     last = offset + queries - 1
     b_first = tl.load(p_left + tl.minimum(offset + tile * PM, last))
@@ -52,9 +51,10 @@ def _look(p_left, j0, jl, begin, offset, queries, total, PM: tl.constexpr):
 
 @triton.jit
 def _last_tiles(p_left, j0, offset, queries, PM: tl.constexpr, PN: tl.constexpr):
-    """Ends, in query tiles, of those that visit key j0's tile, and of a run that sees all from j0.
+    """How far down, in query tiles, the key tile of j0 is visited, and seen as a whole from j0 on.
 
-    Both begin at the diagonal. Under the running rule some of the former do not visit the tile.
+    Both ranges of query tiles begin at the diagonal. Under the running rule some query tiles of the
+    first range do not visit the key tile; their rows are masked.
     """
     jl = j0 // PN * PN + PN - 1
     begin = tl.maximum(j0 - offset, 0) // PM
@@ -109,7 +109,10 @@ def _keys_block(
     EVEN: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Adds what BM query rows give to the gradients of a key block; scores stand [key, query]."""
+    """Adds the share of BM query rows to the gradients of a block of keys; scores are [key, query].
+
+    MASKED blocks take exact decays of pairs and a mask; the others count decays from the first row.
+    """
     b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
     b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
     b_delta = vector(p_terms, o_pair, begin, padded, BM, TMA)
@@ -181,7 +184,7 @@ def _backward_keys(
     EVEN: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """dk, dv and the column sums of dS of BN keys of one key head, its query heads in turn."""
+    """dk, dv and the column sums of dS, of BN keys of one key head; its query heads in turn."""
     key_heads = heads // GROUPS
     i_pair, i_tile = place()
     if i_pair * GROUPS >= pairs:
@@ -216,21 +219,87 @@ def _backward_keys(
         for step in tl.range(near + far, num_stages=2):
             begin = tl.where(step < near, first + step * BM, clean + (step - near) * BM)
             b_dk, b_dv, b_column = _keys_block(
-                b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
-                p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
-                s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
-                pairs, offset, queries, padded, length, scale * LOG2E,
-                D, BD, PRECISION, BM, TMA, EVEN, True,
-            )  # fmt: skip
+                b_k,
+                b_v,
+                hi_j,
+                lo_j,
+                column,
+                b_dk,
+                b_dv,
+                b_column,
+                begin,
+                i_b,
+                i_h,
+                o_pair,
+                p_q,
+                p_do,
+                p_terms,
+                p_sums,
+                p_sees,
+                p_high,
+                p_low,
+                s_qb,
+                s_qt,
+                s_qh,
+                s_db,
+                s_dt,
+                s_dh,
+                pairs,
+                offset,
+                queries,
+                padded,
+                length,
+                scale * LOG2E,
+                D,
+                BD,
+                PRECISION,
+                BM,
+                TMA,
+                EVEN,
+                True,
+            )
         if not ONE_LOOP:
             for begin in range(diagonal, clean, BM):
                 b_dk, b_dv, b_column = _keys_block(
-                    b_k, b_v, hi_j, lo_j, column, b_dk, b_dv, b_column, begin, i_b, i_h, o_pair,
-                    p_q, p_do, p_terms, p_sums, p_sees, p_high, p_low,
-                    s_qb, s_qt, s_qh, s_db, s_dt, s_dh,
-                    pairs, offset, queries, padded, length, scale * LOG2E,
-                    D, BD, PRECISION, BM, TMA, EVEN, False,
-                )  # fmt: skip
+                    b_k,
+                    b_v,
+                    hi_j,
+                    lo_j,
+                    column,
+                    b_dk,
+                    b_dv,
+                    b_column,
+                    begin,
+                    i_b,
+                    i_h,
+                    o_pair,
+                    p_q,
+                    p_do,
+                    p_terms,
+                    p_sums,
+                    p_sees,
+                    p_high,
+                    p_low,
+                    s_qb,
+                    s_qt,
+                    s_qh,
+                    s_db,
+                    s_dt,
+                    s_dh,
+                    pairs,
+                    offset,
+                    queries,
+                    padded,
+                    length,
+                    scale * LOG2E,
+                    D,
+                    BD,
+                    PRECISION,
+                    BM,
+                    TMA,
+                    EVEN,
+                    False,
+                )
         tl.store(p_column + o_pair * length + column, b_column)
     o_out = (i_b * keys * key_heads + i_kh) * D
     o_tile = column[:, None] * (key_heads * D) + d[None, :]
@@ -291,11 +360,12 @@ def _backward_queries(
     TMA: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """dq of BM query rows of one head.
+    """dq of BM query rows of one head, and p_terms: three numbers of each row for the other kernel.
 
-    For the kernel of the keys it leaves three terms of each row: sum(o do) - dlse as if o had not
-    been rounded, and the log-sum-exp in base 2 as it is subtracted from far scores, less the decay
-    since the first row of its block of KM, and from near ones, less the low part of its sum.
+    0: sum(o do) - dlse, as if o had not been rounded.
+    1: what unmasked scores subtract: the log-sum-exp in base 2, less the decay from the first row
+       of the row's block of KM, which those scores lack.
+    2: what masked scores subtract: the log-sum-exp in base 2, less the low part of the row's sum.
     """
     i_pair, i_tile = place()
     if i_pair >= pairs:
@@ -316,7 +386,8 @@ def _backward_queries(
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
     tile0 = offset + i_tile * BM // PM * PM
     follow(OVERLAP)
-    # A block inside a tile may see fewer keys than the tile's first row does.
+    # The keys begin where the first row of the tile begins to visit. If this block is not the first
+    # one of its tile, its own first row may begin later.
     edge = tl.maximum(tl.load(p_left + tile0) // PN * PN, tl.load(p_left + i0) // BN * BN)
     whole, diagonal, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
     begin = i_tile * BM
@@ -338,7 +409,7 @@ def _backward_queries(
         hi_r, lo_r = load_decay(p_high, p_low, offset + safe // KM * KM)
         b_term = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
         hi_r, lo_r = load_decay(p_high, p_low, i0)
-    # Rows past the end weigh nothing, so that the kernel of the keys needs no mask.
+    # Rows past the end get weight 0, exp2(-inf), so that the kernel by keys needs no mask for them.
     m_row = row < queries
     o_padded = o_pair * (tiles * BM) + row
     o_term = pairs.to(tl.int64) * (tiles * BM)
@@ -376,7 +447,7 @@ def _backward_queries(
             b_ds = b_p * (b_ds - b_delta[:, None])
             b_row += tl.sum(b_ds, 1)
             b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    # A row of dS sums to dlse; what is over is the rounding of o in delta, which ends here.
+    # With o unrounded a row of dS sums to dlse; the difference corrects delta for o.
     tl.store(p_terms + o_padded, tl.where(m_row, b_delta + b_row - b_dlse, 0.0))
     tl.store(
         p_dq + (i_b * queries * heads + i_h) * D + row[:, None] * (heads * D) + d[None, :],
@@ -398,9 +469,14 @@ def backward(
     decay: Tensor,
     left: Tensor,
     *,
+    plan: Plan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; `left` tells what each position saw in the forward pass."""
+    """Gradients of q, k, v and log_f.
+
+    Args: as of `long_triton.forward`, which made o, lse, decay and left; rows of do contiguous;
+          dlse [B, M, Hq] or None, for zeros.
+    """
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1], heads // k.shape[2]
     pairs = batch * heads
@@ -413,28 +489,77 @@ def backward(
     lse_strides = (0, 0, 0) if dlse is None else dlse.stride()
     column = log_f.new_empty(batch, heads, decay.shape[3])
     options = dict(
-        GROUPS=groups, D=width, BD=block_size(width), PRECISION="ieee", ONE_LOOP=keys <= FEW,
-        PM=TILE, PN=TILE,
-    )  # fmt: skip
+        GROUPS=groups,
+        D=width,
+        BD=block_size(width),
+        PRECISION="ieee",
+        ONE_LOOP=plan.few,
+        PM=plan.tiles.rows,
+        PN=plan.tiles.columns,
+    )
     m, n = by_query.rows, by_query.columns
     tma, (k_rows, v_rows) = tiled(n, k, v)
     _backward_queries[grid(pairs, padded // m, k)](
-        q, k_rows, v_rows, o, do, decay, vectors(decay, n, tma), left, lse,
-        lse if dlse is None else dlse, terms, dq,
-        *strides(q, k, v, o, do), *lse_strides,
-        pairs, heads, queries, keys, decay.shape[3], scale,
-        **options, DLSE=dlse is not None, KM=by_key.rows, BM=m, BN=n, TMA=tma,
-        num_warps=by_query.warps, num_stages=by_query.stages, **cap(by_query), **overlap(q),
-    )  # fmt: skip
+        q,
+        k_rows,
+        v_rows,
+        o,
+        do,
+        decay,
+        vectors(decay, n, tma),
+        left,
+        lse,
+        lse if dlse is None else dlse,
+        terms,
+        dq,
+        *strides(q, k, v, o, do),
+        *lse_strides,
+        pairs,
+        heads,
+        queries,
+        keys,
+        decay.shape[3],
+        scale,
+        **options,
+        DLSE=dlse is not None,
+        KM=by_key.rows,
+        BM=m,
+        BN=n,
+        TMA=tma,
+        **by_query.options,
+        **overlap(q),
+    )
     m, n = by_key.rows, by_key.columns
     tma, (q_rows, do_rows) = tiled(m, q, do)
     even = tma and (keys - queries) % 4 == 0  # blocks of positions begin on 16 bytes
     _backward_keys[grid(pairs // groups, -(-keys // n), k)](
-        q_rows, k, v, do_rows, decay, vectors(decay, m, even), left, vectors(left, m, even),
-        vectors(terms, m, tma), dk, dv, column,
-        *strides(q, k, v, do), pairs, heads, queries, padded, keys, decay.shape[3],
-        scale, **options, BM=m, BN=n, TMA=tma, EVEN=even,
-        num_warps=by_key.warps, num_stages=by_key.stages, **cap(by_key), **overlap(q),
-    )  # fmt: skip
+        q_rows,
+        k,
+        v,
+        do_rows,
+        decay,
+        vectors(decay, m, even),
+        left,
+        vectors(left, m, even),
+        vectors(terms, m, tma),
+        dk,
+        dv,
+        column,
+        *strides(q, k, v, do),
+        pairs,
+        heads,
+        queries,
+        padded,
+        keys,
+        decay.shape[3],
+        scale,
+        **options,
+        BM=m,
+        BN=n,
+        TMA=tma,
+        EVEN=even,
+        **by_key.options,
+        **overlap(q),
+    )
     dlog_f = gate_gradient(log_f, start, dlse, column, queries=queries)
     return dq, dk, dv, dlog_f

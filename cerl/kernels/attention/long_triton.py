@@ -1,40 +1,28 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Forgetting attention in Triton for sequences of any length: the forward pass.
 
-Scores take one multiply-add: the decay of a row enters relative to the first row of its tile, where
-softmax cannot see it, and only tiles on the diagonal or on an edge of an episode pay for exact
-pairs. The scan of the gates has found which tiles may be skipped. Sums run in a fixed order.
+Most scores take one multiply-add: their decay is counted from the first row of the query tile
+instead of from their own row, which adds a constant to each row, and softmax does not depend on
+that. Blocks that need a mask, on the diagonal or where an episode begins, use exact decays. A scan
+of the gates (`scan_triton.py`) has found which tiles to visit. Sums run in a fixed order.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cerl.kernels.attention.plan import FEW
-from cerl.kernels.attention.scan_triton import LOG2E, TILE, load_decay, prepare, sum_pointers
+from cerl.kernels.attention.launch import Launch
+from cerl.kernels.attention.plan import Plan, Tiles
+from cerl.kernels.attention.rows_triton import load_rows, strides, tiled, vector, vectors
+from cerl.kernels.attention.scan_triton import LN2, LOG2E, load_decay, prepare, sum_pointers
+from cerl.kernels.runtime.blocks import block_size
 from cerl.kernels.runtime.overlap import follow, overlap
 
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-LANES: tl.constexpr = tl.constexpr(128)  # tiles that one look compares
+LANES: tl.constexpr = tl.constexpr(128)  # tiles that are compared at once
 
 
-class Launch(NamedTuple):
-    """Block sizes of a role: query rows, key columns; warps and pipeline stages."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    registers: int | None = None  # most of a thread; None leaves it to the compiler
-
-
-# Keyed by (role, padded width, bytes of an element); forward and queries share their columns.
+# Keyed by (role, padded width, bytes of an element): the output, the gradients of k and v, and the
+# gradient of q. Forward and queries must have the same columns.
 # Timed on an H200 at 4,4096,16,64 and 16,1024,8,128; `cerl bench attention-tiles` times others.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 64, 2): Launch(64, 64, 4, 2, 128),
@@ -50,15 +38,17 @@ CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("queries", 64, 4): Launch(32, 32, 4, 1),
     ("queries", 128, 4): Launch(32, 32, 8, 1),
 }
-CACHE = 32 << 20  # bytes; of the 50 MiB of the H200 that the tables were measured on
-COPY_ENGINE = True  # load tiles with it where their layout allows
+CACHE = 32 << 20  # bytes for k and v, of the 50 MiB of the H200 that the tables were measured on
 
 
 @triton.jit
 def key_ranges(p_left, edge, i0, i1, ONE_LOOP: tl.constexpr, BN: tl.constexpr):
-    """Where the keys begin that all rows of a tile see, and the diagonal; how many blocks of edge.
+    """Cuts the keys that the rows i0 to i1 visit, from `edge` on, into three parts.
 
-    With ONE_LOOP all blocks before the diagonal are edge.
+    From `edge` to `whole` some rows see only a part of a block, from `whole` to `diagonal` all rows
+    see all keys, from there on the causal mask cuts. With ONE_LOOP the middle part is empty.
+
+    Returns: whole, diagonal, and how many blocks of BN keys lie before `whole`.
     """
     diagonal = tl.maximum(edge, (i0 + 1) // BN * BN)
     whole = diagonal
@@ -85,13 +75,16 @@ def _near_tiles(
     near,
     PN: tl.constexpr,
 ):
-    """Where the running rule lets a query tile begin, of the keys from `whole` to `near`.
+    """Applies the running rule (`pruning.nearer_tiles`) to the key tiles from `whole` to `near`.
 
-    b_lse: log-sum-exp of its rows over the keys from `near` on. Writes what it finds.
+    b_lse is the log-sum-exp of the rows over the keys from `near` on. Adds the number of skipped
+    tiles to p_count, and moves p_left of the rows past those tiles, for the backward pass.
+
+    Returns: where the tiles that are kept begin.
     """
     hi_r, lo_r = load_decay(p_high, p_low, i0)
     b_limit = b_lse - ((hi_i - hi_r) + (lo_i - lo_r))
-    # Rows that see nothing before the tile ask for nothing.
+    # A row whose episode begins inside its tile sees no earlier tile and sets no limit.
     limit = tl.load(p_room) + tl.min(tl.where(m_row & (b_left <= i0), b_limit, float("inf")))
     skipped = tl.zeros([LANES], tl.int32)
     for base in range(whole // PN, near // PN, LANES):
@@ -108,45 +101,8 @@ def _near_tiles(
 
 @triton.jit
 def place():
-    """The head and the tile of this program, in a `grid`; heads past the last one are no heads."""
+    """The head and the tile of this program, in a `grid`; a head past the last one does nothing."""
     return tl.program_id(2) * tl.num_programs(0) + tl.program_id(0), tl.program_id(1)
-
-
-@triton.jit
-def load_rows(
-    p,
-    i_b,
-    i_h,
-    begin,
-    limit,
-    s_b,
-    s_t,
-    s_h,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BT: tl.constexpr,
-    TMA: tl.constexpr,
-):
-    """[BT, BD] rows of a head from `begin`; past D columns zeros, past `limit` rows any row's."""
-    if TMA:
-        return p.load([i_b.to(tl.int32), begin, i_h * D]).reshape([BT, BD])
-    else:
-        t = tl.minimum(begin + tl.arange(0, BT), limit - 1)
-        d = tl.arange(0, BD)
-        p_tile = p + i_b * s_b + i_h * s_h + t[:, None] * s_t + d[None, :]
-        if D == BD:
-            return tl.load(p_tile)
-        else:
-            return tl.load(p_tile, mask=(d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def vector(p, i_row, begin, length, BT: tl.constexpr, TMA: tl.constexpr):
-    """BT numbers of row i_row of a [rows, length] matrix."""
-    if TMA:
-        return p.load([i_row.to(tl.int32), begin]).reshape([BT])
-    else:
-        return tl.load(p + i_row.to(tl.int64) * length + begin + tl.arange(0, BT))
 
 
 @triton.jit
@@ -163,9 +119,10 @@ def fall(
     BN: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Decays (base 2) from BN keys on to a later row r, as a vector and a number for all of it.
+    """Decays (base 2) from BN keys to a later row r, as the sum of a vector and a number.
 
-    They meet at the last key: neither is above 0, so their sum is as exact as the larger.
+    The vector holds the decays from each key to the last key of the block, the number the decay
+    from there to r. Neither is above 0, so that the sum loses nothing by cancellation.
     """
     b_fall = vector(p_sums, 2 * pairs + i_pair, begin, length, BN, TMA)
     high, low = load_decay(p_high, p_low, begin + BN - 1)
@@ -174,9 +131,10 @@ def fall(
 
 @triton.jit
 def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
-    """Scores in base 2 of pairs, exact but for the low part of c_i, which the caller adds to rows.
+    """Scores in base 2 of pairs, which lack only the low part of the sum of row i; -inf if masked.
 
-    All in [i, j] or [j, i] broadcast form; -inf where m_pair is False.
+    The caller adds that part to the maximum or the log-sum-exp of the row, which is one number.
+    Arguments in [i, j] or [j, i] broadcast form.
     """
     b_s = b_qk * scale - lo_j * LOG2E
     return tl.where(m_pair, b_s + (hi_i - hi_j) * LOG2E, float("-inf"))
@@ -184,7 +142,7 @@ def pair_scores(b_qk, scale, hi_i, hi_j, lo_j, m_pair):
 
 @triton.jit
 def _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION: tl.constexpr, MASKED: tl.constexpr):
-    """One step of the running softmax in base 2; scores still lack `frame`."""
+    """One block of the running softmax in base 2, whose scores lack `frame`: one number a row."""
     b_new = tl.maximum(b_max, tl.max(b_s, 1) + frame)
     b_pivot = b_new
     if MASKED:
@@ -240,7 +198,7 @@ def _forward(
     i_pair, i_tile = place()
     if i_pair >= pairs:
         return
-    i_tile = tl.num_programs(1) - 1 - i_tile
+    i_tile = tl.num_programs(1) - 1 - i_tile  # tiles with the most keys start first
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     offset = keys - queries
     i_kh = i_h // GROUPS
@@ -255,7 +213,7 @@ def _forward(
     follow(OVERLAP)
     edge = tl.load(p_left + i0) // PN * PN
     whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
-    calm = False
+    calm = False  # whether all rows see the first visited tile as a whole; the running rule asks
     if RUNNING:
         calm = tl.load(p_left + i1) <= edge
         near = tl.where(calm, tl.maximum(edge, i0 // PN * PN - PN), near)
@@ -280,11 +238,25 @@ def _forward(
     m_row = row < queries
     if RUNNING:
         whole = _near_tiles(
-            p_high, p_low, p_left, p_count + i_pair, p_room + i_pair, i, i0, b_left, m_row,
-            hi_i, lo_i, (b_max + tl.log2(b_sum)) * LN2, whole, tl.where(calm, near, whole), PN,
-        )  # fmt: skip
+            p_high,
+            p_low,
+            p_left,
+            p_count + i_pair,
+            p_room + i_pair,
+            i,
+            i0,
+            b_left,
+            m_row,
+            hi_i,
+            lo_i,
+            (b_max + tl.log2(b_sum)) * LN2,
+            whole,
+            tl.where(calm, near, whole),
+            PN,
+        )
     if not ONE_LOOP:
-        # From here on scores of row i are relative to c_i - c_r, r the first row of the tile.
+        # In the loop below every row takes the decay of row r, the first of its tile, so that the
+        # scores of row i lack b_shift, the decay from r to i.
         hi_r, lo_r = load_decay(p_high, p_low, i0)
         b_shift = ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
         b_near = b_max
@@ -300,7 +272,8 @@ def _forward(
             b_s = b_s * scale + b_fall[None, :]
             b_max, b_sum, b_o = _soften(b_s, b_v, b_max, b_sum, b_o, frame, PRECISION, False)
 
-        # A row whose largest score is a near one keeps it unrounded.
+        # Where the loop has found no larger score, the old maximum is put back: subtracting the
+        # shift and adding it again would round it.
         b_max = tl.where(b_max == b_start, b_near, b_max + b_shift)
     b_o = b_o * (1.0 / b_sum)[:, None]
     p_o += (i_b * queries * heads + i_h) * D
@@ -313,83 +286,37 @@ def _forward(
     )
 
 
-def block_size(size: int) -> int:
-    """What an axis is padded to: a power of two that a product takes."""
-    return max(16, power_of_two(size))
-
-
-def power_of_two(size: int) -> int:
-    """The next one; Triton's own takes longer than a launch."""
-    return 1 << (size - 1).bit_length()
-
-
 def choose(role: str, q: Tensor) -> Launch:
+    """The table's launch for the width and type of q; heads below 64 wide take that of 64."""
     return CONFIGS[role, max(64, block_size(q.shape[-1])), q.element_size()]
 
 
-def check_launches(forward: Launch, keys: Launch, queries: Launch) -> None:
-    """Raises: ValueError if the three do not work on the same tiles and blocks."""
+def check_launches(tiles: Tiles, forward: Launch, keys: Launch, queries: Launch) -> None:
+    """Raises: ValueError if the three do not work on the plan's tiles and on the same blocks."""
     if (
-        forward.rows != TILE
+        forward.rows != tiles.rows
         or forward.columns != queries.columns
-        or any(TILE % size for size in (*queries[:2], *keys[:2]))
+        or any(tiles.rows % launch.rows for launch in (queries, keys))
+        or any(tiles.columns % launch.columns for launch in (queries, keys))
         or queries.rows % keys.rows
     ):
         raise ValueError(
-            f"CONFIGS: expected forward rows of {TILE}, blocks that divide {TILE}, the columns of "
-            "forward and queries alike, and rows of keys that divide those of queries, got forward "
-            f"{forward}, keys {keys} and queries {queries}"
+            f"CONFIGS: expected forward rows of {tiles.rows}, blocks that divide tiles of "
+            f"{tiles.rows} by {tiles.columns}, the columns of forward and queries alike, and rows "
+            f"of keys that divide those of queries, got forward {forward}, keys {keys} and queries "
+            f"{queries}"
         )
 
 
-def cap(launch: Launch) -> dict[str, int]:
-    return {} if launch.registers is None else {"maxnreg": launch.registers}
-
-
 def grid(heads: int, tiles: int, k: Tensor) -> tuple[int, int, int]:
-    """Programs by head, tile, and group of heads whose rows of four tensors fit the cache together.
+    """The grid: heads of a group, tiles, groups. Programs start in this order, heads fastest.
 
-    A group goes from tile to tile together.
+    A group holds as many heads as have their rows of four tensors in the cache together; all its
+    heads are at about the same tile at a time.
     """
     size = 4 * k.shape[1] * k.shape[3] * k.element_size()
     groups = -(-heads // max(1, CACHE // size))
     return -(-heads // groups), tiles, groups
-
-
-def strides(*tensors: Tensor) -> list[int]:
-    """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
-    return [size for tensor in tensors for size in tensor.stride()[:3]]
-
-
-def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
-    """Whether the copy engine can load blocks of these, and what to hand to the kernel.
-
-    It takes 16-bit tensors whose heads lie side by side and fill their padded width.
-    """
-    for x in tensors:
-        width = x.shape[3]
-        if not (
-            COPY_ENGINE and x.is_cuda and x.element_size() == 2 and width == block_size(width)
-            and x.stride(2) == width and x.stride(3) == 1 and x.data_ptr() % 16 == 0
-            and all(size % 8 == 0 and size > 0 for size in x.stride()[:2])
-        ):  # fmt: skip
-            return False, list(tensors)
-    return True, [
-        TensorDescriptor(
-            x,
-            [x.shape[0], x.shape[1], x.shape[2] * x.shape[3]],
-            [x.stride(0), x.stride(1), 1],
-            [1, rows, x.shape[3]],
-        )
-        for x in tensors
-    ]
-
-
-def vectors(x: Tensor, size: int, tma: bool) -> Tensor | TensorDescriptor:
-    """Contiguous 32-bit numbers for `vector`, the last axis in blocks of `size`."""
-    if not tma:
-        return x
-    return TensorDescriptor(x, [x.numel() // x.shape[-1], x.shape[-1]], [x.shape[-1], 1], [1, size])
 
 
 def forward(
@@ -401,31 +328,61 @@ def forward(
     threshold: Tensor | None,
     room: Tensor | None,
     *,
+    plan: Plan,
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o [B, M, Hq, D], lse [B, M, Hq], tiles not visited [B, Hq], decayed sums, first visible key.
+    """o [B, M, Hq, D], lse [B, M, Hq], tiles not visited [B, Hq]; decayed sums and first keys.
 
-    Args: as the custom operator in `attention.py`; window 0 is none.
+    Args:    as of `operator.attend`, with a plan of the long regime.
+    Returns: the last two as `scan_triton.prepare` makes them; the running rule has moved left.
     """
     batch, queries, heads, width = q.shape
     keys = k.shape[1]
     start = None if start is None else start.view(torch.uint8)
     launch, pairs = choose("forward", q), batch * heads
-    check_launches(launch, choose("keys", q), choose("queries", q))
+    check_launches(plan.tiles, launch, choose("keys", q), choose("queries", q))
     decay, left, count = prepare(
-        log_f, start, threshold, queries=queries, window=window, block=launch.columns
+        log_f,
+        start,
+        threshold,
+        plan=plan,
+        queries=queries,
+        window=window,
+        block=launch.columns,
     )
     o = q.new_empty(batch, queries, heads, width)
     lse = log_f.new_empty(batch, queries, heads)
     tma, (k_rows, v_rows) = tiled(launch.columns, k, v)
     _forward[grid(pairs, -(-queries // launch.rows), k)](
-        q, k_rows, v_rows, decay, vectors(decay, launch.columns, tma), left,
-        lse if room is None else room, count, o, lse,
-        *strides(q, k, v), pairs, heads, queries, keys, decay.shape[3], scale,
-        GROUPS=heads // k.shape[2], D=width, BD=block_size(width), PRECISION="ieee",
-        ONE_LOOP=keys <= FEW, RUNNING=room is not None,
-        PN=TILE, BM=launch.rows, BN=launch.columns, TMA=tma,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **overlap(q),
-    )  # fmt: skip
+        q,
+        k_rows,
+        v_rows,
+        decay,
+        vectors(decay, launch.columns, tma),
+        left,
+        lse if room is None else room,
+        count,
+        o,
+        lse,
+        *strides(q, k, v),
+        pairs,
+        heads,
+        queries,
+        keys,
+        decay.shape[3],
+        scale,
+        GROUPS=heads // k.shape[2],
+        D=width,
+        BD=block_size(width),
+        PRECISION="ieee",
+        ONE_LOOP=plan.few,
+        RUNNING=room is not None,
+        PN=plan.tiles.columns,
+        BM=launch.rows,
+        BN=launch.columns,
+        TMA=tma,
+        **launch.options,
+        **overlap(q),
+    )
     return o, lse, count, decay, left

@@ -1,11 +1,8 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""The threshold of pruning that follows from the q and k at hand, in one launch.
+"""The threshold of pruning that follows from the lengths of the given q and k, in one launch.
 
-A program measures the longest query and the longest key of one head, so few heads of many rows take
-longer than their bytes would. Plain torch, the definition, reads q and k in four launches and makes
-eight of small tensors.
+A program finds the longest query and the longest key of one head, so that few heads with many rows
+do not fill the GPU. The definition, `bounds.measured_bound` and `bounds.limit_of`, takes twelve
+launches.
 """
 
 import math
@@ -15,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention.long_triton import block_size
+from cerl.kernels.runtime.blocks import block_size
 
 ROWS, WARPS = 256, 8  # rows of a turn of the loop
 
@@ -56,9 +53,9 @@ def _measure(
     LIMITS: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """offset - factor |q| |k| / n for one batch row and query head, from its longest rows.
+    """Limit n of one batch row and query head: offset - factor |q| |k| / n, from the longest rows.
 
-    p_limits is [LIMITS, B, Hq], of n = 1, 2.
+    p_limits is [LIMITS, B, Hq], for n = 1 and, with two LIMITS, n = 2.
     """
     i = tl.program_id(0)
     i_batch, i_head = (i // heads).to(tl.int64), (i % heads).to(tl.int64)
@@ -74,10 +71,12 @@ def _measure(
 def measured_limits(
     q: Tensor, k: Tensor, *, log_eps: float, scale: float, slack: float, count: int
 ) -> Tensor:
-    """log_eps - ln N - U * (2, 1) with U = scale max|q| max|k|: float32 [count, B, Hq].
+    """log_eps - ln N - 2 U, and with a count of 2 also log_eps - ln N - U: float32 [count, B, Hq].
 
-    Args: q [B, M, Hq, D] and k [B, N, Hkv, D], rows contiguous; scale at least 0; slack, a share by
-          which the limits are rounded down, for what float32 rounds here; count, 1 or 2.
+    U = scale max|q| max|k|; a head with NaN or infinity in q or k gets -inf, which skips nothing.
+
+    Args: q [B, M, Hq, D] and k [B, N, Hkv, D], rows contiguous; scale at least 0; slack, the share
+          by which limits are enlarged to make up for rounding (`bounds.SLACK`); count, 1 or 2.
     """
     batch, queries, heads, width = q.shape
     keys, key_heads = k.shape[1:3]

@@ -1,46 +1,29 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""Forgetting attention in Triton for 129 to 256 keys of 16 bits: one launch forward, one backward.
+"""Forgetting attention in Triton for 129 to 256 keys of 16 bits: the one launch forward.
 
-Forward, every program scans the gates of its head, finds the tiles that it skips and leaves both to
-the backward pass. There, one program takes all keys of a head in two halves; a row of dS is summed
-before its columns are, so that gates lose nothing by the rounding of o. Sums run in a fixed order.
+Every program scans the gates of its head and finds the tiles that it skips; it leaves both to the
+backward pass (`medium_backward_triton.py`). Sums run in a fixed order.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention.long_triton import LN2, block_size, cap, load_rows, strides
-from cerl.kernels.attention.plan import Tiles, tiles
-from cerl.kernels.attention.scan_triton import LOG2E, append, append_before, resets
+from cerl.kernels.attention.launch import Launch
+from cerl.kernels.attention.plan import MARGIN, MEDIUM_KEYS, Plan, Tiles
+from cerl.kernels.attention.rows_triton import load_rows, store_rows, strides
+from cerl.kernels.attention.scan_triton import LN2, LOG2E, append, resets
+from cerl.kernels.runtime.blocks import block_size
 from cerl.kernels.runtime.launch import Launcher
 from cerl.kernels.runtime.overlap import follow, options, starts_early
 
-
-class Launch(NamedTuple):
-    """Query rows, key columns, warps and stages; most registers; forward programs of a head.
-
-    Backward, a block by queries has the columns and all rows of a tile, one by keys the rows and
-    all columns.
-    """
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    registers: int | None = None  # most of a thread; None leaves it to the compiler
-    parts: int = 1
-
-
-SLOTS: tl.constexpr = tl.constexpr(256)  # positions of a program, and query rows
-LENGTH: tl.constexpr = tl.constexpr(320)  # sums kept: blocks of rows may end past the last position
-# Keyed by (role, padded width, bytes of an element).
+# Positions in the buffer of sums: blocks of rows may end past the last position.
+LENGTH: tl.constexpr = tl.constexpr(MEDIUM_KEYS + MARGIN)
+# Keyed by (role, padded width, bytes of an element). Backward, blocks of the pass by queries have
+# all rows of a tile and these columns; blocks of the pass by keys these rows and all columns.
 CONFIGS: dict[tuple[str, int, int], Launch] = {
     ("forward", 16, 2): Launch(64, 64, 4, 1, 128),
     ("forward", 32, 2): Launch(64, 64, 4, 1, 128),
@@ -64,7 +47,11 @@ def _first_tiles(
     PN: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """First key tiles that query tiles visit: how many tiles of PN keys are skipped before."""
+    """How many tiles of PN keys each tile of PM queries skips: [BT // PM], the tile it begins at.
+
+    A tile of keys that ends before the first query of a tile of queries is skipped if that query
+    does not see its last key, or sees it over a decay below the threshold (`pruning.visited`).
+    """
     tile = tl.arange(0, BT // PM)
     i0 = offset + tile * PM
     m_tile = i0 < offset + queries
@@ -79,25 +66,43 @@ def _first_tiles(
     return tl.sum(m_skip.to(tl.int32), 1)
 
 
+# A row of blocks of keys, as a block of four queries visits it; # is a pair that is computed:
+#
+#             first     begin              end       last
+#               |---------|-----------------|---------|
+#               |  masks  |    no masks     |  masks  |
+#    query 0    |    #####|#################|##       |
+#    query 1    |     ####|#################|####     |
+#    query 2    |       ##|#################|######   |
+#    query 3    |        #|#################|######## |
+#                what each                   the
+#                query sees                  diagonal
+#
+# `begin` to `end` are the inner blocks, which a loop without masks takes; the `edges` blocks before
+# them and those after them are taken by one loop with masks. The pass by keys of the backward
+# kernel walks over blocks of queries in the same way, from the diagonal on.
+
+
 @triton.jit
-def _inner(first, begin, end, last):
-    """Of the blocks first..last, those of begin..end that need no mask, and how many precede."""
+def inner_blocks(first, begin, end, last):
+    """begin and end of the inner blocks, kept within first and last, and the blocks before them."""
     begin = tl.minimum(tl.maximum(begin, first), last)
     end = tl.maximum(tl.minimum(end, last), begin)
     return begin, end, begin - first
 
 
 @triton.jit
-def _turn(step, first, end, edges):
-    """The block of a step over those that need masks, on both sides of the inner ones."""
+def edge_block(step, first, end, edges):
+    """The block of a step of the loop with masks, which leaves out the inner blocks."""
     return tl.where(step < edges, first + step, end + step - edges)
 
 
 @triton.jit
-def _scores(b_qk, scale, hi_i, hi_j, lo_j):
-    """Scores in base 2 of pairs, exact but for the low part of c_i, which the caller adds to rows.
+def pair_scores(b_qk, scale, hi_i, hi_j, lo_j):
+    """Scores in base 2 of pairs, which lack only the low part of the sum of row i.
 
-    All in [i, j] or [j, i] broadcast form, lo_j in base 2.
+    The caller adds that part to the maximum or the log-sum-exp of the row, which is one number.
+    Arguments in [i, j] or [j, i] broadcast form; lo_j in base 2.
     """
     return (b_qk * scale - lo_j) + (hi_i - hi_j) * LOG2E
 
@@ -170,14 +175,15 @@ def _forward(
         b_high, b_low, b_left, p_threshold + i_pair, offset, queries, PRUNE, PM, PN, BT
     )
     b_low *= LOG2E
-    # Of the programs of a head, one speaks for all.
+    # All programs of a head have found the same; the first one writes it.
     m_t = (t < BT) & (part == 0)
     p_sums += i_pair * LENGTH
     p_sees += i_pair * BT
     o_sums = pairs.to(tl.int64) * LENGTH
     tl.store(p_sums + t, b_high, mask=m_t)
     tl.store(p_sums + o_sums + t, b_low, mask=m_t)
-    # Past the end: what the backward pass may read, and nothing that is not written.
+    # The backward pass reads whole blocks, so that places past the end need values too: sums of 0,
+    # and rows that see no key.
     blocks = tl.cdiv(queries, BM)
     past = tl.arange(0, 2 * BT)
     m_past = (part == 0) & (past < LENGTH)
@@ -199,26 +205,26 @@ def _forward(
         here = (row // PM)[:, None] == tl.arange(0, BT // PM)[None, :]
         edge = tl.sum(tl.where(here, first[None, :], 0), 1) * PN
         sees_i = tl.maximum(tl.gather(b_left, i, 0), edge)
-        # A row past the end sees nothing.
+        # BT is past the last key: a row past the end sees nothing.
         tl.store(p_sees + row, tl.where(m_row, sees_i, BT))
         b_max = tl.full([BM], float("-inf"), tl.float32)
         b_sum = tl.zeros([BM], tl.float32)
         b_o = tl.zeros([BM, BD], tl.float32)
         last = offset + tl.minimum(begin + BM, queries) - 1
         first_tile = tl.min(sees_i) // BN
-        inner, end, edges = _inner(
+        inner, end, edges = inner_blocks(
             first_tile, tl.cdiv(tl.max(sees_i), BN), (offset + begin + 1) // BN, last // BN + 1
         )
         for MASKED in tl.static_range(2):
             steps = edges + last // BN + 1 - end if MASKED else end - inner
             for step in range(steps):
-                tile = _turn(step, first_tile, end, edges) if MASKED else inner + step
+                tile = edge_block(step, first_tile, end, edges) if MASKED else inner + step
                 j = tile * BN + tl.arange(0, BN)
                 b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
                 b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
                 hi_j, lo_j = tl.gather(b_high, j, 0), tl.gather(b_low, j, 0)
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-                b_s = _scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :])
+                b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :])
                 if MASKED:
                     m_pair = column <= (i - tile * BN)[:, None]
                     m_pair &= column >= (sees_i - tile * BN)[:, None]
@@ -236,263 +242,39 @@ def _forward(
         b_lse = b_max + tl.log2(b_sum)
         tl.store(p_lse + row * heads, b_lse * LN2, mask=m_row)
         tl.store(p_sums + 2 * o_sums + row, b_lse - frame)
-        _store(p_o, row, m_row, heads * D, b_o * (1.0 / b_sum)[:, None], D, BD)
+        store_rows(p_o, row, m_row, heads * D, b_o * (1.0 / b_sum)[:, None], D, BD)
 
 
-@triton.jit
-def _store(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
-    d = tl.arange(0, BD)
-    m = inside[:, None]
-    if D < BD:
-        m = m & (d < D)[None, :]
-    tl.store(p + row[:, None] * s_t + d[None, :], b.to(p.dtype.element_ty), mask=m)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh", "pairs", "queries", "keys",
-    ]
-)  # fmt: skip
-def _backward(
-    p_q,
-    p_k,
-    p_v,
-    p_log_f,
-    p_start,
-    p_sums,
-    p_sees,
-    p_o,
-    p_do,
-    p_dlse,
-    p_delta,
-    p_dq,
-    p_dk,
-    p_dv,
-    p_dlog_f,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_fb,
-    s_ft,
-    s_fh,
-    s_sb,
-    s_st,
-    s_ob,
-    s_ot,
-    s_oh,
-    s_db,
-    s_dt,
-    s_dh,
-    s_lb,
-    s_lt,
-    s_lh,
-    pairs,
-    heads,
-    queries,
-    keys,
-    scale,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STARTS: tl.constexpr,
-    DLSE: tl.constexpr,
-    PM: tl.constexpr,
-    PN: tl.constexpr,
-    BT: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """All gradients of one key head and of the query heads that read it, one after another.
-
-    By PM queries and BN keys first, which leaves sum(o do) - dlse of each row as if o had not been
-    rounded; then by PN keys and BM queries, which leaves column sums of dS; then of the gates.
-    """
-    follow(OVERLAP)
-    key_heads = heads // GROUPS
-    r, c = tl.arange(0, PM), tl.arange(0, BN)
-    scale2 = scale * LOG2E
-    i_b, i_kh = (tl.program_id(0) // key_heads).to(tl.int64), tl.program_id(0) % key_heads
-    offset = keys - queries
-    o_sums = pairs.to(tl.int64) * LENGTH
-    for group in range(GROUPS):
-        i_h = i_kh * GROUPS + group
-        i_pair = i_b * heads + i_h
-        o_h = i_b * queries * heads + i_h
-        p_high = p_sums + i_pair * LENGTH
-        for begin in range(0, queries, PM):
-            b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, PM, False)
-            b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, PM, False)
-            b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, PM, False)
-            row = begin + r
-            m_row = row < queries
-            hi_i = tl.load(p_high + (offset + begin) + r)
-            b_term = tl.load(p_high + (2 * o_sums + begin) + r)
-            sees_i = tl.load(p_sees + (i_pair * BT + begin) + r)
-            b_dlse = tl.zeros([PM], tl.float32)
-            if DLSE:
-                p_dl = p_dlse + i_b * s_lb + i_h * s_lh
-                b_dlse = tl.load(p_dl + row * s_lt, mask=m_row, other=0.0)
-            b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1) - b_dlse
-            b_row = tl.zeros([PM], tl.float32)
-            b_dq = tl.zeros([PM, BD], tl.float32)
-            last = offset + tl.minimum(begin + PM, queries) - 1
-            p_see = p_sees + (i_pair * BT + begin)
-            first_tile = tl.load(p_see) // BN
-            inner, end, edges = _inner(
-                first_tile,
-                tl.cdiv(tl.load(p_see + PM - 1), BN),
-                (offset + begin + 1) // BN,
-                last // BN + 1,
-            )
-            for MASKED in tl.static_range(2):
-                steps = edges + last // BN + 1 - end if MASKED else end - inner
-                for step in range(steps):
-                    tile = _turn(step, first_tile, end, edges) if MASKED else inner + step
-                    b_k = load_rows(
-                        p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False
-                    )
-                    b_v = load_rows(
-                        p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False
-                    )
-                    hi_j = tl.load(p_high + tile * BN + c)
-                    lo_j = tl.load(p_high + (o_sums + tile * BN) + c)
-                    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-                    b_s = _scores(b_s, scale2, hi_i[:, None], hi_j[None, :], lo_j[None, :])
-                    if MASKED:
-                        m_pair = c[None, :] <= (offset + row - tile * BN)[:, None]
-                        m_pair &= c[None, :] >= (sees_i - tile * BN)[:, None]
-                        b_s = tl.where(m_pair, b_s, float("-inf"))
-                    b_p = tl.exp2(b_s - b_term[:, None])
-                    b_ds = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
-                    b_ds = b_p * (b_ds - b_delta[:, None])
-                    b_row += tl.sum(b_ds, 1)
-                    b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
-            # A row of dS sums to dlse; what is over is the rounding of o in delta, which ends here.
-            tl.store(p_delta + (i_pair * BT + begin) + r, b_delta + b_row - b_dlse)
-            _store(p_dq + o_h * D, row, m_row, heads * D, b_dq * scale, D, BD)
-
-    tl.debug_barrier()
-    r, c = tl.arange(0, BM), tl.arange(0, PN)
-    o_key = (i_b * keys * key_heads + i_kh) * D
-    for tile in range(tl.cdiv(keys, PN)):
-        j = tile * PN + c
-        b_k = load_rows(p_k, i_b, i_kh, tile * PN, keys, s_kb, s_kt, s_kh, D, BD, PN, False)
-        b_v = load_rows(p_v, i_b, i_kh, tile * PN, keys, s_vb, s_vt, s_vh, D, BD, PN, False)
-        b_dk = tl.zeros([PN, BD], tl.float32)
-        b_dv = tl.zeros([PN, BD], tl.float32)
-        for group in range(GROUPS):
-            i_h = i_kh * GROUPS + group
-            i_pair = i_b * heads + i_h
-            o_h = i_b * queries * heads + i_h
-            p_high = p_sums + i_pair * LENGTH
-            hi_j = tl.load(p_high + tile * PN + c)
-            lo_j = tl.load(p_high + (o_sums + tile * PN) + c)
-            b_column = tl.zeros([PN], tl.float32)
-            # What queries see moves forward only.
-            block = tl.arange(0, BT // BM) * BM
-            p_see = p_sees + i_pair * BT + block
-            last = tl.sum((tl.load(p_see) < tile * PN + PN).to(tl.int32))
-            whole = tl.sum((tl.load(p_see + BM - 1) <= tile * PN).to(tl.int32))
-            first = tl.maximum(tile * PN - offset, 0) // BM
-            inner, end, edges = _inner(
-                first, tl.cdiv(tl.maximum(tile * PN + PN - 1 - offset, 0), BM), whole, last
-            )
-            for MASKED in tl.static_range(2):
-                steps = edges + last - end if MASKED else end - inner
-                for step in range(steps):
-                    begin = (_turn(step, first, end, edges) if MASKED else inner + step) * BM
-                    b_q = load_rows(
-                        p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False
-                    )
-                    b_do = load_rows(
-                        p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False
-                    )
-                    hi_i = tl.load(p_high + (offset + begin) + r)
-                    b_term = tl.load(p_high + (2 * o_sums + begin) + r)
-                    b_delta = tl.load(p_delta + (i_pair * BT + begin) + r)
-                    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
-                    b_s = _scores(b_s, scale2, hi_i[None, :], hi_j[:, None], lo_j[:, None])
-                    if MASKED:
-                        sees_i = tl.load(p_sees + (i_pair * BT + begin) + r)
-                        m_pair = r[None, :] >= (j - (offset + begin))[:, None]
-                        m_pair &= j[:, None] >= sees_i[None, :]
-                        b_s = tl.where(m_pair, b_s, float("-inf"))
-                    b_p = tl.exp2(b_s - b_term[None, :])
-                    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
-                    b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
-                    b_ds = b_p * (b_ds - b_delta[None, :])
-                    b_column += tl.sum(b_ds, 1)
-                    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
-            tl.store(p_dlog_f + (i_b * keys + j) * heads + i_h, b_column, mask=j < keys)
-        _store(p_dk + o_key, j, j < keys, key_heads * D, b_dk * scale, D, BD)
-        _store(p_dv + o_key, j, j < keys, key_heads * D, b_dv, D, BD)
-
-    tl.debug_barrier()
-    t = tl.arange(0, BT)
-    inside = t < keys
-    for group in range(GROUPS):
-        i_h = i_kh * GROUPS + group
-        p_gate = p_dlog_f + (i_b * keys + t) * heads + i_h
-        # A row of dS sums to dlse.
-        b_flow = -tl.load(p_gate, mask=inside, other=0.0)
-        if DLSE:
-            p_dl = p_dlse + i_b * s_lb + i_h * s_lh + (t - offset) * s_lt
-            b_flow += tl.load(p_dl, mask=inside & (t >= offset), other=0.0)
-        p_f, p_s = p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb
-        _, m_reset = resets(p_f, p_s, t, keys, s_ft, s_st, STARTS)
-        _, m_next = resets(p_f, p_s, t + 1, keys, s_ft, s_st, STARTS)
-        # The gate at t carries what flows at t and later, up to where the next episode begins.
-        _, b_gate = tl.associative_scan(
-            (m_next.to(tl.int32), b_flow), 0, append_before, reverse=True
-        )
-        tl.store(p_gate, tl.where(m_reset, 0.0, b_gate), mask=inside)
-
-
-@functools.cache
-def _launcher(
-    launch: Launch,
-    tile: Tiles,
-    width: int,
-    groups: int,
-    starts: bool,
-    early: bool,
-    prune: bool | None = None,
-    dlse: bool | None = None,
-) -> Launcher:
-    """The kernel with what is fixed when it is compiled; backward if dlse is not None.
+def constants(
+    launch: Launch, tiles: Tiles, width: int, groups: int, starts: bool, early: bool
+) -> dict[str, Any]:
+    """What is fixed when either medium kernel is compiled, and the options of its launch.
 
     Raises: ValueError for a launch whose blocks do not divide the tiles.
     """
-    if tile.rows % launch.rows or tile.columns % launch.columns:
+    if tiles.rows % launch.rows or tiles.columns % launch.columns:
         raise ValueError(
-            f"CONFIGS: expected rows and columns that divide tiles of {tile.rows} by "
-            f"{tile.columns}, got {launch}"
+            f"CONFIGS: expected rows and columns that divide tiles of {tiles.rows} by "
+            f"{tiles.columns}, got {launch}"
         )
-    own = dict(PRUNE=prune, PARTS=launch.parts) if dlse is None else dict(DLSE=dlse)
-    return Launcher(
-        _forward if dlse is None else _backward,
-        D=width, BD=block_size(width), GROUPS=groups, STARTS=starts, **own,
-        PM=tile.rows, PN=tile.columns, BT=SLOTS.value, BM=launch.rows, BN=launch.columns,
-        num_warps=launch.warps, num_stages=launch.stages, **cap(launch), **options(early),
-    )  # fmt: skip
+    return dict(
+        D=width,
+        BD=block_size(width),
+        GROUPS=groups,
+        STARTS=starts,
+        PM=tiles.rows,
+        PN=tiles.columns,
+        BT=MEDIUM_KEYS,
+        BM=launch.rows,
+        BN=launch.columns,
+        **launch.options,
+        **options(early),
+    )
 
 
-def _choose(
-    role: str, q: Tensor, k: Tensor, start: Tensor | None, launch: Launch | None, **own: bool
-) -> tuple[int, Launcher]:
-    """Forward programs of a head, and what launches a role."""
-    _, queries, heads, width = q.shape
-    _, keys, key_heads, _ = k.shape
-    launch = launch or CONFIGS[role, block_size(width), q.element_size()]
-    given = width, heads // key_heads, start is not None, starts_early(q)
-    return launch.parts, _launcher(launch, tiles(queries, keys, width, q.dtype), *given, **own)
+@functools.cache
+def _launcher(prune: bool, launch: Launch, *given: Any) -> Launcher:
+    return Launcher(_forward, PRUNE=prune, PARTS=launch.parts, **constants(launch, *given))
 
 
 def forward(
@@ -503,80 +285,64 @@ def forward(
     start: Tensor | None,
     threshold: Tensor | None,
     *,
+    plan: Plan,
     window: int,
     scale: float,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o [B, M, Hq, D], lse [B, M, Hq], tiles not visited [B, Hq], and what `backward` wants.
+    """o [B, M, Hq, D], lse [B, M, Hq], tiles not visited [B, Hq], and what `backward` needs.
 
-    Args:    as checked by `forgetting_attention`, 16-bit rows of q, k and v contiguous, D at most
-             64, N of 129 to 256; threshold [B, Hq] contiguous; window 0 is none; launch replaces
-             the table's choice.
-    Returns: after the first three [3, B, Hq, 320] of positions the decayed sums, high and low part
-             (base 2), and of query rows the log-sum-exp (base 2) less the low part; and the first
-             key that each row visits [B, Hq, 256] int32.
+    Args:    as checked by `forgetting_attention`, rows of q, k and v contiguous; plan of the medium
+             regime; threshold [B, Hq] contiguous; window 0 is none; launch replaces the table's
+             choice.
+    Returns: the last two are sums [3, B, Hq, plan.sums_length]: of every position the decayed sum,
+             its high part and its low part (base 2), and of every query row the log-sum-exp (base
+             2) less the low part of its sum; and the first key that each row visits,
+             [B, Hq, plan.left_length] int32.
     """
-    batch, queries, heads, _ = q.shape
+    batch, queries, heads, width = q.shape
     keys, pairs = k.shape[1], batch * heads
-    parts, run = _choose("forward", q, k, start, launch, prune=threshold is not None)
+    launch = launch or CONFIGS["forward", block_size(width), q.element_size()]
+    run = _launcher(
+        threshold is not None,
+        launch,
+        plan.tiles,
+        width,
+        heads // k.shape[2],
+        start is not None,
+        starts_early(q),
+    )
     start = None if start is None else start.view(torch.uint8)
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = log_f.new_empty(batch, queries, heads)
     skipped = log_f.new_empty(batch, heads)
-    sums = log_f.new_empty(3, batch, heads, LENGTH.value)
-    sees = log_f.new_empty(batch, heads, SLOTS.value, dtype=torch.int32)
+    sums = log_f.new_empty(3, batch, heads, plan.sums_length)
+    sees = log_f.new_empty(batch, heads, plan.left_length, dtype=torch.int32)
     run(
-        pairs * parts,
+        pairs * launch.parts,
         (
-            q, k, v, log_f, log_f if start is None else start,
-            lse if threshold is None else threshold, o, lse, skipped, sums, sees,
+            q,
+            k,
+            v,
+            log_f,
+            log_f if start is None else start,
+            lse if threshold is None else threshold,
+            o,
+            lse,
+            skipped,
+            sums,
+            sees,
         ),
         (
-            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-            pairs, heads, queries, keys, window or keys,
+            *strides(q, k, v),
+            *log_f.stride(),
+            *((0, 0) if start is None else start.stride()),
+            pairs,
+            heads,
+            queries,
+            keys,
+            window or keys,
         ),
         scale,
-    )  # fmt: skip
-    return o, lse, skipped, sums, sees
-
-
-def backward(
-    do: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_f: Tensor,
-    start: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    sums: Tensor,
-    sees: Tensor,
-    *,
-    scale: float,
-    launch: Launch | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and log_f; arguments as of `forward`, rows of do contiguous."""
-    batch, queries, heads, _ = q.shape
-    keys, key_heads = k.shape[1:3]
-    pairs = batch * heads
-    _, run = _choose("backward", q, k, start, launch, dlse=dlse is not None)
-    start = None if start is None else start.view(torch.uint8)
-    dq, dk, dv, dlog_f = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_f)
     )
-    delta = lse.new_empty(batch, heads, SLOTS.value)
-    run(
-        batch * key_heads,
-        (
-            q, k, v, log_f, log_f if start is None else start, sums, sees, o,
-            do, lse if dlse is None else dlse, delta, dq, dk, dv, dlog_f,
-        ),
-        (
-            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-            *strides(o, do), *((0, 0, 0) if dlse is None else dlse.stride()),
-            pairs, heads, queries, keys,
-        ),
-        scale,
-    )  # fmt: skip
-    return dq, dk, dv, dlog_f
+    return o, lse, skipped, sums, sees

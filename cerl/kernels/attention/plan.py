@@ -1,16 +1,24 @@
-"""Which blocks of scores forgetting attention computes: sums of its gates, and rules that skip.
+"""What the sizes of a call decide: which kernels run, on which tiles, and how large buffers are.
 
-Part of the definition: the kernels skip the same tiles.
+`make_plan` decides it and hands it down; nothing else looks at the length of a sequence in order to
+choose. Needs no Triton, so that the shapes of results are known without it.
 """
 
-import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-FEW = 256  # keys up to which the running rule skips no more, and one loop serves for all blocks
+# short: one program holds a whole sequence, and nothing is pruned.
+# medium: one launch forward and one backward take a sequence in several blocks.
+# long: a scan of the gates comes first, then programs that each take one tile of queries.
+Regime = Literal["short", "medium", "long"]
+
+SHORT_KEYS, MEDIUM_KEYS = 128, 256  # the most keys of the two regimes
+WIDEST = 64  # the most entries of a head in these two, whose programs hold many rows at once
+# A block of rows of the medium kernels may end up to this many positions past the last one.
+MARGIN = 64
+# Buffers of the long kernels are whole chunks of positions, with one chunk past the last key.
+CHUNK = 128
 
 
 class Tiles(NamedTuple):
@@ -20,137 +28,28 @@ class Tiles(NamedTuple):
     columns: int
 
 
-def is_short(keys: int, width: int) -> bool:
-    """Whether one program holds a whole sequence; nothing is pruned then."""
-    return keys <= 128 and width <= 64
+class Plan(NamedTuple):
+    """Decisions for one call; the tiles are part of the definition, all else is a speed choice."""
+
+    regime: Regime
+    tiles: Tiles
+    # At most 256 keys. The long kernels then take all blocks in one loop, which masks each of them,
+    # and the running rule is left out: there are too few tiles for it to skip more.
+    few: bool
+    sums_length: int  # positions in the buffer of decayed sums; 0 where no buffer is kept
+    left_length: int  # positions in the buffer of the first key that each position visits
 
 
-def is_medium(keys: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether one launch forward and one backward take a sequence in several blocks."""
-    return 128 < keys <= FEW and width <= 64 and dtype.itemsize == 2
+TILES = Tiles(64, 64)
+SHORT = Plan("short", Tiles(SHORT_KEYS, SHORT_KEYS), True, 0, 0)
+MEDIUM = Plan("medium", TILES, True, MEDIUM_KEYS + MARGIN, MEDIUM_KEYS)
 
 
-def tiles(queries: int, keys: int, width: int, dtype: torch.dtype) -> Tiles:
-    """The blocks on which pruning is decided; part of the definition, and a speed choice."""
-    if is_short(keys, width):
-        return Tiles(128, 128)
-    return Tiles(64, 64)
-
-
-def decayed_sums(
-    log_f: Tensor, start: Tensor | None = None, window: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums of log_f since the episode began, and the first key that each position sees.
-
-    An episode of a head begins at index 0, where start is set, and where log_f is -inf; log_f
-    counts as 0 there and passes no gradient. No sum crosses an episode, however large it is.
-
-    Args:    log_f [B, N, H]; start [B, N] bool; window in steps, the own one included.
-    Returns: sums [B, H, N] float64; left [B, H, N] int32. D_ij = sums_i - sums_j for
-             left_i <= j <= i.
-    """
-    keys = log_f.shape[1]
-    reset = log_f == -math.inf
-    if start is not None:
-        reset = reset | start.unsqueeze(2)
-    t = torch.arange(keys, device=log_f.device, dtype=torch.int32)
-    reset = (reset | (t == 0).unsqueeze(1)).transpose(1, 2)  # [B, H, N]
-    sums = log_f.transpose(1, 2).double().masked_fill(reset, 0.0)
-    left = torch.where(reset, t, 0).cummax(2).values
-    step = 1
-    while step < keys:  # after it, sums hold the last 2 * step terms
-        before = F.pad(sums[..., :-step], (step, 0))
-        sums = sums + before.masked_fill(t - step < left, 0.0)
-        step *= 2
-    return sums, left if window is None else left.maximum(t - (min(window, keys) - 1))
-
-
-def visited(
-    log_f: Tensor,
-    *,
-    queries: int,
-    tiles: Tiles,
-    start: Tensor | None = None,
-    window: int | None = None,
-    threshold: Tensor | float | None = None,
-) -> Tensor:
-    """The tiles (m, n) that are computed: a run in every row of tiles, up to the diagonal.
-
-    A tile with a causal pair is visited if its last key is not before the first query of m, or if
-    that query sees the key, over a D of at least the threshold: the largest D of the tile.
-
-    Args:    log_f, start and window as for `decayed_sums`; queries: the last M of N positions;
-             threshold broadcastable to [B, H], taken as 0 where it is larger.
-    Returns: bool [B, H, query tiles, key tiles].
-    """
-    sums, left = decayed_sums(log_f.detach(), start, window)
-    return visited_tiles(sums, left, queries, tiles, threshold)
-
-
-def visited_tiles(
-    sums: Tensor, left: Tensor, queries: int, tiles: Tiles, threshold: Tensor | float | None
-) -> Tensor:
-    """What `visited` says, from sums and left as of `decayed_sums`."""
-    keys = sums.shape[2]
-    device = sums.device
-    first = torch.arange(keys - queries, keys, tiles.rows, device=device)  # position of m's row 0
-    last = (first + tiles.rows - 1).clamp(max=keys - 1)
-    begin = torch.arange(0, keys, tiles.columns, device=device)
-    end = begin + tiles.columns - 1  # n's last key; past the end it is on the diagonal
-    seen = left[:, :, first].unsqueeze(3) <= end
-    if threshold is not None:
-        decay = sums[:, :, first].unsqueeze(3) - sums[:, :, end.clamp(max=keys - 1)].unsqueeze(2)
-        if isinstance(threshold, Tensor):
-            threshold = threshold.clamp(max=0.0).expand(sums.shape[:2])[..., None, None]
-        seen &= decay >= threshold
-    return (begin <= last.unsqueeze(1)) & ((end >= first.unsqueeze(1)) | seen)
-
-
-def nearer_tiles(
-    visited: Tensor, scores: Tensor, sums: Tensor, left: Tensor, room: Tensor, tiles: Tiles
-) -> Tensor:
-    """Of the visited tiles, those that the running rule does not skip.
-
-    A row of queries first takes its own tile of keys and the one before: what its softmax sums to
-    by then stands below the whole sum. A tile before those is skipped if D of each row of queries
-    to its last key is below the log of that sum plus `room` = log_eps - ln N - bound. Not where
-    some rows cannot see the first visited tile as a whole.
-
-    Args:    visited [B, H, query tiles, key tiles]; scores [B, H, M, N], D included; sums and left
-             as of `decayed_sums`; room [B, H].
-    Returns: bool like visited.
-    """
-    keys, queries = sums.shape[2], scores.shape[2]
-    rows, columns = tiles
-    place = torch.arange(keys, device=sums.device)
-    first = place[keys - queries :: rows]
-    begin = visited.int().argmax(3)  # [B, H, query tiles]
-    near = begin.maximum(first // columns - 1)
-    wide = (near * columns).repeat_interleave(rows, 2)[:, :, :queries]
-    i, b_left = place[keys - queries :, None], left[:, :, keys - queries :]
-    seen = (place <= i) & (place >= wide.maximum(b_left)[..., None])
-    row_sums = sums[:, :, keys - queries :]
-    first_sums = sums[:, :, first].repeat_interleave(rows, 2)[:, :, :queries]
-    limit = scores.masked_fill(~seen, -math.inf).logsumexp(3) - (row_sums - first_sums)
-    # Rows that see nothing before the tile ask for nothing.
-    after = b_left > first.repeat_interleave(rows)[:queries]
-    limit = limit.masked_fill(after, math.inf)
-    limit = F.pad(limit, (0, -queries % rows), value=math.inf).unflatten(2, (-1, rows)).amin(3)
-    ends = torch.arange(columns - 1, keys + columns - 1, columns, device=sums.device)
-    decay = sums[:, :, first, None] - sums[:, :, None, ends.clamp(max=keys - 1)]
-    last = (first + rows - 1).clamp(max=keys - 1)
-    calm = left[:, :, last] <= begin * columns
-    tile = torch.arange(len(ends), device=sums.device)
-    gone = decay < (limit + room[:, :, None])[..., None]
-    return visited & ~(gone & (tile < near[..., None]) & calm[..., None])
-
-
-def skipped_share(visited: Tensor, queries: int, keys: int, tiles: Tiles) -> Tensor:
-    """Share of the tiles with a causal pair that are not visited, float32 [B, H]."""
-    return 1.0 - visited.sum((2, 3)) / causal_tiles(queries, keys, tiles)
-
-
-def causal_tiles(queries: int, keys: int, tiles: Tiles) -> int:
-    """How many tiles have a causal pair."""
-    ends = (min(keys - queries + row + tiles.rows, keys) for row in range(0, queries, tiles.rows))
-    return sum(-(-end // tiles.columns) for end in ends)
+def make_plan(keys: int, width: int, dtype: torch.dtype) -> Plan:
+    """The plan for N keys in heads of D entries; it does not depend on the number of queries."""
+    if keys <= SHORT_KEYS and width <= WIDEST:
+        return SHORT
+    if SHORT_KEYS < keys <= MEDIUM_KEYS and width <= WIDEST and dtype.itemsize == 2:
+        return MEDIUM
+    length = (-(-keys // CHUNK) + 1) * CHUNK
+    return Plan("long", TILES, keys <= MEDIUM_KEYS, length, length)

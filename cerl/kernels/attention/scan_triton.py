@@ -1,10 +1,7 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
-"""What forgetting attention finds along a sequence, in Triton: decayed sums, tiles, gate gradients.
+"""Scans of the gates along a sequence, in Triton: decayed sums, tiles to visit, gate gradients.
 
-The first scan goes forward in two floats and finds what every position sees and which tiles may be
-skipped; the second one goes backward from what flows through every position.
+The first scan goes forward, in two floats, and finds the first key that every position sees and the
+tiles that may be skipped. The second goes backward, from the last position, and adds up gradients.
 """
 
 from typing import NamedTuple
@@ -14,16 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention.plan import CHUNK, Plan
 from cerl.kernels.runtime.overlap import follow, overlap
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-PAST: tl.constexpr = tl.constexpr(128)  # positions past the last one, rounded up to as many
-TILE = 64  # rows and columns of the tiles on which pruning is decided; blocks divide it
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+PAST: tl.constexpr = tl.constexpr(CHUNK)  # buffers of positions are a multiple of it
 
 
 @triton.jit
 def append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
-    """Sum of two runs in two floats; a run that holds a reset (left >= 0) forgets those before."""
+    """Sum of run a and the run b after it, in two floats; a reset in b (left >= 0) drops a."""
     total = a_hi + b_hi
     part = total - a_hi
     rest = (a_hi - (total - part)) + (b_hi - part)
@@ -37,13 +35,13 @@ def append(a_left, a_hi, a_lo, b_left, b_hi, b_lo):
 
 @triton.jit
 def append_before(a_stop, a_sum, b_stop, b_sum):
-    """Sums towards earlier steps; a run that holds a stop forgets what came after it."""
+    """Sum of run b and the later run a, of a scan in reverse; a stop in b drops a."""
     return a_stop | b_stop, tl.where(b_stop != 0, b_sum, a_sum + b_sum)
 
 
 @triton.jit
 def at(x, index, place):
-    """What stands where the index of the first axis, in broadcast form, is `place`."""
+    """The entries of x at `place` of its first axis, whose index is given in broadcast form."""
     return tl.sum(tl.where(index == place, x, 0), 0)
 
 
@@ -68,12 +66,13 @@ def sum_pointers(p_decay, i_pair, pairs, length):
 
 @triton.jit
 def load_decay(p_high, p_low, t):
+    """High and low part of the decayed sums at t."""
     return tl.load(p_high + t), tl.load(p_low + t)
 
 
 @triton.jit
 def _decayed(hi_i, lo_i, hi_j, lo_j, threshold):
-    """[i, j]: whether D is below the threshold."""
+    """[i, j]: whether D from key j to query i is below the threshold."""
     return (hi_i[:, None] - hi_j[None, :]) + (lo_i[:, None] - lo_j[None, :]) < threshold
 
 
@@ -92,9 +91,12 @@ def _first_tiles(
     TILES: tl.constexpr,
     PN: tl.constexpr,
 ):
-    """First key tiles near enough to query tiles that see none before `first`, nor before `lowest`.
+    """The first key tile that each of TILES query tiles visits.
 
-    The query tiles begin at i, one in each key tile from `begin` on; those key tiles end at j.
+    Query tile n begins in key tile `begin` + n; hi_i and lo_i are the sums at its first query, hi_j
+    and lo_j those at the last key of key tile `begin` + n. The tile sees no key before key tile
+    `first`, and earlier query tiles skipped all before `lowest`, so that this one does too. D only
+    falls with distance: the tiles skipped are the first ones, and their count says where they end.
     """
     tile = tl.arange(0, TILES)
     first = tl.maximum(first, lowest)
@@ -110,10 +112,19 @@ def _first_tiles(
 
 @triton.jit(
     do_not_specialize=[
-        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "heads", "queries", "keys", "length",
+        "s_fb",
+        "s_ft",
+        "s_fh",
+        "s_sb",
+        "s_st",
+        "pairs",
+        "heads",
+        "queries",
+        "keys",
+        "length",
         "window",
     ]
-)  # fmt: skip
+)
 def _prepare(
     p_log_f,
     p_start,
@@ -140,15 +151,15 @@ def _prepare(
     BR: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Decayed sums of one head in two floats, their fall (base 2) to the end of each BLOCK of
-    positions, and the first key that each position sees; BR runs of BS positions at a time.
+    """Stores the sums, falls and first keys of one head, and counts the tiles not visited.
 
-    A tile of PN queries visits the key tiles from the first key of its first row on, which
-    therefore stands after those that are pruned. Counts the tiles that are not visited.
+    A turn of the loop takes BR runs of BS positions. The fall of a position is the decay, in base
+    2, from there to the last position of its BLOCK. A tile of PN queries visits the key tiles from
+    the first key of its first row on; that key is moved past the tiles that are pruned.
     """
     follow(OVERLAP)
     i_pair = tl.program_id(0).to(tl.int64)
-    length = length // PAST * PAST  # a multiple, as the compiler now knows
+    length = length // PAST * PAST  # tells the compiler that it is a multiple
     p_log_f += (i_pair // heads) * s_fb + (i_pair % heads) * s_fh
     p_start += (i_pair // heads) * s_sb
     p_high, p_low, p_fall = sum_pointers(p_decay, i_pair, pairs, length)
@@ -156,9 +167,9 @@ def _prepare(
     threshold = 0.0
     if PRUNE:
         threshold = tl.minimum(tl.load(p_threshold + i_pair), 0.0)
-    # A thread holds whole runs, so that threads exchange nothing but what runs add up to.
+    # A thread holds whole runs of BS positions, so that threads exchange only the totals of runs.
     step, run = tl.arange(0, BS)[:, None], tl.arange(0, BR)
-    last_run = run | (BLOCK // BS - 1)  # of its block
+    last_run = run | (BLOCK // BS - 1)  # the last run of the block that a run is in
     tile = tl.arange(0, BS * BR // PN)
     offset = keys - queries
     left, high, low = tl.program_id(0) * 0, 0.0, 0.0
@@ -169,7 +180,7 @@ def _prepare(
         b_f = tl.where(m_reset, 0.0, b_f)
         b_left = tl.where(m_reset, t, -1)
         b_left, b_high, b_low = tl.associative_scan((b_left, b_f, b_f * 0.0), 0, append)
-        # What stands before each run: the carry, then all runs before it.
+        # Totals up to the end of each run: the carry of earlier turns, then the runs of this one.
         e_left, e_high, e_low = tl.associative_scan(
             (at(b_left, step, BS - 1), at(b_high, step, BS - 1), at(b_low, step, BS - 1)), 0, append
         )
@@ -191,7 +202,8 @@ def _prepare(
         tl.store(p_low + t, b_low, mask=inside)
         tl.store(p_fall + t, ((f_high - b_sum) + (f_low - b_low)) * LOG2E, mask=inside)
         tl.store(p_left + t, b_left, mask=inside)
-        # A query tile begins in every key tile, at the same place of all.
+        # Key tiles are counted from position 0 and query tiles from the first query, so that one
+        # query tile begins in every key tile, always at the same place in it.
         place = offset % PN
         i0 = begin + tile * PN + place
         i_run, j_run = (tile * PN + place) // BS, (tile * PN + PN - 1) // BS
@@ -203,15 +215,26 @@ def _prepare(
             lo_i = tl.gather(at(b_low, step, place % BS), i_run, 0)
             hi_j, lo_j = tl.gather(e_high, j_run, 0), tl.gather(e_low, j_run, 0)
             first = _first_tiles(
-                p_high, p_low, threshold, first, lowest, begin // PN, hi_i, lo_i, hi_j, lo_j,
-                BS * BR // PN, PN,
-            )  # fmt: skip
+                p_high,
+                p_low,
+                threshold,
+                first,
+                lowest,
+                begin // PN,
+                hi_i,
+                lo_i,
+                hi_j,
+                lo_j,
+                BS * BR // PN,
+                PN,
+            )
             lowest = tl.maximum(lowest, tl.max(tl.where(m_tile, first, 0)))
-            # The sums of this turn are there for the next one, and this store comes last.
+            # All threads must have stored what stands above: the next turn loads the sums, and the
+            # next store overwrites parts of p_left.
             tl.debug_barrier()
             tl.store(p_left + i0, tl.maximum(i_left, first * PN), mask=m_tile)
         count += tl.sum(tl.where(m_tile, first, 0))
-    # Blocks may reach past the end, where all stays as it is.
+    # Kernels load whole blocks, also past the end: there sums keep their last value.
     t = tl.cdiv(keys, BS * BR) * (BS * BR) + tl.arange(0, PAST)
     inside = t < length
     tl.store(p_high + t, high + low, mask=inside)
@@ -223,10 +246,20 @@ def _prepare(
 
 @triton.jit(
     do_not_specialize=[
-        "s_ft", "s_fb", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh",
-        "heads", "queries", "keys", "length",
+        "s_ft",
+        "s_fb",
+        "s_fh",
+        "s_sb",
+        "s_st",
+        "s_lb",
+        "s_lt",
+        "s_lh",
+        "heads",
+        "queries",
+        "keys",
+        "length",
     ]
-)  # fmt: skip
+)
 def _gates(
     p_log_f,
     p_start,
@@ -251,14 +284,17 @@ def _gates(
     BR: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """dlog_f: what rows of dS sum to (dlse) less its column sums, from t to the episode's end."""
+    """dlog_f at t: row sums of dS (dlse) less its column sums, from t to the end of the episode.
+
+    BR runs of BS positions at a time, from the last ones on.
+    """
     follow(OVERLAP)
     i_pair = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_pair // heads, i_pair % heads
     p_log_f += i_b * s_fb + i_h * s_fh
     p_start += i_b * s_sb
     p_dlse += i_b * s_lb + i_h * s_lh
-    length = length // PAST * PAST  # a multiple, as the compiler now knows
+    length = length // PAST * PAST  # tells the compiler that it is a multiple
     p_column += i_pair * length
     p_dlog_f += i_b * keys * heads + i_h
     offset = keys - queries
@@ -273,12 +309,12 @@ def _gates(
             m_row = inside & (t >= offset)
             b_sum += tl.load(p_dlse + (t - offset) * s_lt, mask=m_row, other=0.0)
         _, m_reset = resets(p_log_f, p_start, t, keys, s_ft, s_st, STARTS)
-        # A reset gets nothing and lets nothing through to what is before it.
+        # A gate at a reset has no gradient, and no gradient passes from there to earlier gates.
         b_sum = tl.where(m_reset | (t >= keys), 0.0, b_sum)
         b_stop, b_sum = tl.associative_scan(
             (m_reset.to(tl.int32), b_sum), 0, append_before, reverse=True
         )
-        # What stands after each run: all runs after it, then the carry.
+        # Totals from each run on: the runs of this turn, then the carry of later positions.
         e_stop, e_sum = tl.associative_scan(
             (at(b_stop, step, 0), at(b_sum, step, 0)), 0, append_before, reverse=True
         )
@@ -291,9 +327,9 @@ def _gates(
 
 
 class Scan(NamedTuple):
-    """Runs that a program scans at a time, and their positions."""
+    """How many positions a program scans at a time: steps times runs."""
 
-    steps: int
+    steps: int  # positions of a run, which one thread adds up
     runs: int
 
 
@@ -307,46 +343,79 @@ def prepare(
     start: Tensor | None,
     threshold: Tensor | None,
     *,
+    plan: Plan,
     queries: int,
     window: int,
-    block: int = TILE,
+    block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Decayed sums, what each position sees, and how many tiles are not visited.
+    """Decayed sums, the first key that each position visits, and how many tiles are not visited.
 
-    Returns: decay [3, B, Hq, L], L = N rounded up to 128, plus 128: the sums in two floats, and
-             their fall in base 2 to the last position of their block; left [B, Hq, L] int32, the
-             first key that a position sees, or for the first of a query tile, if that is later,
-             the first of the key tiles that are not pruned; count [B, Hq] float32.
+    Args:    log_f [B, N, Hq]; start [B, N] uint8 or bool; threshold [B, Hq] contiguous; window 0 is
+             none; block: positions in a block of the falls, which divides the plan's tiles.
+    Returns: decay [3, B, Hq, plan.sums_length]: high and low part of the sums, and their fall, in
+             base 2, from each position to the last of its block; left [B, Hq, plan.left_length]
+             int32: the first key that a position sees, but for the first query of a tile the first
+             key of the first tile that is visited, if that is later; count [B, Hq] float32.
     """
     batch, keys, heads = log_f.shape
-    length = (-(-keys // PAST.value) + 1) * PAST.value
-    decay = log_f.new_empty(3, batch, heads, length)
-    left = log_f.new_empty(batch, heads, length, dtype=torch.int32)
+    decay = log_f.new_empty(3, batch, heads, plan.sums_length)
+    left = log_f.new_empty(batch, heads, plan.left_length, dtype=torch.int32)
     count = log_f.new_empty(batch, heads)
     steps, runs = scan(keys)
     _prepare[(batch * heads,)](
-        log_f, log_f if start is None else start, log_f if threshold is None else threshold,
-        decay, left, count, *log_f.stride(), *((0, 0) if start is None else start.stride()),
-        batch * heads, heads, queries, keys, length, window or keys,
-        STARTS=start is not None, PRUNE=threshold is not None,
-        PN=TILE, BLOCK=block, BS=steps, BR=runs, num_warps=runs // 32, **overlap(log_f),
-    )  # fmt: skip
+        log_f,
+        log_f if start is None else start,
+        log_f if threshold is None else threshold,
+        decay,
+        left,
+        count,
+        *log_f.stride(),
+        *((0, 0) if start is None else start.stride()),
+        batch * heads,
+        heads,
+        queries,
+        keys,
+        plan.sums_length,
+        window or keys,
+        STARTS=start is not None,
+        PRUNE=threshold is not None,
+        PN=plan.tiles.columns,
+        BLOCK=block,
+        BS=steps,
+        BR=runs,
+        num_warps=runs // 32,
+        **overlap(log_f),
+    )
     return decay, left, count
 
 
 def gate_gradient(
     log_f: Tensor, start: Tensor | None, dlse: Tensor | None, column: Tensor, *, queries: int
 ) -> Tensor:
-    """dlog_f [B, N, Hq] from dlse [B, M, Hq] and column sums of dS [B, Hq, L] (L: `prepare`)."""
+    """dlog_f [B, N, Hq] from dlse [B, M, Hq] and column sums of dS [B, Hq, plan.sums_length]."""
     batch, keys, heads = log_f.shape
     dlog_f = torch.empty_like(log_f, memory_format=torch.contiguous_format)
     steps, runs = scan(keys)
     _gates[(batch * heads,)](
-        log_f, log_f if start is None else start, column if dlse is None else dlse, column, dlog_f,
-        log_f.stride(1), log_f.stride(0), log_f.stride(2),
+        log_f,
+        log_f if start is None else start,
+        column if dlse is None else dlse,
+        column,
+        dlog_f,
+        log_f.stride(1),
+        log_f.stride(0),
+        log_f.stride(2),
         *((0, 0) if start is None else start.stride()),
         *((0, 0, 0) if dlse is None else dlse.stride()),
-        heads, queries, keys, column.shape[2], STARTS=start is not None, DLSE=dlse is not None,
-        BS=steps, BR=runs, num_warps=runs // 32, **overlap(log_f),
-    )  # fmt: skip
+        heads,
+        queries,
+        keys,
+        column.shape[2],
+        STARTS=start is not None,
+        DLSE=dlse is not None,
+        BS=steps,
+        BR=runs,
+        num_warps=runs // 32,
+        **overlap(log_f),
+    )
     return dlog_f

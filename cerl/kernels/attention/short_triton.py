@@ -1,12 +1,9 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false, reportReturnType=false
 """Forgetting attention in Triton for short sequences: one launch forward and one backward.
 
-A program holds all keys of a head, or of several (then every block leads with an axis of pairs of
-batch row and head), and takes the queries in blocks. Positions are aligned to the end of a block of
-BT slots; a slot before position 0 is an episode of its own, so every slot sees a key. Sums run in a
-fixed order.
+A program holds all keys of a head and takes the queries in blocks. It may hold several heads; then
+every block of numbers leads with an axis of PAIRS (pairs of batch row and head). The keys fill the
+last of BT slots: the key at position t is in slot t + BT - keys. Each slot before position 0 is an
+episode of its own, so that every slot sees a key. Sums run in a fixed order.
 """
 
 import functools
@@ -17,17 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention.long_triton import LN2, block_size, strides
-from cerl.kernels.attention.scan_triton import LOG2E, append, append_before
+from cerl.kernels.attention.rows_triton import strides
+from cerl.kernels.attention.scan_triton import LN2, LOG2E, append, append_before
+from cerl.kernels.runtime.blocks import block_size
 from cerl.kernels.runtime.launch import Launcher
 from cerl.kernels.runtime.overlap import follow, options, starts_early
 
 
 class Launch(NamedTuple):
-    """Query rows of a block, heads of a program and warps."""
+    """Block sizes of a program that holds whole heads; unlike `launch.Launch` without columns."""
 
-    rows: int
-    pairs: int
+    rows: int  # of queries in a block
+    pairs: int  # heads of a program
     warps: int
     registers: int | None = None  # most of a thread; not kept where query heads share a key head
 
@@ -64,9 +62,9 @@ CONFIGS: dict[tuple[int, int, int], tuple[Launch, Launch]] = {
 
 @triton.jit
 def _pairs(pairs, heads, PAIRS: tl.constexpr):
-    """Batch row (int64) and head of this program; [PAIRS, 1] if there are many.
+    """Batch row (int64) and head of this program; [PAIRS, 1] if it holds several.
 
-    What is past the end repeats the last pair.
+    Where the last program has more places than pairs are left, it computes the last pair again.
     """
     i = tl.program_id(0)
     if PAIRS > 1:
@@ -108,6 +106,7 @@ def _rows(p, row, inside, s_t, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def _store(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
+    """Stores rows [..., BD] of a head, but not outside nor past D."""
     d = tl.arange(0, BD)
     m = tl.expand_dims(inside, -1)
     if D < BD:
@@ -117,7 +116,7 @@ def _store(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def _pick(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
-    """Entries [..., BM] of a block of queries among [..., BT]."""
+    """The entries [..., BM] of one block of queries, out of those of all slots [..., BT]."""
     BLOCKS: tl.constexpr = BT // BM
     if BLOCKS == 1:
         return b
@@ -129,7 +128,7 @@ def _pick(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _place(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
-    """The inverse of `_pick`, zero elsewhere."""
+    """The entries [..., BM] of one block of queries, in their slots of [..., BT], others 0."""
     BLOCKS: tl.constexpr = BT // BM
     if BLOCKS == 1:
         return b
@@ -141,6 +140,7 @@ def _place(b, block, PAIRS: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _slots(block, PAIRS: tl.constexpr, BM: tl.constexpr):
+    """Numbers of the slots of a block, with a leading axis where there is one of pairs."""
     i = block * BM + tl.arange(0, BM)
     if PAIRS > 1:
         i = i[None, :]
@@ -149,9 +149,9 @@ def _slots(block, PAIRS: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def _scores(b_qk, hi_i, lo_i, hi_j, lo_j, left_i, i, j, scale):
-    """Scores in base 2, -inf where i does not see j; indices shaped to broadcast to [..] of b_qk.
+    """Scores in base 2, -inf where i does not see j; all arguments broadcast to the shape of b_qk.
 
-    Decays start from the products, so that the compiler lays them out alike, in registers.
+    Decays are added to 0 times the products, which makes the compiler keep both in the same layout.
     """
     b_decay = ((b_qk * 0.0 + hi_i) - hi_j) + ((b_qk * 0.0 + lo_i) - lo_j)
     b_s = b_qk * (scale * LOG2E) + b_decay * LOG2E
@@ -215,7 +215,7 @@ def _forward(
     i_kh = i_h // GROUPS
     t = slot - (BT - keys)
     inside = t >= 0
-    # All loads stand before the scan, which waits.
+    # All loads are issued before the scan, which waits for its own, so that they overlap.
     b_f, m_reset = _gates(
         p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb, t, keys, s_ft, s_st, STARTS
     )
@@ -269,7 +269,7 @@ def _queries(
 ):
     """q and do of rows, their log-sum-exp in base 2, and dlse.
 
-    A row that is no query weighs nothing.
+    A row that is no query gets a log-sum-exp of infinity, and so the weight 0.
     """
     inside = (row >= 0) & (row < queries)
     b_q = _rows(p_q, row, inside, s_qt, D, BD)
@@ -283,10 +283,20 @@ def _queries(
 
 @triton.jit(
     do_not_specialize=[
-        "s_fb", "s_ft", "s_fh", "s_sb", "s_st", "s_lb", "s_lt", "s_lh",
-        "pairs", "queries", "keys", "window",
+        "s_fb",
+        "s_ft",
+        "s_fh",
+        "s_sb",
+        "s_st",
+        "s_lb",
+        "s_lt",
+        "s_lh",
+        "pairs",
+        "queries",
+        "keys",
+        "window",
     ]
-)  # fmt: skip
+)
 def _backward(
     p_q,
     p_k,
@@ -338,7 +348,7 @@ def _backward(
 ):
     """All gradients of PAIRS key heads and of the query heads that read them, one after another.
 
-    Scores stand [key, query].
+    Blocks of scores are [key, query].
     """
     follow(OVERLAP)
     key_heads = heads // GROUPS
@@ -353,7 +363,7 @@ def _backward(
     first = _first_block(queries, BT, BM)
     for group in range(GROUPS):
         i_h = i_kh * GROUPS + group
-        # All loads stand before the scan, which waits.
+        # All loads are issued before the scan, which waits for its own, so that they overlap.
         p_f, p_s = p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb
         b_f, m_reset = _gates(p_f, p_s, t, keys, s_ft, s_st, STARTS)
         _, m_next = _gates(p_f, p_s, t + 1, keys, s_ft, s_st, STARTS)
@@ -362,9 +372,20 @@ def _backward(
         p_lseh, p_dlseh = p_lse + o_h, p_dlse + i_b * s_lb + i_h * s_lh
         row = _slots(first, PAIRS, BM) - (BT - queries)
         b_q, b_do, b_lse, b_dlse = _queries(
-            p_qh, p_doh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row, queries, heads,
-            D, BD, DLSE,
-        )  # fmt: skip
+            p_qh,
+            p_doh,
+            p_lseh,
+            p_dlseh,
+            s_qt,
+            s_dt,
+            s_lt,
+            row,
+            queries,
+            heads,
+            D,
+            BD,
+            DLSE,
+        )
         b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
         hi_j, lo_j = tl.expand_dims(b_high, -1), tl.expand_dims(b_low, -1)
         b_flow = tl.zeros_like(b_high)
@@ -380,7 +401,8 @@ def _backward(
             b_p = tl.exp2(b_s - tl.expand_dims(b_lse, -2))
             b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
             b_ds = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
-            # The whole row is here: its sum is more exact than one over o, and o is not read.
+            # Delta is summed over the keys, which are all here: that is more exact than sum(o do),
+            # as o is rounded.
             b_delta = tl.sum(b_p * b_ds, -2) - b_dlse
             b_ds = b_p * (b_ds - tl.expand_dims(b_delta, -2))
             b_flow += _place(tl.sum(b_ds, -2), block, PAIRS, BT, BM) - tl.sum(b_ds, -1)
@@ -390,10 +412,21 @@ def _backward(
             _store(p_dq + o_h * D, row, row >= 0, heads * D, b_dq, D, BD)
             if BM < BT:
                 b_q, b_do, b_lse, b_dlse = _queries(
-                    p_qh, p_doh, p_lseh, p_dlseh, s_qt, s_dt, s_lt, row + BM, queries, heads,
-                    D, BD, DLSE,
-                )  # fmt: skip
-        # The gate at t carries what flows at t and later, up to where the next episode begins.
+                    p_qh,
+                    p_doh,
+                    p_lseh,
+                    p_dlseh,
+                    s_qt,
+                    s_dt,
+                    s_lt,
+                    row + BM,
+                    queries,
+                    heads,
+                    D,
+                    BD,
+                    DLSE,
+                )
+        # log_f at t is part of the sums of t and of later positions, up to the next episode.
         _, b_gate = tl.associative_scan(
             (m_next.to(tl.int32), b_flow), len(b_flow.shape) - 1, append_before, reverse=True
         )
@@ -419,11 +452,19 @@ def _launcher(
     backward = {} if dlse is None else dict(DLSE=dlse)
     return Launcher(
         _forward if dlse is None else _backward,
-        D=width, BD=block_size(width), GROUPS=groups, STARTS=starts, **backward,
-        PAIRS=launch.pairs, BT=length, BM=min(launch.rows, queries, length),
-        num_warps=launch.warps, num_stages=1,
-        maxnreg=launch.registers if groups == 1 else None, **options(early),
-    )  # fmt: skip
+        D=width,
+        BD=block_size(width),
+        GROUPS=groups,
+        STARTS=starts,
+        **backward,
+        PAIRS=launch.pairs,
+        BT=length,
+        BM=min(launch.rows, queries, length),
+        num_warps=launch.warps,
+        num_stages=1,
+        maxnreg=launch.registers if groups == 1 else None,
+        **options(early),
+    )
 
 
 def _choose(
@@ -464,11 +505,17 @@ def forward(
         -(-pairs // together),
         (q, k, v, log_f, log_f if start is None else start, o, lse, skipped),
         (
-            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-            pairs, heads, queries, keys, window or keys,
+            *strides(q, k, v),
+            *log_f.stride(),
+            *((0, 0) if start is None else start.stride()),
+            pairs,
+            heads,
+            queries,
+            keys,
+            window or keys,
         ),
         scale,
-    )  # fmt: skip
+    )
     return o, lse, skipped
 
 
@@ -500,14 +547,31 @@ def backward(
     run(
         -(-pairs // together),
         (
-            q, k, v, log_f, log_f if start is None else start, lse,
-            do, lse if dlse is None else dlse, dq, dk, dv, dlog_f,
+            q,
+            k,
+            v,
+            log_f,
+            log_f if start is None else start,
+            lse,
+            do,
+            lse if dlse is None else dlse,
+            dq,
+            dk,
+            dv,
+            dlog_f,
         ),
         (
-            *strides(q, k, v), *log_f.stride(), *((0, 0) if start is None else start.stride()),
-            *strides(do), *((0, 0, 0) if dlse is None else dlse.stride()),
-            pairs, heads, queries, keys, window or keys,
+            *strides(q, k, v),
+            *log_f.stride(),
+            *((0, 0) if start is None else start.stride()),
+            *strides(do),
+            *((0, 0, 0) if dlse is None else dlse.stride()),
+            pairs,
+            heads,
+            queries,
+            keys,
+            window or keys,
         ),
         scale,
-    )  # fmt: skip
+    )
     return dq, dk, dv, dlog_f

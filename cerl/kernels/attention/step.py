@@ -1,9 +1,9 @@
 """One step of forgetting attention while acting: the cache, the definition, and the dispatch.
 
 A step appends one key to every row of a ring of R keys and attends to what the row still sees; it
-equals the sequence operator of `attention.py` with window = R, position by position. Lengths and
-resets live on the device, so that one CUDA graph serves every step. On CUDA it is one launch
-(`attention_step_triton.py`).
+equals `forgetting_attention` on the whole sequence with window = R, position by position. Lengths
+and resets live on the device, so that one CUDA graph serves every step. On CUDA it is one launch
+(`step_triton.py`).
 """
 
 import math
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cerl.kernels import Impl, autocast_dtype, runs_triton, traced
-from cerl.kernels.attention import SLACK
+from cerl.kernels import Impl, autocast_dtype, runs_triton
+from cerl.kernels.attention.bounds import SLACK
+from cerl.kernels.runtime.operator import operator
 
 # Keys are pruned in blocks of this many, counted back from the newest key: part of the definition.
 BLOCK = 64
@@ -21,13 +22,15 @@ NAME = "forgetting_attention_step:"
 
 
 class Cache(NamedTuple):
-    """What acting remembers of every row; all contiguous, written in place by every step.
+    """What acting remembers of every batch row; all contiguous, written in place by every step.
 
-    `decay` holds sums of log_f since the head's episode or the ring's lap began, whichever is
-    later: they stay small in an episode of any length. No lap is rewritten when the next begins,
-    for the total of the lap before is in the last slot for as long as one of its keys lives.
-    Positions are equal in all heads, lengths where no head was reset alone: a program of the kernel
-    reads and writes its own, and waits for no other.
+    Keys go round the ring: a lap writes slots 0 to R - 1, and the next lap begins at slot 0 again.
+    `decay` holds sums of log_f since the episode of the head or the lap began, whichever is later,
+    so that sums stay small in an episode of any length. When a lap begins, the sums of the one
+    before need no correction: its total stands in slot R - 1 for as long as a slot of it is left.
+
+    All heads of a row have the same position, and the same length unless a head was reset alone.
+    They are stored once a head nevertheless: the program of a head then waits for no other program.
     """
 
     k: Tensor  # [B, Hkv, R, D]
@@ -147,8 +150,7 @@ def forgetting_attention_step(
             'impl="reference"'
         )
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    step = _step if traced(q) else _run_step
-    return step(q, k, v, log_f, start, *cache, window, log_eps, factor)
+    return _step(q, k, v, log_f, start, *cache, window, log_eps, factor)
 
 
 def definition(
@@ -176,7 +178,7 @@ def definition(
         keys = cache.length.clamp(max=window).float()
         threshold = (log_eps - keys.log() - 2.0 * bound) * (1.0 + SLACK)
         seen = seen & ~prunable(decay, age, threshold)
-    # Slots that are not seen may hold anything, NaN too.
+    # Slots that are not seen may hold NaN, which a weight of 0 would not remove.
     k, v = (x.masked_fill(~seen.unsqueeze(3), 0.0) for x in (k, v))
     scores = (q.unsqueeze(2) * k).sum(3) * scale + decay.to(wide)
     p = scores.masked_fill(~seen, -math.inf).softmax(2)
@@ -184,7 +186,7 @@ def definition(
 
 
 def prunable(decay: Tensor, age: Tensor, threshold: Tensor) -> Tensor:
-    """Keys that cannot matter: the newest of their block is decayed below the threshold.
+    """Keys that pruning leaves out: the newest key of their block is decayed below the threshold.
 
     Args:    decay, age [B, Hq, R], age 0 the newest key; threshold [B, Hq], below 0.
     Returns: bool [B, Hq, R]; false in the first block, whose newest key has not decayed.
@@ -197,7 +199,7 @@ def prunable(decay: Tensor, age: Tensor, threshold: Tensor) -> Tensor:
 def _append(
     k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Writes the new key.
+    """Writes the new key, its value and its gate into the cache.
 
     Returns: sums of log_f up to every slot, float64 [B, Hq, R], whose differences are D wherever
              keys are seen; age of every slot in steps [B, Hq, R].
@@ -223,7 +225,8 @@ def _append(
     cache.decay.scatter_(3, at.unsqueeze(2).expand(-1, -1, 2, 1), pair)
 
     slot = torch.arange(ring, device=k.device)
-    total = sums[:, :, -1:]  # of the lap that slots after the new one belong to
+    # Slots after the new one belong to the lap before, whose total is in the last slot.
+    total = sums[:, :, -1:]
     return sums.sub(total.masked_fill(slot <= at, 0.0)).scatter(2, at, new), (at - slot) % ring
 
 
@@ -283,7 +286,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, cache: Cache, start: 
             )
 
 
-def _run_step(
+@operator(
+    "forgetting_attention_step",
+    shapes=lambda q, *rest: q.new_empty(q.shape),
+    mutates=("keys", "values", "decay", "norm", "position", "length"),
+)
+def _step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -299,21 +307,24 @@ def _run_step(
     log_eps: float | None,
     scale: float,
 ) -> Tensor:
+    """The kernel's step; writes the six tensors of the cache, in the order of `Cache`."""
     from cerl.kernels.attention import step_triton
 
-    cache = keys, values, decay, norm, position, length
     return step_triton.step(
-        q, k, v, log_f, start, *cache, window=window, log_eps=log_eps, scale=scale
+        q,
+        k,
+        v,
+        log_f,
+        start,
+        keys,
+        values,
+        decay,
+        norm,
+        position,
+        length,
+        window=window,
+        log_eps=log_eps,
+        scale=scale,
+        block=BLOCK,
+        slack=SLACK,
     )
-
-
-_step = torch.library.custom_op(
-    "cerl::forgetting_attention_step",
-    _run_step,
-    mutates_args=("keys", "values", "decay", "norm", "position", "length"),
-)
-
-
-@_step.register_fake
-def _(q, k, v, log_f, start, keys, values, decay, norm, position, length, window, log_eps, scale):
-    return q.new_empty(q.shape)

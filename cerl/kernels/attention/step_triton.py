@@ -1,11 +1,9 @@
-# The arguments of a Triton kernel and its language are no Python types.
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportPrivateImportUsage=false
 """One step of forgetting attention in Triton: append and attend in one launch.
 
-A program owns one key head of one row, all its query heads and all its state, so that nothing waits
-for another program. It walks back from the newest key and stops where pruning does. Every place in
-a block of keys runs a softmax of its own; they meet once, at the end.
+A program owns one key head of one batch row with its query heads and its part of the cache, so that
+no program waits for another. It walks back from the newest key to the oldest one that pruning
+keeps, BN keys a round. Each of these BN places keeps a running softmax of its own; they are merged
+once, at the end.
 """
 
 from typing import NamedTuple
@@ -15,22 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.attention.long_triton import block_size, power_of_two
 from cerl.kernels.attention.scan_triton import LOG2E
-from cerl.kernels.attention.step import BLOCK, SLACK
+from cerl.kernels.runtime.blocks import block_size, power_of_two
 
 
 class Launch(NamedTuple):
-    """Keys a round of the loop; warps; rounds that are computed or on the way at once."""
+    """Block size of a step, which has one query a head; unlike `launch.Launch` without rows."""
 
-    columns: int
+    columns: int  # keys a round of the loop
     warps: int
-    stages: int
+    stages: int  # rounds that are computed or being loaded at the same time
 
 
-# Keyed by (padded width, bytes of an element), for one query head a key head. With triton 3.6 for
-# sm_90 none spills, four programs or more fit a multiprocessor, so that 528 run at once on 132, and
-# each has 32 KiB on the way.
+# Keyed by (padded width, bytes of an element), for one query head a key head. Chosen so that, with
+# triton 3.6 for sm_90, no registers spill, a multiprocessor holds at least four programs, and each
+# program has 32 KiB of loads under way.
 CONFIGS: dict[tuple[int, int], Launch] = {
     (16, 2): Launch(128, 4, 5),
     (32, 2): Launch(64, 4, 5),
@@ -61,9 +58,10 @@ def _read_decay(p_decay, slot, ring, m):
 
 @triton.jit
 def _decay_of(p_decay, sums, slot, age, ring, m):
-    """Slots [1, N] of keys of these ages, and D of the newest key to them [BG, N].
+    """Slots [1, N] of the keys of these ages, and D from them to the newest key [BG, N].
 
-    A key of the lap before takes the rest of that lap's sum on top.
+    From a key of the lap before, D is what the sum of that lap gained after the key plus the sum of
+    this lap so far.
     """
     high, low, total_high, total_low = sums
     at = slot - age[None, :]
@@ -114,6 +112,7 @@ def _step(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Appends the new key of one key head to the cache, and attends with its G query heads."""
     i_pair = tl.program_id(0)
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     i_pair = i_pair.to(tl.int64)
@@ -146,7 +145,7 @@ def _step(
     total_high, total_low = _read_decay(p_decay, ring - 1, ring, m_old & (old > slot)[:, None])
     sums = high, low, total_high, total_low
 
-    if PRUNE:  # read ahead of the threshold, to wait once for both
+    if PRUNE:  # loaded before the threshold is computed, so that both waits overlap
         ends = (1 + tl.arange(0, BLOCKS)) * BLOCK  # ages of the newest keys of blocks
         m_ends = ends[None, :] <= old[:, None]
         _, b_ends = _decay_of(p_decay, sums, slot, ends, ring, m_ends)
@@ -158,11 +157,11 @@ def _step(
         b_bound = tl.sqrt(tl.sum(b_q * b_q, 1)) * norm * tl.abs(scale)
         b_threshold = log_eps - tl.log((old + 1).to(tl.float32)) - 2.0 * b_bound
         m_below = b_ends < (b_threshold * (1.0 + SLACK))[:, None]  # false for NaN: it is read
-        # Decay only grows with age, so that what is kept is a run from the newest block on.
+        # D falls with age, so that the blocks that are kept are the newest ones.
         blocks = tl.sum((m_ends & (m_below == 0)).to(tl.int32), 1)
         old = tl.minimum(old, blocks * BLOCK + BLOCK - 1)
 
-    # Every place begins with the score of the new key, which one of them counts.
+    # All places begin with the score of the new key as their maximum; place 0 alone counts the key.
     b_q *= scale * LOG2E
     b_score = tl.sum(b_q * b_key[None, :], 1)[:, None]
     m_place = (tl.arange(0, BN) == 0)[None, :]
@@ -189,7 +188,7 @@ def _step(
     b_weight = tl.exp2(b_max - tl.max(b_max, 1)[:, None])
     b_o = tl.sum(b_o * b_weight[:, :, None], 1) / tl.sum(b_sum * b_weight, 1)[:, None]
 
-    tl.debug_barrier()  # all warps have read what changes below
+    tl.debug_barrier()  # all warps have read the parts of the cache that are written below
     o_o = (i_pair * G + g)[:, None] * D + d[None, :]
     tl.store(p_o + o_o, b_o.to(p_o.dtype.element_ty), m_g[:, None] & m_d[None, :])
     tl.store(p_keys + slot * D + d, b_new_k, m_d)
@@ -226,12 +225,14 @@ def step(
     window: int,
     log_eps: float | None,
     scale: float,
+    block: int,
+    slack: float,
     launch: Launch | None = None,
 ) -> Tensor:
-    """One launch of a step as in `attention_step.definition`; writes the cache.
+    """One launch of a step as in `step.definition`; writes the cache.
 
-    Args:    as checked by `forgetting_attention_step`, rows of q, k and v contiguous; launch takes
-             the place of the table's.
+    Args:    as checked by `forgetting_attention_step`, rows of q, k and v contiguous; block and
+             slack are BLOCK and SLACK of the definition; launch replaces the table's choice.
     Returns: o [B, Hq, D] contiguous.
     """
     (batch, heads, width), (key_heads, ring) = q.shape, keys.shape[1:3]
@@ -266,9 +267,9 @@ def step(
         D=width,
         BD=padded,
         PRUNE=log_eps is not None,
-        BLOCK=BLOCK,
-        SLACK=SLACK,
-        BLOCKS=power_of_two(max(ring // BLOCK, 1)),
+        BLOCK=block,
+        SLACK=slack,
+        BLOCKS=power_of_two(max(ring // block, 1)),
         BN=launch.columns,
         STAGES=launch.stages,
         num_warps=launch.warps,

@@ -1,1 +1,1 @@
-"""What all kernels share: launches, streams, overlap."""
+"""What all kernels share: operators of torch, launches, block sizes, streams, overlap."""

@@ -1,7 +1,9 @@
-"""Launches that Triton prepares once: its look at every argument takes longer than a launch.
+"""A cache of compiled kernels by the signature of their arguments.
 
-What it compiles depends on the types of the tensors, on whether they begin on 16 bytes, and on the
-integers. A launch in which all of that is as in one before goes to the same binary at once.
+Triton inspects every argument on each launch, which takes longer than the launch itself. The binary
+that it chooses depends on the types of the tensors, on whether their addresses are multiples of 16
+bytes, and on the values of the integers. A launch that agrees in all of these with an earlier one
+goes straight to that one's binary.
 """
 
 from typing import Any
@@ -9,14 +11,14 @@ from typing import Any
 from torch import Tensor
 from triton.runtime import KernelInterface
 
-MANY = 1024  # launches of a kernel that are told apart at a time
+MANY = 1024  # binaries of a kernel that are kept; one more empties the cache
 
 
 class Launcher:
-    """A kernel with what is fixed when it is compiled, and with the options of its launch.
+    """A kernel together with its compile-time constants and launch options.
 
-    The kernel takes tensors, integers, one float, and the rest from `options`. Globals that it
-    reads may not change.
+    The parameters of the kernel are tensors, then integers, then one float, then the constants that
+    `options` names. Python globals that the kernel reads must keep their values.
     """
 
     def __init__(self, kernel: KernelInterface, **options: Any) -> None:
@@ -29,7 +31,7 @@ class Launcher:
         self, programs: int, tensors: tuple[Tensor, ...], sizes: tuple[int, ...], factor: float
     ) -> None:
         """Launches `programs` programs on the current device, which is that of the tensors."""
-        factor = float(factor)  # Triton would compile for an integer
+        factor = float(factor)  # of an integer Triton would make another binary
         pointers = [x.data_ptr() for x in tensors]
         kind = sizes, tensors[0].device, tuple([x.dtype for x in tensors])
         aligned = not any([pointer & 15 for pointer in pointers])

@@ -1,7 +1,7 @@
-"""Kernels that begin to start while the kernel before them ends (programmatic dependent launch).
+"""Kernels whose launch overlaps the end of the kernel before (programmatic dependent launch).
 
-A launch takes the options of `overlap`, and its kernel calls `follow`; on devices that cannot, and
-in the interpreter, both do nothing.
+Such a kernel is launched with the options that `overlap` gives, and calls `follow` before it reads
+what earlier kernels wrote. On devices without the feature, and in the interpreter, both do nothing.
 """
 
 import functools
@@ -17,9 +17,10 @@ OVERLAP = True
 
 @triton.jit
 def follow(OVERLAP: tl.constexpr):
-    """Waits until the kernel before this one is done; then the next one may start, and wait.
+    """Waits until the kernel before this one is done, then lets the next one start.
 
-    What is loaded earlier must be older than that kernel, which must have waited like this.
+    Loads before this call may only read memory that was written before the previous kernel started;
+    and the previous kernel must have called `follow` itself, so that all before it are done.
     """
     if OVERLAP:
         gdc_wait()

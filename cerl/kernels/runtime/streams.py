@@ -9,7 +9,8 @@ import torch
 First = TypeVar("First")
 Other = TypeVar("Other")
 
-# Of a stream, and so of the nodes of a graph captured on it: whose blocks start first.
+# Priorities of CUDA streams. Where blocks of several kernels could start, those of a stream with
+# the priority BEFORE do. Kernels of a graph keep the priority of the stream that captured them.
 BEFORE, BEHIND = -1, 0
 
 
@@ -25,8 +26,9 @@ def parallel(
     an inner branch may wait for an outer one.
 
     Args:    first may record gradients, the others must not; none may write what another reads;
-             patient: the others take what `first` leaves idle, where the current stream has the
-             priority of `captured`'s.
+             patient: the others run at the lower priority BEHIND, and so only on multiprocessors
+             that `first` leaves idle. That takes a current stream of the priority BEFORE, as
+             `cerl.graph.captured` has.
     Returns: the result of `first`, and of the others in order.
     """
     if device.type != "cuda" or torch.compiler.is_compiling():
@@ -35,8 +37,8 @@ def parallel(
     priority = BEHIND if patient else BEFORE
     streams = [_side_stream(device, number, priority) for number in range(len(others))]
     results = []
-    # What a side stream allocates is freed to it and used again only behind the next wait for the
-    # current stream, so nothing is overwritten while it is still read.
+    # Memory that a side stream allocates goes back to that stream when it is freed. The stream
+    # reuses it only after it has waited for the current stream again, which by then has read it.
     for stream, other in zip(streams, others, strict=True):
         stream.wait_stream(current)
         with torch.cuda.stream(stream):

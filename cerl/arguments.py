@@ -1,0 +1,156 @@
+"""How words of the command line are read: values of options, options of a run that are given."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from cerl.config import Config, ConfigError, errors, evaluated, preset
+from cerl.config.form import form_of, key_of, refuse_moved
+from cerl.record.folder import CHANGEABLE, FILE, changeable, unchangeable
+
+Value = TypeVar("Value")
+Kind = TypeVar("Kind")
+
+
+class Unread(Exception):
+    """A value that cannot be read. Not a ValueError, which tyro would print in its own frame."""
+
+
+def filled(kind: type[Kind], arguments: Sequence[str], *, prog: str) -> tuple[Kind, list[str]]:
+    """A command with its options, and the words that belong to none of them, --help among these.
+
+    Raises: ConfigError where a value cannot be read, or an option is given twice.
+    """
+    _refuse_repeated(arguments)
+    try:
+        return tyro.cli(
+            kind, args=list(arguments), prog=prog, add_help=False, return_unknown_args=True
+        )
+    except Unread as error:
+        raise ConfigError(str(error)) from None
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raises: ConfigError if an option is given twice, of which only the last would count."""
+    given = [key for word in arguments if (key := key_of(word))]
+    for key in given:
+        if given.count(key) > 1:
+            raise ConfigError(
+                f"--{key}: given {given.count(key)} times, and only the last would count; expected "
+                "once, several values one after the other (--seeds 0 1 2)"
+            )
+
+
+def refuse_unknown(command: str, rest: Sequence[str]) -> None:
+    """Raises: ConfigError if words are left that the command does not know."""
+    if rest:
+        raise ConfigError(f"{command}: no such option {rest[0]!r}; see `cerl {command} --help`")
+
+
+def _value(read: Callable[[list[str]], Value], metavar: str) -> PrimitiveConstructorSpec[Value]:
+    """Has tyro read the words after an option, however many there are, with a function of ours."""
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def count(option: str, what: str) -> PrimitiveConstructorSpec[int]:
+    """One whole number of at least 1, underscores allowed."""
+
+    def read(words: list[str]) -> int:
+        text = " ".join(words).replace("_", "")
+        if not words:
+            raise Unread(f"{option}: expected a value, got nothing")
+        if not (re.fullmatch("[0-9]{1,18}", text) and int(text)):
+            raise Unread(f"{option}: expected {what}, at least 1, got {' '.join(words)!r}")
+        return int(text)
+
+    return _value(read, "N")
+
+
+def folder(option: str, what: str = "folder") -> PrimitiveConstructorSpec[Path]:
+    """The path of one folder."""
+
+    def read(words: list[str]) -> Path:
+        if len(words) != 1:
+            raise Unread(f"{option}: expected one {what}, got {' '.join(words) or 'nothing'}")
+        return Path(words[0])
+
+    return _value(read, "FOLDER")
+
+
+def word(command: str, name: str) -> PrimitiveConstructorSpec[str]:
+    """One word before all options, or none: then it is empty."""
+
+    def read(words: list[str]) -> str:
+        if len(words) > 1:
+            raise Unread(f"{command}: expected one {name}, got {' '.join(words)}")
+        return "".join(words)
+
+    return _value(read, name)
+
+
+def some(option: str, metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
+    """At least one word."""
+
+    def read(words: list[str]) -> tuple[str, ...]:
+        if not words:
+            raise Unread(f"{option}: expected a value, got nothing")
+        return tuple(words)
+
+    return _value(read, metavar)
+
+
+def run_folder(path: Path) -> Path:
+    """Raises: ConfigError if it is no folder of a run."""
+    if not path.is_dir():
+        nature = "a file" if path.exists() else "no such folder"
+        raise ConfigError(f"{path}: expected a run folder, got {nature}")
+    if not (path / FILE).is_file():
+        raise ConfigError(f"{path}: expected a run folder, but it has no {FILE}")
+    return path
+
+
+def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """Options that are given to a run that goes on, by dotted key.
+
+    Raises: ConfigError if one may not change; SystemExit after --help, or where one cannot be read.
+    """
+    refuse_moved(options)
+    known = set(errors.keys(Config, kinds=run.kinds))
+    given = dict.fromkeys(key for word in options if (key := key_of(word)) in known)
+    if fixed := [key for key in given if not changeable(key)]:
+        raise ConfigError(unchangeable(fixed, folder / FILE))
+    form, default = form_of(run, only=CHANGEABLE)
+    form = tyro.cli(
+        form,
+        default=default,
+        args=list(options),
+        prog=f"cerl train --resume {folder}",
+        description="Options of a run that may change when it goes on.",
+    )
+    values = dict(preset.leaves(dataclasses.asdict(form)))
+    return {key: values[key] for key in given}
+
+
+def of_evaluation(run: Config, options: Sequence[str], *, prog: str) -> dict[str, Any]:
+    """Those of episodes, policies and epsilon that are given, checked as options of the run.
+
+    Raises: ConfigError; SystemExit after --help, or where one cannot be read.
+    """
+    keys = ("episodes", "policies", "epsilon")
+    form, default = form_of(run.eval, only=keys)
+    form = tyro.cli(form, default=default, args=list(options), prog=prog)
+    given = set(map(key_of, options))
+    asked = {key: getattr(form, key) for key in keys if key in given}
+    evaluated(run, asked)  # refused before seconds of imports
+    return asked

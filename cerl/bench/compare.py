@@ -1,0 +1,309 @@
+"""Whether a benchmark got slower: against stored rows, or under two source trees in turns.
+
+Absolute times drift with temperature, clocks and drivers, so a small difference shows only where
+the two versions run in turns on one machine: `cerl bench compare`.
+"""
+
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from cerl.arguments import word
+from cerl.bench import BENCHMARKS, Slower
+from cerl.bench.table import (
+    DERIVED,
+    MEASURED,
+    ORIGIN,
+    Printed,
+    Row,
+    Rows,
+    cell,
+    check_tolerance,
+)
+from cerl.record.versions import versions
+
+# Benchmarks worth a look before a release, for one GPU: `cerl bench compare OLD NEW` runs them all.
+GUARDED = (
+    "update",
+    "sac",
+    "train",
+    "train --presets mujoco/cerl --envs 1",
+    "env --counts 10 1024 8192",
+    "replay",
+    "memory-update",
+    "memory-acting",
+    "attention --shapes 4,4096,16,64 16,1024,8,128 64,256,8,64 256,64,4,32 step:64,1024,8,64",
+)
+# 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; the last one stands for all more.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
+# The columns that say what was measured, as pairs of name and text.
+Place = tuple[tuple[str, str], ...]
+
+
+def place(row: Row) -> Place:
+    """What was measured in a row."""
+    names = row.keys() - MEASURED.keys() - DERIVED - ORIGIN
+    return tuple((name, cell(row[name])) for name in row if name in names)
+
+
+def read(path: Path) -> Rows:
+    """The rows of a file, those that could not be measured left out.
+
+    Raises: ValueError for a line that is no row; OSError.
+    """
+    rows = Rows()
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a row of JSON, got {line[:60]!r}")
+        if not isinstance(row.get("error"), str):
+            rows.append(row)
+    return rows
+
+
+def stored(path: Path, *, bench: str, device: str) -> Rows:
+    """The rows of a benchmark on a device.
+
+    Raises: ValueError if the file has none of the benchmark, or only those of other devices.
+    """
+    if not path.is_file():
+        raise ValueError(f"--against: expected a file of rows, but {path} is none")
+    rows = [row for row in read(path) if row.get("bench") == bench]
+    if not rows:
+        raise ValueError(
+            f"--against: {path} has no rows of `{bench}`; measure some with --out {path}"
+        )
+    found = sorted({str(row.get("device")) for row in rows})
+    if device not in found:
+        raise ValueError(
+            f"--against: the rows of `{bench}` in {path} are of {', '.join(found)}, and this is "
+            f"{device}; times compare on one kind of device only. Measure rows of this one with "
+            "--out"
+        )
+    return [row for row in rows if row["device"] == device]
+
+
+def partner(row: Row, others: Iterable[Row]) -> Row | None:
+    """The last of the others that measured the same: all columns that both have agree.
+
+    Raises: ValueError if several differ in columns that the row does not have.
+    """
+    wanted, found = dict(place(row)), {}
+    for other in others:
+        there = place(other)
+        both = wanted.keys() & dict(there).keys()
+        if both and all(wanted[name] == dict(there)[name] for name in both):
+            found[there] = other
+    if len(found) > 1:
+        raise ValueError(f"{_told(place(row))}: {len(found)} different rows to compare with")
+    return next(iter(found.values()), None)
+
+
+def _told(there: Place) -> str:
+    return ", ".join(f"{name} {text}" for name, text in there)
+
+
+def _measurements(row: Row) -> dict[str, float]:
+    """What is measured in a row, by column; what is not there (NaN, None, 0) left out."""
+    found = {name: row[name] for name in MEASURED if isinstance(row.get(name), int | float)}
+    return {name: float(value) for name, value in found.items() if value > 0}
+
+
+def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
+    """Prints the ratio of every measurement to the stored one.
+
+    Returns: how many are above 1 + tolerance, and a sentence that says so.
+    Raises:  ValueError if no row was measured before.
+    """
+    printed, slower, count = Printed("compared with stored rows"), 0, 0
+    for row in rows:
+        before = partner(row, old)
+        if before is None:
+            print(f"{_told(place(row))}: not measured before", flush=True)
+            continue
+        past = _measurements(before)
+        for name, value in _measurements(row).items():
+            if name not in past:
+                continue
+            ratio, count = value / past[name], count + 1
+            slower += ratio > 1.0 + tolerance
+            verdict = "SLOWER" if ratio > 1.0 + tolerance else ""
+            head: Row = dict(place(row)) | {"measured": name, "before": past[name], "now": value}
+            printed.add(head | {"ratio": ratio, "verdict": verdict})
+    if not count:
+        raise ValueError("--against: none of the rows was measured before; see the table")
+    _tell_origin(old[-1])
+    return slower, f"{slower} of {count} measurements are more than {tolerance:.1%} above those in"
+
+
+def _tell_origin(row: Row) -> None:
+    """Prints the commit of a stored row, and which versions are others now."""
+    before, now = row.get("versions") or {}, versions()
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    other = [f"{name} {before.get(name, 'none')} (now {now.get(name, 'none')})" for name in names]
+    print("; ".join([f"stored rows: commit {row.get('commit') or 'unknown'}", *other]), flush=True)
+
+
+class Turn(NamedTuple):
+    """A measurement under the two trees, by round."""
+
+    old: list[float]
+    new: list[float]
+
+    def ratio(self) -> tuple[float, float, float]:
+        """Geometric mean of new / old, and both ends of its 95% interval.
+
+        The rounds are paired, so that what drifts from round to round cancels.
+        """
+        logs = [math.log(new / old) for old, new in zip(self.old, self.new, strict=True)]
+        mean = statistics.fmean(logs)
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        half = STUDENT[min(len(logs) - 1, len(STUDENT)) - 1] * error
+        return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Run a benchmark under two source trees in turns, and compare.
+
+    Rounds are old new, new old, old new, ...; each a process of its own. Printed is, for every
+    measurement, the mean ratio new / old with its 95% interval. SLOWER, and exit code 1: the whole
+    interval lies above 1 + tolerance; unsure: a part of it does, and more rounds would tell. Other
+    options go to the benchmark:
+    `cerl bench compare ../old . update --presets minatar/cerl --calls 100`.
+
+    A tree is a folder with cerl/, and with cerl/agents, cerl/envs and cerl/configs as links or
+    folders; it needs no git and no installation.
+    """
+
+    old: tyro.conf.Positional[Path]
+    """source tree to compare with"""
+    new: tyro.conf.Positional[Path]
+    """source tree that may have become slower"""
+    name: Annotated[
+        tyro.conf.Positional[str], word("compare", "NAME"), tyro.conf.arg(help_behavior_hint="")
+    ] = ""
+    """benchmark; if none is given, those of GUARDED in cerl/bench/compare.py"""
+    rounds: int = 5
+    """how often each tree runs; more make the interval smaller"""
+    tolerance: float = 0.02
+    """share by which a measurement may take longer"""
+    out: Path | None = None
+    """file that every measured row is appended to, with the keys `tree` and `round`"""
+
+
+def compare(plan: Plan, options: Sequence[str]) -> None:
+    """Runs a plan, with options of the benchmark.
+
+    Raises: Slower; ValueError for a plan that cannot be run; RuntimeError if a benchmark fails.
+    """
+    if plan.rounds < 2:
+        raise ValueError(f"--rounds: expected a number from 2 on, got {plan.rounds}")
+    check_tolerance(plan.tolerance)
+    if plan.name and plan.name not in BENCHMARKS.keys() - {"compare"}:
+        raise ValueError(f"compare: no benchmark {plan.name!r}; `cerl bench` lists them")
+    if options and not plan.name:
+        raise ValueError(f"compare: {options[0]!r} is an option of which benchmark? Name it first")
+    trees = {"old": plan.old, "new": plan.new}
+    for name, tree in trees.items():
+        _check(tree, name)
+    lines = [[plan.name, *options]] if plan.name else [line.split() for line in GUARDED]
+    slower: list[str] = []
+    failed: list[str] = []
+    for words in lines:
+        try:
+            slower += _compared(trees, words, plan)
+        except RuntimeError as error:
+            if len(lines) == 1:
+                raise
+            failed.append(str(error))  # the other benchmarks are still of use
+            print(error, flush=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} benchmarks failed, the first: {failed[0]}")
+    if slower:
+        raise Slower(f"{len(slower)} measurements, the first {slower[0]}")
+
+
+def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[str]:
+    """Runs a benchmark in turns and prints the ratios. Returns: which measurements are slower."""
+    rounds: dict[str, list[Rows]] = {"old": [], "new": []}
+    title = f"cerl bench {shlex.join(words)}: {plan.new} against {plan.old}"
+    for number in range(plan.rounds):
+        for name in ("old", "new") if number % 2 == 0 else ("new", "old"):
+            begin = time.monotonic()
+            rows = _measured(trees[name], words)
+            rounds[name].append(rows)
+            spent = time.monotonic() - begin
+            print(f"round {number + 1} of {plan.rounds}, {name}: {spent:.0f} s", flush=True)
+            if plan.out is not None:
+                with plan.out.open("a") as file:
+                    lines = (row | {"tree": name, "round": number} for row in rows)
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+    printed, slower, most = Printed(title), [], 1.0 + plan.tolerance
+    for there, name, turn in _turns(rounds["old"], rounds["new"]):
+        ratio, low, high = turn.ratio()
+        verdict = "SLOWER" if low > most else "unsure" if high > most else ""
+        if verdict == "SLOWER":
+            slower.append(f"{_told(there)}, {name}: {ratio:.3f}")
+        middle = {"old": statistics.median(turn.old), "new": statistics.median(turn.new)}
+        told: Row = {"ratio": f"{ratio:.3f}", "95% interval": f"{low:.3f} to {high:.3f}"}
+        printed.add(dict(there) | {"measured": name} | middle | told | {"verdict": verdict})
+    if any(turn for turn in rounds["new"]) and not printed.widths:
+        raise ValueError("compare: the two trees measure nothing in common")
+    return slower
+
+
+def _turns(old: list[Rows], new: list[Rows]) -> Iterable[tuple[Place, str, Turn]]:
+    """Every measurement that all rounds of both trees have."""
+    for row in new[0]:
+        there = [partner(row, rows) for rows in (*old, *new)]
+        found = [_measurements(other) for other in there if other is not None]
+        if len(found) < len(there):
+            print(f"{_told(place(row))}: not measured by both", flush=True)
+            continue
+        for name in _measurements(row):
+            values = [each[name] for each in found if name in each]
+            if len(values) == len(found):
+                yield place(row), name, Turn(values[: len(old)], values[len(old) :])
+
+
+def _check(tree: Path, name: str) -> None:
+    """Raises: ValueError if Python would not take cerl from the tree."""
+    probe = "import cerl, os; print(os.path.dirname(os.path.realpath(cerl.__file__)))"
+    done = _python(tree, "-c", probe)
+    if done.returncode or Path(done.stdout.strip()) != (tree / "cerl").resolve():
+        raise ValueError(f"compare: expected {name} to be a source tree with cerl/, got {tree}")
+
+
+def _measured(tree: Path, words: Sequence[str]) -> Rows:
+    """The rows of a benchmark under a tree. Raises: RuntimeError if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.jsonl"
+        done = _python(tree, "-m", "cerl", "bench", *words, "--out", str(out))
+        if done.returncode or not out.is_file():
+            last = (done.stderr or done.stdout).strip()[-2000:]
+            raise RuntimeError(f"cerl bench {shlex.join(words)} failed under {tree}:\n{last}")
+        return read(out)
+
+
+def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with a tree before all else; -P keeps the current folder out of its way."""
+    environment = os.environ | {"PYTHONPATH": str(tree.resolve())}
+    line = [sys.executable, "-P", *words]
+    return subprocess.run(line, capture_output=True, text=True, env=environment)

@@ -1,0 +1,70 @@
+"""Evaluating a run that has been trained: `cerl eval`."""
+
+from pathlib import Path
+
+from torch import nn
+
+from cerl.config import evaluated
+from cerl.device.estimate import estimate
+from cerl.device.pick import prepare
+from cerl.device.reservation import check_fits
+from cerl.evaluate import Evaluator, Result, evaluation_keys
+from cerl.record import checkpoint, trust
+from cerl.record.folder import FILE, check_fixed, load_file
+from cerl.record.screen import Screen
+from cerl.wiring import evaluation_env, make_agent
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    episodes: int | None = None,
+    policies: tuple[str, ...] | None = None,
+    epsilon: float | None = None,
+    trusted: bool = False,
+) -> dict[str, Result]:
+    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given.
+
+    Always evaluation number 0, which the loop never makes: it begins with iteration 1.
+
+    Args:   trusted, the run may import a module even if it is somebody else's.
+    Raises: CheckpointError or ConfigError if the folder holds nothing to evaluate; RuntimeError if
+            the evaluation does not fit into memory.
+    """
+    config = load_file(folder / FILE)
+    trust.check(config, folder, trusted=trusted)
+    changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
+    asked = {name: value for name, value in changes.items() if value is not None}
+    config = evaluated(config, asked)
+    device = prepare(config)
+    check_fits(estimate(config, device=device, agent=make_agent, evaluating=True))
+    keys = evaluation_keys(config.seeds, device)
+    env = evaluation_env(config, device)
+    agent = make_agent(config, env.spec, device)
+    net = agent.build(keys=keys)
+    try:
+        _load_net(net, folder)
+        results = Evaluator(config, env, agent, net, keys=keys).run(0)
+        assert results is not None, "nothing told the evaluation to stop"
+        return results
+    finally:
+        env.close()
+
+
+def _load_net(net: nn.Module, folder: Path) -> None:
+    """Takes over the network of a run's newest intact checkpoint, in place.
+
+    Raises: CheckpointError or ConfigError if it is of something else.
+    """
+    loaded = checkpoint.load(folder)
+    for sentence in loaded.damaged:
+        Screen().line(sentence)
+    state = loaded.state
+    # Only what an evaluation reads is looked at: the rest may be of a newer cerl.
+    expected = {"config": "", "learner": {"net": dict(net.state_dict())}}
+    found = {key: state[key] for key in expected if key in state}
+    if isinstance(found.get("learner"), dict):
+        found["learner"] = {k: v for k, v in found["learner"].items() if k == "net"}
+    checkpoint.match(expected, found)
+    check_fixed(folder, state["config"], where=str(loaded.file))
+    checkpoint.put_net(net, state["learner"]["net"], what="learner.net")

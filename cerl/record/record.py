@@ -1,0 +1,286 @@
+"""The Record of a run: result rows, metrics, and the same numbers for TensorBoard.
+
+Rows and metrics are tables on the disk (`cerl/record/results.py`), TensorBoard shows what they hold
+(`cerl/record/tensorboard.py`). The metric `value_error` is Q minus the Monte Carlo return, positive
+where Q is too high: the opposite sign of what the original code logs as `Overestimation`.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cerl import __version__, explore
+from cerl.config import Config
+from cerl.data import EnvSpec
+from cerl.record import results, tensorboard
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Moment(NamedTuple):
+    """When something was measured."""
+
+    step: int  # agent steps of one seed
+    updates: int
+    wall_seconds: float  # that all sessions of the run have lasted
+
+
+def over_episodes(returns: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics over the last axis; an episode whose length is NaN was not played.
+
+    Args:    returns, lengths [S, K, episodes] float64.
+    Returns: episodes, return, return_std (divisor `episodes`), length, [S, K] each; NaN without
+             episodes, and where a return is NaN.
+    """
+    played = ~np.isnan(lengths)
+    count = played.sum(-1)
+    share = np.where(count > 0, count, np.nan)
+
+    def total(amounts: np.ndarray) -> np.ndarray:
+        # One after the other: columns that only other seeds have played then change no bit.
+        return np.where(played, amounts, 0.0).cumsum(-1)[..., -1]
+
+    mean = total(returns) / share
+    square = total((returns - mean[..., None]) ** 2) / share
+    length = total(lengths) / share
+    return {"episodes": count, "return": mean, "return_std": np.sqrt(square), "length": length}
+
+
+class Record:
+    """Tables and events of one run, appended to in memory and written by `flush`.
+
+    All arrays are on the host, [S, N] or [S]. `latest` holds the newest mean returns over the
+    seeds, by policy; a checkpoint keeps it. Nothing is written before the first call, so
+    `keep_until` may come first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: Config,
+        spec: EnvSpec,
+        diverged: Mapping[int, int],
+        run: str,
+    ) -> None:
+        """Args: folder of the run, exists; diverged {index of a seed: step from which on it is
+        marked}, which may change; run, the hash of its options that stands in its tables.
+        """
+        self.config, self.spec, self.diverged = config, spec, diverged
+        self.seeds = np.asarray(config.seeds, dtype=np.int64)
+        self.tandem = config.ensemble.duty == "tandem"
+        self.rows = results.Rows(folder / "rows.parquet", results.ROWS, run=run)
+        self.metrics = results.Rows(folder / "metrics.parquet", results.METRICS, run=run)
+        self.board = tensorboard.Board(folder / "tensorboard", config.seeds)
+        self.latest: dict[str, float] = {}
+        self.fixed = {
+            "preset": config.preset or "(file)",
+            "agent": config.agent.name,
+            "env": results.env_name(config),
+            "members": config.ensemble.members,
+            "config_hash": results.config_hash(config),
+            "version": __version__,
+        }
+
+    def training(self, at: Moment, metrics: Arrays, *, rate: float) -> None:
+        """Metrics and diagnostics. Args: rate, agent steps of one seed per second; NaN: unknown."""
+        self._measure(at, metrics)
+        step = torch.tensor(at.step, dtype=torch.int64)
+        epsilon = float(explore.epsilon(self.config.epsilon_schedule, step))
+        for s in self._kept(at):
+            scalars = tensorboard.training_scalars(metrics, s) | {"charts/epsilon": epsilon}
+            if s in self.diverged:
+                scalars["charts/diverged"] = 1.0
+            if math.isfinite(rate):
+                scalars |= {"charts/SPS": rate, "Train/AverageStepsPerSecond": rate}
+            self.board.write(s, at.step, scalars)
+
+    def episodes(self, at: Moment, real_steps: np.ndarray, finished: Arrays) -> None:
+        """Training episodes, by the member that acted.
+
+        Args: real_steps [S] so far; finished {name: [S, N]}, the count "episodes" and means over
+              them: "return", "length", "value" (the acting member's largest Q), "mc" (discounted
+              clipped return-to-go). Members without an episode get no row.
+        """
+        values = {**finished, "value_error": finished["value"] - finished["mc"]}
+        played, kept = values["episodes"], self._kept(at)
+        s, member = np.nonzero(played)
+        self._score(
+            at,
+            real_steps,
+            seed=s,
+            member=member,
+            policy="train",
+            role=[self._role(int(i)) for i in member],
+            scores={name: values[name][s, member] for name in ("episodes", "return", "length")},
+        )
+        extra = {f"train_{name}": values[name] for name in ("value", "mc")}
+        extra["value_error"] = values["value_error"]
+        self._measure(at, extra, skip=played == 0)
+        for index in kept:
+            self.board.write(index, at.step, tensorboard.episode_scalars(values, index))
+        if played[kept].sum() > 0:
+            finite = np.where(np.isfinite(values["return"]), played, 0)
+            self.latest["train"] = tensorboard.weighted(values["return"][kept], finite[kept])
+
+    def evaluation(
+        self,
+        at: Moment,
+        real_steps: np.ndarray,
+        policy: str,
+        scores: Arrays,
+        diversity: np.ndarray,
+        *,
+        drawn: bool,
+    ) -> None:
+        """Scores of one policy.
+
+        Args: real_steps [S] of training so far; scores as `over_episodes` gives them; diversity
+              [S, K] of the members' actions; drawn, the policy `random` is evaluated too.
+        """
+        s, k = (index.ravel() for index in np.indices(scores["return"].shape))
+        each = policy in results.INDIVIDUAL
+        whole = "random" if policy == "random" else "aggregate"
+        self._score(
+            at,
+            real_steps,
+            seed=s,
+            member=k if each else np.full_like(k, -1),
+            policy=policy,
+            role=[self._role(int(i)) if each else whole for i in k],
+            scores={name: values.ravel() for name, values in scores.items()},
+        )
+        name = "action_variance" if self.spec.continuous else "vote_entropy"
+        self._measure(at, {f"{name}_{policy}": diversity if each else diversity[:, 0]})
+        shown = {**scores, "variance" if self.spec.continuous else "entropy": diversity}
+        for index in self._kept(at):
+            scalars = tensorboard.evaluation_scalars(
+                policy, shown, index, tandem=self.tandem, drawn=drawn
+            )
+            self.board.write(index, at.step, scalars)
+        returns = scores["return"][self._kept(at)]
+        if each and self.tandem:
+            for member, role in enumerate(("active", "passive")):
+                role += policy.removeprefix("individual")
+                self.latest[role] = tensorboard.mean(returns[:, member])
+        else:
+            self.latest[policy] = tensorboard.mean(returns)
+
+    def damaged(self, at: Moment) -> None:
+        """Records that a checkpoint newer than the one taken could not be used."""
+        self._measure(at, {"checkpoints_damaged": np.ones(len(self.seeds))})
+
+    def _role(self, member: int) -> str:
+        return ("active", "passive")[member] if self.tandem else "member"
+
+    def _kept(self, at: Moment) -> list[int]:
+        """Indices of the seeds that are recorded at this step."""
+        cut = self.config.diverged == "cut"
+        ends = {s: step for s, step in self.diverged.items() if cut}
+        return [s for s in range(len(self.seeds)) if at.step <= ends.get(s, at.step)]
+
+    def marked(self) -> str:
+        """Which seeds diverged, and when, in words; empty if none did."""
+        own: dict[int, list[str]] = {}
+        for s, step in sorted(self.diverged.items()):
+            own.setdefault(step, []).append(str(self.seeds[s]))
+        return " and ".join(
+            f"seed{'s'[: len(seeds) - 1]} {' '.join(seeds)} diverged at {step:,} agent steps"
+            for step, seeds in sorted(own.items())
+        )
+
+    def _score(
+        self,
+        at: Moment,
+        real_steps: np.ndarray,
+        *,
+        seed: np.ndarray,
+        member: np.ndarray,
+        policy: str,
+        role: list[str],
+        scores: Arrays,
+    ) -> None:
+        """Appends result rows. Args: seed, indices in 0..S; member, role, scores: one a row."""
+        kept = np.flatnonzero(np.isin(seed, self._kept(at)))
+        seed, member, role = seed[kept], member[kept], [role[k] for k in kept.tolist()]
+        scores = {name: values[kept] for name, values in scores.items()}
+        size = len(seed)
+        real = real_steps.astype(np.int64)[seed]
+        columns: dict[str, Any] = {k: [v] * size for k, v in self.fixed.items()}
+        columns |= {
+            "seed": self.seeds[seed],
+            "member": member.astype(np.int64),
+            "role": role,
+            "policy": [policy] * size,
+            "step": [at.step] * size,
+            "frames": real * self.spec.frames,
+            "real_steps": real,
+            "updates": [at.updates] * size,
+            "episodes": scores["episodes"].astype(np.int64),
+            "return": scores["return"],
+            "return_std": scores.get("return_std", [None] * size),
+            "length": scores["length"],
+            "wall_seconds": [at.wall_seconds] * size,
+            "diverged": np.isin(seed, list(self.diverged)),
+        }
+        self.rows.append({name: columns[name] for name in results.ROWS.names})
+
+    def _measure(self, at: Moment, values: Arrays, skip: np.ndarray | None = None) -> None:
+        """Appends metrics {name: [S, N] or [S]}; skip [S, N] bool, what was not measured."""
+        for name, value in values.items():
+            index = np.indices(value.shape).reshape(value.ndim, -1)
+            if skip is not None:
+                index = index[:, ~skip.ravel()]
+            index = index[:, np.isin(index[0], self._kept(at))]
+            count = index.shape[1]
+            columns = {
+                "step": [at.step] * count,
+                "seed": self.seeds[index[0]],
+                "member": index[1] if value.ndim == 2 else np.full(count, -1),
+                "name": [name] * count,
+                "value": value[tuple(index)],
+            }
+            self.metrics.append(columns)
+
+    def flush(self, *, metrics: bool = True) -> str:
+        """Writes rows, and metrics too unless told not to; events as well.
+
+        Returns: what could not be written, and why; empty if all was. Rows stay in memory then.
+        Raises:  RowsError if the folder holds another run's rows.
+        """
+        complaint = ""
+        for table in (self.rows, self.metrics) if metrics else (self.rows,):
+            try:
+                table.flush()
+            except OSError as error:
+                complaint = f"{table.path}: could not be written ({error.strerror or error})"
+        self.board.flush()
+        return complaint
+
+    def forget(self) -> list[str]:
+        """Starts the record anew; the tables there are kept aside. Returns: a sentence on each."""
+        self.board.after, said = -1, []
+        for table in (self.rows, self.metrics):
+            if table.path.is_file() and not table.path.is_symlink():
+                aside = table.path.with_name(f"dropped-{time.time_ns()}-{table.path.name}")
+                table.path.rename(aside)
+                said.append(f"{table.path.name} of before is kept aside as {aside.name}")
+            table.keep_until(-1)
+        return said
+
+    def keep_until(self, step: int) -> list[str]:
+        """Drops rows, metrics and events later than a step. Returns: a sentence on each lost table.
+
+        Raises: RowsError if a file is damaged.
+        """
+        self.board.after, said = step, []
+        for table in (self.rows, self.metrics):
+            if not table.path.is_file():
+                said.append(f"{table.path} is gone, and with it all before step {step:,}")
+            table.keep_until(step)
+        return said

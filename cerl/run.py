@@ -1,0 +1,228 @@
+"""A Run: its parts, its folder and how far it is; saved into the folder and restored from it."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cerl.config import Config
+from cerl.device.reservation import Reservation
+from cerl.graph import captured
+from cerl.record import checkpoint
+from cerl.record.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
+from cerl.record.folder import check_fixed, fixed_hash
+from cerl.record.log import Logger
+from cerl.record.saver import Saver
+from cerl.schedule import Schedule
+from cerl.stop import Stopped, stop_flag
+from cerl.wiring import Parts, close
+
+
+class Run:
+    """A run between two iterations of its loop.
+
+    Attributes that a checkpoint holds: iteration, those done; filled, agent steps of one seed from
+    which on updates are made; recorded, whether the metrics and scores that are due at this
+    iteration are in the log. `whole` is False in the midst of an iteration, when parts may be ahead
+    of others and nothing can be saved.
+    """
+
+    def __init__(
+        self, config: Config, parts: Parts, folder: Path, reservation: Reservation | None = None
+    ) -> None:
+        self.config, self.parts, self.folder = config, parts, folder
+        self.reservation = reservation
+        self.schedule = Schedule.of(config, envs=parts.env.spec.envs)
+        self.iteration, self.filled, self.recorded, self.whole = 0, 0, True, True
+        self.identity = fixed_hash(folder)
+        self.logger = Logger(
+            folder,
+            config=config,
+            spec=parts.env.spec,
+            diverged=parts.watch.diverged,
+            run=self.identity,
+        )
+        replay = parts.replay if config.log.save_replay else None
+        self.saver = Saver(Checkpoints(folder, replay), self.logger)
+        self.sync = captured(parts.learner.sync, parts.device)
+        self.capture_updates()
+
+    def capture_updates(self) -> None:
+        """Makes `update`, and `update_first` of which only the first stage is due, CUDA graphs.
+
+        Again after seeds were frozen: a graph goes on doing what was captured.
+        """
+        learner = self.parts.learner
+        self.update, self.update_first = learner.update, learner.update_first
+        # Rows in the memory of the host cannot be sampled in a graph.
+        if self.parts.replay.placement == "device":
+            self.update = captured(learner.update, self.parts.device)
+            self.update_first = captured(learner.update_first, self.parts.device)
+
+    @property
+    def updates(self) -> int:
+        """Updates that were due so far."""
+        return self.schedule.updates_by(self.iteration * self.schedule.envs)
+
+    @property
+    def steps(self) -> int:
+        """Agent steps of one seed so far; the last iteration may step past the run's end."""
+        return self.iteration * self.schedule.envs
+
+    @property
+    def over(self) -> bool:
+        """Whether the run came to its end, its last scores in the log."""
+        return self.iteration >= self.schedule.last and self.recorded
+
+    def count(self) -> None:
+        """Ends an iteration: target networks that are copies are renewed where that is due, and
+        what is due in the log is not there yet."""
+        self.iteration += 1
+        config, schedule, number = self.config, self.schedule, self.iteration
+        copied = config.schedule.target_rate == 1.0
+        if copied and schedule.passes(number, config.schedule.target_every):
+            self.sync()
+        due = (schedule.due(number, every) for every in (config.log.every, config.eval.every))
+        self.recorded, self.whole = not any(due), True
+
+    def learn(self, updates: range) -> None:
+        """Makes the updates with these numbers."""
+        for number in updates:
+            if self.schedule.all_stages(number):
+                self.update()
+            else:
+                self.update_first()
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Callable[[], bool]]:
+        """Around the loop: whatever ends the run, what is whole of it is saved.
+
+        Yields: whether the run was told to stop.
+        Raises: Stopped if it was, and has saved; whatever the loop raises.
+        """
+        with self.logger, stop_flag() as stopped:
+            try:
+                self.introduce()
+                yield stopped
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self.rescue(error)
+                raise
+            finally:
+                self.saver.checkpoints.close()
+                close(self.parts)
+            if not self.over:
+                self.logger.note(
+                    f"stopped and saved; go on with: cerl train --resume {self.folder}"
+                )
+                raise Stopped
+
+    def introduce(self) -> None:
+        """Says what the run needs of memory and disk."""
+        note, config, checkpoints = self.logger.note, self.config, self.saver.checkpoints
+        if self.reservation is not None:
+            note(self.reservation.words)
+            self.reservation.write()
+        if config.compile and self.parts.device.type == "cpu":
+            note("compile: without effect on a CPU; it fuses what a GPU runs")
+        every = -(-config.log.checkpoint_every // self.schedule.envs)
+        needs = checkpoints.needs(self.snapshot(), every=every, iterations=self.schedule.last)
+        free = shutil.disk_usage(self.folder).free + checkpoints.taken()
+        words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
+        note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
+
+    def save(self, *, must: bool = False) -> None:
+        """Writes a checkpoint of the run as it stands, see `Saver.save`."""
+        self.saver.save(self.snapshot, name=(self.iteration, self.recorded), must=must)
+
+    def rescue(self, error: BaseException) -> None:
+        """Saves what an error leaves whole, before the error ends the run."""
+        if isinstance(error, CheckpointError):
+            return
+        if self.parts.collector.player.lost:  # the step counts, as one that lost its simulators
+            self.count()
+        elif not self.whole:
+            self.logger.note(
+                "nothing was saved: the error came in the midst of a step or an update, and parts "
+                "of the run may be ahead of others; go on from the last checkpoint with: cerl "
+                f"train --resume {self.folder}"
+            )
+            return
+        try:
+            self.save(must=True)
+        # Whatever goes wrong here, the first error is the one to be told.
+        except Exception as second:
+            self.logger.note(f"nothing could be saved: {second}")
+        else:
+            self.logger.note(f"saved; go on with: cerl train --resume {self.folder}")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a continuation needs, replay aside."""
+        parts = self.parts
+        return {
+            "iteration": self.iteration,
+            "made": self.updates,
+            "filled": self.filled,
+            "recorded": self.recorded,
+            "config": self.identity,
+            "learner": parts.learner.state_dict(),
+            "watch": parts.watch.state_dict(),
+            "collector": parts.collector.state_dict(),
+            "logger": self.logger.state_dict(),
+        }
+
+    def template(self) -> dict[str, Any]:
+        """What a checkpoint of this run looks like, to compare one with that is loaded."""
+        expected = self.snapshot()
+        expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+        if not self.parts.env.spec.resident:  # simulators check their state themselves
+            expected["collector"]["env"] = checkpoint.Free()
+        return expected
+
+    def restore(self) -> None:
+        """Loads the newest intact checkpoint in place; without any the run starts anew."""
+        config, parts, logger = self.config, self.parts, self.logger
+        if not checkpoint.files(self.folder):
+            logger.forget()
+            logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
+            return
+        loaded = checkpoint.newest(self.folder, replay=config.log.save_replay)
+        exact = self.load(loaded)
+        for sentence in loaded.damaged:
+            logger.fell_back(sentence)
+        note = f"resumed at agent step {self.steps:,}"
+        if not exact:
+            note += "; the simulator cannot be restored: episodes under way were cut"
+        if parts.env.note:
+            note += f" ({parts.env.note})"
+        self.filled = loaded.state["filled"]
+        if self.steps and not (config.log.save_replay and loaded.replay and loaded.replay.total):
+            self.filled = self.steps + config.replay.start
+            note += f"; replay was not saved: {config.replay.start:,} agent steps refill it"
+        logger.note(note)
+
+    def load(self, loaded: Loaded) -> bool:
+        """Takes over a checkpoint in place; one that is of something else changes nothing.
+
+        Returns: whether the environments continue exactly.
+        Raises:  CheckpointError, ConfigError or ValueError if it does not belong to this run.
+        """
+        parts, state = self.parts, loaded.state
+        checkpoint.match(self.template(), state)
+        check_fixed(self.folder, state["config"], where=str(loaded.file))
+        if not 0 <= state["iteration"] <= self.schedule.last:
+            raise ValueError(
+                f"schedule.steps: expected at least the "
+                f"{state['iteration'] * self.schedule.envs:,} agent steps that {self.folder} has "
+                f"trained already, got {self.config.schedule.steps:,}"
+            )
+        self.saver.checkpoints.restore(loaded)
+        parts.learner.load_state_dict(state["learner"])
+        parts.watch.load_state_dict(state["watch"])
+        self.logger.load_state_dict(state["logger"])
+        exact = parts.collector.load_state_dict(state["collector"])
+        self.iteration, self.recorded = state["iteration"], state["recorded"]
+        self.saver.saved = (self.iteration, self.recorded)
+        return exact
