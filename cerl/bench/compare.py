@@ -304,6 +304,9 @@ def _measured(tree: Path, words: Sequence[str]) -> Rows:
 
 def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with a tree before all else; -P keeps the current folder out of its way."""
-    environment = os.environ | {"PYTHONPATH": str(tree.resolve())}
+    # Dependencies may stand in folders of PYTHONPATH; another copy of cerl there must not be found.
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree.resolve()), *others])}
     line = [sys.executable, "-P", *words]
     return subprocess.run(line, capture_output=True, text=True, env=environment)
