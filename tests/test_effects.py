@@ -25,8 +25,6 @@ IDLE = [
     ("catch/ddqn", "agent.huber_delta", 2.0, {"agent.loss": "huber"}),
     ("minatar/qrdqn", "agent.huber_delta", 2.0, {}),
     ("point_mass/ensemble", "agent.huber_delta", 2.0, {"agent.loss": "mse_huber"}),
-    ("memory/fox", "encoder.context_grad", False, {"encoder.context": 3}),
-    ("memory/transformer", "encoder.context_grad", False, {"encoder.context": 3}),
     ("catch/ddqn", "net.padding", "same", {k: v for k, v in PIXELS.items() if k[:3] == "net"}),
     (
         "catch/bootdqn",

@@ -96,7 +96,7 @@ def _lost(tree: preset.Tree) -> Iterator[str]:
     kind, sequence = tree["net"]["encoder"], tree["sequence"]
     if kind == "gru" and sequence.get("cache") and sequence.get("cache_refresh"):
         yield "sequence.cache: a gru is refreshed from a whole window now, not from a part of it"
-    if kind == "mlp" and sequence.get("context") and not sequence.get("context_grad", True):
+    if kind == "mlp" and not sequence.get("context_grad", True):
         yield "sequence.context_grad: the rows of an mlp do not depend on each other"
     if tree["optim"].get("name") == "adam" and tree["optim"].get("momentum"):
         yield "optim.momentum: adam has none, but the checkpoints hold one"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cerl.config.agents import DqnConfig, SacConfig, ValueOptions
-from cerl.config.encoders import SequenceOptions
 from cerl.config.envs import DmcEnv, MinAtarEnv, PopgymEnv
 from cerl.config.memory_tasks import TASKS
 from cerl.config.model import Model
@@ -58,11 +57,6 @@ EFFECTS = (
         "agent.huber_delta",
         "agent.loss is huber (agent dqn) or mse_huber (agent sac)",
         lambda c: not isinstance(c.agent, DqnConfig | SacConfig) or c.agent.loss != "mse",
-    ),
-    Effect(
-        "encoder.context_grad",
-        "encoder.context is above 0",
-        lambda c: isinstance(c.encoder, SequenceOptions) and c.encoder.context > 0,
     ),
     Effect(
         "net.padding",
@@ -155,9 +149,9 @@ def idle(config: Config) -> Iterator[tuple[Effect, Any, Any]]:
             yield effect, default, value
 
 
-def _ends(config: Config) -> Iterator[str]:
-    """Options that make no difference to this run, though they may be set: those of a decay between
-    equal numbers, and the difficulty of games that have one only."""
+def _harmless(config: Config) -> Iterator[str]:
+    """Options that may be set, so that one command line fits many runs, and that this run does not
+    read: those of a decay between equal numbers, and the difficulty of games that have only one."""
     if config.explore.start == config.explore.end:
         yield from ("explore.hold", "explore.decay")
     if isinstance(config.env, MinAtarEnv) and config.env.name not in RAMPED:
@@ -178,17 +172,19 @@ def differences(config: Config) -> dict[str, Any]:
     # `explore.end` may be none, which stands for a number.
     config = config.model_copy(update={"explore": config.epsilon_schedule})
     same = {one.option for one in SAME if _says_the_default(config, one)}
-    unread = {effect.option for effect, _, _ in idle(config)} | set(_ends(config)) | same
+    unread = {effect.option for effect, _, _ in idle(config)} | set(_harmless(config)) | same
     found |= {key: value for key, value in _changed(config, "") if key not in unread}
     return found
 
 
 def _says_the_default(config: Config, same: Same) -> bool:
+    """Whether an option is given as the number that its default stands for."""
     section, name = section_of(config, same.option)
     return section is not None and getattr(section, name) == same.meant(config)
 
 
 def _changed(section: Model, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every option below a section that has not its default, by dotted key, as a plain value."""
     plain = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

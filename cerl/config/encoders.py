@@ -164,7 +164,7 @@ class AttentionOptions(RefreshedOptions):
     cache: int = Field(default=0, ge=0)
     """R, rows that acting and windows look back on, their own included; 0: a whole window"""
     context_grad: bool = True
-    """gradients flow into the context rows"""
+    """gradients flow into the context rows, and into the one that leads every window"""
 
     @property
     def fox_heads(self) -> int:
