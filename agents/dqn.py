@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cerl import returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.agents.values import ValueKind
-from cerl.config import Config
+from cerl.config import Config, ValueOptions, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, double_q, head_table
@@ -40,11 +40,12 @@ class QNet(nn.Module):
     ) -> None:
         super().__init__()
         net, ensemble = config.net, config.ensemble
+        options = of_kind(config.agent, ValueOptions)
         members, shared = ensemble.members, ensemble.shared_layers
         self.actions, self.atoms, self.heads = spec.actions, atoms, heads
-        self.feature_norm, self.shared = net.feature_norm, shared
-        self.share_scale = 1.0 / members if ensemble.gradient_scale else 1.0
-        self.fork_scale = 1.0 / heads if ensemble.gradient_scale else 1.0
+        self.feature_norm, self.shared = options.feature_norm, shared
+        self.share_scale = 1.0 / members if options.gradient_scale else 1.0
+        self.fork_scale = 1.0 / heads if options.gradient_scale else 1.0
         (sight,) = sights(config, spec, seeds=seeds, members=members, shared=shared)
         self.reader, self.convs, self.trunk = sight.reader, sight.convs, sight.trunk
         width = sight.width
@@ -53,7 +54,7 @@ class QNet(nn.Module):
         for k, size in enumerate(net.hidden[:-1] if forked else net.hidden, sight.layers):
             self.hidden.append(Linear(seeds, 1 if k < shared else members, width, size))
             width = size
-        out, bias = spec.actions * atoms, net.shared_bias
+        out, bias = spec.actions * atoms, options.shared_bias
         last = 1 if sight.layers + len(net.hidden) < shared else members
         if forked:
             self.final: Heads | ForkedHeads = ForkedHeads(
@@ -144,13 +145,14 @@ class DQN:
         self, config: Config, spec: EnvSpec, *, kind: ValueKind, device: torch.device | str
     ) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.options = of_kind(config.agent, ValueOptions)
         self.kind = kind
         self.table: HeadTable = head_table(
             config.ensemble, gamma=config.loss.gamma, device=self.device
         )
         names = ("loss", "q_data", "q_pi")
         self.metrics: tuple[str, ...] = names
-        if config.loss.mico_weight:
+        if self.options.mico_weight:
             self.metrics = (*names, "mico_loss")
 
     def build(self, *, keys: Tensor) -> QNet:
@@ -255,7 +257,7 @@ class DQN:
                  action [S, N, B, T, 1, A] and those of the target network [S, N, B, T, heads, A,
                  *atoms].
         """
-        device, double = batch.action.device, self.config.loss.double
+        device, double = batch.action.device, self.options.double
         valued = partial(self._later, target, batch, heads=self.table.value_heads)
         if not double:
             (encoded, q, _), (value,) = parallel(device, partial(self._now, net, batch), valued)
@@ -319,7 +321,7 @@ class DQN:
         self, net: QNet, target: QNet, batch: Batch, losses: Tensor, values: Values
     ) -> tuple[Tensor, Metrics]:
         """Loss and metrics from the losses of the heads: their sum, with MICo where asked."""
-        loss, weight = losses.sum(-1), self.config.loss.mico_weight
+        loss, weight = losses.sum(-1), self.options.mico_weight
         metrics = {
             "loss": losses[..., 0].detach(),
             "q_data": self.kind.mean(values.taken.detach())[..., 0].mean((2, 3)),
@@ -338,7 +340,7 @@ class DQN:
                 reward=batch.reward[..., 0].flatten(2),
                 weight=batch.weight.flatten(2),
                 gamma=self.table.own_gamma**self.config.loss.n_step,
-                beta=self.config.loss.mico_beta,
+                beta=self.options.mico_beta,
             )
             # Shared layers have one metric loss, spread so that the members' sum holds it once.
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])

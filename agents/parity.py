@@ -20,8 +20,8 @@ def check_frames(reader: Reader, config: Config) -> None:
     """Raises: ValueError for a network that does not read single observations."""
     if reader.whole:
         raise ValueError(
-            "given transitions are of single observations; expected net.encoder frames, got "
-            f"{config.net.encoder}"
+            "given transitions are of single observations; expected encoder frames, got "
+            f"{config.encoder.name}"
         )
 
 

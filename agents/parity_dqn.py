@@ -34,8 +34,8 @@ from cerl import draw
 from cerl.agent import Metrics
 from cerl.agents.dqn import DQN
 from cerl.agents.parity import Leaves, check_frames, copies, given_batch, load
-from cerl.agents.values import expected_value, quantile_value
-from cerl.config import Config
+from cerl.agents.values import value_kind
+from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
 from cerl.optim import Optimiser
 from cerl.returns import masked
@@ -87,8 +87,9 @@ def run_updates(
     image = states.dim() - apart == 4
     shape = tuple(states.shape[1 + apart :][: 2 if image else None])
     spec = EnvSpec("batch", shape, states.dtype, action_count, actions.shape[-1], 1, True, True)
-    kind = (expected_value if config.agent == "dqn" else quantile_value)(config.loss)
-    agent = DQN(config, spec, kind=kind, device="cpu")
+    if isinstance(config.agent, SacConfig):
+        raise ValueError("agent.name: expected dqn or quantile, got sac")
+    agent = DQN(config, spec, kind=value_kind(config.agent), device="cpu")
     keys = draw.seed_keys([0])
     net, target = agent.build(keys=keys), agent.build(keys=keys)
     load(net, parameters, what="parameters")

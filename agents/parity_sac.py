@@ -25,7 +25,7 @@ from torch import Tensor
 from cerl import draw
 from cerl.agents.parity import Leaves, check_frames, copies, given_batch, load
 from cerl.agents.sac import SAC, Dice
-from cerl.config import Config
+from cerl.config import Config, SacConfig, of_kind
 from cerl.data import EnvSpec
 from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser
@@ -77,10 +77,11 @@ def run_sac_updates(
     """
     if updates < 1:
         raise ValueError(f"updates: expected at least 1, got {updates}")
-    if config.loss.target_critics:
+    critics = of_kind(config.agent, SacConfig).target_critics
+    if critics:
         raise ValueError(
-            "loss.target_critics: the target of given transitions is the smallest of all critics; "
-            f"expected 0, got {config.loss.target_critics}"
+            "agent.target_critics: the target of given transitions is the smallest of all critics; "
+            f"expected 0, got {critics}"
         )
     if config.net.channels:
         raise ValueError(

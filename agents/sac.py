@@ -17,7 +17,7 @@ from torch import Tensor
 from cerl import draw, returns
 from cerl.agent import Decision, Group, Metrics, Stage
 from cerl.agents.sac_net import Critic, SACNet, log_probability
-from cerl.config import Config
+from cerl.config import Config, SacConfig, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
 from cerl.heads import head_table, next_action_values, of_actors
@@ -70,10 +70,11 @@ class SAC:
 
     def __init__(self, config: Config, spec: EnvSpec, *, device: torch.device | str) -> None:
         self.config, self.spec, self.device = config, spec, torch.device(device)
+        self.options = of_kind(config.agent, SacConfig)
         gamma = config.loss.gamma
         self.table = head_table(config.ensemble, gamma=gamma, device=self.device)
         # Whether every critic values every member's next action, or only its own member's.
-        self.crossed = self.table.crossed or config.loss.spread_temperature > 0
+        self.crossed = self.table.crossed or self.options.spread_temperature > 0
 
     def build(self, *, keys: Tensor) -> SACNet:
         """A freshly initialised network for the seeds of `keys` [S]."""
@@ -88,8 +89,8 @@ class SAC:
     def stages(self, net: SACNet) -> list[Stage[SACNet, Critic, Dice]]:
         """The critics; then policies and temperatures, which see the new critics."""
         optim = self.config.optim
-        policy = optim.model_copy(update={"lr": optim.actor_lr or optim.lr})
-        alpha = optim.model_copy(update={"lr": optim.temperature_lr or optim.lr})
+        policy = optim.model_copy(update={"lr": self.options.actor_lr or optim.lr})
+        alpha = optim.model_copy(update={"lr": self.options.temperature_lr or optim.lr})
         return [
             Stage(self.critic_loss, [Group(list(net.critic.parameters()), optim)]),
             Stage(
@@ -101,11 +102,11 @@ class SAC:
 
     def dice(self, keys: Tensor, step: Tensor) -> Dice:
         """Noise of the next and of the present actions, and the choice of target critics."""
-        members, critics = self.config.ensemble.members, self.config.net.critics
-        rows = self.config.replay.batch * self.config.learnt
+        members, critics = self.config.ensemble.members, self.options.critics
+        rows = self.config.replay.batch * self.config.rows_of_window.learnt
         shape = (2, members, rows, self.spec.actions)
         normal = draw.normal(keys, draw.POLICY, step, shape)
-        some = 0 < self.config.loss.target_critics < critics
+        some = 0 < self.options.target_critics < critics
         subset = draw.uniform(keys, draw.SUBSET, step, (members, critics)) if some else None
         return Dice(normal[:, 0], normal[:, 1], subset)
 
@@ -135,7 +136,7 @@ class SAC:
             value = self._value(net.critic(critics[0], action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
             value = value.gather(1, mine.unsqueeze(1))[:, 0]
             alpha = net.log_alpha[..., 0].exp().gather(1, mine)
-            counts = ~noise.explore if self.config.loss.backup_entropy else zero.bool()
+            counts = ~noise.explore if self.options.backup_entropy else zero.bool()
             bonus = torch.where(counts, -alpha * log_p, zero)
             return Decision(action, value, bonus, diversity=zero)
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
@@ -177,11 +178,11 @@ class SAC:
 
     def critic_losses(self, net: SACNet, target: Critic, batch: Batch, dice: Dice) -> CriticLosses:
         """(Q(s, a) - y)^2 with y = r + gamma^k V'(s'), for every head of every critic."""
-        loss, device = self.config.loss, batch.action.device
+        options, device = self.options, batch.action.device
         valued = partial(self.next_values, net, target, batch, dice)
         q, ((later, trust),) = parallel(device, partial(self._values, net, batch), valued)
         y = torch.addcmul(batch.reward.flatten(2, 3), batch.discount.flatten(2, 3), later)
-        delta = loss.huber_delta if loss.kind == "mse_huber" else 0.0
+        delta = options.huber_delta if options.loss == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
         if trust is None:
             return CriticLosses(sac.regression(q, y, weight, delta=delta), q, y)
@@ -201,10 +202,10 @@ class SAC:
         """V'(s') = min over critics of Q'(s', a') - alpha log pi(a' | s'), a' of the policies.
 
         Returns: of every head [S, N, rows, J]; the weights of rows [S, N, rows, J], None without
-                 `loss.spread_temperature`.
+                 `agent.spread_temperature`.
         Source:  Haarnoja et al. 2018, equation 3; weights: Lee et al. 2021, equation 5.
         """
-        loss = self.config.loss
+        options = self.options
         (x,) = net.actor.look(batch.window, batch.later)
         (seen,) = target.look(batch.window, batch.later)
         action, log_p = net.actor.sample(x, dice.later)  # [S, N, rows, A], [S, N, rows]
@@ -214,20 +215,20 @@ class SAC:
         else:
             q = target(seen, action, heads).unsqueeze(3)  # K is 1, the member's own action
         if dice.critics is not None:
-            chosen = dice.critics.topk(loss.target_critics, dim=2).indices
+            chosen = dice.critics.topk(options.target_critics, dim=2).indices
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
         q = soft = q.amin(2)  # [S, N, K, rows, heads]
-        if loss.backup_entropy:
+        if options.backup_entropy:
             # The K actions are those of all members, or of each critic's own member.
             actor = 1 if self.crossed else 2
             alpha, log_p = (x.unsqueeze(actor) for x in (net.log_alpha.exp(), log_p))
             soft = torch.addcmul(q, alpha.unsqueeze(-1), log_p.unsqueeze(-1), value=-1)
         value = next_action_values(self.table, soft)
-        if not loss.spread_temperature:
+        if not options.spread_temperature:
             return value, None
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
-        weight = sigmoid(-loss.spread_temperature * spread) + 0.5
+        weight = sigmoid(-options.spread_temperature * spread) + 0.5
         return value, of_actors(self.table, weight)
 
     def policy_loss(
@@ -285,8 +286,8 @@ class SAC:
             samples.log_p,
             net.log_alpha,
             samples.weight.flatten(2),
-            goal=self.config.loss.target_entropy * self.spec.actions,
-            mean=self.config.loss.actor_value == "mean",
+            goal=self.options.target_entropy * self.spec.actions,
+            mean=self.options.actor_value == "mean",
         )
         return PolicyLosses(*losses)
 
@@ -324,7 +325,7 @@ class SAC:
 
     def _value(self, q: Tensor) -> Tensor:
         """A member's value from those of its C critics [S, N, C, rows], [S, N, rows]."""
-        return q.mean(2) if self.config.loss.actor_value == "mean" else q.amin(2)
+        return q.mean(2) if self.options.actor_value == "mean" else q.amin(2)
 
     def batch(self, net: SACNet, window: Window) -> Batch:
         """Learnt rows, their n-step returns and the rows that bootstrap them."""

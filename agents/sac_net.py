@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cerl.config import Config, NetConfig
+from cerl.config import Config, NetConfig, SacConfig, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.kernels import sac
 from cerl.kernels.mlp import fits, mlp
@@ -27,12 +27,20 @@ class Actor(nn.Module):
     """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
 
     def __init__(
-        self, net: NetConfig, sight: Sight, *, seeds: int, members: int, actions: int
+        self,
+        net: NetConfig,
+        sight: Sight,
+        *,
+        options: SacConfig,
+        seeds: int,
+        members: int,
+        actions: int,
     ) -> None:
         super().__init__()
         self.reader, self.convs, self.trunk = sight.reader, sight.convs, sight.trunk
         width = sight.width
-        self.clip, self.low, self.high = net.log_std == "clip", net.log_std_min, net.log_std_max
+        self.clip = options.log_std == "clip"
+        self.low, self.high = options.log_std_min, options.log_std_max
         self.hidden = nn.ModuleList()
         for size in net.hidden:
             self.hidden.append(Linear(seeds, members, width, size))
@@ -74,17 +82,25 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self, net: NetConfig, sight: Sight, *, seeds: int, members: int, actions: int, heads: int
+        self,
+        net: NetConfig,
+        sight: Sight,
+        *,
+        options: SacConfig,
+        seeds: int,
+        members: int,
+        actions: int,
+        heads: int,
     ) -> None:
         super().__init__()
         self.reader, self.convs, self.trunk = sight.reader, sight.convs, sight.trunk
         width = sight.width + actions
-        lead = (seeds, members, net.critics)
+        lead = (seeds, members, options.critics)
         self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in net.hidden:
             self.hidden.append(Critics(*lead, width, size))
-            if net.critic_norm != "none":
-                self.norms.append(LayerNorm(*lead, size, affine=net.critic_norm == "layer"))
+            if options.critic_norm != "none":
+                self.norms.append(LayerNorm(*lead, size, affine=options.critic_norm == "layer"))
             width = size
         self.final = Critics(*lead, width, heads)
         self.fused = fits(net.hidden) and not self.norms
@@ -159,10 +175,11 @@ class SACNet(nn.Module):
         super().__init__()
         net, members = config.net, config.ensemble.members
         policy, critics = sights(config, spec, seeds=seeds, members=members, shared=0, parts=2)
+        options = of_kind(config.agent, SacConfig)
         sizes = {"seeds": seeds, "members": members, "actions": spec.actions}
-        self.actor = Actor(net, policy, **sizes)
-        self.critic = Critic(net, critics, **sizes, heads=heads)
-        start = math.log(config.loss.temperature)
+        self.actor = Actor(net, policy, options=options, **sizes)
+        self.critic = Critic(net, critics, options=options, **sizes, heads=heads)
+        start = math.log(options.temperature)
         self.log_alpha = nn.Parameter(torch.full((seeds, members, 1), start))
 
     @property

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cerl import returns
-from cerl.config import LossConfig
+from cerl.config import DqnConfig, QuantileConfig
 
 
 class ValueKind(NamedTuple):
@@ -23,24 +23,29 @@ class ValueKind(NamedTuple):
     error: Callable[[Tensor, Tensor], Tensor]
 
 
-def expected_value(loss: LossConfig) -> ValueKind:
+def value_kind(agent: DqnConfig | QuantileConfig) -> ValueKind:
+    """What a value is to an agent of discrete actions."""
+    return quantile_value(agent) if isinstance(agent, QuantileConfig) else expected_value(agent)
+
+
+def expected_value(agent: DqnConfig) -> ValueKind:
     """Expected values with Huber or squared error (`mse` without the 1/2, as the original's)."""
 
     def error(q: Tensor, target: Tensor) -> Tensor:
-        if loss.kind == "mse":
+        if agent.loss == "mse":
             return (q - target).square()
-        return returns.huber(q - target, delta=loss.huber_delta)
+        return returns.huber(q - target, delta=agent.huber_delta)
 
     return ValueKind(1, lambda q: q, error)
 
 
-def quantile_value(loss: LossConfig) -> ValueKind:
-    """`loss.quantiles` quantiles per action, kappa = `loss.huber_delta`.
+def quantile_value(agent: QuantileConfig) -> ValueKind:
+    """`agent.quantiles` quantiles per action, kappa = `agent.huber_delta`.
 
     Their mean acts, the quantile Huber loss regresses them (QR-DQN, Dabney et al. 2018).
     """
 
     def error(theta: Tensor, target: Tensor) -> Tensor:
-        return returns.quantile_huber(theta, target, kappa=loss.huber_delta)
+        return returns.quantile_huber(theta, target, kappa=agent.huber_delta)
 
-    return ValueKind(loss.quantiles, lambda q: q.mean(-1), error)
+    return ValueKind(agent.quantiles, lambda q: q.mean(-1), error)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from cerl.config import Config, ConfigError, errors, preset, validated
-from cerl.config.form import form_of, key_of
+from cerl.config import Config, ConfigError, errors, evaluated, preset
+from cerl.config.form import form_of, key_of, refuse_moved
 from cerl.record.folder import CHANGEABLE, FILE, changeable, unchangeable
 
 Value = TypeVar("Value")
@@ -125,7 +125,8 @@ def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, A
 
     Raises: ConfigError if one may not change; SystemExit after --help, or where one cannot be read.
     """
-    known = set(errors.keys(Config, family=run.env.family))
+    refuse_moved(options)
+    known = set(errors.keys(Config, kinds=run.kinds))
     given = dict.fromkeys(key for word in options if (key := key_of(word)) in known)
     if fixed := [key for key in given if not changeable(key)]:
         raise ConfigError(unchangeable(fixed, folder / FILE))
@@ -151,7 +152,5 @@ def of_evaluation(run: Config, options: Sequence[str], *, prog: str) -> dict[str
     form = tyro.cli(form, default=default, args=list(options), prog=prog)
     given = set(map(key_of, options))
     asked = {key: getattr(form, key) for key in keys if key in given}
-    validated(
-        preset.merged(run.model_dump(), {"eval": asked}), where="eval of " + (run.preset or "a run")
-    )
+    evaluated(run, asked)  # refused before seconds of imports
     return asked

@@ -51,7 +51,7 @@ class Collector:
         keys: Tensor,
     ) -> None:
         self.config, self.replay = config, replay
-        self.exploration = config.exploration  # made here: torch.compile cannot trace it
+        self.exploration = config.epsilon_schedule  # made here: torch.compile cannot trace it
         self.gamma = agent.table.own_gamma
         on_device, device = replay.placement == "device", keys.device
         how: Capture = "first half"
@@ -72,7 +72,7 @@ class Collector:
         lead, members = self.player.start.shape, config.ensemble.members
         self.value, self.bonus = (torch.zeros(lead, device=device) for _ in range(2))
         # What acting remembered before the step, where replay stores it.
-        width = config.remembered
+        width = config.encoder.state_size
         self.remembered = torch.zeros(*lead, width, device=device) if width else None
         self.refresh = captured(self._refill, device) if on_device else self._refill
         self.real_steps = torch.zeros(lead[0], dtype=torch.int64, device=device)
@@ -125,8 +125,7 @@ class Collector:
         Each layer looks back over `cache` rows, its own included, so the last of L layers needs
         L * cache rows; one more says what led to the first of them.
         """
-        config = self.config
-        return min(config.sequence.layers * config.cache + 1, self.replay.rows)
+        return min(self.config.rows_of_refresh, self.replay.rows)
 
     @torch.no_grad()
     def _refill(self) -> None:

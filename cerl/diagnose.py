@@ -88,7 +88,7 @@ def staleness(agent: Agent[Any, Any, Any], collector: Collector) -> dict[str, Te
     """How far values differ between the carry as it is and one that is recomputed.
 
     The carry comes from the older parameters that acted. It is recomputed with those of now from
-    the last layers x `sequence.cache` rows of replay, so that recurrent units differ in longer
+    the last layers x `encoder.cache` rows of replay, so that recurrent units differ in longer
     episodes too.
     Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of a value
              over the environments inside an episode; NaN without any.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cerl.config import Config
+from cerl.config import evaluated
 from cerl.device.estimate import estimate
 from cerl.device.pick import prepare
 from cerl.device.reservation import check_fits
@@ -33,7 +33,9 @@ def evaluate_run(
     """
     config = load_file(folder / FILE)
     trust.check(config, folder, trusted=trusted)
-    config = _asked(config, episodes=episodes, policies=policies, epsilon=epsilon)
+    changes = {"episodes": episodes, "policies": policies, "epsilon": epsilon}
+    asked = {name: value for name, value in changes.items() if value is not None}
+    config = evaluated(config, asked)
     device = prepare(config)
     check_fits(estimate(config, device=device, agent=make_agent, evaluating=True))
     keys = evaluation_keys(config.seeds, device)
@@ -47,15 +49,6 @@ def evaluate_run(
         return results
     finally:
         env.close()
-
-
-def _asked(config: Config, **changes: object) -> Config:
-    """The config with other options of its evaluation; None: as it is."""
-    asked = {name: value for name, value in changes.items() if value is not None}
-    if "episodes" in asked:
-        asked |= {"steps": 0, "slots": 0}
-    data = config.model_dump() | {"eval": config.eval.model_dump() | asked}
-    return Config.model_validate(data)
 
 
 def _load_net(net: nn.Module, folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cerl.config import OptimConfig
+from cerl.config import OptimConfig, RmsPropConfig
 from cerl.kernels import optim as kernels
 from cerl.record.checkpoint import put
 
@@ -39,7 +39,8 @@ class Optimiser:
         self.targets, self.rate = list(targets), rate
         self.first = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.second = [torch.zeros_like(leaf) for leaf in self.leaves]
-        self.velocity = [torch.zeros_like(leaf) for leaf in self.leaves if config.momentum]
+        momentum = isinstance(config, RmsPropConfig) and config.momentum > 0
+        self.velocity = [torch.zeros_like(leaf) for leaf in self.leaves if momentum]
         self.count = torch.zeros((), dtype=torch.int64, device=self.leaves[0].device)
 
     @property
@@ -60,7 +61,7 @@ class Optimiser:
         self.count += 1
         if config.clip_norm:
             grads = clip_members(grads, config.clip_norm)
-        if config.name == "rmsprop":
+        if isinstance(config, RmsPropConfig):
             kernels.rmsprop(
                 self.leaves,
                 grads,

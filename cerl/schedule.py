@@ -31,8 +31,8 @@ class Schedule(NamedTuple):
             start=config.replay.start,
             update_every=own.update_every,
             updates=own.updates,
-            policy_every=own.policy_every,
-            refresh=config.refresh,
+            policy_every=config.agent.policy_every,
+            refresh=config.encoder.updates_between_refreshes,
         )
 
     @property

@@ -10,9 +10,9 @@ from cerl import draw, envs
 from cerl.agent import Agent
 from cerl.agents.dqn import DQN
 from cerl.agents.sac import SAC
-from cerl.agents.values import expected_value, quantile_value
+from cerl.agents.values import value_kind
 from cerl.collect import Collector
-from cerl.config import Config
+from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
 from cerl.device.estimate import estimate, explaining
 from cerl.device.pick import prepare
@@ -39,30 +39,24 @@ class Parts(NamedTuple):
 
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent[Any, Any, Any]:
     """The agent of a config. Raises: ValueError if it cannot act in such an environment."""
-    if spec.continuous != (config.agent == "sac"):
+    agent = config.agent
+    if spec.continuous != isinstance(agent, SacConfig):
         kinds = ("discrete", "continuous")
         suited = "sac" if spec.continuous else "dqn or quantile"
-        preset = "of mujoco" if spec.continuous else "of minatar or gym"
-        if config.env.family in ("memory", "popgym"):
-            preset = "popgym/sac-fox" if spec.continuous else "popgym/fox"
         raise ValueError(
-            f"agent: {config.agent} chooses {kinds[not spec.continuous]} actions, and those of "
+            f"agent.name: {agent.name} chooses {kinds[not spec.continuous]} actions, and those of "
             f"{spec.name} are {kinds[spec.continuous]}; expected agent {suited} (a preset "
-            f"{preset}, say), or another env.name"
+            f"{config.env.examples[kinds[spec.continuous]]}, say), or another env.name"
         )
-    if config.agent == "sac":
+    if isinstance(agent, SacConfig):
         return SAC(config, spec, device=device)
-    kind = {"dqn": expected_value, "quantile": quantile_value}[config.agent](config.loss)
-    return DQN(config, spec, kind=kind, device=device)
+    return DQN(config, spec, kind=value_kind(agent), device=device)
 
 
 def evaluation_env(config: Config, device: torch.device) -> VecEnv:
     """Environments of the evaluation: their own seeds, one lane each, episodes cut at the limit."""
-    changes: dict = {"envs": lanes(config)}
-    if config.env.family == "atari":
-        changes["life_loss"] = False  # scores are of whole games
     return envs.make(
-        config.env.model_copy(update=changes),
+        config.env.for_evaluation(lanes(config)),
         seeds=config.seeds,
         salt=EVAL_SALT,
         device=device,
@@ -91,7 +85,7 @@ def assemble(config: Config) -> Parts:
         capacity=config.replay.capacity,
         device=device,
         placement=config.replay.placement,
-        remembered=config.remembered,
+        remembered=config.encoder.state_size,
     )
     learner = Learner(config, agent, net, replay, keys=keys)
     collector = Collector(config, env, agent, net, replay, keys=keys)

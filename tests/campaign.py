@@ -53,20 +53,21 @@ def line(**options: Any) -> list[str]:
 
 SMALL: dict[str, Any] = {
     **{"seeds": (3, 1), "device": "cpu", "net_hidden": (16, 16)},
-    **{"schedule_steps": 240, "schedule_update_every": 4, "schedule_target_every": 20},
+    **{"schedule_steps": 240, "schedule_update_every": 4},
     **{"replay_capacity": 400, "replay_batch": 8, "replay_start": 40},
     **{"explore_hold": 20, "explore_decay": 100, "eval_every": 80, "eval_episodes": 2},
     **{"log_every": 40, "log_checkpoint_every": 60},
 }
-WINDOWS = {"sequence_width": 16, "sequence_context": 2, "sequence_learnt": 5, "sequence_cache": 7}
+COPIES: dict[str, Any] = {"schedule_target_every": 20}  # of target networks
+WINDOWS = {"encoder_width": 16, "encoder_context": 2, "encoder_learnt": 5}
 # Every kind of agent and encoder, simulators on the host, and a buffer whose writing takes long.
 SETTINGS: dict[str, list[str]] = {
-    "catch/cerl": line(**SMALL, ensemble_members=3),
-    "minatar/cerl": line(**SMALL, ensemble_members=2, env_envs=2),
-    "memory/gru": line(**SMALL, **WINDOWS, sequence_sampling="uniform", env_length=5, env_envs=2),
+    "catch/cerl": line(**SMALL, **COPIES, ensemble_members=3),
+    "minatar/cerl": line(**SMALL, **COPIES, ensemble_members=2, env_envs=2),
+    "memory/gru": line(**SMALL, **WINDOWS, encoder_sampling="uniform", env_length=5, env_envs=2),
     "point_mass/cerl": line(**SMALL, ensemble_members=2),
-    "gym/cartpole": line(**SMALL, env_envs=2),
-    "minatar/ddqn": line(**SMALL | {"replay_capacity": 30_000}, env_envs=8),
+    "gym/cartpole": line(**SMALL, **COPIES, env_envs=2),
+    "minatar/ddqn": line(**SMALL | COPIES | {"replay_capacity": 30_000}, env_envs=8),
 }
 
 

@@ -64,7 +64,7 @@ class Case(NamedTuple):
 SMALL: dict[str, Any] = {
     **{"seeds": (3, 1), "net.hidden": (16, 16), "env.envs": 4},
     **{"replay.capacity": 2_000, "replay.batch": 8, "replay.start": 80},
-    **{"schedule.update_every": 4, "schedule.target_every": 40},
+    "schedule.update_every": 4,
     **{"explore.start": 1.0, "explore.end": 1.0},
     # With a small epsilon Adam would make whole steps of gradients that are nothing but rounding.
     "optim.eps": 1e-3,
@@ -72,28 +72,34 @@ SMALL: dict[str, Any] = {
     **{"log.every": 400, "log.checkpoint_every": 10**9, "log.checkpoint_minutes": 0.0},
     "log.save_replay": False,
 }
+# Of presets whose target networks are copies.
+COPIES = {"schedule.target_every": 40}
 ACTING = {"explore.start": 0.1, "explore.end": 0.1}
 THREE = {"seeds": (3,), "ensemble.members": 3}
 TWO = {"ensemble.members": 2}
+# In place of another family's environments; one of them, so an update takes four iterations.
+ONE_POINT = {"family": "point_mass", "name": "point_mass", "envs": 1}
 MINATAR = {"net.channels": (4,), "net.hidden": (16,)}
-WINDOWS = {"net.hidden": (12,), "sequence.width": 16, "replay.batch": 4}
+WINDOWS = {"net.hidden": (12,), "encoder.width": 16, "replay.batch": 4}
 MAZE = {"seeds": (3,), **WINDOWS, "env.length": 4, "replay.candidates": 128}
 # The largest value changes little where two actions are nearly as good; which action has it may
 # change, and with it what the other network says of it (double Q-learning).
-MAX = {"loss.double": False}
+MAX = {"agent.double": False}
 
 CASES: dict[str, Case] = {
-    "catch_dqn": Case("catch/ddqn", {"loss.double": False, "loss.kind": "mse"}),
+    "catch_dqn": Case("catch/ddqn", {"agent.double": False, "agent.loss": "mse"}),
     "catch_ddqn_acting": Case("catch/ddqn", {**ACTING}),
     "catch_cerl": Case("catch/cerl", THREE),
     "catch_own_batches": Case(
         "catch/bootdqn",
         {**TWO, "loss.batches": "own", "replay.candidates": 64, "loss.mask_probability": 0.5},
     ),
-    "catch_tandem_acting": Case("catch/tandem", {**ACTING, "net.feature_norm": True}),
+    "catch_tandem_acting": Case("catch/tandem", {**ACTING, "agent.feature_norm": True}),
     "catch_flicker_fox_cerl": Case("catch/flicker-fox-cerl", {**WINDOWS, **THREE, **MAX}),
-    "minatar_young_tian": Case("minatar/young-tian", {**MINATAR, "env.envs": 4, "net.stack": 2}),
-    "minatar_quantile": Case("minatar/qrdqn", {**MINATAR, **TWO, "loss.quantiles": 5}),
+    "minatar_young_tian": Case(
+        "minatar/young-tian", {**MINATAR, "env.envs": 4, "encoder.frames": 2}
+    ),
+    "minatar_quantile": Case("minatar/qrdqn", {**MINATAR, **TWO, "agent.quantiles": 5}),
     "minatar_cerl_l1": Case("minatar/cerl-l1", {**MINATAR, **THREE}),
     "minatar_cerl_both": Case("minatar/cerl-both", {**MINATAR, **THREE, "env.name": "asterix"}),
     "minatar_own_target": Case(
@@ -106,7 +112,7 @@ CASES: dict[str, Case] = {
         "minatar/multi-horizon", {**MINATAR, **TWO, "env.name": "space_invaders"}
     ),
     "minatar_mico": Case(
-        "minatar/mico", {**MINATAR, **TWO, **MAX, "env.name": "asterix", "loss.mico_weight": 0.1}
+        "minatar/mico", {**MINATAR, **TWO, **MAX, "env.name": "asterix", "agent.mico_weight": 0.1}
     ),
     "memory_mlp": Case("memory/mlp", {**MAZE, **MAX}),
     "memory_gru": Case("memory/gru", {**MAZE, **TWO, **MAX}),
@@ -119,13 +125,11 @@ CASES: dict[str, Case] = {
     "redq": Case(
         "mujoco/redq",
         {
-            **{"seeds": (3,), "env.family": "point_mass", "env.name": "point_mass"},
-            **{"net.critics": 4, "schedule.updates": 1, "schedule.policy_every": 2},
+            **{"seeds": (3,), "env": ONE_POINT},
+            **{"agent.critics": 4, "schedule.updates": 1, "agent.policy_every": 2},
         },
     ),
-    "sunrise": Case(
-        "mujoco/sunrise", {**TWO, "env.family": "point_mass", "env.name": "point_mass"}
-    ),
+    "sunrise": Case("mujoco/sunrise", {**TWO, "env": ONE_POINT}),
     "popgym_sac_fox": Case("popgym/sac-fox", {**WINDOWS, "seeds": (3,), "env.time_limit": 6}, 1e-3),
     "gym_cartpole": Case("gym/cartpole", TWO),
     "gym_pendulum_acting": Case("gym/pendulum", {"explore.end": 0.0}),
@@ -156,7 +160,8 @@ def trained(name: str, *, device: str = "cpu", threads: int = 1) -> Made:
             super().__enter__()
 
     with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
-        options = SMALL | case.options | {"out": out, "device": device, "threads": threads}
+        copies = COPIES if case.preset.startswith(("catch/", "minatar/", "gym/cartpole")) else {}
+        options = SMALL | copies | case.options | {"out": out, "device": device, "threads": threads}
         every = options["schedule.update_every"] = options["env.envs"]
         options["schedule.steps"] = options["replay.start"] + every * UPDATES
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -25,7 +25,7 @@ def test_only_wiring_imports_agents():
 @pytest.mark.parametrize("name", NAMES)
 def test_stages_move_every_parameter_and_name_every_metric(name):
     config = load(name, {**SMALL, "net": {"channels": (), "kernels": (), "strides": ()}})
-    spec = FLAT._replace(continuous=config.agent == "sac", envs=config.env.envs)
+    spec = FLAT._replace(continuous=config.agent.name == "sac", envs=config.env.envs)
     learner = runs.filled_learner(config, spec, torch.device("cpu"))
     moved = {id(leaf) for leaf in learner.leaves}
     assert len(moved) == len(learner.leaves)
@@ -46,5 +46,5 @@ def test_stages_move_every_parameter_and_name_every_metric(name):
 @pytest.mark.parametrize("continuous", [False, True])
 def test_agents_refuse_environments_of_the_other_kind(continuous):
     config = load("catch/ddqn" if continuous else "point_mass/sac")
-    with pytest.raises(ValueError, match="agent: .* chooses .* actions, and those of flat are"):
+    with pytest.raises(ValueError, match="agent.name: .* chooses .* actions, and those of flat"):
         wiring.make_agent(config, FLAT._replace(continuous=continuous), torch.device("cpu"))

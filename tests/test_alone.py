@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from options import suited
 
 from cerl import train, wiring
 from cerl.config import Config, load, preset
@@ -28,12 +29,16 @@ TINY: dict[str, Any] = {
     "log": {"every": 24, "checkpoint_every": 10**9, "save_replay": False},
 }
 GRU = {
-    "net": {"encoder": "gru", "hidden": (12,)},
-    "sequence": {"width": 8, "context": 2, "learnt": 4, "cache_refresh": 5},
+    "net": {"hidden": (12,)},
+    "encoder": {"name": "gru", "width": 8, "context": 2, "learnt": 4, "cache_refresh": 5},
 }
-FOX = preset.merged(
-    GRU, {"net": {"encoder": "fox"}, "sequence": {"width": 16, "heads": 2, "cache": 6}}
-)
+FOX = {
+    "net": {"hidden": (12,)},
+    "encoder": {
+        **{"name": "fox", "width": 16, "context": 2, "learnt": 4, "cache_refresh": 5},
+        **{"heads": 2, "cache": 6},
+    },
+}
 TANDEM = {"members": 2, "duty": "tandem", "active_probability": 0.7}
 CUT = {"diverged": "cut", "envs": 2}
 OBSERVE = {"noise": 0.1, "dropout": 0.2, "flicker": 0.2}
@@ -48,7 +53,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "catch_tandem": ("catch/tandem", {"ensemble": TANDEM}),
     "minatar_budget": (
         "minatar/ddqn",
-        {"env": {"name": "asterix"}, "net": {"hidden": (8,)}, "eval": {"steps": 60, "slots": 2}},
+        {
+            "env": {"name": "asterix"},
+            "net": {"hidden": (8,)},
+            "eval": {"steps": 60, "slots": 2, "episodes": 10},
+        },
     ),
     "memory_gru": (
         "catch/cerl",
@@ -62,7 +71,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SLOW: dict[str, tuple[str, dict[str, Any]]] = {
-    "minatar_quantile": ("minatar/qrdqn", {"net": {"hidden": (8,)}, "loss": {"quantiles": 5}}),
+    "minatar_quantile": ("minatar/qrdqn", {"net": {"hidden": (8,)}, "agent": {"quantiles": 5}}),
     "popgym_sac_fox": (
         "point_mass/cerl",
         {
@@ -99,7 +108,7 @@ NEEDED["atari_dqn"] = "ale_py"
 def tiny(out: Path, name: str, seeds: Sequence[int]) -> Config:
     source, changes = (CASES | SLOW)[name]
     options = preset.merged(preset.merged(TINY, changes), {"seeds": tuple(seeds), "out": str(out)})
-    return load(source, options)
+    return load(source, suited(source, options))
 
 
 def rows_of(folder: Path, seed: int) -> dict[str, dict[str, list]]:

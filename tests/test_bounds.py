@@ -13,16 +13,18 @@ from cerl.device.pick import prepare
 NOT_FINITE = [math.inf, -math.inf, math.nan]
 FLOATS = {
     "catch/ddqn": [
-        *("optim.lr", "optim.eps", "optim.clip_norm", "optim.momentum", "net.scale"),
-        *("loss.temperature", "loss.huber_delta", "loss.mico_beta", "loss.gamma"),
+        *("optim.lr", "optim.eps", "optim.clip_norm", "net.scale"),
+        *("agent.huber_delta", "agent.mico_beta", "loss.gamma"),
         *("replay.reward_clip", "schedule.target_rate", "explore.start", "explore.end"),
         *("eval.epsilon", "ensemble.active_probability", "env.observe.noise", "env.sticky"),
     ],
+    "minatar/young-tian": ["optim.momentum", "optim.decay"],
     "point_mass/sac": [
-        *("net.log_std_min", "net.log_std_max", "loss.target_entropy", "optim.actor_lr"),
-        *("optim.temperature_lr", "loss.spread_temperature"),
+        "agent.temperature",
+        *("agent.log_std_min", "agent.log_std_max", "agent.target_entropy", "agent.actor_lr"),
+        *("agent.temperature_lr", "agent.spread_temperature"),
     ],
-    "memory/fox": ["sequence.ratio", "sequence.prune"],
+    "memory/fox": ["encoder.ratio", "encoder.prune"],
 }
 
 
@@ -39,10 +41,10 @@ NONSENSE = [
     ("catch/ddqn", {"optim.eps": 1e-50}, "optim.eps: expected greater than or equal to 1e-30"),
     ("catch/ddqn", {"net.scale": 1e-300}, "net.scale: expected greater than or equal to 1e-09"),
     ("catch/ddqn", {"optim.clip_norm": 1e300}, "optim.clip_norm: expected less"),
-    ("point_mass/sac", {"net.log_std_max": 1e5}, "net.log_std_max: expected less"),
-    ("point_mass/sac", {"loss.target_entropy": -1e9}, "loss.target_entropy: expected greater"),
+    ("point_mass/sac", {"agent.log_std_max": 1e5}, "agent.log_std_max: expected less"),
+    ("point_mass/sac", {"agent.target_entropy": -1e9}, "agent.target_entropy: expected greater"),
     ("catch/ddqn", {"loss.n_step": 10**9}, "loss.n_step: expected less than or equal to 1000"),
-    ("memory/fox", {"sequence.layers": 10**9}, "sequence.layers: expected less"),
+    ("memory/fox", {"encoder.layers": 10**9}, "encoder.layers: expected less"),
     ("atari/ddqn", {"env.frame_skip": 10**9}, "env.frame_skip: expected less"),
     ("dmc/sac", {"env.repeat": 10**9}, "env.repeat: expected less"),
     (

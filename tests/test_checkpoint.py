@@ -392,7 +392,7 @@ TINY = {
 GRU = {
     "env": {"envs": 2, "length": 5},
     "replay": {"start": 16},
-    "sequence": {"width": 8, "context": 2, "learnt": 3, "cache": 4, "sampling": "uniform"},
+    "encoder": {"width": 8, "context": 2, "learnt": 3, "sampling": "uniform"},
 }
 
 

@@ -13,15 +13,17 @@ from cerl.agents.sac import SAC
 from cerl.agents.values import expected_value
 from cerl.collect import Collector
 from cerl.config import (
+    AdamConfig,
     Config,
+    DqnConfig,
     EnsembleConfig,
     EvalConfig,
     ExploreConfig,
     LossConfig,
     NetConfig,
-    OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    SacConfig,
     load,
 )
 from cerl.learn import Learner
@@ -65,7 +67,7 @@ def collector(cfg, *, exact=True, resident=False):
         exact=exact,
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=cfg.replay.capacity, device=CPU)
     return Collector(cfg, env, agent, net, replay, keys=keys)
@@ -185,7 +187,7 @@ def test_a_monte_carlo_value_by_hand():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     with torch.no_grad():
         net.final.weight.zero_()
@@ -207,7 +209,7 @@ def test_bonuses_count_in_the_returns_of_the_steps_before_their_own():
     )
     cfg = config((0,), members=1)
     keys = draw.seed_keys([0])
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     replay = Replay(env.spec, keys=keys, capacity=50, device=CPU)
     ours = Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
     plain = agent.act
@@ -229,12 +231,11 @@ def test_continuous_actions_go_where_the_discrete_ones_go():
         continuous=True,
     )
     cfg = Config(
-        agent="sac",
+        agent=SacConfig(),
         seeds=(3, 5),
         env=PointMassEnv(envs=E),
         net=NetConfig(hidden=(8,)),
         ensemble=EnsembleConfig(members=N),
-        loss=LossConfig(kind="mse"),
         replay=ReplayConfig(capacity=100, start=10),
         explore=ExploreConfig(start=1.0, end=0.0, hold=19, decay=1),
         eval=EvalConfig(policies=("individual",)),
@@ -271,11 +272,10 @@ def test_actions_that_are_not_finite_do_not_reach_replay():
         seeds=[3], envs=E, length=length, reward=lambda *_: 0.0, actions=2, continuous=True
     )
     cfg = Config(
-        agent="sac",
+        agent=SacConfig(),
         seeds=(3,),
         env=PointMassEnv(envs=E),
         net=NetConfig(hidden=(8,)),
-        loss=LossConfig(kind="mse"),
         replay=ReplayConfig(capacity=100, start=10),
         explore=ExploreConfig(start=0.0, end=0.0, hold=0, decay=1),
         eval=EvalConfig(policies=("individual",)),
@@ -442,12 +442,12 @@ def test_double_dqn_learns_a_chain():
         net=NetConfig(hidden=(16,)),
         ensemble=EnsembleConfig(members=2),
         loss=LossConfig(gamma=0.9),
-        optim=OptimConfig(name="adam", lr=1e-2),
+        optim=AdamConfig(lr=1e-2),
         replay=ReplayConfig(capacity=2_000, batch=16, start=200),
         explore=ExploreConfig(start=1.0, end=0.2, hold=0, decay=400),
     )
     env, keys = Chain(seeds=2, envs=2), draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=keys)
     replay = Replay(env.spec, keys=keys, capacity=2_000, device=CPU)
     learner = Learner(cfg, agent, net, replay, keys=keys)

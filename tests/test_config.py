@@ -9,7 +9,19 @@ from typing import get_args
 import pytest
 
 from cerl import config
-from cerl.config import Config, ConfigError, EnsembleConfig, GymEnv, NetConfig, load, preset
+from cerl.config import (
+    AdamConfig,
+    Config,
+    ConfigError,
+    EnsembleConfig,
+    GymEnv,
+    NetConfig,
+    RmsPropConfig,
+    SacConfig,
+    load,
+    of_kind,
+    preset,
+)
 from cerl.config.contradictions import MISS, contradictions, smallest_share
 from cerl.config.errors import keys, nearest
 from cerl.config.form import overridden
@@ -88,7 +100,7 @@ def test_preset_over_preset_over_defaults():
     run = load("minatar/cerl-l1")
     # from the file itself, from minatar/cerl, from minatar/bootdqn, from minatar/ddqn, a default
     assert run.ensemble == EnsembleConfig(members=10, heads="cerl", shared_layers=1)
-    assert (run.optim.lr, run.optim.eps) == (2.5e-4, 3.125e-4)
+    assert run.optim == AdamConfig(lr=2.5e-4, eps=3.125e-4)
     assert run.loss.batches == "shared"
 
 
@@ -330,17 +342,24 @@ def test_unknown_preset_names_the_nearest():
         ({"seeds": [1.0]}, "seeds.0: expected a whole number"),
         ({"seeds": 1}, "seeds: expected a list, e.g. [0, 1, 2], got 1"),
         ({"loss.gamma": 2}, "loss.gamma: expected less than or equal to 1, got 2"),
-        ({"loss.double": "yes"}, "loss.double: expected true or false, got 'yes'"),
+        ({"agent.double": "yes"}, "agent.double: expected true or false, got 'yes'"),
         ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
         ({"loss": None}, "loss: expected `key: value` lines of its own, got nothing"),
         ({"env": "catch"}, "env: expected `key: value` lines of its own, got 'catch'"),
         ({"schedule.steps": math.inf}, "schedule.steps: expected a whole number, got inf"),
         ({"env.walls": True}, "no such key; family catch has none, point_mass does"),
         ({"walls": True}, "walls: no such key; family catch has none, point_mass does"),
+        ({"agent.critics": 2}, "agent.critics: no such key; agent dqn has none, sac does"),
+        ({"encoder.heads": 2}, "encoder frames has none, transformer and fox do"),
+        ({"optim.momentum": 0.5}, "optim.momentum: no such key; optim adam has none, rmsprop does"),
+        (
+            {"agent.name": "dqnn"},
+            "agent.name: expected dqn, quantile or sac, got 'dqnn'; did you mean",
+        ),
         ({"env.row": 3}, "env.row: no such key; did you mean env.rows?"),
         (
-            {"loss.kind": "hubr"},
-            "loss.kind: expected huber, mse or mse_huber, got 'hubr'; did you mean huber",
+            {"agent.loss": "hubr"},
+            "agent.loss: expected huber or mse, got 'hubr'; did you mean huber",
         ),
         ({"eval.policies": ["vot"]}, "mean, mean_mode or random, got 'vot'; did you mean vote?"),
         ({"env.family": "minatr"}, "atari, gym, point_mass, mujoco, dmc, memory or popgym, got"),
@@ -359,7 +378,7 @@ def test_hints_name_keys_of_the_family_at_hand_only():
     for key in ("env.walls", "env.rows", "env.length", "walls"):
         text = refusal("gym/cartpole", **{key.replace(".", "__"): 1})
         assert f"{key}: no such key; family gym has none, " in text and "did you mean" not in text
-    own = set(keys(Config, family="gym"))
+    own = set(keys(Config, kinds={"env": "gym"}))
     assert "env.diverged" in own and "env.walls" not in own and "env.walls" in set(keys(Config))
 
 
@@ -463,11 +482,7 @@ def test_network_lists_agree():
 
 
 def test_mico_needs_convolutions():
-    assert "net.channels is empty" in refusal("catch/bootdqn", loss__mico_weight=0.01)
-
-
-def test_quantile_agents_have_a_huber_loss():
-    assert "expected huber, got mse" in refusal("minatar/qrdqn", loss__kind="mse")
+    assert "net.channels is empty" in refusal("catch/bootdqn", agent__mico_weight=0.01)
 
 
 def test_policies_are_given_once_and_not_empty():
@@ -489,6 +504,14 @@ def test_config_checks_itself_however_it_is_built():
         Config(seeds=(1, 1))
     with pytest.raises(ValueError, match="got 1, 0 and 0"):
         Config(net=NetConfig(channels=(8,)))
+    for section, message in (
+        (lambda: SacConfig(target_critics=3), "agent.target_critics: expected at most"),
+        (lambda: config.FoxConfig(heads=5), "encoder.width: expected a multiple of encoder.heads"),
+        (lambda: config.FoxConfig(gate_scales=(2.0, 1.0)), "encoder.gate_scales: expected the"),
+        (lambda: config.EvalConfig(slots=11), "eval.slots: every environment plays"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            section()
     assert list(contradictions(Config())) == []
 
 
@@ -577,10 +600,13 @@ def test_paper_presets_hold_the_authors_values():
         (8, 4, 3),
         (4, 2, 1),
     )
-    assert (run.net.hidden, run.net.stack, run.net.scale) == ((512,), 4, 255.0)
-    assert (run.net.padding, run.net.init, run.net.shared_bias) == ("valid", "fan_in", True)
-    assert run.optim.eps == pytest.approx(0.01 / 32**2, rel=1e-12)
-    assert (run.optim.lr, run.optim.decay, run.optim.momentum) == (2.5e-4, 0.95, 0.0)
+    assert (run.net.hidden, run.net.scale) == ((512,), 255.0)
+    assert run.encoder == config.FramesConfig(frames=4)
+    assert (run.net.padding, run.net.init) == ("valid", "fan_in")
+    assert run.agent == config.DqnConfig(shared_bias=True)
+    optim = of_kind(run.optim, RmsPropConfig)
+    assert optim.eps == pytest.approx(0.01 / 32**2, rel=1e-12)
+    assert (optim.lr, optim.decay, optim.momentum) == (2.5e-4, 0.95, 0.0)
     assert (run.replay.capacity, run.replay.batch, run.replay.start) == (1_000_000, 32, 50_000)
     assert (run.schedule.update_every, run.schedule.target_every) == (4, 30_000)
     assert run.schedule.steps == 200 * 250_000
@@ -591,8 +617,9 @@ def test_paper_presets_hold_the_authors_values():
     assert (env.sticky, env.noop_max, env.fire_reset, env.life_loss) == (0.0, 0, False, False)
     assert (env.frame_skip, env.time_limit, env.full_actions, env.envs) == (4, 27_000, False, 1)
     quantile = load("atari/paper-qrdqn")
-    assert (quantile.optim.lr, quantile.optim.eps) == (5e-5, 3.125e-4)
-    assert (quantile.loss.n_step, quantile.loss.quantiles, quantile.loss.double) == (3, 200, False)
+    assert (quantile.optim.lr, of_kind(quantile.optim, AdamConfig).eps) == (5e-5, 3.125e-4)
+    assert quantile.agent == config.QuantileConfig(quantiles=200, double=False)
+    assert quantile.loss.n_step == 3
     assert (quantile.replay.start, quantile.schedule.target_every) == (20_000, 8_000)
     assert (quantile.net.padding, quantile.net.init) == ("same", "variance")
     assert quantile.eval.epsilon == 0.001
@@ -617,41 +644,37 @@ def test_machado_presets_follow_the_protocol():
 def test_minatar_presets_follow_their_sources():
     run = load("minatar/ddqn")
     assert (run.net.channels, run.net.kernels, run.net.hidden) == ((16,), (3,), (128,))
-    assert (run.optim.name, run.optim.lr, run.optim.eps) == ("adam", 2.5e-4, 3.125e-4)
+    assert run.optim == AdamConfig(lr=2.5e-4, eps=3.125e-4)
     assert (run.replay.capacity, run.replay.start) == (100_000, 1_000)
     assert (run.schedule.update_every, run.schedule.target_every) == (4, 1_000)
     assert (run.schedule.steps, run.explore.decay) == (10_000_000, 250_000)
     authors = load("minatar/young-tian")
     assert (authors.schedule.update_every, authors.schedule.target_every) == (1, 1_000)
     assert (authors.schedule.steps, authors.explore.decay) == (5_000_000, 100_000)
-    assert (authors.explore.end, authors.replay.start, authors.loss.double) == (0.1, 5_000, False)
-    assert authors.optim.momentum == authors.optim.decay == 0.95
-    assert math.sqrt(authors.optim.eps) == pytest.approx(0.01)
+    assert (authors.explore.end, authors.replay.start) == (0.1, 5_000)
+    assert authors.agent == config.DqnConfig(double=False)
+    optim = of_kind(authors.optim, RmsPropConfig)
+    assert optim.momentum == optim.decay == 0.95
+    assert math.sqrt(optim.eps) == pytest.approx(0.01)
 
 
-def test_agents_and_their_options_have_to_fit():
-    sac = {"agent": "sac"}
-    text = refusal("minatar/ddqn", **sac)
-    assert "agent: sac chooses continuous actions, and those of minatar are discrete" in text
-    assert "agent: dqn chooses discrete actions, and those of mujoco" in refusal(
-        "mujoco/sac", agent="dqn"
+def test_agents_and_the_rest_have_to_fit():
+    text = refusal("minatar/ddqn", agent__name="sac")
+    assert "agent.name: sac chooses continuous actions, and those of minatar are discrete" in text
+    assert "agent.name: dqn chooses discrete actions, and those of mujoco" in refusal(
+        "mujoco/sac", agent__name="dqn"
     )
     point = "point_mass/cerl"
-    for change, message in {
-        "loss__kind=huber": "expected mse or mse_huber with agent sac, got huber",
-        "loss__target_critics=3": "expected at most net.critics (2), got 3",
-        "net__log_std_min=2.0": "expected below net.log_std_max (2), got 2",
-        "ensemble__shared_layers=1": "share no layers",
-    }.items():
-        key, _, value = change.partition("=")
-        number = float(value) if "." in value else value
-        number = int(value) if value.isdecimal() else number
-        assert message in refusal(point, **{key: number})
-    assert "continuous actions have no vote" in refusal(point, eval__policies=["vote"])
-    assert "2 or more members" in refusal("point_mass/sac", loss__spread_temperature=1.0)
-    assert "agent dqn has no policy" in refusal("catch/ddqn", schedule__policy_every=2)
+    for option, value, message in (
+        ("agent__target_critics", 3, "expected at most agent.critics (2), got 3"),
+        ("agent__log_std_min", 2.0, "expected below agent.log_std_max (2), got 2"),
+        ("ensemble__shared_layers", 1, "share no layers"),
+        ("agent__loss", "huber", "agent.loss: expected mse or mse_huber, got 'huber'"),
+        ("eval__policies", ["vote"], "continuous actions have no vote"),
+    ):
+        assert message in refusal(point, **{option: value})
+    assert "2 or more members" in refusal("point_mass/sac", agent__spread_temperature=1.0)
     assert "only agent sac samples" in refusal("catch/ddqn", eval__policies=["mean_mode"])
-    assert "mse_huber is known to agent sac" in refusal("catch/ddqn", loss__kind="mse_huber")
     assert "orthogonal is known to agent sac" in refusal("catch/ddqn", net__init="orthogonal")
     assert "eval.share" in refusal("catch/ddqn", eval__share=True, eval__steps=100)
 
@@ -659,20 +682,18 @@ def test_agents_and_their_options_have_to_fit():
 def test_the_papers_continuous_presets_are_the_specification():
     cerl = load("mujoco/cerl")
     assert cerl.net.hidden == (256, 256) and cerl.net.init == "orthogonal"
-    assert (cerl.net.log_std, cerl.net.log_std_min, cerl.net.log_std_max) == ("tanh", -10, 2)
-    assert (cerl.loss.kind, cerl.loss.huber_delta, cerl.loss.target_entropy) == (
-        "mse_huber",
-        10.0,
-        -0.5,
-    )
-    assert (cerl.optim.name, cerl.optim.lr, cerl.optim.eps) == ("adam", 3e-4, 1e-8)
+    agent = of_kind(cerl.agent, SacConfig)
+    assert (agent.log_std, agent.log_std_min, agent.log_std_max) == ("tanh", -10, 2)
+    assert (agent.loss, agent.huber_delta, agent.target_entropy) == ("mse_huber", 10.0, -0.5)
+    assert cerl.optim == AdamConfig(lr=3e-4, eps=1e-8)
     assert (cerl.replay.capacity, cerl.replay.batch) == (200_000, 256)
     assert (cerl.ensemble.members, cerl.ensemble.heads) == (10, "cerl")
     assert (cerl.eval.every, cerl.eval.episodes, cerl.eval.share) == (20_000, 30, True)
     tandem = load("mujoco/tandem").ensemble
     assert (tandem.members, tandem.duty, tandem.active_probability) == (2, "tandem", 0.9)
     standard = load("mujoco/standard-sac")
-    assert standard.replay.capacity == 1_000_000 and standard.loss.target_entropy == -1.0
+    assert standard.replay.capacity == 1_000_000
+    assert of_kind(standard.agent, SacConfig).target_entropy == -1.0
     assert "individual_mode" in standard.eval.policies
 
 

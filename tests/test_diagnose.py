@@ -8,7 +8,15 @@ import torch
 from cerl import draw
 from cerl.agents.dqn import DQN
 from cerl.agents.values import expected_value
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, ReplayConfig
+from cerl.config import (
+    Config,
+    DqnConfig,
+    EnsembleConfig,
+    FramesConfig,
+    LossConfig,
+    NetConfig,
+    ReplayConfig,
+)
 from cerl.data import EnvSpec, Row
 from cerl.diagnose import diagnose, dormant_share, feature_rank
 from cerl.learn import Learner
@@ -76,6 +84,7 @@ def test_dormant_share_counts_a_shared_layer_for_every_member():
 def learner(spec, *, members=3, fork: Any = "final", shared=0, batches: Any = "shared", **net: Any):
     cfg = Config(
         seeds=(0, 1),
+        encoder=FramesConfig(frames=net.pop("stack", 1)),
         net=NetConfig(**net),
         ensemble=EnsembleConfig(
             members=members,
@@ -87,7 +96,7 @@ def learner(spec, *, members=3, fork: Any = "final", shared=0, batches: Any = "s
         replay=ReplayConfig(batch=16, candidates=64, capacity=200, start=10),
     )
     keys = draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, spec, kind=expected_value(DqnConfig()), device=CPU)
     replay = Replay(spec, keys=keys, capacity=200, device=CPU)
     generator = torch.Generator().manual_seed(0)
     for _ in range(130):

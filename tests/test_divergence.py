@@ -99,7 +99,7 @@ def test_members_that_share_layers_diverge_together():
 
 
 def test_rewards_too_large_for_the_loss_are_seen_in_it():
-    one = learner("minatar/bootdqn", loss={"kind": "mse"})
+    one = learner("minatar/bootdqn", agent={"loss": "mse"})
     one.replay.reward[0] = 1e38
     one.update()
     (words,) = watch_of(one).look(10, host(one.metrics))
@@ -114,9 +114,9 @@ def bits(one: Learner, seed: int) -> list[torch.Tensor]:
 
 FROZEN = [
     ("minatar/bootdqn", {}),
-    ("minatar/cerl", {"optim": {"clip_norm": 0.1, "momentum": 0.9}}),
+    ("minatar/cerl", {"optim": {"name": "rmsprop", "clip_norm": 0.1, "momentum": 0.9}}),
     ("minatar/mico", {"ensemble": {"shared_layers": 1}, "optim": {"name": "adam"}}),
-    ("mujoco/cerl", {"loss": {"target_critics": 2}}),
+    ("mujoco/cerl", {"agent": {"target_critics": 2}}),
 ]
 
 

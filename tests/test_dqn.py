@@ -18,8 +18,21 @@ from cerl import draw, explore
 from cerl.agents import dqn
 from cerl.agents.dqn import DQN
 from cerl.agents.parity_dqn import run_updates
-from cerl.agents.values import expected_value, quantile_value
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig, OptimConfig, ReplayConfig
+from cerl.agents.values import value_kind
+from cerl.config import (
+    Config,
+    DqnConfig,
+    EnsembleConfig,
+    FramesConfig,
+    LossConfig,
+    NetConfig,
+    QuantileConfig,
+    ReplayConfig,
+    RmsPropConfig,
+    SacConfig,
+    ValueOptions,
+    of_kind,
+)
 from cerl.data import ActInput, EnvSpec, Previous, Row, Window
 from cerl.learn import Learner
 from cerl.optim import Optimiser
@@ -46,14 +59,18 @@ def config(
         kernels=(3, 3, 2),
         strides=(1, 1, 1),
         hidden=(8,),
-        stack=2,
         scale=255.0,
     )
     batches = loss.get("batches", "shared")
+    shape |= dict(net)
+    kind = {"dqn": DqnConfig, "quantile": QuantileConfig}[agent]
+    own = {name: loss.pop(name) for name in [*loss] if name in kind.model_fields}
+    own |= {name: shape.pop(name) for name in [*shape] if name in kind.model_fields}
     return Config(
-        agent=agent,
+        agent=kind(**own),
         seeds=seeds,
-        net=NetConfig(**{**shape, **dict(net)}),
+        encoder=FramesConfig(frames=shape.pop("stack", 2)),
+        net=NetConfig(**shape),
         ensemble=EnsembleConfig(
             members=members,
             heads=heads,
@@ -63,7 +80,7 @@ def config(
             duty="first" if heads == "single_actor" else "uniform",
         ),
         loss=LossConfig(**{"gamma": GAMMA, **loss}),
-        optim=OptimConfig(name="rmsprop", lr=2e-3, eps=1e-4),
+        optim=RmsPropConfig(lr=2e-3, eps=1e-4),
         replay=ReplayConfig(
             capacity=200,
             batch=B,
@@ -74,8 +91,8 @@ def config(
 
 
 def make_agent(cfg, spec=SPEC):
-    kind = (expected_value if cfg.agent == "dqn" else quantile_value)(cfg.loss)
-    return DQN(cfg, spec, kind=kind, device=CPU)
+    assert not isinstance(cfg.agent, SacConfig)
+    return DQN(cfg, spec, kind=value_kind(cfg.agent), device=CPU)
 
 
 def random_rows(count, seed, *, reward=1.0):
@@ -143,10 +160,10 @@ class Member:
                 weight, bias = leaf[f"hidden.{k}.weight"], leaf[f"hidden.{k}.bias"]
                 x = F.linear(x, weight.T, bias).relu()
             weight = leaf["final.weight"][:, head]
-        if net.feature_norm:
+        if self.cfg.agent.feature_norm:
             x = x / (x.square().sum().sqrt() + 1e-6)
         y = F.linear(x, weight.T) + leaf["final.bias"][head]
-        return y.view(SPEC.actions, -1) if self.cfg.agent == "quantile" else y
+        return y.view(SPEC.actions, -1) if self.cfg.agent.name == "quantile" else y
 
 
 def loss_of(learner, window, mask=None):
@@ -176,7 +193,7 @@ def slow_n_step(window, s, m, b, first, n, gamma):
 
 def slow_error(cfg, prediction, target):
     """Loss of one head on one row."""
-    if cfg.agent == "quantile":
+    if cfg.agent.name == "quantile":
         loss, count = 0.0, len(prediction)
         for m, sample in itertools.product(range(count), target):
             u = sample - prediction[m]
@@ -184,9 +201,9 @@ def slow_error(cfg, prediction, target):
             loss = loss + abs((m + 0.5) / count - (1.0 if u < 0 else 0.0)) * huber / count
         return loss
     e = prediction - target
-    if cfg.loss.kind == "mse":
+    if cfg.agent.loss == "mse":
         return e**2
-    delta = cfg.loss.huber_delta
+    delta = cfg.agent.huber_delta
     return 0.5 * e**2 if abs(e.item()) <= delta else delta * (abs(e) - 0.5 * delta)
 
 
@@ -202,8 +219,8 @@ def slow_target(cfg, online, target, i, j, stack, reward, discount):
     own_value = kind in ("own_target", "multi_horizon")
     valuer, head = (i, j) if own_value else (m, 0)
     with torch.no_grad():
-        choice = (online if cfg.loss.double else target)[chooser].q(stack, 0)
-        choice = choice.mean(-1) if cfg.agent == "quantile" else choice
+        choice = (online if cfg.agent.double else target)[chooser].q(stack, 0)
+        choice = choice.mean(-1) if cfg.agent.name == "quantile" else choice
         best = choice.tolist().index(max(choice.tolist()))
         return reward + discount * target[valuer].q(stack, head)[best]
 
@@ -231,16 +248,16 @@ def slow_mico(cfg, online, target, rows):
     for a, b in itertools.product(range(len(rows)), repeat=2):
         with torch.no_grad():
             goal = abs(rows[a][2] - rows[b][2])
-            goal = goal + gamma * angle_distance(later[a], later[b], cfg.loss.mico_beta)
-        e = angle_distance(here[a], there[b], cfg.loss.mico_beta) - goal
+            goal = goal + gamma * angle_distance(later[a], later[b], cfg.agent.mico_beta)
+        e = angle_distance(here[a], there[b], cfg.agent.mico_beta) - goal
         total = total + (0.5 * e**2 if abs(e.item()) <= 1 else abs(e) - 0.5)
     return total / len(rows) ** 2
 
 
 def slow_loss(cfg, leaves, target_leaves, window, mask):
     """Loss of every member [S][N] as the definitions say it, and the sum that is minimised."""
-    first, n, losses, total = cfg.net.stack - 1, cfg.loss.n_step, [], torch.zeros(())
-    gammas, weight = horizons(cfg), cfg.loss.mico_weight
+    first, n, losses, total = cfg.encoder.frames - 1, cfg.loss.n_step, [], torch.zeros(())
+    gammas, weight = horizons(cfg), cfg.agent.mico_weight
     for s in range(len(cfg.seeds)):
         online = [Member(leaves, s, i, cfg) for i in range(cfg.ensemble.members)]
         target = [Member(target_leaves, s, i, cfg) for i in range(cfg.ensemble.members)]
@@ -253,10 +270,10 @@ def slow_loss(cfg, leaves, target_leaves, window, mask):
                 if not learns:
                     continue
                 used += 1
-                stack = slow_stack(window, s, m, b, first, cfg.net.stack)
+                stack = slow_stack(window, s, m, b, first, cfg.encoder.frames)
                 for j, gamma in enumerate(gammas):
                     reward, discount, k = slow_n_step(window, s, m, b, first, n, gamma)
-                    later = slow_stack(window, s, m, b, first + k, cfg.net.stack)
+                    later = slow_stack(window, s, m, b, first + k, cfg.encoder.frames)
                     y = slow_target(cfg, online, target, i, j, later, reward, discount)
                     prediction = online[i].q(stack, j)[window.action[s, m, b, first]]
                     td = td + slow_error(cfg, prediction, y)
@@ -304,8 +321,8 @@ VARIANTS = {
     "single_net": dict(members=1),
     "no_double": dict(double=False),
     "no_double_cerl": dict(heads="cerl", double=False),
-    "mse": dict(kind="mse"),
-    "mse_cerl": dict(heads="cerl", kind="mse"),
+    "mse": dict(loss="mse"),
+    "mse_cerl": dict(heads="cerl", loss="mse"),
     "huber_delta": dict(huber_delta=0.2),
     "n_step": dict(n_step=3),
     "n_step_cerl": dict(heads="cerl", n_step=3),
@@ -350,7 +367,7 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     assert_agree(loss.detach(), want)
     slow = torch.autograd.grad(total, list(copies.values()))
     # Small angles between features enlarge the rounding of their cosines.
-    roundings = 1_000 if cfg.loss.mico_weight else ROUNDINGS
+    roundings = 1_000 if of_kind(cfg.agent, ValueOptions).mico_weight else ROUNDINGS
     for name, ours, theirs in zip(copies, grads, slow, strict=True):
         theirs = theirs * slow_factor(cfg, name)
         size = float(theirs.abs().max())
@@ -428,7 +445,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
         dict(heads="multi_horizon"),
         dict(mico_weight=0.3),
         dict(agent="quantile", quantiles=4),
-        dict(heads="cerl", fork="both", double=False, kind="mse"),
+        dict(heads="cerl", fork="both", double=False, loss="mse"),
     ],
     ids=str,
 )
@@ -734,5 +751,5 @@ def test_gathering_the_weights_of_the_acting_member_gives_the_same_decision(opti
     for s, e in itertools.product(range(2), range(2)):
         stack = torch.cat([torch.zeros_like(obs[s, e]), obs[s, e]])
         q = Member(leaves, s, int(member[s, e]), cfg).q(stack, 0).detach()
-        q = q.mean(-1) if cfg.agent == "quantile" else q
+        q = q.mean(-1) if cfg.agent.name == "quantile" else q
         assert float(gathered.value[s, e]) == pytest.approx(float(q.max()), abs=1e-5)

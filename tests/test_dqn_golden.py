@@ -10,7 +10,8 @@ import torch
 
 from cerl.agents.parity_dqn import from_original, run_updates, to_original
 from cerl.agents.values import quantile_value
-from cerl.config import Config
+from cerl.config import QuantileConfig, ValueOptions, of_kind
+from cerl.config.load import sections
 
 FOLDER = Path(__file__).parent / "golden"
 FIRST, MORE = (json.loads((FOLDER / name).read_text()) for name in ("dqn.json", "dqn_more.json"))
@@ -32,25 +33,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cerl_own_target": {"ensemble.heads": "own_target"},
     "single_cerl": {"ensemble.heads": "single_actor", "ensemble.duty": "first"},
     "multi_horizon": {"ensemble.heads": "multi_horizon"},
-    "mico_001": {"loss.mico_weight": 0.01},
-    "mico_05": {"loss.mico_weight": 0.5},
-    "mico_05_l3": {"loss.mico_weight": 0.5} | L3,
+    "mico_001": {"agent.mico_weight": 0.01},
+    "mico_05": {"agent.mico_weight": 0.5},
+    "mico_05_l3": {"agent.mico_weight": 0.5} | L3,
     "mask": {"loss.mask_probability": 0.5},
     "mask_l3": {"loss.mask_probability": 0.5} | L3,
     "own_batches": OWN,
     "own_batches_l3": OWN | L3,
-    "feature_norm": {"net.feature_norm": True},
-    "not_double": {"loss.double": False},
-    "mse": {"loss.kind": "mse"},
-    "no_gradient_scale_l3": {"ensemble.gradient_scale": False} | L3,
+    "feature_norm": {"agent.feature_norm": True},
+    "not_double": {"agent.double": False},
+    "mse": {"agent.loss": "mse"},
+    "no_gradient_scale_l3": {"agent.gradient_scale": False} | L3,
     "n_step_3": {"loss.n_step": 3},
     "quantile": {
-        "agent": "quantile",
-        "loss.quantiles": 11,
+        "agent.name": "quantile",
+        "agent.quantiles": 11,
         "loss.n_step": 3,
-        "loss.double": False,
+        "agent.double": False,
         "net.padding": "same",
-        "net.shared_bias": False,
+        "agent.shared_bias": False,
         "optim": {"name": "adam", "lr": 5e-5, "eps": 3.125e-4},
     },
 }
@@ -63,10 +64,10 @@ def config(name):
             "kernels": (8, 4, 3),
             "strides": (4, 2, 1),
             "hidden": (FIRST["hyper"]["penultimate"],),
-            "stack": 4,
             "scale": 255.0,
-            "shared_bias": True,
         },
+        "encoder": {"frames": 4},
+        "agent": {"shared_bias": True},
         "ensemble": {"members": MEMBERS},
         "loss": {"gamma": 0.99},
         "replay": {},
@@ -78,7 +79,7 @@ def config(name):
             tree[group][leaf] = value
         else:
             tree[group] = value
-    return Config.model_validate(tree)
+    return sections(tree, where="golden")
 
 
 def leaves(shapes, seed):
@@ -177,7 +178,7 @@ def test_updates_reproduce_the_original(name, batches):
         if name != "quantile":
             main = outcome.head_losses[k][:, 0].tolist()
             assert main == pytest.approx(step["member_loss"], rel=1e-4)
-        if cfg.loss.mico_weight:
+        if of_kind(cfg.agent, ValueOptions).mico_weight:
             mico = outcome.metrics[k]["mico_loss"]  # shared: one loss, shown for every member
             mico = mico[0] if cfg.ensemble.shared_layers else mico.sum()
             assert float(mico) == pytest.approx(step["mico_loss"], rel=1e-4)
@@ -193,10 +194,10 @@ def test_updates_reproduce_the_original(name, batches):
 
 
 def test_the_quantile_loss_of_every_transition_is_the_originals(batches):
-    golden, loss = GOLDEN["quantile"], config("quantile").loss
+    golden, agent = GOLDEN["quantile"], of_kind(config("quantile").agent, QuantileConfig)
     logits, target = torch.tensor(golden["logits"]), torch.tensor(golden["target"])
     taken = logits[torch.arange(BATCH), :, batches.shared["actions"]]  # [B, N, atoms]
-    ours = quantile_value(loss).error(taken, target).sum(1)
+    ours = quantile_value(agent).error(taken, target).sum(1)
     assert ours.tolist() == pytest.approx(golden["steps"][0]["batch_loss"], rel=1e-4)
 
 

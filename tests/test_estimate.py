@@ -33,7 +33,8 @@ def sizes(found: Needs) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", ["catch/cerl", "minatar/qrdqn", "memory/fox", "point_mass/cerl"])
 def test_what_a_run_keeps_is_what_its_parts_hold(name):
-    config = load(name, {**SMALL, "device": "cpu", "seeds": (0, 1), "sequence.cache": 30})
+    cache = {"encoder.cache": 30} if name == "memory/fox" else {}
+    config = load(name, {**SMALL, "device": "cpu", "seeds": (0, 1), **cache})
     found, parts = sizes(needs(config)), wiring.assemble(config)
     rings = parts.replay.state_dict().values()
     assert found["replay"] == sum(ring.nbytes for ring in rings)
@@ -80,10 +81,10 @@ def test_every_preset_has_an_estimate(name):
 
 
 def test_long_windows_of_recurrent_units_are_judged_by_short_ones():
-    options = {"device": "cpu", "sequence.sampling": "uniform", "env.length": 120}
+    options = {"device": "cpu", "encoder.sampling": "uniform", "env.length": 120}
     config = load("memory/gru", options)
-    longer = config.sequence.model_copy(update={"learnt": 24})
-    config = config.model_copy(update={"sequence": longer})
+    longer = config.encoder.model_copy(update={"learnt": 24})
+    config = config.model_copy(update={"encoder": longer})
     told = needs(config)
     exact = _sizes(config, None, kind="cpu", agent=wiring.make_agent, evaluating=False)
     assert sizes(told)["batches"] == pytest.approx(exact["batches"], rel=0.02)
@@ -113,15 +114,15 @@ HUGE = {
     "members": ("catch/cerl", {"ensemble.members": 10_000}, "evaluation", "ensemble.members"),
     "more members": ("catch/cerl", {"ensemble.members": 10**6}, "evaluation", "ensemble.members"),
     "hidden": ("catch/ddqn", {"net.hidden": (10**5, 10**5)}, "networks", "net.hidden"),
-    "critics": ("point_mass/sac", {"net.critics": 10**7}, "networks", "net.critics"),
-    "quantiles": ("minatar/qrdqn", {"loss.quantiles": 10**9}, "batches", "loss.quantiles"),
+    "critics": ("point_mass/sac", {"agent.critics": 10**7}, "networks", "agent.critics"),
+    "quantiles": ("minatar/qrdqn", {"agent.quantiles": 10**9}, "batches", "agent.quantiles"),
     "episodes": ("catch/ddqn", {"eval.episodes": 10**8}, "evaluation", "eval.episodes"),
     "batch": ("catch/ddqn", {"replay.batch": 10**11}, "batches", "replay.batch"),
     "candidates": ("catch/ddqn", {"replay.candidates": 10**9}, "batches", "replay.candidates"),
     "board": ("catch/ddqn", {"env.rows": 10**6, "env.columns": 10**6}, "replay", "env.rows"),
     "width": (
-        *("memory/fox", {"sequence.width": 65_536, "sequence.heads": 512}),
-        *("batches", "sequence.width"),
+        *("memory/fox", {"encoder.width": 65_536, "encoder.heads": 512}),
+        *("batches", "encoder.width"),
     ),
     "environments": (
         "catch/ddqn",
@@ -152,7 +153,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
 
 
 def test_a_size_that_no_integer_counts_is_told_too():
-    found = needs(load("minatar/qrdqn", {"loss.quantiles": 10**15}))
+    found = needs(load("minatar/qrdqn", {"agent.quantiles": 10**15}))
     assert found.total()[HOST] >= BEYOND
     assert "more than can be counted" in refusal(found, HOST, free=10**9)
 

@@ -12,7 +12,15 @@ from cerl import draw
 from cerl.agents.dqn import DQN, QNet
 from cerl.agents.sac import SAC
 from cerl.agents.values import expected_value
-from cerl.config import Config, EnsembleConfig, EvalConfig, LossConfig, NetConfig, PointMassEnv
+from cerl.config import (
+    Config,
+    DqnConfig,
+    EnsembleConfig,
+    EvalConfig,
+    NetConfig,
+    PointMassEnv,
+    SacConfig,
+)
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
 from cerl.record.record import over_episodes
 
@@ -33,7 +41,7 @@ def evaluator(cfg, choices, *, length, reward=lambda s, e, k, t, a: float(a), **
     env = Scripted(
         seeds=cfg.seeds, envs=lanes(cfg), length=length, reward=reward, actions=4, **options
     )
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=draw.seed_keys(cfg.seeds))
     with torch.no_grad():
         net.final.weight.zero_()
@@ -250,7 +258,7 @@ def test_an_episode_whose_return_is_not_finite_was_played():
 def test_environments_of_the_wrong_number_are_refused():
     cfg, ours = config(episodes=3), None
     env = Scripted(seeds=(0, 1), envs=4, length=lambda *_: 2, reward=lambda *_: 0.0)
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=draw.seed_keys(cfg.seeds))
     with pytest.raises(ValueError, match="evaluation needs 9 environments per seed, got 4"):
         ours = Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
@@ -261,12 +269,11 @@ def test_samples_modes_and_means_of_continuous_actions():
     """An action is its reward. Members' modes are 0.2 and 0.6, their deviations are tiny or 1."""
     modes, deviations = torch.tensor([0.2, 0.6]), torch.tensor([-9.0, 0.0])
     cfg = Config(
-        agent="sac",
+        agent=SacConfig(log_std="clip"),
         seeds=(0, 1),
         env=PointMassEnv(),
-        net=NetConfig(hidden=(), log_std="clip"),
+        net=NetConfig(hidden=()),
         ensemble=EnsembleConfig(members=2),
-        loss=LossConfig(kind="mse"),
         eval=EvalConfig(
             policies=("individual", "individual_mode", "mean", "mean_mode", "random"),
             episodes=4,

@@ -133,9 +133,9 @@ def test_without_an_end_one_action_of_the_longest_episode_is_random():
         config = load("memory/fox", overrides)
         assert config.explore.end is None
         decayed = torch.tensor(config.schedule.steps)
-        got = float(explore.epsilon(config.exploration, decayed))
+        got = float(explore.epsilon(config.epsilon_schedule, decayed))
         assert got == pytest.approx(1 / steps, rel=1e-6)
-    assert load("memory/fox", {"explore.end": 0.02}).exploration.end == 0.02
+    assert load("memory/fox", {"explore.end": 0.02}).epsilon_schedule.end == 0.02
 
 
 def test_without_an_end_episodes_need_one():

@@ -19,8 +19,8 @@ def spec(*observation, dtype=torch.uint8):
 
 
 def reader(shape, *, stack, scale=1.0, dtype=torch.uint8, seeds=2, **net: Any):
-    config = NetConfig(stack=stack, scale=scale, **net)
-    return Frames(config, spec(*shape, dtype=dtype), seeds=seeds)
+    config = NetConfig(scale=scale, **net)
+    return Frames(config, spec(*shape, dtype=dtype), frames=stack, seeds=seeds)
 
 
 def window_of(obs, real) -> Window:
@@ -44,9 +44,9 @@ def seen(obs, start) -> ActInput:
     return ActInput(obs, start, Previous(nothing, nothing.float()), nothing)
 
 
-def layers(shape, **net: Any):
-    config = NetConfig(**net)
-    return convolutions(config, spec(*shape), seeds=2, layer_members=[1] * len(config.channels))
+def layers(shape, *, frames=1, **net: Any):
+    config, members = NetConfig(**net), [1] * len(net.get("channels", ()))
+    return convolutions(config, spec(*shape), seeds=2, layer_members=members, frames=frames)
 
 
 CONVS: Any = dict(channels=(3,), kernels=(2,), strides=(1,))
@@ -155,7 +155,7 @@ def test_boolean_observations_become_zeros_and_ones():
 
 
 def test_layers_are_convolutions_with_relu_and_width_their_flat_size():
-    convs, width = layers((9, 8), stack=2, channels=(3, 5), kernels=(3, 2), strides=(2, 1))
+    convs, width = layers((9, 8), frames=2, channels=(3, 5), kernels=(3, 2), strides=(2, 1))
     initialise(convs, keys=draw.seed_keys([0, 1]), scheme="fan_in")
     x = torch.randn(2, 1, 4, 9, 8, 2, generator=torch.Generator().manual_seed(0))
     first = convs[0](x, relu=True)
@@ -167,7 +167,7 @@ def test_layers_are_convolutions_with_relu_and_width_their_flat_size():
 
 
 def test_flat_observations_are_seen_as_they_are():
-    convs, width = layers((9, 8), stack=2)
+    convs, width = layers((9, 8), frames=2)
     x = torch.randn(2, 1, 4, width)
     assert width == 144 and torch.equal(see(convs, x), x)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cerl import draw
 from cerl.agents.dqn import QNet
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig
+from cerl.config import Config, DqnConfig, EnsembleConfig, FramesConfig, LossConfig, NetConfig
 from cerl.data import EnvSpec
 from cerl.heads import head_table
 from cerl.nets import layers
@@ -153,17 +153,23 @@ IMAGE = EnvSpec("image", (12, 12), torch.uint8, 6, 1, 1, True, True)
 
 def config(*, heads: Any = "own", shared=0, fork: Any = "final", members=3, scale=True, **net: Any):
     shape: dict[str, Any] = dict(
-        channels=(5, 6, 7), kernels=(4, 3, 3), strides=(2, 1, 1), hidden=(32,), stack=2
+        channels=(5, 6, 7), kernels=(4, 3, 3), strides=(2, 1, 1), hidden=(32,)
     )
+    shape |= net
     return Config(
-        net=NetConfig(**{**shape, **net}),
+        agent=DqnConfig(
+            gradient_scale=scale,
+            shared_bias=shape.pop("shared_bias", False),
+            feature_norm=shape.pop("feature_norm", False),
+        ),
+        encoder=FramesConfig(frames=shape.pop("stack", 2)),
+        net=NetConfig(**shape),
         ensemble=EnsembleConfig(
             members=members,
             heads=heads,
             shared_layers=shared,
             fork=fork,
             horizons=4,
-            gradient_scale=scale,
             duty="first" if heads == "single_actor" else "uniform",
         ),
         loss=LossConfig(),

@@ -19,7 +19,7 @@ ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
 MINATAR = EnvSpec("random", (4, 10, 10), torch.bool, 3, 8, 1, True, True)
 ROBOT = EnvSpec("random", (17,), torch.float32, 6, 1, 1, True, False, continuous=True)
 CAMERA = EnvSpec("random", (3, 20, 24), torch.uint8, 2, 1, 1, True, False, continuous=True)
-IMAGES = {"channels": (8, 8), "kernels": (4, 3), "strides": (2, 1), "scale": 255.0, "stack": 2}
+IMAGES = {"channels": (8, 8), "kernels": (4, 3), "strides": (2, 1), "scale": 255.0}
 PAIR = {"seeds": (0, 1), "ensemble": {"members": 3}}
 
 
@@ -41,8 +41,12 @@ CASES = [
     ("mujoco/paper-cerl-own-target", ROBOT, PAIR),
     ("mujoco/sunrise", ROBOT, PAIR),
     ("mujoco/redq", ROBOT, {"seeds": (0, 1)}),
-    ("mujoco/standard-sac", ROBOT, {"seeds": (0, 1), "net": {"critic_norm": "layer"}}),
-    ("gym/pendulum", CAMERA, {**PAIR, "ensemble.heads": "cerl", "net": IMAGES}),
+    ("mujoco/standard-sac", ROBOT, {"seeds": (0, 1), "agent": {"critic_norm": "layer"}}),
+    (
+        "gym/pendulum",
+        CAMERA,
+        {**PAIR, "ensemble.heads": "cerl", "net": IMAGES, "encoder.frames": 2},
+    ),
 ]
 
 

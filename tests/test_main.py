@@ -70,10 +70,10 @@ def test_train_hands_the_overridden_config_to_the_loop(stand_in, capsys):
     seen = []
     stand_in("train", train=lambda run: seen.append(run) or Path("runs/x"))
     line = "train minatar/cerl --env.name asterix --seeds 0 1 2 3 --optim.lr 1e-4 "
-    line += "--loss.no-double --net.hidden 64 32 --schedule.steps 2_000_000"
+    line += "--agent.no-double --net.hidden 64 32 --schedule.steps 2_000_000"
     assert command.main(line.split()) == 0
     overrides = {"env.name": "asterix", "seeds": [0, 1, 2, 3], "optim.lr": 1e-4}
-    overrides |= {"loss.double": False, "net.hidden": [64, 32], "schedule.steps": 2_000_000}
+    overrides |= {"agent.double": False, "net.hidden": [64, 32], "schedule.steps": 2_000_000}
     assert seen == [load("minatar/cerl", overrides)]
     assert capsys.readouterr().out == "runs/x\n"
 
@@ -125,7 +125,7 @@ def test_resume_hands_on_folder_changes_and_trust(stand_in, run_folder, capsys):
     ("options", "message"),
     [
         ("--seeds 0 7", "seeds cannot change in a run; expected one of schedule.steps, log.*"),
-        ("--optim.lr 1 --loss.no-double", "optim.lr, loss.double cannot change in a run"),
+        ("--optim.lr 1 --agent.no-double", "optim.lr, agent.double cannot change in a run"),
         ("--env.rows=3", "env.rows cannot change in a run"),
         ("--schedule.steps 3", "schedule.steps: the run would end before its first update"),
         ("--log.every 0", "log.every: expected greater than or equal to 1, got 0"),
@@ -206,7 +206,7 @@ def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_
         ("sweep catch/ddqn --out /dev/null/x", "sweep --out: expected a folder that can be made"),
         ("train catch/ddqn --out /dev/null", "--out: expected a folder that can be made"),
         ("train catch/ddqn --seeds 0 --seeds 1", "--seeds: given 2 times"),
-        ("train catch/ddqn --loss.double --loss.no-double", "--loss.double: given 2 times"),
+        ("train catch/ddqn --agent.double --agent.no-double", "--agent.double: given 2 times"),
         ("train catch/ddqn --optim.lr=1 --optim.lr 2 --optim.lr 3", "--optim.lr: given 3 times"),
         ("sweep catch/ddqn --envs a --envs b", "--envs: given 2 times"),
         ("report a --oot x", "no such option '--oot'"),
@@ -309,16 +309,19 @@ def test_help_of_a_preset_explains_every_option(capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     words = " ".join(out.replace("│", " ").split())
-    asked = type(load("minatar/cerl"))
-    for path in keys(asked):
-        family, _, key = path.partition(".")
-        if not key or (family == "env" and key not in ("name", "envs", "sticky", "ramping")):
+    run = load("minatar/cerl")
+    for path in keys(type(run), kinds=run.kinds):
+        if "." not in path or path in ("env.family", "env.observe"):
             continue
         assert f"--{path.replace('_', '-')}" in out, path
     assert "agent steps of one seed per update (default: 4)" in words
     assert "E, environments per seed (default: 8)" in words
     assert "{own,cerl,own_target,single_actor,multi_horizon}" in out
     assert "--env.family" not in out
+    # Nothing of other kinds, whose names are offered.
+    for path in ("agent.log-std-min", "agent.quantiles", "encoder.layers", "optim.momentum"):
+        assert f"--{path}" not in out
+    assert "{frames,mlp,gru,transformer,fox}" in out and "{adam,rmsprop}" in out
 
 
 def test_form_has_the_values_of_the_model():
@@ -342,7 +345,7 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
         )
         return {"individual": result}
 
-    stand_in("train", evaluate=evaluate)
+    stand_in("evaluate_run", evaluate_run=evaluate)
     assert command.main(["eval", str(run_folder)]) == 0
     options = ["--episodes", "20", "--policies", "vote", "mean"]
     assert command.main(["eval", str(run_folder), *options]) == 0

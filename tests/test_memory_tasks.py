@@ -39,7 +39,7 @@ def test_longest_episodes_of_mazes():
     assert MemoryEnv(name="tmaze", length=200).longest == 201
     assert MemoryEnv(name="tmaze_active", length=200).longest == 203
     assert MemoryEnv(name="tmaze", length=200, time_limit=30).longest == 30
-    assert load("memory/mlp", {"env.name": "RepeatPreviousEasy"}).longest == 51
+    assert load("memory/mlp", {"env.name": "RepeatPreviousEasy"}).env.longest == 51
 
 
 def test_rows_tell_sizes_apart():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rounding import assert_agree
 
-from cerl.config import OptimConfig
+from cerl.config import AdamConfig, RmsPropConfig
 from cerl.kernels import optim as kernels
 from cerl.optim import Optimiser, clip_members
 
@@ -56,7 +56,7 @@ def numbers(x):
 def test_rmsprop_is_centred_with_epsilon_inside_the_root(momentum, scale):
     options: dict[str, Any] = dict(lr=2.5e-4, decay=0.95, eps=9.765625e-6, momentum=momentum)
     start, grads = tensors(0, 1e-4), [tensors(k, scale) for k in range(1, 21)]
-    ours = run(OptimConfig(name="rmsprop", **options), grads, start)
+    ours = run(RmsPropConfig(**options), grads, start)
     for k, leaf in enumerate(ours):
         want = slow_rmsprop(numbers(start[k]), [numbers(g[k]) for g in grads], **options)
         moved = want - numbers(start[k])
@@ -66,14 +66,14 @@ def test_rmsprop_is_centred_with_epsilon_inside_the_root(momentum, scale):
 def test_rmsprop_by_hand():
     # g = 2: m = 0.1 * 2, v = 0.1 * 4, root = sqrt(0.4 - 0.04 + 0.28) = 0.8, step = 0.5 * 2 / 0.8
     leaf = torch.ones(1, 1, 1)
-    config = OptimConfig(name="rmsprop", lr=0.5, decay=0.9, eps=0.28)
+    config = RmsPropConfig(lr=0.5, decay=0.9, eps=0.28)
     Optimiser(config, [leaf]).step([torch.full((1, 1, 1), 2.0)])
     assert float(leaf) == pytest.approx(1 - 1.25)
 
 
 def test_rmsprop_survives_a_constant_gradient_whose_variance_rounds_below_zero():
     leaf = torch.zeros(1, 1, 64)
-    config = OptimConfig(name="rmsprop", lr=1e-3, decay=0.95, eps=1e-10)
+    config = RmsPropConfig(lr=1e-3, decay=0.95, eps=1e-10)
     optimiser = Optimiser(config, [leaf])
     grad = torch.linspace(0.1, 3000, 64).view(1, 1, 64)
     for _ in range(600):
@@ -85,7 +85,7 @@ def test_rmsprop_survives_a_constant_gradient_whose_variance_rounds_below_zero()
 def test_adam_equals_the_published_algorithm_and_torchs(scale):
     options: dict[str, Any] = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=3.125e-4)
     start, grads = tensors(0, 1e-4), [tensors(k, scale) for k in range(1, 31)]
-    ours = run(OptimConfig(name="adam", **options), grads, start)
+    ours = run(AdamConfig(**options), grads, start)
     theirs = [torch.nn.Parameter(leaf.clone()) for leaf in start]
     adam = torch.optim.Adam(theirs, lr=1e-3, betas=(0.9, 0.999), eps=3.125e-4)
     for step in grads:
@@ -124,8 +124,8 @@ def test_clipping_of_a_single_member_counts_all_its_leaves():
 @pytest.mark.parametrize(
     "config",
     [
-        OptimConfig(name="rmsprop", lr=1e-2, eps=1e-4, momentum=0.5, clip_norm=0.7),
-        OptimConfig(name="adam", lr=1e-2, clip_norm=0.7),
+        RmsPropConfig(lr=1e-2, eps=1e-4, momentum=0.5, clip_norm=0.7),
+        AdamConfig(lr=1e-2, clip_norm=0.7),
     ],
     ids=["rmsprop", "adam"],
 )
@@ -142,9 +142,12 @@ def test_stacked_members_move_as_separate_ones(config):
                 assert_agree(together[part], single)
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(name):
-    config = OptimConfig(name=name, lr=1e-2, clip_norm=1.0, momentum=0.3)
+@pytest.mark.parametrize(
+    "config",
+    [RmsPropConfig(lr=1e-2, clip_norm=1.0, momentum=0.3), AdamConfig(lr=1e-2, clip_norm=1.0)],
+    ids=["rmsprop", "adam"],
+)
+def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(config):
     start, clean = tensors(0), [tensors(k) for k in range(1, 4)]
     broken = [[g.clone() for g in step] for step in clean]
     for step in broken:
@@ -154,9 +157,10 @@ def test_a_nan_gradient_of_one_seed_leaves_the_others_bitwise_alone(name):
         assert torch.equal(a[0], b[0]) and bool(b[1].isnan().all())
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_a_saved_optimiser_goes_on_bitwise_and_in_place(name):
-    config = OptimConfig(name=name, lr=1e-2, momentum=0.5)
+@pytest.mark.parametrize(
+    "config", [RmsPropConfig(lr=1e-2, momentum=0.5), AdamConfig(lr=1e-2)], ids=["rmsprop", "adam"]
+)
+def test_a_saved_optimiser_goes_on_bitwise_and_in_place(config):
     grads = [tensors(k) for k in range(1, 9)]
     whole = run(config, grads, tensors(0))
     leaves = tensors(0)
@@ -172,9 +176,10 @@ def test_a_saved_optimiser_goes_on_bitwise_and_in_place(name):
     assert all(torch.equal(a, b) for a, b in zip(whole, leaves, strict=True))
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_targets_move_towards_the_new_leaves(name):
-    config = OptimConfig(name=name, lr=0.1)
+@pytest.mark.parametrize(
+    "config", [RmsPropConfig(lr=0.1), AdamConfig(lr=0.1)], ids=["rmsprop", "adam"]
+)
+def test_targets_move_towards_the_new_leaves(config):
     leaves, targets, grads = tensors(0), tensors(1), [tensors(k) for k in range(2, 5)]
     optimiser, alone = Optimiser(config, leaves, targets=targets, rate=0.25), tensors(0)
     other, wanted = Optimiser(config, alone), tensors(1)

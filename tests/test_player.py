@@ -8,7 +8,7 @@ from cerl import draw, player
 from cerl.agents.dqn import DQN
 from cerl.agents.values import expected_value
 from cerl.collect import Collector
-from cerl.config import Config, EnsembleConfig, NetConfig, ReplayConfig
+from cerl.config import Config, DqnConfig, EnsembleConfig, NetConfig, ReplayConfig
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
 from cerl.replay import Replay
 
@@ -32,7 +32,7 @@ def config() -> Config:
 def collector(*, resident: bool, placement: str) -> Collector:
     cfg = config()
     env, keys = scripted(cfg, 2, resident=resident), draw.seed_keys(cfg.seeds)
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     replay = Replay(env.spec, keys=keys, capacity=200, device=CPU)
     replay.placement = placement
     return Collector(cfg, env, agent, agent.build(keys=keys), replay, keys=keys)
@@ -41,7 +41,7 @@ def collector(*, resident: bool, placement: str) -> Collector:
 def evaluator(*, resident: bool) -> Evaluator:
     cfg = config()
     env = scripted(cfg, lanes(cfg), resident=resident)
-    agent = DQN(cfg, env.spec, kind=expected_value(cfg.loss), device=CPU)
+    agent = DQN(cfg, env.spec, kind=expected_value(DqnConfig()), device=CPU)
     net = agent.build(keys=draw.seed_keys(cfg.seeds))
     return Evaluator(cfg, env, agent, net, keys=evaluation_keys(cfg.seeds, CPU))
 

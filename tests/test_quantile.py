@@ -6,13 +6,13 @@ import torch
 from cerl import draw
 from cerl.agents.dqn import DQN
 from cerl.agents.values import quantile_value
-from cerl.config import Config, EnsembleConfig, LossConfig, NetConfig
+from cerl.config import Config, EnsembleConfig, NetConfig, QuantileConfig, of_kind
 from cerl.data import ActInput, EnvSpec, Previous
 from cerl.explore import Noise
 
 
 def test_a_value_is_the_mean_of_its_quantiles():
-    kind = quantile_value(LossConfig(quantiles=4))
+    kind = quantile_value(QuantileConfig(quantiles=4))
     assert kind.atoms == 4
     quantiles = torch.tensor([[[0.0, 1.0, 2.0, 5.0], [3.0, 3.0, 3.0, 3.0]]])
     assert kind.mean(quantiles).tolist() == [[2.0, 3.0]]
@@ -26,7 +26,7 @@ def test_the_error_is_the_quantile_huber_loss_with_kappa():
         return 0.5 * u * u if abs(u) <= kappa else kappa * (abs(u) - 0.5 * kappa)
 
     for kappa in (1.0, 2.5):
-        kind = quantile_value(LossConfig(quantiles=2, huber_delta=kappa))
+        kind = quantile_value(QuantileConfig(quantiles=2, huber_delta=kappa))
         first = (0.25 * huber(3, kappa) + 0.75 * huber(1, kappa)) / 2
         second = (0.75 * huber(2, kappa) + 0.25 * huber(2, kappa)) / 2
         assert float(kind.error(theta, target)) == pytest.approx(first + second)
@@ -34,13 +34,12 @@ def test_the_error_is_the_quantile_huber_loss_with_kappa():
 
 def test_acting_is_greedy_in_the_mean_of_the_quantiles():
     cfg = Config(
-        agent="quantile",
+        agent=QuantileConfig(quantiles=3),
         net=NetConfig(hidden=()),
         ensemble=EnsembleConfig(members=2),
-        loss=LossConfig(quantiles=3),
     )
     spec = EnvSpec("flat", (1,), torch.float32, 2, 2, 1, True, True)
-    agent = DQN(cfg, spec, kind=quantile_value(cfg.loss), device="cpu")
+    agent = DQN(cfg, spec, kind=quantile_value(of_kind(cfg.agent, QuantileConfig)), device="cpu")
     net = agent.build(keys=draw.seed_keys([0]))
     # the largest quantile lies with the other action than the largest mean
     table = torch.tensor([[[9.0, 0.0, 0.0], [4.0, 4.0, 4.0]], [[5.0, 5.0, 5.0], [8.0, 0.0, 0.0]]])
@@ -60,4 +59,4 @@ def test_acting_is_greedy_in_the_mean_of_the_quantiles():
 
 def test_a_single_quantile_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 2"):
-        LossConfig(quantiles=1)
+        QuantileConfig(quantiles=1)

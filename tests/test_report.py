@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 from rich.console import Console
 
 import cerl.__main__ as command
+from cerl.config import load
 from cerl.record import results as rows
+from cerl.record.folder import dump, load_file
 from cerl.record.results import RowsError
 from cerl.report import curves, plots, statistics, tables
 
+GOLDEN = Path(__file__).parent / "golden"
+RESULTS = GOLDEN.parents[1] / "docs" / "results"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -487,3 +492,27 @@ def test_committed_tables_follow_from_their_rows(folder, options, tmp_path):
     results = Path(__file__).parents[1] / "docs" / "results" / folder
     assert command.main(["report", str(results), *options, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "table.md").read_text() == (results / "table.md").read_text()
+
+
+def test_runs_of_all_versions_that_train_alike_are_one_configuration(tmp_path):
+    shutil.copytree(GOLDEN / "run_0_1", tmp_path / "old")
+    config = load_file(tmp_path / "old" / "config.yaml")
+    table = rows.read(tmp_path / "old" / "rows.parquet", rows.ROWS)
+    [written] = set(table["config_hash"].to_pylist())
+    today = rows.config_hash(config)
+    assert written != today
+    # Another seed of the same run, by this version; then a config beside rows of another run.
+    again = [r | {"seed": 7, "config_hash": today} for r in table.to_pylist()]
+    write(tmp_path / "new", again)
+    found, notes = curves.cells(curves.load_rows([tmp_path / "old", tmp_path / "new"]))
+    assert [(cell.preset, cell.seeds) for cell in found] == [("catch/ddqn", (0, 7))]
+    dump(load("catch/cerl"), tmp_path / "new" / "config.yaml")
+    found, _ = curves.cells(curves.load_rows([tmp_path / "old", tmp_path / "new"]))
+    assert [(cell.preset, cell.seeds) for cell in found] == [("catch/ddqn", (0, 7))]
+
+
+@pytest.mark.parametrize("study", ["minatar", "mujoco", "curse-memory"])
+def test_stored_results_of_0_1_are_read_and_pooled(study):
+    found, notes = curves.cells(curves.load_rows([RESULTS / study]))
+    assert len({(cell.env, cell.preset) for cell in found}) == len(found) >= 4
+    assert not any("different configurations" in note for note in notes)

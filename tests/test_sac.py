@@ -14,14 +14,16 @@ from cerl import draw, explore
 from cerl.agents.sac import SAC
 from cerl.agents.sac_net import log_probability
 from cerl.config import (
+    AdamConfig,
     Config,
     EnsembleConfig,
     EvalConfig,
+    FramesConfig,
     LossConfig,
     NetConfig,
-    OptimConfig,
     PointMassEnv,
     ReplayConfig,
+    SacConfig,
     ScheduleConfig,
     load,
 )
@@ -51,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "single": dict(members=1),
     "ensemble": dict(),
     "cerl": dict(heads="cerl"),
-    "cerl with huber": dict(heads="cerl", kind="mse_huber", huber_delta=0.3),
+    "cerl with huber": dict(heads="cerl", loss="mse_huber", huber_delta=0.3),
     "own target": dict(heads="own_target"),
     "single actor": dict(heads="single_actor"),
     "multi horizon": dict(heads="multi_horizon"),
@@ -62,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random critics of an ensemble": dict(heads="cerl", critics=3, target_critics=2),
     "weighted backups": dict(spread_temperature=3.0),
     "weighted backups with heads": dict(
-        spread_temperature=3.0, heads="cerl", kind="mse_huber", huber_delta=0.3
+        spread_temperature=3.0, heads="cerl", loss="mse_huber", huber_delta=0.3
     ),
     "no entropy": dict(backup_entropy=False),
     "layer norm": dict(critic_norm="layer", heads="cerl"),
@@ -83,12 +85,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Config:
-    in_net = ("hidden", "stack", "critics", "critic_norm", "init", "channels", "kernels", "strides")
-    in_net += ("log_std", "log_std_min", "log_std_max")
+    in_net = ("hidden", "init", "channels", "kernels", "strides")
     net = {k: options.pop(k) for k in in_net if k in options}
-    loss = {"gamma": GAMMA, "kind": "mse", "target_entropy": -0.5, "temperature": 0.7}
+    frames = FramesConfig(frames=options.pop("stack", 1))
+    agent: dict[str, Any] = {"target_entropy": -0.5, "temperature": 0.7}
+    agent |= {k: options.pop(k) for k in [*options] if k in SacConfig.model_fields}
     return Config(
-        agent="sac",
+        agent=SacConfig(**agent),
+        encoder=frames,
         seeds=seeds,
         env=PointMassEnv(),
         net=NetConfig(**{"hidden": (8, 6), "init": "orthogonal"} | net),
@@ -98,8 +102,8 @@ def config(*, seeds=(0, 1), heads: Any = "own", members=N, **options: Any) -> Co
             horizons=4,
             duty="first" if heads == "single_actor" else "uniform",
         ),
-        loss=LossConfig(**loss | options),
-        optim=OptimConfig(name="adam", lr=2e-3),
+        loss=LossConfig(gamma=GAMMA, **options),
+        optim=AdamConfig(lr=2e-3),
         replay=ReplayConfig(capacity=200, batch=B, start=100),
         schedule=ScheduleConfig(target_rate=0.1),
         eval=EvalConfig(policies=("individual",)),
@@ -166,10 +170,10 @@ def slow_policy(cfg, leaves, s, i, x):
     for k in range(len(cfg.net.hidden)):
         x = linear(leaves, f"actor.hidden.{k}", x, (s, i)).relu()
     mean, raw = linear(leaves, "actor.moments", x, (s, i)).chunk(2, -1)
-    low, high = cfg.net.log_std_min, cfg.net.log_std_max
+    low, high = cfg.agent.log_std_min, cfg.agent.log_std_max
     clipped = raw.clamp(low, high)
     squashed = low + (high - low) * (torch.tanh(raw) + 1) / 2
-    return mean, clipped if cfg.net.log_std == "clip" else squashed
+    return mean, clipped if cfg.agent.log_std == "clip" else squashed
 
 
 def slow_q(cfg, leaves, at, x, action):
@@ -177,9 +181,9 @@ def slow_q(cfg, leaves, at, x, action):
     y = torch.cat([slow_sight(cfg, leaves, "convs.", at[:2], x), action])
     for k in range(len(cfg.net.hidden)):
         y = linear(leaves, f"hidden.{k}", y, at)
-        if cfg.net.critic_norm != "none":
+        if cfg.agent.critic_norm != "none":
             y = (y - y.mean()) / (y.var(correction=0) + 1e-6).sqrt()
-        if cfg.net.critic_norm == "layer":
+        if cfg.agent.critic_norm == "layer":
             y = y * leaves[f"norms.{k}.scale"][at] + leaves[f"norms.{k}.offset"][at]
         y = y.relu()
     return linear(leaves, "final", y, at)
@@ -206,8 +210,8 @@ def slow_losses(cfg, learner, window, mask, dice):
         type(x)(*(y.double() if y is not None and y.is_floating_point() else y for y in x))
         for x in (window, dice)
     )
-    seeds, members, critics = len(cfg.seeds), cfg.ensemble.members, cfg.net.critics
-    table, n, first = learner.agent.table, cfg.loss.n_step, cfg.net.stack - 1
+    seeds, members, critics = len(cfg.seeds), cfg.ensemble.members, cfg.agent.critics
+    table, n, first = learner.agent.table, cfg.loss.n_step, cfg.encoder.frames - 1
     names = ("critic", "actor", "temperature", "own", "q_data", "q_pi", "entropy", "alpha")
     out = {name: torch.zeros(seeds, members, dtype=torch.float64) for name in names}
     for s in range(seeds):
@@ -215,7 +219,7 @@ def slow_losses(cfg, learner, window, mask, dice):
 
         def stacked(m, b, row, s=s):
             frames = []
-            for at in range(row, row - cfg.net.stack, -1):
+            for at in range(row, row - cfg.encoder.frames, -1):
                 fresh = any(not bool(window.real[s, m, b, k - 1]) for k in range(at + 1, row + 1))
                 frames.insert(0, window.obs[s, m, b, at] * (not fresh))
             return torch.stack(frames) if cfg.net.channels else torch.cat(frames)
@@ -235,7 +239,7 @@ def slow_losses(cfg, learner, window, mask, dice):
                 mean, log_std = slow_policy(cfg, net, s, i, x)
                 action, log_p = slow_sample(mean, log_std, dice.now[s, i, b])
                 own = [slow_q(cfg, critic, (s, i, c), x, action)[0] for c in range(critics)]
-                value = sum(own) / critics if cfg.loss.actor_value == "mean" else min(own)
+                value = sum(own) / critics if cfg.agent.actor_value == "mean" else min(own)
                 out["actor"][s, i] += share * (alpha[i].detach() * log_p - value)
                 out["q_pi"][s, i] += share * value
                 entropy -= share * log_p.detach()
@@ -262,14 +266,14 @@ def slow_losses(cfg, learner, window, mask, dice):
                         q = slow_q(cfg, critic, (s, i, c), x, window.action[s, m, b, first])[j]
                         e = q - y
                         loss = e**2
-                        delta = cfg.loss.huber_delta
-                        if cfg.loss.kind == "mse_huber" and j > 0 and abs(e.item()) > delta:
+                        delta = cfg.agent.huber_delta
+                        if cfg.agent.loss == "mse_huber" and j > 0 and abs(e.item()) > delta:
                             loss = 2 * delta * abs(e) - delta**2
                         out["critic"][s, i] += share * trust * loss
                         if j == 0:
                             out["own"][s, i] += share * trust * loss / critics
                             out["q_data"][s, i] += q / (B * critics)
-            goal = cfg.loss.target_entropy * A
+            goal = cfg.agent.target_entropy * A
             out["entropy"][s, i], out["alpha"][s, i] = entropy, alpha[i]
             out["temperature"][s, i] = alpha[i] * (entropy - goal)
     return out
@@ -284,21 +288,21 @@ def slow_next(cfg, learner, net, target, dice, s, i, j, b, x_next):
     action, log_p = slow_sample(*slow_policy(cfg, net, s, actor, x_next), dice.later[s, actor, b])
 
     def least(member, h):
-        chosen = range(cfg.net.critics)
-        if cfg.loss.target_critics:
+        chosen = range(cfg.agent.critics)
+        if cfg.agent.target_critics:
             order = sorted(chosen, key=lambda c: -float(dice.critics[s, member, c]))
-            chosen = order[: cfg.loss.target_critics]
+            chosen = order[: cfg.agent.target_critics]
         return min(slow_q(cfg, target, (s, member, c), x_next, action)[h] for c in chosen)
 
     value = least(owner, head)
-    if cfg.loss.backup_entropy:
+    if cfg.agent.backup_entropy:
         value = value - net["log_alpha"][s, actor, 0].exp() * log_p
-    if not cfg.loss.spread_temperature:
+    if not cfg.agent.spread_temperature:
         return value, 1.0
     every = [float(least(k, 0)) for k in range(members)]
     mean = sum(every) / members
     std = math.sqrt(sum((v - mean) ** 2 for v in every) / members)
-    return value, 1 / (1 + math.exp(cfg.loss.spread_temperature * std)) + 0.5
+    return value, 1 / (1 + math.exp(cfg.agent.spread_temperature * std)) + 0.5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -466,8 +470,8 @@ def test_first_stage_alone_leaves_policies_and_temperatures():
 
 def test_learning_rates_of_policy_and_temperature():
     cfg = config()
-    optim = cfg.optim.model_copy(update={"actor_lr": 0.02, "temperature_lr": 0.03})
-    learner = make_learner(cfg.model_copy(update={"optim": optim}))
+    agent = cfg.agent.model_copy(update={"actor_lr": 0.02, "temperature_lr": 0.03})
+    learner = make_learner(cfg.model_copy(update={"agent": agent}))
     before = [leaf.clone() for leaf in learner.leaves]
     learner.update()
     moved = [(a - b).detach().abs().max() for a, b in zip(learner.leaves, before, strict=True)]

@@ -10,13 +10,14 @@ import torch
 
 from cerl.agents.parity_sac import from_original, run_sac_updates, to_original
 from cerl.config import (
+    AdamConfig,
     Config,
     EnsembleConfig,
     EvalConfig,
     LossConfig,
     NetConfig,
-    OptimConfig,
     PointMassEnv,
+    SacConfig,
     ScheduleConfig,
 )
 
@@ -47,19 +48,20 @@ def batch() -> dict[str, Any]:
 
 def config(options):
     return Config(
-        agent="sac",
-        env=PointMassEnv(),
-        net=NetConfig(hidden=tuple(HYPER["hidden"]), critics=2, log_std="tanh"),
-        ensemble=EnsembleConfig(
-            members=N, heads=HEADS[options["cel_type"]] if options["cel"] else "own"
-        ),
-        loss=LossConfig(
-            gamma=HYPER["gamma"],
-            kind="mse_huber" if options["aux_huber"] else "mse",
+        agent=SacConfig(
+            critics=2,
+            log_std="tanh",
+            loss="mse_huber" if options["aux_huber"] else "mse",
             huber_delta=options["huber_delta"],
             target_entropy=HYPER["target_entropy"] / A,
         ),
-        optim=OptimConfig(name="adam", lr=HYPER["adam_lr"], eps=1e-8),
+        env=PointMassEnv(),
+        net=NetConfig(hidden=tuple(HYPER["hidden"])),
+        ensemble=EnsembleConfig(
+            members=N, heads=HEADS[options["cel_type"]] if options["cel"] else "own"
+        ),
+        loss=LossConfig(gamma=HYPER["gamma"]),
+        optim=AdamConfig(lr=HYPER["adam_lr"], eps=1e-8),
         schedule=ScheduleConfig(target_rate=HYPER["tau"]),
         eval=EvalConfig(policies=("individual",)),
     )

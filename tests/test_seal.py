@@ -55,7 +55,7 @@ def test_a_sealed_config_is_read_back_and_seals_the_same_text_the_same(folder):
 def test_a_config_that_was_cut_anywhere_is_refused(folder):
     whole = text_of(folder)
     ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
-    assert len(ends) > 130
+    assert len(ends) > 100
     ends += random.Random(0).sample(range(len(whole)), 200)
     for end in {0, *ends, len(whole) - 1} - {len(whole)}:
         refused(whole[:end])
@@ -254,7 +254,7 @@ def test_a_lengthened_run_is_one_configuration_in_rows(folder):
 def test_a_file_of_a_newer_cerl_with_more_options_has_the_same_mark(folder):
     mark = fixed_hash(folder)
     tree = RUN.model_dump(mode="json")
-    del tree["loss"]["spread_temperature"], tree["compile"], tree["log"]["every"]
+    del tree["loss"]["mask_probability"], tree["compile"], tree["log"]["every"]
     path = folder / "config.yaml"
     files.write_text(path, folder_module._text(tree, path))
     older = fixed_hash(folder)

@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from draws import draws
+from options import encoder
 from rounding import assert_agree
 from torch import nn
 
 from cerl import draw, train, wiring
 from cerl.bench import runs as bench
 from cerl.collect import Collector
-from cerl.config import Config, load
+from cerl.config import Config, ValueOptions, load, of_kind
 from cerl.data import ActInput, EnvSpec, Previous, Row
 from cerl.diagnose import diagnose, staleness
 from cerl.envs import make
@@ -34,14 +35,15 @@ CONV: dict[str, Any] = {"channels": (4,), "kernels": (3,), "strides": (2,), "sca
 
 def config(kind: str, spec: EnvSpec = FLAT, **changes: Any) -> Config:
     base = "point_mass/sac" if spec.continuous else "catch/ddqn"
+    own = {key[8:]: changes.pop(key) for key in [*changes] if key.startswith("encoder.")}
+    sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)}
     options = {
         "device": "cpu",
         "seeds": (0, 1),
         "env.envs": E,
-        "net.encoder": kind,
         "net.hidden": (8,),
         "ensemble.members": N,
-        "sequence": {"width": 16, "heads": 2, "context": 2, "learnt": 4, "gate_scales": (2.0, 9.0)},
+        "encoder": encoder(kind, **sizes | own),
         "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
         "eval.policies": ("individual",),
     }
@@ -116,7 +118,7 @@ def everything(part, window) -> torch.Tensor:
 @pytest.mark.parametrize("spec", [FLAT, IMAGE], ids=["flat", "image"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
-    cfg = config(kind, spec, **{"sequence.cache": 7})
+    cfg = config(kind, spec, **{"encoder.cache": 7})
     _, net = built(cfg, spec)
     rows = random_rows(spec, 30)
     window = filled(cfg, spec, rows).last(30)
@@ -135,7 +137,7 @@ def test_acting_sees_what_learning_sees_beyond_twice_the_cache(kind, spec):
 @pytest.mark.parametrize("spec", [FLAT, IMAGE, FORCES], ids=["flat", "image", "forces"])
 @pytest.mark.parametrize("inputs", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs):
-    names = ("sequence.previous_action", "sequence.previous_reward")
+    names = ("encoder.previous_action", "encoder.previous_reward")
     cfg = config(
         "mlp",
         spec,
@@ -166,12 +168,12 @@ def test_a_token_is_observation_previous_action_and_previous_reward(spec, inputs
 LOSSES: dict[str, dict[str, Any]] = {
     "cerl": {"ensemble.heads": "cerl"},
     "three steps": {"loss.n_step": 3},
-    "single": {"ensemble.members": 1, "loss.double": False},
+    "single": {"ensemble.members": 1, "agent.double": False},
     "shared trunk": {"ensemble.shared_layers": 1, "ensemble.heads": "cerl"},
     "own batches": {"loss.batches": "own", "replay.candidates": 64, "loss.mask_probability": 0.6},
     "disjoint": {"loss.batches": "disjoint", "replay.candidates": 64},
     "episode start": {
-        "sequence.sampling": "episode_start",
+        "encoder.sampling": "episode_start",
         "replay.candidates": 64,
         "env": {"family": "gym", "envs": E},
     },
@@ -258,7 +260,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
                         break
                 for j in range(heads):
                     who = (i + j) % members
-                    chooser = online if cfg.loss.double else later
+                    chooser = online if of_kind(cfg.agent, ValueOptions).double else later
                     best = int(chooser[s, who, b, t + steps, 0].argmax())
                     value = 0.0 if ended else float(later[s, who, b, t + steps, 0, best])
                     y = reward + 0.9**steps * value
@@ -285,9 +287,11 @@ class Identity(nn.Module):
 @pytest.mark.parametrize("heads", ["own", "cerl", "own_target"])
 def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, heads):
     spec = FORCES if agent == "sac" else FLAT
-    changes = {"agent": agent, "ensemble.heads": heads, "loss.quantiles": 4}
-    plain = {"sequence.previous_action": False, "sequence.previous_reward": False}
-    sequence = config("mlp", spec, **changes, **plain, **{"sequence.width": 8})
+    changes = {"ensemble.heads": heads}
+    if agent != "sac":
+        changes |= {"agent": {"name": agent} | ({"quantiles": 4} if agent == "quantile" else {})}
+    plain = {"encoder.previous_action": False, "encoder.previous_reward": False}
+    sequence = config("mlp", spec, **changes, **plain, **{"encoder.width": 8})
     frames = config("frames", spec, **changes, **{"replay.batch": 5 * 4})
     with_trunk, net = built(sequence, spec)
     without, other = built(frames, spec, seed=9)
@@ -338,7 +342,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
     changes = {"ensemble.shared_layers": 1, "ensemble.heads": "cerl"}
     grads = []
     for scale in (True, False):
-        cfg = config("fox", FLAT, **changes, **{"ensemble.gradient_scale": scale})
+        cfg = config("fox", FLAT, **changes, **{"agent.gradient_scale": scale})
         agent, net = built(cfg, FLAT)
         window = draws(
             filled(cfg, FLAT, random_rows(FLAT, 60)),
@@ -360,7 +364,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
 @pytest.mark.parametrize("kind", ["gru", "fox"])
 @pytest.mark.parametrize("flows", [True, False])
 def test_context_rows_get_gradient_only_where_asked_and_never_with_gru(kind, flows):
-    cfg = config(kind, IMAGE, **{"sequence.context_grad": flows})
+    cfg = config(kind, IMAGE, **{"encoder.context_grad": flows})
     agent, net = built(cfg, IMAGE)
     window = draws(
         filled(cfg, IMAGE, random_rows(IMAGE, 60)),
@@ -470,10 +474,10 @@ def test_windows_that_begin_with_a_stored_state_go_on_as_acting_did(members):
     options = {
         "seeds": (0, 1),
         "env": {"rows": 14, "envs": 3},
-        "net": {"encoder": "gru", "hidden": (8,)},
+        "net": {"hidden": (8,)},
         "ensemble.members": members,
         "loss.batches": "own" if members > 1 else "shared",
-        "sequence": {"width": 16, "layers": 2, "learnt": 3, "context": 1, "stored_state": True},
+        "encoder": encoder("gru", width=16, layers=2, learnt=3, context=1, stored_state=True),
         "replay": {"capacity": 300, "start": 100, "candidates": 64},
     }
     cfg = load("catch/ddqn", options | {"device": "cpu"})
@@ -514,7 +518,7 @@ def collector_of(cfg: Config):
     env = make(cfg.env, seeds=cfg.seeds, salt=0, device=CPU)
     agent = wiring.make_agent(cfg, env.spec, CPU)
     net = agent.build(keys=keys)
-    size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.remembered}
+    size: dict[str, Any] = {"capacity": cfg.replay.capacity, "remembered": cfg.encoder.state_size}
     replay = Replay(env.spec, keys=keys, device=CPU, **size)
     return agent, net, Collector(cfg, env, agent, net, replay, keys=keys)
 
@@ -526,10 +530,9 @@ def test_a_refresh_leaves_what_todays_parameters_would_have_remembered(preset, k
     options = {
         "seeds": (0, 1),
         "env.envs": 3,
-        "net.encoder": kind,
         "net.hidden": (8,),
         "ensemble": {"members": 2, "switch": switch},
-        "sequence": {"width": 16, "heads": 2, "learnt": 12, "cache": 12},
+        "encoder": encoder(kind, width=16, heads=2, learnt=12, cache=12),
         "replay": {"capacity": 300, "start": 100},
     }
     options["env"] = {"rows": 9} if preset == "catch/ddqn" else {"time_limit": 9}
@@ -557,8 +560,8 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
     options = {
         "seeds": (0, 1),
         "env": {"rows": 30, "envs": 3},
-        "net": {"encoder": kind, "hidden": (8,)},
-        "sequence": {"width": 16, "heads": 2, "layers": 3, "learnt": 5, "cache": 4},
+        "net": {"hidden": (8,)},
+        "encoder": encoder(kind, width=16, heads=2, layers=3, learnt=5, cache=4),
         "replay": {"capacity": 300, "start": 100},
     }
     _, acting, collector = collector_of(load("catch/ddqn", options))
@@ -572,7 +575,7 @@ def test_a_refresh_looks_back_as_far_as_layers_on_layers_do(kind):
 
 @pytest.mark.parametrize("preset", ["catch/ddqn", "point_mass/sac"])
 def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
-    options = {"net.encoder": "fox", "ensemble.members": 3, "sequence.learnt": 4}
+    options = {"encoder.name": "fox", "ensemble.members": 3, "encoder.learnt": 4}
     cfg = load(preset, {**options, "device": "cpu"})
     _, net, _ = collector_of(cfg)
     for evaluating, streams in ((False, 1), (True, 3)):
@@ -584,7 +587,7 @@ def test_streams_of_caches_are_of_the_member_on_duty_or_of_all(preset):
 def test_diagnostics_of_sequence_networks_are_finite(name):
     spec = FORCES if name.startswith("mujoco") else FLAT
     sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 4, "sampling": "uniform"}
-    options = {"seeds": (0, 1), "env.envs": E, "sequence": sizes, "ensemble.members": 2}
+    options = {"seeds": (0, 1), "env.envs": E, "encoder": sizes, "ensemble.members": 2}
     options["replay"] = {"capacity": 2_000, "start": 1_000, "batch": 8}
     learner = bench.filled_learner(load(name, options), spec, CPU)
     found = diagnose(learner.agent, learner)
@@ -593,60 +596,68 @@ def test_diagnostics_of_sequence_networks_are_finite(name):
 
 
 ENDLESS = {"env": {"family": "gym", "envs": E}}
-NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": "sac", "loss.kind": "mse"}
+BASE: dict[str, Any] = {
+    "ensemble.members": N,
+    "net.hidden": (8,),
+    "replay": {"capacity": 400, "batch": 5, "start": 100, "candidates": 16},
+}
+NINE = {"env": {"family": "point_mass", "time_limit": 9}, "agent": {"name": "sac"}}
 REFUSED = [
-    ({"sequence.learnt": 0}, "sequence.learnt: 0 means the longest episode"),
-    ({"sequence.heads": 3}, r"sequence.width: expected a multiple of sequence.heads \(3\), got 16"),
-    ({"sequence.heads": 4}, "sequence.heads: a head is 8, 16.*got 4 with 4 heads"),
-    ({"sequence.width": 256, "sequence.heads": 1}, "sequence.heads: a head is .* got 256"),
-    ({"sequence.cache": -1}, "sequence.cache: expected greater than or equal to 0, got -1"),
-    ({"sequence.gate_scales": (9.0, 2.0)}, r"sequence.gate_scales: expected the shortest.*\[9"),
-    ({"net.stack": 2}, "net.stack: net.encoder fox reads rows one by one; expected 1, got 2"),
-    ({"sequence.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
-    ({"sequence.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    ({"encoder.learnt": 0}, "encoder.learnt: 0 means the longest episode"),
+    ({"encoder.heads": 3}, r"encoder.width: expected a multiple of encoder.heads \(3\), got 16"),
+    ({"encoder.heads": 4}, "encoder.heads: a head is 8, 16.*got 4 with 4 heads"),
+    ({"encoder.width": 256, "encoder.heads": 1}, "encoder.heads: a head is .* got 256"),
+    ({"encoder.cache": -1}, "encoder.cache: expected greater than or equal to 0, got -1"),
+    ({"encoder.gate_scales": (9.0, 2.0)}, r"encoder.gate_scales: expected the shortest.*\[9"),
+    ({"encoder.frames": 2}, "encoder.frames: no such key; encoder fox has none, frames does"),
+    ({"encoder.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
+    ({"encoder.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    ({"encoder.stored_state": True}, "encoder.stored_state: no such key; .* fox has none, gru"),
     (
-        {"sequence.stored_state": True},
-        "sequence.stored_state: states of recurrent units .*; expected false with net.encoder fox",
+        {"encoder": {"name": "gru", "learnt": 4, "stored_state": True}},
+        "encoder.stored_state: a state is one member's, .* got shared and episode with 3 members",
     ),
-    (
-        {"sequence.stored_state": True, "net.encoder": "gru"},
-        "sequence.stored_state: a state is one member's, .* got shared and episode with 3 members",
-    ),
-    ({"loss.mico_weight": 0.5}, "loss.mico_weight: the MICo distance .* net.encoder fox"),
+    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo distance .* encoder fox"),
     (
         {"loss.batches": "own", "loss.batches_probability": 0.5, "replay.candidates": 64},
         "loss.batches_probability: windows hold rows of several members",
     ),
     ({"ensemble.shared_layers": 3}, r"shared_layers: expected at most 2 \(the sequence network"),
     (
-        {"sequence.sampling": "episode_start", **NINE},
+        {"encoder.sampling": "episode_start", **NINE},
         "replay.candidates: one row in 10 begins an episode, so 16 candidates find none with",
     ),
     (
-        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64}
-        | {"sequence.learnt": 9, "loss.batches": "own"},
+        {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64}
+        | {"encoder.learnt": 9, "loss.batches": "own"},
         "replay.candidates: one row in 30 begins an episode of the least of 3 members, so 64 .* "
         "probability 0.11; .* at least 89 candidates",
     ),
     (
-        {"sequence.sampling": "episode_start", **NINE, "replay.candidates": 64},
-        "sequence.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
+        {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64},
+        "encoder.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
     ),
 ]
 
 
 @pytest.mark.parametrize(("override", "message"), REFUSED)
 def test_what_does_not_fit_together_is_refused(override, message):
+    named = {"name": "fox", "width": 16, "learnt": 4, "context": 2}
+    own = {key[8:]: value for key, value in override.items() if key.startswith("encoder.")}
+    rest = {key: value for key, value in override.items() if not key.startswith("encoder.")}
     with pytest.raises(ValueError, match=message):
-        config("fox", **(ENDLESS | override))
+        load("catch/ddqn", BASE | ENDLESS | {"encoder": named | own} | rest)
 
 
 def test_episodes_without_an_end_need_a_number_of_learnt_rows():
-    assert load("memory/fox", {"env.length": 200}).window == 1 + 201 + 1
-    assert load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).learnt == 23
-    assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).learnt == 9
-    assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).learnt == 51
-    with pytest.raises(ValueError, match="sequence.learnt: 0 means"):
+    assert load("memory/fox", {"env.length": 200}).rows_of_window == (1, 201, 1)
+    assert (
+        load("memory/fox", {"env.name": "tmaze_active", "env.length": 20}).rows_of_window.learnt
+        == 23
+    )
+    assert load("memory/fox", {"env.length": 20, "env.time_limit": 9}).rows_of_window.learnt == 9
+    assert load("memory/fox", {"env.name": "RepeatPreviousEasy"}).rows_of_window.learnt == 51
+    with pytest.raises(ValueError, match="encoder.learnt: 0 means"):
         load("memory/fox", {"env": {"family": "gym", "name": "CartPole-v1"}})
 
 
@@ -661,13 +672,14 @@ TWINS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TWINS)
-def test_twins_differ_in_one_line_and_by_less_than_5_percent_of_the_parameters(family):
-    sizes = {}
+def test_twins_differ_in_their_encoder_and_by_less_than_5_percent_of_the_parameters(family):
+    sizes, fox = {}, load(family + "fox", {"seeds": (0,), "device": "cpu"})
     for kind in KINDS:
         cfg = load(family + kind, {"seeds": (0,), "device": "cpu"})
-        assert cfg.net.encoder == kind
-        fox = load(family + "fox", {"seeds": (0,), "device": "cpu", "net.encoder": kind})
-        assert cfg == fox.model_copy(update={"preset": family + kind})
+        assert cfg.encoder.name == kind
+        assert cfg == fox.model_copy(update={"preset": family + kind, "encoder": cfg.encoder})
+        same = {k: v for k, v in fox.encoder if k in cfg.encoder.model_dump() and k != "name"}
+        assert same == {k: getattr(cfg.encoder, k) for k in same}
         agent = wiring.make_agent(cfg, TWINS[family], CPU)
         leaves = agent.build(keys=draw.seed_keys((0,))).parameters()
         sizes[kind] = sum(leaf.numel() for leaf in leaves)
@@ -681,8 +693,8 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
         "out": str(tmp_path),
         "seeds": (0,),
         "env": {"length": 5},
-        "net": {"encoder": kind, "hidden": (32,)},
-        "sequence": {"width": 32},
+        "net": {"hidden": (32,)},
+        "encoder": encoder(kind, width=32, sampling="episode_start"),
         "optim": {"lr": 1e-3},
         "replay": {"capacity": 20_000, "batch": 16, "start": 400, "candidates": 128},
         "schedule": {"steps": 6_000, "target_rate": 0.01},
@@ -708,8 +720,8 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
         "device": "cpu",
         "out": str(tmp_path),
         "env.observe.keep": "position",
-        "net": {"encoder": "gru", "hidden": (64,)},
-        "sequence": {"width": 32, "context": 4, "learnt": 8},
+        "net": {"hidden": (64,)},
+        "encoder": {"name": "gru", "width": 32, "context": 4, "learnt": 8},
         "replay.batch": 16,
         "schedule.steps": 2_000,
         "eval.every": 2_000,
@@ -723,11 +735,13 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
 @pytest.mark.parametrize("kind", ["mlp", "fox"])
 def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kind):
     spec = IMAGE._replace(continuous=True)
-    cfg = config(kind, spec, **{"agent": "sac", "ensemble.heads": "cerl", "sequence.cache": 7})
+    cfg = config(kind, spec, **{"agent.name": "sac", "ensemble.heads": "cerl", "encoder.cache": 7})
     agent, net = built(cfg, spec)
     rows = random_rows(spec, 60)
     replay = filled(cfg, spec, rows)
-    window = draws(replay, step=torch.tensor(3), batch=5, context=cfg.context, ahead=4)
+    window = draws(
+        replay, step=torch.tensor(3), batch=5, context=cfg.rows_of_window.context, ahead=4
+    )
     keys = draw.seed_keys((0, 1))
     dice = agent.dice(keys, torch.tensor(0))
     parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
@@ -773,7 +787,7 @@ def test_gpu_runs_resume_bitwise(tmp_path, name):
         "device": "cuda",
         "env": {"envs": 8, "length": 10},
         "ensemble": {"members": 3, "heads": "cerl"},
-        "sequence": {"cache_refresh": 25},
+        **({} if name == "memory/mlp" else {"encoder": {"cache_refresh": 25}}),
         "replay": {"capacity": 4_000, "start": 200, "candidates": 64},
         "schedule": {"steps": 1_600},
         "eval": {"every": 800, "episodes": 2},
@@ -798,7 +812,7 @@ def test_captured_updates_and_steps_equal_eager_ones_bitwise(name, precision):
         "seeds": (0, 1),
         "env": {"family": "point_mass", "envs": 8} if "mujoco" in name else {"length": 10},
         "ensemble": {"members": 3, "heads": "cerl"},
-        "sequence": {"learnt": 12, "precision": precision},
+        "encoder": {"learnt": 12, "precision": precision},
         "replay": {"capacity": 4_000, "start": 400},
     }
     cfg = load(name, options)

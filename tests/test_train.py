@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from options import encoder, suited
 
 from cerl import explore, train, wiring
 from cerl.config import Config, load, preset
@@ -38,14 +39,14 @@ TINY = {
 def sequence(kind: str) -> dict:
     """A small sequence network that is refreshed now and then."""
     sizes = {"width": 16, "heads": 2, "context": 2, "learnt": 5, "cache": 7, "cache_refresh": 9}
-    return {"net": {"encoder": kind, "hidden": (16,)}, "sequence": sizes}
+    return {"net": {"hidden": (16,)}, "encoder": encoder(kind, **sizes)}
 
 
-POLICY_LATE = {**TINY["schedule"], "updates": 3, "policy_every": 2}
+POLICY_LATE = {"agent": {"target_critics": 1, "policy_every": 2}, "schedule": {"updates": 3}}
 
 
 def tiny(out: Path, name: str = "catch/cerl", **changes) -> Config:
-    return load(name, preset.merged(TINY, {"out": str(out), **changes}))
+    return load(name, suited(name, preset.merged(TINY, {"out": str(out), **changes})))
 
 
 OBSERVE = {"noise": 0.1, "dropout": 0.2, "flicker": 0.2}
@@ -96,7 +97,7 @@ def columns_without_time(folder: Path) -> dict:
         ("catch/cerl", {"env": MEMORY}),
         ("catch/cerl", {"env": POPGYM | {"observe": {"dropout": 0.2, "flicker": 0.2}}}),
         ("point_mass/cerl", {"env": {"envs": 2}}),
-        ("point_mass/cerl", {"loss": {"target_critics": 1}, "schedule": POLICY_LATE}),
+        ("point_mass/cerl", POLICY_LATE),
         *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
         ("catch/cerl", {**sequence("fox"), "ensemble": {"switch": "step", "members": 2}}),
         (
@@ -104,7 +105,7 @@ def columns_without_time(folder: Path) -> dict:
             preset.merged(
                 sequence("gru"),
                 {
-                    "sequence": {"stored_state": True},
+                    "encoder": {"stored_state": True},
                     "ensemble": {"heads": "own", "members": 2},
                     "loss": {"batches": "own"},
                     "replay": {"candidates": 64},
@@ -129,18 +130,6 @@ def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, c
     assert columns_without_time(whole) == columns_without_time(half)
     with pytest.raises(ValueError, match="finished"):
         train.resume(half)
-
-
-@pytest.mark.slow
-def test_options_of_sequences_mean_nothing_to_frames(tmp_path):
-    asked = {"learnt": 3, "cache_refresh": 2, "stored_state": True, "sampling": "episode_start"}
-    plain, told = (
-        train.train(tiny(tmp_path / name, "catch/bootdqn", sequence=options))
-        for name, options in (("plain", {}), ("told", asked))
-    )
-    ours, theirs = (final_state(folder) for folder in (plain, told))
-    for name in ("learner", "replay", "collector"):
-        assert_same(ours[name], theirs[name])
 
 
 def stop_at_first_checkpoint(monkeypatch):
@@ -359,16 +348,16 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
         changes["ensemble"] = {"members": 3}
     if config.env.family in ("atari", "mujoco", "dmc"):
         pytest.importorskip("envpool")
-    if config.agent == "quantile":
-        changes["loss"] = {"quantiles": 5}
+    if config.agent.name == "quantile":
+        changes["agent"] = {"quantiles": 5}
     if config.loss.batches in ("own", "disjoint"):
         changes["replay"] = {**SMALL["replay"], "candidates": 128}
-    if config.net.encoder != "frames":
-        changes["sequence"] = {"context": 1, "learnt": 3, "sampling": "uniform"}
+    if config.encoder.name != "frames":
+        changes["encoder"] = {"context": 1, "learnt": 3, "sampling": "uniform"}
         changes["replay"] = {**SMALL["replay"], "start": 16}
         changes["schedule"] = {**SMALL["schedule"], "steps": 28}
         changes["eval"] = {**SMALL["eval"], "every": 28}  # robots play whole episodes
-    folder = train.train(load(name, changes))
+    folder = train.train(load(name, suited(name, changes)))
     state = final_state(folder)
     assert int(state["learner"]["updates"]) == 3
     assert all(leaf.isfinite().all() for leaf in state["learner"]["net"].values())
@@ -376,7 +365,10 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
 
 
 def test_updates_and_late_policies_are_counted(tmp_path):
-    changes = {"schedule": {"steps": 80, "update_every": 4, "updates": 5, "policy_every": 2}}
+    changes = {
+        "agent": {"policy_every": 2},
+        "schedule": {"steps": 80, "update_every": 4, "updates": 5},
+    }
     folder = train.train(tiny(tmp_path, "point_mass/sac", **changes))
     state = final_state(folder)["learner"]
     assert int(state["updates"]) == 5 * (80 - 40) // 4
@@ -402,7 +394,8 @@ def test_the_paper_updates_from_the_ten_thousandth_step_on():
     ],
 )
 def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
-    with pytest.raises(ValueError, match="agent: (sac|dqn) chooses .* and those of .*; expected"):
+    message = "agent.name: (sac|dqn) chooses .* and those of .*; expected"
+    with pytest.raises(ValueError, match=message):
         wiring.assemble(tiny(tmp_path, name, **changes))
 
 

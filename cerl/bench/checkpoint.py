@@ -16,7 +16,7 @@ from cerl import draw
 from cerl.bench import runs
 from cerl.bench.clock import device_name, once
 from cerl.bench.table import Output, Row, Rows, Table
-from cerl.config import Config, load
+from cerl.config import AtariEnv, Config, load
 from cerl.data import EnvSpec
 from cerl.device.pick import prepare
 from cerl.envs import make
@@ -75,7 +75,7 @@ def checkpoint(
 
 
 def _spec(config: Config, device: torch.device) -> EnvSpec:
-    if config.env.family == "atari":  # needs no emulator
+    if isinstance(config.env, AtariEnv):  # needs no emulator
         return EnvSpec("atari", (84, 84), torch.uint8, 18, config.env.envs, 4, False, False)
     env = make(config.env, seeds=config.seeds, salt=0, device=device)
     env.close()

@@ -12,7 +12,7 @@ from torch import Tensor
 from cerl import draw, wiring
 from cerl.bench.clock import Timing, device_name, microseconds, profiled
 from cerl.bench.table import Output, Rows, Table
-from cerl.config import Config, MinAtarEnv, load
+from cerl.config import Config, MinAtarEnv, SacConfig, load
 from cerl.data import EnvSpec, Row
 from cerl.device.pick import pick
 from cerl.envs import make
@@ -90,7 +90,7 @@ def update(
         config = load(preset, changes)
         envs = config.env.envs
         spec = EnvSpec("random", (84, 84), torch.uint8, 18, envs, 4, True, False)
-        if config.agent == "sac":
+        if isinstance(config.agent, SacConfig):
             spec = EnvSpec("random", (observation,), torch.float32, actions, envs, 1, True, False)
             spec = spec._replace(continuous=True)
         learner = filled_learner(config, spec, place)

@@ -17,7 +17,8 @@ from cerl import draw, wiring
 from cerl.bench.clock import Timing, device_name, microseconds, profiled
 from cerl.bench.runs import fill_randomly
 from cerl.bench.table import Output, Row, Rows, Table
-from cerl.config import Config, load
+from cerl.config import AttentionOptions, Config, load, of_kind
+from cerl.config.errors import section_models
 from cerl.data import ActInput, EnvSpec, Previous
 from cerl.device.pick import pick
 from cerl.graph import captured
@@ -26,7 +27,7 @@ from cerl.learn import Learner
 from cerl.replay import Replay
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
-# name: (net.encoder, sequence.variant, whether it is the definition)
+# name: (encoder.name, variant of fox that it is sized like, whether it is the definition)
 NETS: dict[str, tuple[str, str, bool]] = {
     "fox-llama": ("fox", "llama", False),
     "fox-pro": ("fox", "pro", False),
@@ -185,7 +186,7 @@ def _lengths(
 
 
 def _learner(
-    name: str, device: torch.device, sizes: Sizes, *, window: int, batch: int, **sequence: Any
+    name: str, device: torch.device, sizes: Sizes, *, window: int, batch: int, **more: Any
 ) -> Learner:
     """A learner on random rows of one endless episode, with windows of `window` rows."""
     if name not in NETS:
@@ -197,12 +198,9 @@ def _learner(
         {
             "seeds": (0,),
             "env": {"family": "gym", "envs": ENVS},
-            "net": {"encoder": kind, "hidden": (sizes.width,)},
+            "net": {"hidden": (sizes.width,)},
             "ensemble": {"members": sizes.members, "heads": "cerl"},
-            "sequence": sequence
-            | {"layers": sizes.layers, "width": sizes.width, "heads": sizes.heads}
-            | {"precision": sizes.precision, "variant": variant, "learnt": window - 2}
-            | {"sampling": "uniform", "cache": window},
+            "encoder": _encoder(kind, variant, sizes, window=window, **more),
             "replay": {"capacity": capacity, "start": capacity, "batch": batch, "candidates": 8},
             "schedule": {"steps": 2 * capacity},
             "explore": {"end": 0.0},
@@ -223,12 +221,23 @@ def _learner(
     return Learner(config, agent, net, replay, keys=keys)
 
 
+def _encoder(kind: str, variant: str, sizes: Sizes, *, window: int, **more: Any) -> dict[str, Any]:
+    """Options of a sequence network with windows of `window` rows, as far as the kind has them."""
+    options = {
+        **{"layers": sizes.layers, "width": sizes.width, "precision": sizes.precision},
+        **{"heads": sizes.heads, "variant": variant, "sized_like": variant},
+        **{"learnt": window - 2, "sampling": "uniform", "cache": window, **more},
+    }
+    known = section_models(Config, "encoder")[kind].model_fields
+    return {"name": kind} | {name: value for name, value in options.items() if name in known}
+
+
 def _attention(config: Config, device: torch.device, *, calls: int) -> float:
     """Microseconds of the attention of an update alone: of two networks, one with its gradient."""
-    q = config.sequence
+    q = of_kind(config.encoder, AttentionOptions)
     rows = config.ensemble.members * config.replay.batch
     dtype = torch.bfloat16 if q.precision == "bf16" else torch.float32
-    shape = (rows, config.window, q.heads)
+    shape = (rows, config.rows_of_window.total, q.heads)
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
@@ -236,8 +245,8 @@ def _attention(config: Config, device: torch.device, *, calls: int) -> float:
 
     inputs = [normal(*shape, q.width // q.heads).to(dtype).requires_grad_() for _ in range(3)]
     inputs.append(torch.nn.functional.logsigmoid(normal(*shape) + 4.0).requires_grad_())
-    start = torch.zeros(rows, config.window, dtype=torch.bool, device=device)
-    options: dict[str, Any] = {"start": start, "window": config.cache}
+    start = torch.zeros(rows, config.rows_of_window.total, dtype=torch.bool, device=device)
+    options: dict[str, Any] = {"start": start, "window": config.rows_looked_back_on}
 
     def step() -> None:
         for _ in range(q.layers):

@@ -1,5 +1,19 @@
 """Options of a run: what they are called, mean and may be, and how presets fill them."""
 
+from cerl.config.agents import AgentConfig as AgentConfig
+from cerl.config.agents import DqnConfig as DqnConfig
+from cerl.config.agents import QuantileConfig as QuantileConfig
+from cerl.config.agents import SacConfig as SacConfig
+from cerl.config.agents import ValueOptions as ValueOptions
+from cerl.config.encoders import AttentionOptions as AttentionOptions
+from cerl.config.encoders import EncoderConfig as EncoderConfig
+from cerl.config.encoders import FoxConfig as FoxConfig
+from cerl.config.encoders import FramesConfig as FramesConfig
+from cerl.config.encoders import GruConfig as GruConfig
+from cerl.config.encoders import MlpConfig as MlpConfig
+from cerl.config.encoders import SequenceOptions as SequenceOptions
+from cerl.config.encoders import TransformerConfig as TransformerConfig
+from cerl.config.encoders import WindowRows as WindowRows
 from cerl.config.envs import AtariEnv as AtariEnv
 from cerl.config.envs import CatchEnv as CatchEnv
 from cerl.config.envs import DmcEnv as DmcEnv
@@ -7,14 +21,17 @@ from cerl.config.envs import EnvConfig as EnvConfig
 from cerl.config.envs import GymEnv as GymEnv
 from cerl.config.envs import MemoryEnv as MemoryEnv
 from cerl.config.envs import MinAtarEnv as MinAtarEnv
-from cerl.config.envs import Model as Model
 from cerl.config.envs import MujocoEnv as MujocoEnv
 from cerl.config.envs import ObserveConfig as ObserveConfig
 from cerl.config.envs import PointMassEnv as PointMassEnv
 from cerl.config.envs import PopgymEnv as PopgymEnv
 from cerl.config.errors import ConfigError as ConfigError
+from cerl.config.load import evaluated as evaluated
 from cerl.config.load import load as load
 from cerl.config.load import validated as validated
+from cerl.config.model import Model as Model
+from cerl.config.model import of_kind as of_kind
+from cerl.config.options import AdamConfig as AdamConfig
 from cerl.config.options import Config as Config
 from cerl.config.options import EnsembleConfig as EnsembleConfig
 from cerl.config.options import EvalConfig as EvalConfig
@@ -24,5 +41,5 @@ from cerl.config.options import LossConfig as LossConfig
 from cerl.config.options import NetConfig as NetConfig
 from cerl.config.options import OptimConfig as OptimConfig
 from cerl.config.options import ReplayConfig as ReplayConfig
+from cerl.config.options import RmsPropConfig as RmsPropConfig
 from cerl.config.options import ScheduleConfig as ScheduleConfig
-from cerl.config.options import SequenceConfig as SequenceConfig

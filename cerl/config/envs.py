@@ -1,48 +1,21 @@
 """The environments of cerl and their options: one model a family, a union by `family`.
 
-`Model` is what every section of a config is made of: frozen, strict, finite numbers only.
+An environment answers what the rest of a config asks of it: how long its episodes can be, which
+actions it takes, what it shows, and how an evaluation plays it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from cerl.config import contradictions, memory_tasks, preset
+from cerl.config import memory_tasks, preset
+from cerl.config.model import Ints, Model
 
-Ints = Annotated[tuple[int, ...], Field(strict=False)]
-
-COUNTABLE = 2**63
-
-
-class Model(BaseModel):
-    """Frozen and strict: no unknown keys, no silent conversions, finite numbers only."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-    @field_validator("*")
-    @classmethod
-    def _countable(cls, value: Any) -> Any:
-        """Whole numbers end up in tensors and files, whose integers have 64 bits."""
-        if type(value) is int and abs(value) >= COUNTABLE:
-            raise PydanticCustomError("too_large", "a whole number below 2**63")
-        return value
+Actions = Literal["discrete", "continuous", "either"]
+Shown = Literal["numbers", "images", "either"]
+Diverged = Literal["error", "cut"]
 
 
 class ObserveConfig(Model):
@@ -61,28 +34,122 @@ class ObserveConfig(Model):
     """probability that the whole observation is 0"""
 
 
-class CatchEnv(Model):
+class EnvOptions(Model):
+    """What the environments of every family have, and what each can be asked."""
+
+    actions: ClassVar[Actions]
+    """what all tasks of the family take; either: it depends on the task"""
+    examples: ClassVar[Mapping[str, str]] = {
+        "discrete": "of minatar or gym",
+        "continuous": "of mujoco",
+    }
+    """presets with an agent for discrete and for continuous actions, for messages"""
+
+    family: Any  # one word, a type of its own in every family
+    """fixed by the preset"""
+    name: Any  # a word, or one of few words
+    """the task"""
+    envs: int = Field(default=1, ge=1)
+    """E, environments per seed"""
+    observe: ObserveConfig = ObserveConfig()
+    """what the agent gets to see of an observation"""
+
+    @property
+    def title(self) -> str:
+        """The name with options that make another task of it."""
+        return self.name
+
+    @property
+    def longest(self) -> int:
+        """Agent steps of the longest episode, as far as the options say; 0: unknown."""
+        return 0
+
+    @property
+    def shows(self) -> Shown:
+        """Whether observations are images; either: it depends on the task."""
+        return "either"
+
+    @property
+    def resident(self) -> bool:
+        """Whether the environments are tensors on the device of the run, not simulators."""
+        return False
+
+    def for_evaluation(self, lanes: int) -> Self:
+        """These environments as an evaluation plays them: `lanes` of every seed, whole games."""
+        return self.model_copy(update={"envs": lanes})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """One sentence for every contradiction among the options of the environment."""
+        if problem := unreadable("env.name", self.name):
+            yield problem
+
+
+class LimitedEnv(EnvOptions):
+    """Environments whose episodes can be cut after a number of agent steps."""
+
+    time_limit: int = Field(default=0, ge=0)
+    """agent steps after which an episode is truncated; 0: no limit but the task's own, if any"""
+
+    @property
+    def longest(self) -> int:
+        return self.time_limit
+
+
+class ThreadedEnv(LimitedEnv):
+    """Environments whose simulators run in threads of their own."""
+
+    threads: int = Field(default=0, ge=0)
+    """simulator threads; 0: one for each core, at most S x E"""
+
+
+class DivergingEnv(EnvOptions):
+    """Environments whose simulators can return numbers that are not finite."""
+
+    diverged: Diverged = "error"
+    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+
+
+def unreadable(key: str, text: str) -> str:
+    """A sentence if a text has characters that no name of a file or folder may have, else ""."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        return f"{key}: expected no control characters and no broken ones, got {text!r}"
+    return ""
+
+
+class CatchEnv(EnvOptions):
     """Catch: a ball falls, a paddle of one cell has to be under it (device-resident, ours)."""
 
+    actions = "discrete"
     family: Literal["catch"] = "catch"
     """fixed by the preset"""
     name: Literal["catch"] = "catch"
     """the only game of this family"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     rows: int = Field(default=10, ge=2)
     """height of the board, cells; an episode takes rows - 1 agent steps"""
     columns: int = Field(default=5, ge=2)
     """width of the board, cells"""
     sticky: float = Field(default=0.0, ge=0, lt=1)
     """probability that the last action is repeated"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+
+    @property
+    def longest(self) -> int:
+        return self.rows - 1
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
-class MinAtarEnv(Model):
+class MinAtarEnv(LimitedEnv):
     """MinAtar (Young and Tian 2019), device-resident, ours."""
 
+    actions = "discrete"
     family: Literal["minatar"] = "minatar"
     """fixed by the preset"""
     name: Literal["asterix", "breakout", "freeway", "seaquest", "space_invaders"] = "breakout"
@@ -95,21 +162,20 @@ class MinAtarEnv(Model):
     """difficulty rises with time in asterix, seaquest and space_invaders"""
     full_actions: bool = False
     """all six actions instead of the game's minimal set"""
-    time_limit: int = Field(default=0, ge=0)
-    """agent steps after which an episode is truncated; 0: never"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
-class AtariEnv(Model):
+class AtariEnv(ThreadedEnv):
     """Atari 2600 by ale-py's own vector environment or by EnvPool; one 84x84 frame a step."""
 
+    actions = "discrete"
     family: Literal["atari"] = "atari"
     """fixed by the preset"""
     name: str = "Pong"
     """game in camel case, e.g. Pong or SpaceInvaders"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     backend: Literal["envpool", "ale"] = "ale"
     """emulator: ale-py's own vector environment, or EnvPool; same frames and rewards in both"""
     sticky: float = Field(default=0.0, ge=0, lt=1)
@@ -128,13 +194,10 @@ class AtariEnv(Model):
     """a lost life ends the agent's episode (terminal); the game plays on, next with a no-op"""
     time_limit: int = Field(default=27_000, ge=1)
     """agent steps after which an episode is truncated"""
-    threads: int = Field(default=0, ge=0)
-    """emulator threads; 0: one for each core, at most S x E"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
 
-
-Diverged = Literal["error", "cut"]
+    def for_evaluation(self, lanes: int) -> Self:
+        """As every environment's, and a lost life ends no episode: scores are of whole games."""
+        return self.model_copy(update={"envs": lanes, "life_loss": False})
 
 
 def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
@@ -178,9 +241,10 @@ Arguments = Annotated[
 ]
 
 
-class GymEnv(Model):
+class GymEnv(LimitedEnv, DivergingEnv):
     """Any registered gymnasium id with discrete or bounded continuous actions."""
 
+    actions = "either"
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
     name: str = "CartPole-v1"
@@ -189,14 +253,6 @@ class GymEnv(Model):
     kwargs: Arguments = ()
     """arguments of the task's constructor, e.g. is_slippery=false (in a file name: value); replace
     those of the preset"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
-    time_limit: int = Field(default=0, ge=0)
-    """agent steps after which an episode is truncated; 0: the id's own limit"""
-    diverged: Diverged = "error"
-    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
 
     @property
     def title(self) -> str:
@@ -204,85 +260,95 @@ class GymEnv(Model):
         return "-".join([self.name, *(f"{name}={value}" for name, value in self.kwargs)])
 
 
-class PointMassEnv(Model):
+class PointMassEnv(LimitedEnv):
     """A point mass pushed to the middle of a square (device-resident, ours)."""
 
+    actions = "continuous"
     family: Literal["point_mass"] = "point_mass"
     """fixed by the preset"""
     name: Literal["point_mass"] = "point_mass"
     """the only task of this family"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     dimensions: int = Field(default=2, ge=1)
     """of the space that the mass moves in; so many components has an action"""
     walls: bool = True
     """the square has walls; without them leaving it ends the episode (terminal)"""
     time_limit: int = Field(default=50, ge=1)
     """agent steps after which an episode is truncated"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
-class MujocoEnv(Model):
+class MujocoEnv(ThreadedEnv, DivergingEnv):
     """Gym-MuJoCo by EnvPool: C++ threads, dynamics and rewards of gymnasium's v4 and v5."""
 
+    actions = "continuous"
     family: Literal["mujoco"] = "mujoco"
     """fixed by the preset"""
     name: str = "HalfCheetah-v4"
     """robot and version, e.g. HalfCheetah-v4"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
-    time_limit: int = Field(default=0, ge=0)
-    """agent steps after which an episode is truncated; 0: the id's own limit"""
-    threads: int = Field(default=0, ge=0)
-    """simulator threads; 0: one for each core, at most S x E"""
-    diverged: Diverged = "error"
-    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+
+    @property
+    def shows(self) -> Shown:
+        return "numbers"
 
 
-class DmcEnv(Model):
+class DmcEnv(ThreadedEnv, DivergingEnv):
     """dm_control's suite, by EnvPool (C++ threads) or by the dm-control package (pixels too)."""
 
+    actions = "continuous"
     family: Literal["dmc"] = "dmc"
     """fixed by the preset"""
     name: str = "cheetah-run"
     """domain-task as the suite spells them, e.g. cheetah-run or ball_in_cup-catch"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     backend: Literal["envpool", "dm_control"] = "envpool"
     """simulator: EnvPool, or the dm-control package, one simulator after the other"""
     repeat: int = Field(default=1, ge=1, le=1000)
     """control steps that one action lasts; their rewards are summed"""
-    time_limit: int = Field(default=0, ge=0)
-    """agent steps after which an episode is truncated; 0: the suite's 1000 control steps"""
     pixels: bool = False
     """observations are images [3, size, size] instead of the state (backend: dm_control)"""
     size: int = Field(default=84, ge=1)
     """height and width of an image, pixels"""
     camera: int = Field(default=0, ge=-1)
     """number of the camera; -1: the model's free one"""
-    threads: int = Field(default=0, ge=0)
-    """EnvPool's simulator threads; 0: one for each core, at most S x E"""
-    diverged: Diverged = "error"
-    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+
+    @property
+    def shows(self) -> Shown:
+        return "images" if self.pixels else "numbers"
 
 
-TimeLimit = Annotated[int | None, AfterValidator(contradictions.ending)]
+def _ending(limit: int | None) -> int | None:
+    """A time limit of a memory task. Raises: ValueError where there would be none."""
+    if limit is not None and limit < 1:
+        raise ValueError(
+            "env.time_limit: episodes of memory tasks have to end; expected at least 1 agent step, "
+            f"or none for the task's own limit, got {limit}"
+        )
+    return limit
 
 
-class MemoryEnv(Model):
+class MemoryOptions(EnvOptions):
+    """What the two families of memory tasks have: the task itself says how long it can last."""
+
+    actions = "either"
+    examples = {"discrete": "popgym/fox", "continuous": "popgym/sac-fox"}
+
+    time_limit: Annotated[int | None, AfterValidator(_ending)] = None
+    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
+
+    def _longest(self, task: memory_tasks.Task) -> int:
+        steps = memory_tasks.longest(task)
+        return min(steps, self.time_limit or steps)
+
+
+class MemoryEnv(MemoryOptions):
     """Tasks that need memory, device-resident, ours: T-mazes, and the games of POPGym."""
 
     family: Literal["memory"] = "memory"
     """fixed by the preset"""
     name: str = "tmaze"
     """tmaze, tmaze_active, or a task of POPGym with its level, e.g. RepeatPreviousEasy"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     length: int | None = Field(default=None, ge=1)
     """T-mazes: of the corridor, cells (none: 50); cart-poles, pendulums, bandits: of an episode,
     agent steps (none: the level's)"""
@@ -292,13 +358,9 @@ class MemoryEnv(Model):
     """RepeatPrevious: which of the last cards to name, 1 is the one now shown; none: the level's"""
     noise: float | None = Field(default=None, ge=0, le=1e6)
     """noisy cart-poles and pendulums: standard deviation; none: the level's"""
-    time_limit: TimeLimit = None
-    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
 
     @model_validator(mode="after")
-    def _known(self) -> "MemoryEnv":
+    def _known(self) -> Self:
         memory_tasks.level(self.name, self._own)
         return self
 
@@ -321,35 +383,31 @@ class MemoryEnv(Model):
 
     @property
     def longest(self) -> int:
-        """Agent steps of the longest episode."""
-        steps = memory_tasks.longest(self.task)
-        return min(steps, self.time_limit or steps)
+        return self._longest(self.task)
+
+    @property
+    def resident(self) -> bool:
+        return True
 
 
-class PopgymEnv(Model):
+class PopgymEnv(MemoryOptions, DivergingEnv):
     """POPGym (Morad et al. 2023): device-resident games of ours, or the popgym package itself."""
 
     family: Literal["popgym"] = "popgym"
     """fixed by the preset"""
     name: Annotated[str, AfterValidator(memory_tasks.popgym_name)] = "RepeatPreviousEasy"
     """task and level, e.g. RepeatPreviousEasy"""
-    envs: int = Field(default=1, ge=1)
-    """E, environments per seed"""
     backend: Literal["resident", "package"] = "resident"
     """resident: ours, equal step by step, as in family memory; package: popgym's simulators, one
     after the other on the host"""
-    time_limit: TimeLimit = None
-    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
-    diverged: Diverged = "error"
-    """package, on a NaN or an infinity: stop the run, or cut that episode with a warning"""
-    observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
 
     @property
     def longest(self) -> int:
-        """Agent steps of the longest episode."""
-        steps = memory_tasks.longest(memory_tasks.POPGYM[self.name])
-        return min(steps, self.time_limit or steps)
+        return self._longest(memory_tasks.POPGYM[self.name])
+
+    @property
+    def resident(self) -> bool:
+        return self.backend == "resident"
 
 
 EnvConfig = Annotated[

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -38,22 +38,68 @@ def _or(words: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def keys(model: type[BaseModel], prefix: str = "", *, family: str = "") -> Iterator[str]:
+# Where options of version 0.1 have gone, by their dotted keys then.
+MOVED = {
+    "agent": "agent.name",
+    "net.encoder": "encoder.name",
+    "net.stack": "encoder.frames",
+    "loss.kind": "agent.loss",
+    "sequence": "encoder",
+    **{
+        f"net.{name}": f"agent.{name}"
+        for name in (
+            *("shared_bias", "feature_norm", "critics", "critic_norm"),
+            *("log_std", "log_std_min", "log_std_max"),
+        )
+    },
+    **{
+        f"loss.{name}": f"agent.{name}"
+        for name in (
+            *("double", "huber_delta", "quantiles", "mico_weight", "mico_beta"),
+            *("target_critics", "actor_value", "backup_entropy", "target_entropy"),
+            *("temperature", "spread_temperature"),
+        )
+    },
+    **{
+        f"sequence.{name}": f"encoder.{name}"
+        for name in (
+            *("layers", "width", "heads", "variant", "ratio", "gate_scales", "prune"),
+            *("precision", "previous_action", "previous_reward", "context", "learnt"),
+            *("context_grad", "sampling", "cache", "stored_state", "cache_refresh"),
+        )
+    },
+    "optim.actor_lr": "agent.actor_lr",
+    "optim.temperature_lr": "agent.temperature_lr",
+    "schedule.policy_every": "agent.policy_every",
+    "ensemble.gradient_scale": "agent.gradient_scale",
+}
+
+Kinds = Mapping[str, str]  # the kind of every section that is a union, by the section's name
+
+
+def moved(key: str) -> str:
+    """A sentence that says where an option of version 0.1 is, empty for other keys."""
+    return f"{key}: moved to {MOVED[key]}" if key in MOVED else ""
+
+
+def keys(model: type[BaseModel], prefix: str = "", *, kinds: Kinds | None = None) -> Iterator[str]:
     """Every key path below a model, e.g. loss.gamma.
 
-    Args: family, that of the environment; without one, keys of all families.
+    Args: kinds of the sections that are unions; of a section that is missing there, the keys of all
+          its kinds.
     """
     for name, field in model.model_fields.items():
         choices = _models(field.annotation)
-        own = [choice for choice in choices if _family(choice) == family]
+        wanted = (kinds or {}).get(f"{prefix}{name}")
+        own = [choice for choice in choices if _kind(choice, field.discriminator) == wanted]
         for choice in own or choices:
-            yield from keys(choice, f"{prefix}{name}.", family=family)
+            yield from keys(choice, f"{prefix}{name}.", kinds=kinds)
         yield f"{prefix}{name}"
 
 
-def _family(model: type[BaseModel]) -> str | None:
-    """Which of the families of environments a model describes, if any."""
-    field = model.model_fields.get("family")
+def _kind(model: type[BaseModel], discriminator: Any) -> str | None:
+    """Which kind of a union a model describes; None where there is no union."""
+    field = model.model_fields.get(discriminator) if isinstance(discriminator, str) else None
     return field.default if field else None
 
 
@@ -63,61 +109,101 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
+def section_models(root: type[BaseModel], section: str) -> dict[str, type[Any]]:
+    """The models of a section by kind; the only one of a section of one kind is under "". Empty for
+    an option that is no section."""
+    field = root.model_fields[section]
+    models = _models(field.annotation)
+    return {_kind(model, field.discriminator) or "": model for model in models}
+
+
+def _unions(root: type[BaseModel]) -> dict[str, dict[str, type[BaseModel]]]:
+    """The models of every section that is a union, by section and kind."""
+    found = {name: section_models(root, name) for name in root.model_fields}
+    return {name: models for name, models in found.items() if models and "" not in models}
+
+
 def refused(
-    error: ValidationError, root: type[BaseModel], *, where: str, family: str = ""
+    error: ValidationError, root: type[BaseModel], *, where: str, kinds: Kinds | None = None
 ) -> ConfigError:
     """All errors of a model in sentences, each led by where it was given."""
-    lines = explained(error, root, family=family)
+    lines = explained(error, root, kinds=kinds)
     return ConfigError("\n".join(f"{where}: {line}" for line in lines))
 
 
-def explained(error: ValidationError, root: type[BaseModel], *, family: str = "") -> list[str]:
-    """One sentence for each error: key path, expected, got, nearest of the family's keys."""
+def explained(
+    error: ValidationError, root: type[BaseModel], *, kinds: Kinds | None = None
+) -> list[str]:
+    """One sentence for each error: key path, expected, got, nearest of the keys that the kinds of
+    all sections have."""
     lines = []
     for detail in error.errors(include_url=False):
-        lines.extend(_sentences(detail, root, family))
+        lines.extend(_sentences(detail, root, kinds or {}))
     return lines
 
 
-def _sentences(detail: ErrorDetails, root: type[BaseModel], family: str) -> list[str]:
-    # The family of an environment is in pydantic's path, though it is no key.
+def _sentences(detail: ErrorDetails, root: type[BaseModel], kinds: Kinds) -> list[str]:
+    # The kind of a section is in pydantic's path, though it is no key.
     path = [visible(str(part)) for part in detail["loc"]]
-    if path[:1] == ["env"] and len(path) > 2:
+    field = root.model_fields.get(path[0]) if path else None
+    discriminator = field.discriminator if field else None
+    if discriminator and len(path) > 2:
         del path[1]
     key, got, context = ".".join(path), detail["input"], detail.get("ctx", {})
     kind = detail["type"]
     if kind == "value_error":
         return str(context["error"]).split("\n")
     if kind == "extra_forbidden":
-        return [f"{key}: no such key{_meant(key, root, family)}"]
+        inside = [f"{key}.{name}" for name in got] if isinstance(got, Mapping) else []
+        gone = [sentence for name in inside if (sentence := moved(name))]
+        return gone or [moved(key) or f"{key}: no such key{_meant(key, root, kinds)}"]
     if kind in ("literal_error", "union_tag_invalid"):
         listed = context.get("expected", context.get("expected_tags", ""))
         choices = re.findall(r"'([^']*)'", listed)
         if kind == "union_tag_invalid":
-            key, got = f"{key}.family", context["tag"]
+            key, got = f"{key}.{discriminator}", context["tag"]
         return [f"{key}: expected {_or(choices)}, got {_got(got)}{nearest(str(got), choices)}"]
     if kind == "union_tag_not_found":
-        fields = [
-            choice.model_fields["family"] for choice in _models(root.model_fields[key].annotation)
-        ]
-        return [f"{key}.family: missing; expected {_or([field.default for field in fields])}"]
+        return [f"{key}.{discriminator}: missing; expected {_or(list(_unions(root)[key]))}"]
     if kind == "missing":
         return [f"{key}: missing"]
-    return [f"{key}: expected {_expected(detail)}, got {_got(got)}"]
+    note = f" ({moved(key)})" if key in MOVED and isinstance(got, str) else ""
+    return [f"{key}: expected {_expected(detail)}, got {_got(got)}{note}"]
 
 
-def _meant(key: str, root: type[BaseModel], family: str) -> str:
-    """A hint at the key that was meant, of those that the family at hand has."""
-    known = list(dict.fromkeys(keys(root, family=family)))
+def _meant(key: str, root: type[BaseModel], kinds: Kinds) -> str:
+    """A hint at the key that was meant, of those that the kinds at hand have."""
+    known = list(dict.fromkeys(keys(root, kinds=kinds)))
     group, _, word = key.rpartition(".")
     beside = [name for name in known if name.rpartition(".")[2] == word]
+    if beside and not group:
+        return f"; did you mean {_or(beside)}?"
+    if other := foreign(key, root, kinds):
+        return f"; {other}"
     if beside:
         return f"; did you mean {_or(beside)}?"
-    env = root.model_fields.get("env")
-    models = _models(env.annotation) if env and family else []
-    if others := [_family(model) for model in models if word in model.model_fields]:
-        return f"; family {family} has none, {_or(others)} does"
     return nearest(key, [name for name in known if name.startswith(f"{group}.")] or known)
+
+
+def foreign(key: str, root: type[BaseModel], kinds: Kinds) -> str:
+    """Which other kinds of a section have an option, in words; empty where none has.
+
+    Args: key, dotted, or the name of the option alone.
+    """
+    group, _, word = key.rpartition(".")
+    for section, models in _unions(root).items():
+        if group not in ("", section) or section not in kinds:
+            continue
+        label = "family" if section == "env" else section
+        have = [kind for kind, model in models.items() if word in model.model_fields]
+        if have and kinds[section] not in have:
+            verb = "does" if len(have) == 1 else "do"
+            return f"{label} {kinds[section]} has none, {_listed(have)} {verb}"
+    return ""
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _got(value: Any) -> str:

@@ -1,14 +1,20 @@
-"""The options of a run as a command line: a form for tyro, made of the models of `cerl/config`."""
+"""The options of a run as a command line: a form for tyro, made of the models of `cerl/config`.
+
+The form has the options of the kinds that the preset has chosen, or that the command line chooses
+in their place: `--encoder.name gru` shows and takes the options of a gru, from their defaults.
+"""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from cerl.config import preset
+from cerl.config import errors, preset
 from cerl.config.envs import GymEnv
-from cerl.config.load import load, validated
+from cerl.config.errors import ConfigError
+from cerl.config.load import options, sections, validated
 from cerl.config.options import Config
 
 
@@ -22,7 +28,11 @@ def overridden(
     """
     import tyro
 
-    run = load(name, changes)
+    refuse_moved(arguments)
+    tree = preset.merged(options(name), preset.nested(changes or {}))
+    tree = preset.merged(tree, _kinds(arguments))
+    run = sections(tree, where=name)
+    _refuse_foreign(arguments, run)
     form, default = form_of(run)
     filled = tyro.cli(
         form,
@@ -31,9 +41,9 @@ def overridden(
         prog=prog,
         description=preset.description(name),
     )
-    tree = dataclasses.asdict(filled)
-    tree["env"]["family"] = run.env.family
-    return validated(tree, where=name)
+    found = dataclasses.asdict(filled)
+    found["env"]["family"] = run.env.family
+    return validated(found, where=name)
 
 
 def form_of(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
@@ -51,6 +61,9 @@ def form_of(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
             continue
         if isinstance(value, BaseModel):
             form, value = form_of(value, only=below)
+            if isinstance(model, Config) and name in preset.UNIONS and name != "env":
+                form = _with_kinds(form, section=name, text=info.description or "")
+                value = form()
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
@@ -65,6 +78,26 @@ def form_of(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
     return form, form()
 
 
+def _with_kinds(form: type, *, section: str, text: str) -> type:
+    """The form of a section, whose name may be that of any of the section's kinds."""
+    import tyro
+
+    names = list(errors.section_models(Config, section))
+    text = f"{' '.join(text.split())}. Another kind starts from its own defaults."
+    argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(names)}}}")
+    fields = [
+        (
+            field.name,
+            Annotated[str, argument] if field.name == "name" else field.type,
+            dataclasses.field(default=field.default),
+        )
+        for field in dataclasses.fields(form)
+    ]
+    whole = dataclasses.make_dataclass(form.__name__, fields, frozen=True)
+    whole.__doc__ = form.__doc__
+    return whole
+
+
 def key_of(word: str) -> str:
     """The dotted key of an option as it is written, e.g. log.save_replay of --log.no-save-replay;
     empty for other words."""
@@ -72,6 +105,32 @@ def key_of(word: str) -> str:
         return ""
     group, dot, name = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
     return f"{group}{dot}{name.removeprefix('no_')}"
+
+
+def refuse_moved(arguments: Sequence[str]) -> None:
+    """Raises: ConfigError if an option is given by its name in version 0.1."""
+    if lines := [sentence for word in arguments if (sentence := errors.moved(key_of(word)))]:
+        raise ConfigError("\n".join(f"--{line}" for line in lines))
+
+
+def _kinds(arguments: Sequence[str]) -> preset.Tree:
+    """The kinds that a command line chooses, as a tree of options."""
+    found: preset.Tree = {}
+    for word, after in itertools.pairwise([*arguments, ""]):
+        section, _, name = key_of(word).partition(".")
+        if section in preset.UNIONS and section != "env" and name == "name":
+            kind = word.partition("=")[2] if "=" in word else after
+            found[section] = {"name": kind}
+    return found
+
+
+def _refuse_foreign(arguments: Sequence[str], run: Config) -> None:
+    """Raises: ConfigError if an option is one of other kinds than those of the run."""
+    known = set(errors.keys(Config, kinds=run.kinds))
+    for word in arguments:
+        key = key_of(word)
+        if key and key not in known and (text := errors.foreign(key, Config, run.kinds)):
+            raise ConfigError(f"--{key}: no such option; {text}")
 
 
 def _plain(annotation: Any) -> tuple[Any, tuple[str, ...]]:

@@ -2,30 +2,39 @@
 
 A run is one `Config`. Presets (`configs/**.yaml`) state only differences from their `base:`; the
 command line overrides single keys. "Agent steps" are action selections of one seed (loop iterations
-x E), whatever the number of environments and seeds; a frame is one emulator frame.
+x E), whatever the number of environments and seeds; a frame is one emulator frame. The sections
+`env`, `agent`, `encoder` and `optim` are unions: each kind has its own options, and none of the
+others'.
 """
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cerl.config import contradictions
-from cerl.config.envs import CatchEnv, EnvConfig, Ints, MemoryEnv, Model, PopgymEnv
+from cerl.config.agents import AgentConfig, DqnConfig
+from cerl.config.encoders import (
+    AttentionOptions,
+    EncoderConfig,
+    FramesConfig,
+    SequenceOptions,
+    WindowRows,
+)
+from cerl.config.envs import CatchEnv, EnvConfig, unreadable
+from cerl.config.model import Ints, Model
 
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
-Scales = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class NetConfig(Model):
-    """Network of one member: convolutions, a sequence network if any, hidden layers, output."""
+    """Network of one member: convolutions, a sequence network if `encoder` is one, hidden layers,
+    output."""
 
-    encoder: Literal["frames", "mlp", "gru", "transformer", "fox"] = "frames"
-    """frames: a stack of the last observations; the others read windows of rows as `sequence` says:
-    mlp (no memory), gru, transformer (softmax attention) or fox (forgetting attention)"""
     channels: Ints = ()
-    """filters of each convolution; empty: no convolution, observations are flattened. sac: a
-    member's policy has convolutions of its own, its C critics share others"""
+    """filters of each convolution; empty: no convolution, observations are flattened. With
+    agent sac a member's policy has convolutions of its own, its C critics share others"""
     kernels: Ints = ()
     """kernel size of each convolution, cells"""
     strides: Ints = ()
@@ -34,75 +43,29 @@ class NetConfig(Model):
     """of the convolutions: none, or zeros so that only strides shrink the image"""
     hidden: Ints = (64, 64)
     """width of each hidden layer; the last one is the paper's penultimate layer"""
-    stack: int = Field(default=1, ge=1)
-    """frames per observation, built from replay; frames before an episode's start are zero"""
     scale: float = Field(default=1.0, ge=1e-9, le=1e9)
     """observations are divided by this inside the network"""
     init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
     """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
     variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0; orthogonal: gain sqrt 2 (1 for log standard
     deviations), biases 0 (agent: sac)"""
-    shared_bias: bool = False
-    """one scalar output bias for all actions (the original's)"""
-    feature_norm: bool = False
-    """divides the penultimate features by their L2 norm + 1e-6 (agents dqn, quantile)"""
-    critics: int = Field(default=2, ge=1)
-    """sac: C, critics of a member"""
-    critic_norm: Literal["none", "layer", "layer_plain"] = "none"
-    """sac: layer norm before every ReLU of the critics, with learnt scale and offset or without"""
-    log_std: Literal["tanh", "clip"] = "tanh"
-    """sac: how the policy's log standard deviation is kept between its bounds"""
-    log_std_min: float = Field(default=-10.0, ge=-50, le=50)
-    """sac: lower bound of the log standard deviation"""
-    log_std_max: float = Field(default=2.0, ge=-50, le=50)
-    """sac: upper bound of the log standard deviation"""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+        return self
 
-class SequenceConfig(Model):
-    """Sequence network and its windows (net.encoder other than frames)."""
-
-    layers: int = Field(default=1, ge=1, le=1000)
-    """blocks"""
-    width: int = Field(default=64, ge=1)
-    """D, features of a row"""
-    heads: int = Field(default=2, ge=1)
-    """H, attention heads (fox, transformer)"""
-    variant: Literal["llama", "pro"] = "pro"
-    """fox: plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
-    ratio: float = Field(default=3.5, gt=0)
-    """hidden width of a block's perceptron over `width`, before the 2/3 of gated units; the twins
-    of fox are resized to its number of parameters"""
-    gate_scales: Scales = ()
-    """fox: shortest and longest time scale of the forget gates at the start, agent steps, spread
-    over the heads; empty: gates of 1/2, which forget in a step or two"""
-    prune: float = Field(default=0.0, le=0)
-    """fox: log of the share of a softmax that may be left out (spec: -10); 0: nothing is"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """of the products inside the blocks"""
-    previous_action: bool = True
-    """a row's features include the action before it (0 where an episode starts)"""
-    previous_reward: bool = True
-    """a row's features include the reward before it, as replay stores it"""
-    context: int = Field(default=0, ge=0)
-    """rows before the learnt ones, without loss"""
-    learnt: int = Field(default=0, ge=0)
-    """T, learnt rows of a window; 0: as many as the longest episode of env has (families whose
-    episodes have a limit)"""
-    context_grad: bool = True
-    """gradients flow into the context rows (fox, transformer; never with gru)"""
-    sampling: Literal["uniform", "episode_start"] = "uniform"
-    """where the learnt rows of a window begin: at any row, or with an episode (then all episodes
-    are drawn alike, and each is learnt up to its end)"""
-    cache: int = Field(default=0, ge=0)
-    """R, rows that acting and windows look back on, their own included (fox, transformer); 0: a
-    whole window"""
-    stored_state: bool = False
-    """gru: replay keeps the state that acting was in before every row, and windows begin with it
-    (Kapturowski et al. 2019); agents dqn and quantile, with one member or own batches"""
-    cache_refresh: int = Field(default=0, ge=0)
-    """updates between recomputations of what acting remembers, from the last layers x R rows of
-    replay (of gru: nothing before them is remembered then); 0: never, it then holds what older
-    parameters made of older rows"""
+    def _problems(self) -> Iterator[str]:
+        lengths = len(self.channels), len(self.kernels), len(self.strides)
+        if len(set(lengths)) > 1:
+            yield (
+                "net.channels, net.kernels, net.strides: expected the same number of entries, one "
+                f"for each convolution, got {lengths[0]}, {lengths[1]} and {lengths[2]}"
+            )
+        for name in ("channels", "kernels", "strides", "hidden"):
+            if any(size < 1 for size in getattr(self, name)):
+                yield f"net.{name}: expected sizes of at least 1, got {list(getattr(self, name))}"
 
 
 class EnsembleConfig(Model):
@@ -126,9 +89,6 @@ class EnsembleConfig(Model):
     """tandem: share of episodes in which member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
     """when the member on duty is drawn anew"""
-    gradient_scale: bool = True
-    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads
-    (agents dqn, quantile; sac sums the losses of its heads)"""
 
 
 class LossConfig(Model):
@@ -138,20 +98,6 @@ class LossConfig(Model):
     """discount of one agent step"""
     n_step: int = Field(default=1, ge=1, le=1000)
     """rewards summed before bootstrapping, agent steps"""
-    double: bool = True
-    """the online network chooses the next action, the target network values it (agents dqn,
-    quantile; with sac the policy chooses)"""
-    kind: Literal["huber", "mse", "mse_huber"] = "huber"
-    """huber, or the squared error without the 1/2 (agents dqn, sac); mse_huber: squared for a
-    member's own head, twice Huber for the others (agent: sac)"""
-    huber_delta: float = Field(default=1.0, gt=0, le=1e9)
-    """where Huber turns from square to linear; for quantiles the paper's kappa"""
-    quantiles: int = Field(default=200, ge=2)
-    """quantiles of a value distribution (agent: quantile), at least 2"""
-    mico_weight: float = Field(default=0.0, ge=0, le=1)
-    """loss = (1 - w) TD + w MICo metric loss"""
-    mico_beta: float = Field(default=0.1, ge=0, le=1e6)
-    """weight of the angle in the MICo distance"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
     """shared: one batch for all members; independent: one each, of all data; own: one each, of the
     data that the member generated; disjoint: one each, every row being one random member's"""
@@ -159,45 +105,46 @@ class LossConfig(Model):
     """share of updates that use `batches`; the others use one shared batch"""
     mask_probability: float = Field(default=1.0, gt=0, le=1)
     """bootstrap mask: probability that a member learns from a row"""
-    target_critics: int = Field(default=0, ge=0)
-    """sac: the target is the smallest of this many critics, drawn anew for each update (REDQ); 0:
-    of all"""
-    actor_value: Literal["min", "mean"] = "min"
-    """sac: what the policy climbs, the smallest or the mean of its member's critics"""
-    backup_entropy: bool = True
-    """sac: the target counts the next action's entropy"""
-    target_entropy: float = Field(default=-1.0, ge=-1000, le=1000)
-    """sac: entropy that the temperature aims at, nats for each action component"""
-    temperature: float = Field(default=1.0, gt=0, le=1e6)
-    """sac: of every policy at the start"""
-    spread_temperature: float = Field(default=0.0, ge=0, le=1e6)
-    """sac: T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target
-    values of the next action (SUNRISE); 0: all rows weigh the same"""
 
 
-class OptimConfig(Model):
-    """The optimiser, one for every member of every seed."""
+class OptimOptions(Model):
+    """What both optimisers have: one of them for every member of every seed."""
 
-    name: Literal["rmsprop", "adam"] = "adam"
-    """adam, or centred rmsprop with epsilon inside the root"""
+    name: Any  # one word, a type of its own in every kind
+    """kind of the optimiser"""
     lr: float = Field(default=2.5e-4, gt=0, le=1000)
     """learning rate, constant over the run"""
-    eps: float = Field(default=1e-8, ge=1e-30, le=1000)
-    """added to the denominator of the step: inside the root (rmsprop), outside it (adam)"""
-    decay: float = Field(default=0.95, ge=0, lt=1)
-    """rmsprop: decay of both moments"""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    """rmsprop: momentum of the scaled step"""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """adam: decay of the first moment"""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """adam: decay of the second moment"""
     clip_norm: float = Field(default=0.0, ge=0, le=1e9)
     """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
-    actor_lr: float = Field(default=0.0, ge=0, le=1000)
-    """sac: learning rate of the policies; 0: lr"""
-    temperature_lr: float = Field(default=0.0, ge=0, le=1000)
-    """sac: learning rate of the log temperatures; 0: lr"""
+
+
+class AdamConfig(OptimOptions):
+    """Adam (Kingma and Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+    """steps of the moments' ratio, corrected for their start at zero"""
+    eps: float = Field(default=1e-8, ge=1e-30, le=1000)
+    """added to the denominator of the step, outside the root"""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """decay of the first moment"""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """decay of the second moment"""
+
+
+class RmsPropConfig(OptimOptions):
+    """Centred RMSProp (Graves 2013)."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    """centred: the second moment less the square of the first"""
+    eps: float = Field(default=1e-8, ge=1e-30, le=1000)
+    """added to the denominator of the step, inside the root"""
+    decay: float = Field(default=0.95, ge=0, lt=1)
+    """decay of both moments"""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """momentum of the scaled step"""
+
+
+OptimConfig = Annotated[AdamConfig | RmsPropConfig, Field(discriminator="name")]
 
 
 class ReplayConfig(Model):
@@ -226,8 +173,6 @@ class ScheduleConfig(Model):
     """agent steps of one seed per update"""
     updates: int = Field(default=1, ge=1)
     """updates made where update_every asks for one"""
-    policy_every: int = Field(default=1, ge=1)
-    """sac: updates of the critics per update of policies and temperatures"""
     target_every: int = Field(default=1_000, ge=1)
     """agent steps of one seed between copies to the target network (target_rate 1)"""
     target_rate: float = Field(default=1.0, gt=0, le=1)
@@ -273,6 +218,29 @@ class EvalConfig(Model):
     """agent steps after which an evaluation episode is cut and counted, in every family; a shorter
     limit of the task or of env.time_limit stands"""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        if not self.policies:
+            yield "eval.policies: expected at least one of individual, vote, mean, random; got none"
+        if self.share and self.steps:
+            yield (
+                "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
+                f"agent steps; expected false or eval.steps 0, got true and {self.steps}"
+            )
+        most = ("eval.steps", self.steps) if self.steps else ("eval.episodes", self.episodes)
+        if self.slots > most[1]:
+            yield (
+                "eval.slots: every environment plays at least one of the episodes; expected at "
+                f"most {most[0]} ({most[1]}), got {self.slots}"
+            )
+        if len(set(self.policies)) < len(self.policies):
+            yield f"eval.policies: expected different policies, got {' '.join(self.policies)}"
+
 
 class LogConfig(Model):
     """What a run writes, and when."""
@@ -294,9 +262,6 @@ class Config(Model):
 
     preset: str = ""
     """name of the preset that this run started from; goes into every result row"""
-    agent: Literal["dqn", "quantile", "sac"] = "dqn"
-    """dqn: expected values; quantile: distributions of loss.quantiles quantiles; sac: soft
-    actor-critic, for continuous actions"""
     seeds: Ints = (0,)
     """seeds trained side by side in this process; all different"""
     device: str = "auto"
@@ -315,11 +280,18 @@ class Config(Model):
     """a seed whose losses, parameters or optimiser's moments are not finite: freeze, it learns no
     more and its rows go on, marked; cut, they end there too; error, the run stops"""
     env: EnvConfig = CatchEnv()
+    """family of tasks"""
+    agent: AgentConfig = DqnConfig()
+    """dqn: expected values; quantile: distributions of agent.quantiles quantiles; sac: soft
+    actor-critic, for continuous actions"""
+    encoder: EncoderConfig = FramesConfig()
+    """frames: a stack of the last observations; the others read windows of rows: mlp (no memory),
+    gru, transformer (softmax attention) or fox (forgetting attention)"""
     net: NetConfig = NetConfig()
-    sequence: SequenceConfig = SequenceConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = AdamConfig()
+    """adam, or centred rmsprop with epsilon inside the root"""
     replay: ReplayConfig = ReplayConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     explore: ExploreConfig = ExploreConfig()
@@ -327,63 +299,64 @@ class Config(Model):
     log: LogConfig = LogConfig()
 
     @property
-    def longest(self) -> int:
-        """Agent steps of the longest episode, as far as options of env say; 0: unknown."""
-        env = self.env
-        if env.family == "catch":
-            return env.rows - 1
-        if isinstance(env, MemoryEnv | PopgymEnv):
-            return env.longest
-        return getattr(env, "time_limit", 0) or 0
+    def kinds(self) -> dict[str, str]:
+        """The kind of every section that is a union, by the name of the section."""
+        return {
+            "env": self.env.family,
+            "agent": self.agent.name,
+            "encoder": self.encoder.name,
+            "optim": self.optim.name,
+        }
 
     @property
-    def exploration(self) -> ExploreConfig:
-        """`explore`, its end a number."""
+    def epsilon_schedule(self) -> ExploreConfig:
+        """`explore` with a number at its end."""
         if self.explore.end is not None:
             return self.explore
-        return self.explore.model_copy(update={"end": 1 / self.longest})
+        return self.explore.model_copy(update={"end": 1 / self.env.longest})
 
     @property
-    def learnt(self) -> int:
-        """T, learnt rows of a window."""
-        if self.net.encoder == "frames":
-            return 1
-        return self.sequence.learnt or self.longest
+    def rows_of_window(self) -> WindowRows:
+        """How the rows of a window are used."""
+        context, learnt = self.encoder.rows(self.env.longest)
+        return WindowRows(context, learnt, ahead=self.loss.n_step)
 
     @property
-    def context(self) -> int:
-        """Rows of a window before the learnt ones; a sequence has one more that leads it."""
-        return self.net.stack - 1 if self.net.encoder == "frames" else 1 + self.sequence.context
+    def rows_looked_back_on(self) -> int:
+        """R, rows that a row's features depend on, its own included: as many as a window has, where
+        the encoder is not asked for fewer."""
+        own = self.encoder.cache if isinstance(self.encoder, AttentionOptions) else 0
+        return own or self.rows_of_window.total
 
     @property
-    def window(self) -> int:
-        """W, rows of a window."""
-        return self.context + self.learnt + self.loss.n_step
-
-    @property
-    def remembered(self) -> int:
-        """Numbers of a state that replay keeps beside a row."""
-        stored = self.net.encoder == "gru" and self.sequence.stored_state
-        return self.sequence.layers * self.sequence.width if stored else 0
-
-    @property
-    def begins(self) -> bool:
-        """Whether the learnt rows of a window begin with an episode."""
-        return self.net.encoder != "frames" and self.sequence.sampling == "episode_start"
-
-    @property
-    def refresh(self) -> int:
-        """Updates between refreshes of what acting remembers; 0: none."""
-        return 0 if self.net.encoder == "frames" else self.sequence.cache_refresh
-
-    @property
-    def cache(self) -> int:
-        """R, rows that a sequence network looks back on."""
-        return self.sequence.cache or self.window
+    def rows_of_refresh(self) -> int:
+        """Rows of replay that a refresh of what acting remembers reads again: each layer looks back
+        on R rows of the layer below."""
+        layers = self.encoder.layers if isinstance(self.encoder, SequenceOptions) else 1
+        return layers * self.rows_looked_back_on + 1
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Config":
-        problems = list(contradictions.contradictions(self))
-        if problems:
+    def _consistent(self) -> Self:
+        if problems := list(self._problems()):
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the options outside the sections, a sentence each."""
+        yield from filter(None, (unreadable(key, getattr(self, key)) for key in ("preset", "out")))
+        if self.preset.startswith((".", "-")):
+            yield f"preset: expected a name that begins with a letter or digit, got {self.preset!r}"
+        if not self.out:
+            yield "out: expected the name of a folder, got an empty one; `.` is the current one"
+        if not self.seeds:
+            yield "seeds: expected at least one seed, got none; e.g. --seeds 0 1 2"
+        for seed in sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            yield (
+                f"seeds: {seed} is given {self.seeds.count(seed)} times; every seed trains on its "
+                "own, so all must be different"
+            )
+        for seed in self.seeds:
+            if not 0 <= seed < 2**63:
+                yield f"seeds: expected whole numbers from 0 to 2**63 - 1, got {seed}"
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            yield f"device: expected auto, cpu, cuda or cuda:NUMBER, got {self.device!r}"

@@ -6,7 +6,7 @@ Reading and merging only; what a tree means is checked by `cerl/config/`.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -19,6 +19,20 @@ SUFFIXES = (".yaml", ".yml")  # of a preset that is a file of one's own
 
 Tree = dict[str, Any]
 
+
+class Union(NamedTuple):
+    """A section of a config that is of one of several kinds."""
+
+    key: str  # the option that says which
+    default: str  # the kind of a section that does not say; empty: it has to
+
+
+UNIONS = {
+    "env": Union("family", ""),
+    "agent": Union("name", "dqn"),
+    "encoder": Union("name", "frames"),
+    "optim": Union("name", "adam"),
+}
 
 DEEPEST = 32  # lists and mappings inside each other, at most
 LARGEST = 200_000  # values of a file, at most; those behind an alias count as often as it stands
@@ -242,13 +256,29 @@ def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
 
 
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """`top` over `base`, key by key; another environment family starts from its own defaults."""
-    family = "family" in top and top["family"] != base.get("family")
-    out: Tree = {} if family else dict(base)
+    """`top` over `base`, key by key.
+
+    A section of `UNIONS` whose kind `top` states, another one than that of `base`, starts from the
+    new kind's own defaults: nothing that `base` says of the section is kept.
+    """
+    base = dict(base)
+    for section, (key, default) in UNIONS.items():
+        below, above = base.get(section), top.get(section)
+        if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+            continue
+        kind = below.get(key, default)
+        if above.get(key, kind) != kind:
+            del base[section]
+    return _over(base, top)
+
+
+def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """`top` over `base`, key by key, whatever the keys are."""
+    out = dict(base)
     for key, value in top.items():
         below = out.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
-            value = merged(below, value)
+            value = _over(below, value)
         out[key] = value
     return out
 
@@ -259,7 +289,7 @@ def nested(overrides: Mapping[str, Any]) -> Tree:
     for key, value in overrides.items():
         for part in reversed(key.split(".")):
             value = {part: value}
-        out = merged(out, value)
+        out = _over(out, value)
     return out
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from cerl import draw, envs
 from cerl.agent import Agent
 from cerl.collect import Collector
-from cerl.config import Config
+from cerl.config import Config, GruConfig
+from cerl.config.effects import is_read, section_of
 from cerl.data import EnvSpec, Step
 from cerl.device.free import out_of_memory
 from cerl.device.ledger import META, Ledger
@@ -35,8 +36,8 @@ FEW = 8, 16  # learnt rows of the two short windows from which a long one is ext
 MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent[Any, Any, Any]]
 
 # The options that a part grows with, shapes of the environment left out.
-_SIZES = ("net.hidden", "net.channels", "net.critics", "loss.quantiles", "ensemble.horizons")
-_SEQUENCE = ("sequence.layers", "sequence.width", "sequence.ratio")
+_SIZES = ("net.hidden", "net.channels", "agent.critics", "agent.quantiles", "ensemble.horizons")
+_SEQUENCE = ("encoder.layers", "encoder.width", "encoder.ratio")
 _NETWORK = ("seeds", "ensemble.members", *_SIZES, *_SEQUENCE)
 _OBSERVED = ("rows", "columns", "size", "dimensions", "length", "decks")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -44,23 +45,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "networks": _NETWORK,
     "replay": ("seeds", "replay.capacity"),
     "optimiser": _NETWORK,
-    "acting": ("seeds", "env.envs", "ensemble.members", "sequence.cache", *_SEQUENCE[:2]),
+    "acting": ("seeds", "env.envs", "ensemble.members", "encoder.cache", *_SEQUENCE[:2]),
     "batches": (
         *("seeds", "ensemble.members", "replay.batch", "replay.candidates", "loss.n_step"),
-        *("sequence.learnt", "sequence.context", "net.stack", *_SIZES, *_SEQUENCE),
+        *("encoder.learnt", "encoder.context", "encoder.frames", *_SIZES, *_SEQUENCE),
     ),
     "evaluation": (
         *("seeds", "ensemble.members", "eval.episodes", "eval.slots", "eval.steps"),
-        *("sequence.cache", *_SIZES, *_SEQUENCE[:2]),
+        *("encoder.cache", *_SIZES, *_SEQUENCE[:2]),
     ),
-}
-
-# Options that only some runs read, and whether a run is one of them.
-_KNOWN_TO: dict[str, Callable[[Config], bool]] = {
-    "loss.quantiles": lambda config: config.agent == "quantile",
-    "net.critics": lambda config: config.agent == "sac",
-    "ensemble.horizons": lambda config: config.ensemble.heads == "multi_horizon",
-    **dict.fromkeys(_SEQUENCE, lambda config: config.net.encoder != "frames"),
 }
 
 # Bytes of a simulator on the host, measured, by family.
@@ -109,11 +102,10 @@ class Needs(NamedTuple):
         part, found, seeds = self.largest(place), [], ""
         shapes = [f"env.{name}" for name in _OBSERVED if hasattr(self.config.env, name)]
         for key in (*OPTIONS[part.name], *shapes):
-            if key in _KNOWN_TO and not _KNOWN_TO[key](self.config):
+            section, name = section_of(self.config, key)
+            if section is None or not is_read(self.config, key):
                 continue
-            value: Any = self.config
-            for name in key.split("."):
-                value = getattr(value, name)
+            value = getattr(section, name)
             if key == "seeds":
                 seeds = f"the number of seeds ({len(value)})" if len(value) > 1 else ""
             elif isinstance(value, tuple):
@@ -145,16 +137,17 @@ def estimate(
     Args:   agent makes the agent of a config; evaluating: only networks and one evaluation.
     Raises: ValueError where the run itself would, for options that do not fit together.
     """
-    one = None if _resident(config) else _simulator(config)
+    one = None if config.env.resident else _simulator(config)
 
     def measured(config: Config) -> dict[str, int]:
         return _sizes(config, one, kind=device.type, agent=agent, evaluating=evaluating)
 
-    slow = config.net.encoder == "gru" and device.type == "cpu" and config.learnt > FEW[1]
+    learnt = config.rows_of_window.learnt
+    slow = isinstance(config.encoder, GruConfig) and device.type == "cpu" and learnt > FEW[1]
     if slow:
         # Recurrent units go row by row on a CPU; each row of a window takes the same.
         few, more = (measured(_windows(config, rows)) for rows in FEW)
-        rest = (config.learnt - FEW[0]) / (FEW[1] - FEW[0])
+        rest = (learnt - FEW[0]) / (FEW[1] - FEW[0])
         sizes = {name: round(few[name] + rest * (more[name] - few[name])) for name in few}
     else:
         sizes = measured(config)
@@ -170,8 +163,7 @@ def estimate(
 
 def _windows(config: Config, rows: int) -> Config:
     """The config with so many learnt rows in a window."""
-    sequence = config.sequence.model_copy(update={"learnt": rows})
-    return config.model_copy(update={"sequence": sequence})
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"learnt": rows})})
 
 
 def _sizes(
@@ -233,7 +225,7 @@ def _wired(
         ledger.account = "environments"
         env = _envs(config, one, config.env.envs, salt=0)
         ledger.account = "replay"
-        remembered, capacity = config.remembered, config.replay.capacity
+        remembered, capacity = config.encoder.state_size, config.replay.capacity
         replay = Replay(env.spec, keys=keys, capacity=capacity, device=META, remembered=remembered)
         ledger.account = "optimiser"
         learner = Learner(config, agent, net, replay, keys=keys)
@@ -273,14 +265,6 @@ def _simulator(config: Config) -> EnvSpec:
         return one.spec
     finally:
         one.close()
-
-
-def _resident(config: Config) -> bool:
-    """Whether environments live on the device; then they too can be built without memory."""
-    env = config.env
-    if env.family == "popgym":
-        return env.backend == "resident"
-    return env.family in ("catch", "minatar", "point_mass", "memory")
 
 
 class _Blank:

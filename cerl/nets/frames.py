@@ -16,7 +16,7 @@ from cerl.nets.layers import Conv
 
 
 def convolutions(
-    net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int]
+    net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int], frames: int = 1
 ) -> tuple[nn.ModuleList, int]:
     """Convolutions of a network and the width of their flat output, or of flat observations.
 
@@ -25,7 +25,7 @@ def convolutions(
     """
     convs = nn.ModuleList()
     if not net.channels:
-        return convs, math.prod(spec.observation) * net.stack
+        return convs, math.prod(spec.observation) * frames
     if len(spec.observation) not in (2, 3):
         raise ValueError(
             f"net.channels: convolutions need image observations [height, width] or "
@@ -39,7 +39,7 @@ def convolutions(
             "channels]; move the last axis to the front in the environment, e.g. by gymnasium's "
             "TransformObservation"
         )
-    channels = net.stack * (spec.observation[0] if len(spec.observation) == 3 else 1)
+    channels = frames * (spec.observation[0] if len(spec.observation) == 3 else 1)
     height, width = spec.observation[-2:]
     layers = zip(net.channels, net.kernels, net.strides, layer_members, strict=False)
     for filters, kernel, stride, members in layers:
@@ -83,11 +83,11 @@ class Frames:
     layers = 0  # a look runs no layers
     carried = 1
 
-    def __init__(self, net: NetConfig, spec: EnvSpec, *, seeds: int) -> None:
-        self.stack, self.scale, self.shape = net.stack, net.scale, spec.observation
+    def __init__(self, net: NetConfig, spec: EnvSpec, *, frames: int, seeds: int) -> None:
+        self.stack, self.scale, self.shape = frames, net.scale, spec.observation
         self.seeds, self.dtype = seeds, spec.dtype
         self.images = len(net.channels) > 0
-        self.context = net.stack - 1
+        self.context = frames - 1
 
     def look(self, window: Window, *places: Tensor) -> list[Tensor]:
         """Inputs of the first layer, float32.

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cerl.config import Config
+from cerl.config import Config, FoxConfig, FramesConfig, SequenceOptions, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.nets.frames import Frames, convolutions
 from cerl.nets.tokens import Tokens, extras
@@ -92,12 +92,15 @@ def sights(
 
     Frame stacks have no parameters, so that the parts share a reader and its carry.
     """
-    if config.net.encoder == "frames":
-        reader = Frames(config.net, spec, seeds=seeds)
+    if isinstance(config.encoder, FramesConfig):
+        frames = config.encoder.frames
+        reader = Frames(config.net, spec, frames=frames, seeds=seeds)
         lead = [1 if k < shared else members for k in range(len(config.net.channels))]
         found = []
         for _ in range(parts):
-            convs, width = convolutions(config.net, spec, seeds=seeds, layer_members=lead)
+            convs, width = convolutions(
+                config.net, spec, seeds=seeds, layer_members=lead, frames=frames
+            )
             found.append(Sight(reader, convs, None, width, len(lead)))
         return found
     own = 1 if shared else members
@@ -106,37 +109,38 @@ def sights(
 
 def _sequence(config: Config, spec: EnvSpec, *, seeds: int, members: int) -> Sight:
     """The sequence network of a config, with convolutions where it reads images."""
-    net, sequence, scales = config.net, config.sequence, config.sequence.gate_scales
+    net, sequence = config.net, of_kind(config.encoder, SequenceOptions)
+    fox = sequence if isinstance(sequence, FoxConfig) else FoxConfig()
+    scales = fox.gate_scales
     inputs = {"action": sequence.previous_action, "reward": sequence.previous_reward}
-    lead = [members] * len(net.channels)
+    lead, rows = [members] * len(net.channels), config.rows_of_window
     convs, width = convolutions(net, spec, seeds=seeds, layer_members=lead)
     trunk = make_trunk(
-        kind=net.encoder,
+        kind=sequence.name,
         layers=sequence.layers,
         width=sequence.width,
-        heads=sequence.heads,
-        variant=sequence.variant,
+        heads=sequence.fox_heads,
+        variant=sequence.fox_variant,
         ratio=sequence.ratio,
-        cache=config.cache,
+        cache=config.rows_looked_back_on,
         gate_bias=(scales[0], scales[1]) if scales else None,
-        prune=sequence.prune or None,
+        prune=fox.prune or None,
         precision=sequence.precision,
         seeds=seeds,
         members=members,
         inputs=width + extras(spec, **inputs),
         convs=convs,
     )
-    still = net.encoder == "gru" or not sequence.context_grad
     reader = Tokens(
         spec,
         trunk,
         seeds=seeds,
         scale=net.scale,
         images=len(net.channels) > 0,
-        context=config.context,
-        learnt=config.learnt,
-        begins=config.begins,
-        still=config.context if still else 0,
+        context=rows.context,
+        learnt=rows.learnt,
+        begins=config.encoder.from_episode_start,
+        still=0 if sequence.context_carries_gradient else rows.context,
         **inputs,
         single=config.ensemble.switch == "episode",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cerl.config import Config, ConfigError, preset, validated
+from cerl.config.convert import upgraded
 from cerl.record import files, seal
 from cerl.text import visible
 
@@ -32,7 +33,8 @@ def load_file(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = 
     Raises: ConfigError, also if the file was changed or cut since.
     """
     path = Path(path)
-    return validated(_changed(_sealed(path), changes or {}, path), where=str(path))
+    tree = _changed(_sealed(path), changes or {}, path)
+    return validated(upgraded(tree, where=str(path)), where=str(path))
 
 
 def change(folder: Path, changes: Mapping[str, Any]) -> Config:
@@ -43,9 +45,9 @@ def change(folder: Path, changes: Mapping[str, Any]) -> Config:
     """
     path = folder / FILE
     tree = _changed(_sealed(path), changes, path)
-    config = validated(tree, where=str(path))
+    config = validated(upgraded(tree, where=str(path)), where=str(path))
     if changes:
-        # Options that this version of cerl has and the file has not stay out of it.
+        # The file stays one of the version that wrote it: with its options, by their names then.
         files.write_text(path, _text(tree, path, own=seal.opened(path).own))
     return config
 

@@ -80,7 +80,7 @@ class Record:
         self.latest: dict[str, float] = {}
         self.fixed = {
             "preset": config.preset or "(file)",
-            "agent": config.agent,
+            "agent": config.agent.name,
             "env": results.env_name(config),
             "members": config.ensemble.members,
             "config_hash": results.config_hash(config),
@@ -91,7 +91,7 @@ class Record:
         """Metrics and diagnostics. Args: rate, agent steps of one seed per second; NaN: unknown."""
         self._measure(at, metrics)
         step = torch.tensor(at.step, dtype=torch.int64)
-        epsilon = float(explore.epsilon(self.config.exploration, step))
+        epsilon = float(explore.epsilon(self.config.epsilon_schedule, step))
         for s in self._kept(at):
             scalars = tensorboard.training_scalars(metrics, s) | {"charts/epsilon": epsilon}
             if s in self.diverged:

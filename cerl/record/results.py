@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cerl.config import Config
+from cerl.config.effects import differences
 from cerl.record import files
 from cerl.text import visible
 
@@ -65,23 +66,30 @@ class RowsError(RuntimeError):
     """Result rows that cannot be read or written: says which file, and what to do."""
 
 
+# Options that decide no score: names, how long a run is, where it runs and what it writes. The rows
+# of a seed that `diverged` concerns are marked.
+ASIDE = ("preset", "seeds", "device", "threads", "env.threads", "out", "log", "diverged")
+ASIDE += ("schedule.steps",)
+
+
 def config_hash(config: Config) -> str:
     """Twelve hex digits of everything that decides a score, seeds excepted.
 
-    Left out: preset (a name), seeds, and options that may change in a run: device and threads, out,
-    log (what is written, and when), diverged (rows of a seed that it concerns are marked),
-    schedule.steps (a run that is lengthened stays what it is).
+    Of options that differ from their defaults (`cerl.config.effects.differences`), so that a new
+    option leaves the hash of every run alone that does not set it. Left out are those of `ASIDE`.
     """
-    aside = {"preset": True, "seeds": True, "device": True, "threads": True, "out": True}
-    aside |= {"log": True, "diverged": True, "schedule": {"steps"}}
-    tree = config.model_dump(mode="json", exclude=aside)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+    found = {
+        key: value
+        for key, value in differences(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in ASIDE)
+    }
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def env_name(config: Config) -> str:
     """family/name, as in `ROWS`; the name alone where both are the same. A memory task's name comes
     with its size, so that mazes of two lengths are two environments."""
-    family, name = config.env.family, getattr(config.env, "title", config.env.name)
+    family, name = config.env.family, config.env.title
     return name if name == family else f"{family}/{name}"
 
 
@@ -139,6 +147,11 @@ def content_hash(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def made_by(table: pa.Table) -> str | None:
+    """What the file of a table says of the run that made it (`cerl.record.folder.fixed_hash`)."""
+    return _known(table, _RUN)
+
+
 def _known(table: pa.Table, key: bytes) -> str | None:
     """What a file says of itself."""
     value = (table.schema.metadata or {}).get(key)
@@ -171,8 +184,8 @@ class Rows:
         if not self.path.is_file():
             return 0
         table = read(self.path, self.schema)
-        made_by = _known(table, _RUN)
-        if self.run and made_by is not None and made_by != self.run:
+        run = made_by(table)
+        if self.run and run is not None and run != self.run:
             raise RowsError(
                 f"{self.path}: expected rows of the run of this folder's config.yaml, got those of "
                 "a run with other options; put back the one that belongs to the other"

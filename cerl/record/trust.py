@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config, ConfigError
+from cerl.config import Config, ConfigError, GymEnv
 from cerl.record import seal
 from cerl.text import visible
 
@@ -42,13 +42,13 @@ def _keyless() -> str:
 
 def code(config: Config) -> Iterator[str]:
     """What a config makes Python run beyond cerl and installed packages, as ends of a sentence."""
-    if config.env.family != "gym":  # the other families know all of their names
+    if not isinstance(config.env, GymEnv):  # the other families know all of their names
         return
     module, colon, _ = config.env.name.partition(":")
     if colon:
         yield f"import the module {visible(module)} and run its code"
     # Constructors may take names of modules and files, e.g. those that adapt the old gym.
-    for key, word in _words(getattr(config.env, "kwargs", {}), "env.kwargs"):
+    for key, word in _words(config.env.kwargs, "env.kwargs"):
         if not re.fullmatch(r"[\w -]*", word):
             yield f"hand {visible(word)!r} to the task's constructor ({visible(key)})"
 

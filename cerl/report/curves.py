@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cerl.config import ConfigError
 from cerl.record import results
+from cerl.record.folder import FILE, fixed_hash, load_file
 from cerl.record.results import RowsError
 from cerl.text import visible
 
@@ -82,9 +84,30 @@ def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
     tables = []
     for file in run_folders(paths):
         table = results.read(file, results.ROWS)
+        if code := _hash_today(file.parent, made_by=results.made_by(table)):
+            codes = pa.array([code] * table.num_rows, pa.string())
+            at = table.schema.get_field_index("config_hash")
+            table = table.set_column(at, "config_hash", codes)
         run = pa.array([str(file)] * table.num_rows, pa.string())
         tables.append(table.append_column("run", run))
     return pa.concat_tables(tables)
+
+
+def _hash_today(folder: Path, *, made_by: str | None) -> str:
+    """The hash of a run by its config.yaml, so that runs of all versions of cerl that train alike
+    are one configuration.
+
+    Args:    made_by, the run that the rows say they are of.
+    Returns: empty where the rows are of another run, or the config cannot be read: then the hash
+             that stands in the rows counts.
+    """
+    path = folder / FILE
+    try:
+        if not path.is_file() or made_by != fixed_hash(folder):
+            return ""
+        return results.config_hash(load_file(path))
+    except (ConfigError, OSError):
+        return ""
 
 
 def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:

@@ -1,0 +1,194 @@
+"""Which options have no effect because of the values of others, and which values say the same.
+
+An option that means nothing to the chosen kind does not exist (`agents.py`, `encoders.py`). Here
+are options that exist, but that the run at hand does not read: they have to be left at their
+defaults, so that nobody takes them for settings of the run. `differences` lists what makes a run
+other than the defaults are; two runs with the same differences train alike.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from cerl.config.agents import DqnConfig, SacConfig, ValueOptions
+from cerl.config.envs import DmcEnv, MinAtarEnv, PopgymEnv
+from cerl.config.memory_tasks import TASKS
+from cerl.config.model import Model
+from cerl.config.options import Config
+from cerl.config.preset import UNIONS
+
+RAMPED = ("asterix", "seaquest", "space_invaders")  # games of MinAtar that get harder with time
+
+
+class Effect(NamedTuple):
+    """When an option is read."""
+
+    option: str
+    unless: str  # the condition in words, after "has no effect unless"
+    read: Callable[[Config], bool]
+
+
+EFFECTS = (
+    Effect(
+        "ensemble.active_probability",
+        "ensemble.duty is tandem",
+        lambda c: c.ensemble.duty == "tandem",
+    ),
+    Effect(
+        "ensemble.horizons",
+        "ensemble.heads is multi_horizon",
+        lambda c: c.ensemble.heads == "multi_horizon",
+    ),
+    Effect(
+        "ensemble.fork",
+        "ensemble.heads gives a member several heads (is not own)",
+        lambda c: c.ensemble.heads != "own",
+    ),
+    Effect(
+        "agent.gradient_scale",
+        "ensemble.shared_layers is above 0 or ensemble.heads is not own",
+        lambda c: c.ensemble.shared_layers > 0 or c.ensemble.heads != "own",
+    ),
+    Effect(
+        "agent.mico_beta",
+        "agent.mico_weight is above 0",
+        lambda c: isinstance(c.agent, ValueOptions) and c.agent.mico_weight > 0,
+    ),
+    Effect(
+        "agent.huber_delta",
+        "agent.loss is huber (agent dqn) or mse_huber (agent sac)",
+        lambda c: not isinstance(c.agent, DqnConfig | SacConfig) or c.agent.loss != "mse",
+    ),
+    Effect(
+        "net.padding",
+        "net.channels names convolutions",
+        lambda c: len(c.net.channels) > 0,
+    ),
+    Effect(
+        "loss.batches_probability",
+        "loss.batches is not shared",
+        lambda c: c.loss.batches != "shared",
+    ),
+    Effect(
+        "schedule.target_every",
+        "schedule.target_rate is 1",
+        lambda c: c.schedule.target_rate == 1,
+    ),
+    Effect(
+        "eval.episodes",
+        "eval.steps is 0 (episodes are counted) or eval.slots is 0 (as many as episodes)",
+        lambda c: c.eval.steps == 0 or c.eval.slots == 0,
+    ),
+    Effect(
+        "env.diverged",
+        "env.backend is package",
+        lambda c: not isinstance(c.env, PopgymEnv) or c.env.backend == "package",
+    ),
+    Effect(
+        "env.threads",
+        "env.backend is envpool",
+        lambda c: not isinstance(c.env, DmcEnv) or c.env.backend == "envpool",
+    ),
+    *(
+        Effect(
+            option,
+            "env.pixels is true",
+            lambda c: not isinstance(c.env, DmcEnv) or c.env.pixels,
+        )
+        for option in ("env.size", "env.camera")
+    ),
+)
+
+
+class Same(NamedTuple):
+    """An option whose default stands for a number, which may as well be given."""
+
+    option: str
+    meant: Callable[[Config], Any]
+
+
+SAME = (
+    Same("encoder.learnt", lambda c: c.env.longest),
+    Same("encoder.cache", lambda c: c.rows_of_window.total),
+    Same("eval.slots", lambda c: c.eval.episodes),
+    Same("agent.actor_lr", lambda c: c.optim.lr),
+    Same("agent.temperature_lr", lambda c: c.optim.lr),
+    *(
+        Same(f"env.{name}", lambda c, name=name: TASKS[c.env.name].options.get(name))
+        for name in ("length", "decks", "k", "noise")
+    ),
+)
+
+
+def section_of(config: Model, option: str) -> tuple[Any, str]:
+    """The model that holds an option, None if there is no such option; and the option's name."""
+    *groups, name = option.split(".")
+    section: Any = config
+    for group in groups:
+        section = getattr(section, group, None)
+    if section is None or name not in type(section).model_fields:
+        return None, name
+    return section, name
+
+
+def is_read(config: Config, option: str) -> bool:
+    """Whether the values of other options let this one have an effect."""
+    return all(effect.read(config) for effect in EFFECTS if effect.option == option)
+
+
+def idle(config: Config) -> Iterator[tuple[Effect, Any, Any]]:
+    """Options that this run does not read and that are not at their defaults.
+
+    Yields: the entry of `EFFECTS`, the default and the value.
+    """
+    for effect in EFFECTS:
+        section, name = section_of(config, effect.option)
+        if section is None:
+            continue
+        default, value = type(section).model_fields[name].default, getattr(section, name)
+        if value != default and not effect.read(config):
+            yield effect, default, value
+
+
+def _harmless(config: Config) -> Iterator[str]:
+    """Options that may be set, so that one command line fits many runs, and that this run does not
+    read: those of a decay between equal numbers, and the difficulty of games that have only one."""
+    if config.explore.start == config.explore.end:
+        yield from ("explore.hold", "explore.decay")
+    if isinstance(config.env, MinAtarEnv) and config.env.name not in RAMPED:
+        yield "env.ramping"
+
+
+def differences(config: Config) -> dict[str, Any]:
+    """What tells a run from one of defaults: plain values by dotted key.
+
+    The kinds of all unions and the name of the task are among them always. An option is left out
+    where it has its default or means the same, and where this run does not read it; so a new option
+    changes the differences of no run that does not set it.
+    """
+    found: dict[str, Any] = {
+        f"{section}.{union.key}": config.kinds[section] for section, union in UNIONS.items()
+    }
+    found["env.name"] = config.env.name
+    # `explore.end` may be none, which stands for a number.
+    config = config.model_copy(update={"explore": config.epsilon_schedule})
+    same = {one.option for one in SAME if _says_the_default(config, one)}
+    unread = {effect.option for effect, _, _ in idle(config)} | set(_harmless(config)) | same
+    found |= {key: value for key, value in _changed(config, "") if key not in unread}
+    return found
+
+
+def _says_the_default(config: Config, same: Same) -> bool:
+    """Whether an option is given as the number that its default stands for."""
+    section, name = section_of(config, same.option)
+    return section is not None and getattr(section, name) == same.meant(config)
+
+
+def _changed(section: Model, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every option below a section that has not its default, by dotted key, as a plain value."""
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Model):
+            yield from _changed(value, f"{prefix}{name}.")
+        elif value != field.default:
+            yield f"{prefix}{name}", plain[name]

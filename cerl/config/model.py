@@ -1,0 +1,43 @@
+"""What every section of a config is made of: frozen, strict models with finite numbers only."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+Ints = Annotated[tuple[int, ...], Field(strict=False)]
+
+COUNTABLE = 2**63
+
+
+class Model(BaseModel):
+    """Frozen and strict: no unknown keys, no silent conversions, finite numbers only."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """Whole numbers end up in tensors and files, whose integers have 64 bits."""
+        if type(value) is int and abs(value) >= COUNTABLE:
+            raise PydanticCustomError("too_large", "a whole number below 2**63")
+        return value
+
+
+Kind = TypeVar("Kind", bound=Model)
+
+
+def of_kind(section: Model, kind: type[Kind]) -> Kind:
+    """A section of a config, known to be of one kind of its union.
+
+    Raises: TypeError if it is of another kind.
+    """
+    if not isinstance(section, kind):
+        raise TypeError(f"expected a {kind.__name__}, got a {type(section).__name__}")
+    return section
