@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
              on; 130 where it was interrupted before it could.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    works = words[:1] in (["train"], ["sweep"]) and not help.asked(words)
+    works = words[:1] in (["train"], ["sweep"]) and not arguments.asks_help(words)
     try:
         with interrupt_ends(), contextlib.nullcontext() if works else reader_may_leave():
             _run(words)
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     name, rest = words[0] if words else "help", words[1:]
-    if name in (*help.WORDS, "help"):
+    if name in (*arguments.HELP, "help"):
         print(help.usage(COMMANDS))
     elif name in ("--version", "-V", "version"):
         print(f"cerl {__version__}")

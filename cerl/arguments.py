@@ -17,6 +17,14 @@ Value = TypeVar("Value")
 Kind = TypeVar("Kind")
 
 
+HELP = ("-h", "--help")
+
+
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether --help is among the words."""
+    return any(word in HELP for word in words)
+
+
 class Unread(Exception):
     """A value that cannot be read. Not a ValueError, which tyro would print in its own frame."""
 

@@ -14,8 +14,8 @@ from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.kernels.runtime.streams import parallel
 from cerl.player import Capture, Player, nothing
-from cerl.record.tree import put
 from cerl.replay import Replay
+from cerl.state import put
 
 
 class Running(NamedTuple):

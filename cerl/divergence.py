@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cerl.config import Config
 from cerl.learn import Learner
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 Quantities = Mapping[str, Sequence[Tensor]]
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cerl.kernels.random import hash_at, hash_grid, mix_number, normal_grid, signed
+from cerl.kernels.random import hash_at, hash_grid, mix_number, normal_grid
+from cerl.kernels.splitmix import signed
 
 # What a number is for; two purposes never share a stream.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)

@@ -17,10 +17,10 @@ from torch import Tensor
 from cerl import draw, explore
 from cerl.agent import Agent, Network
 from cerl.config import Config
+from cerl.config.options import INDIVIDUAL
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.player import Player
-from cerl.record.results import INDIVIDUAL
 
 EVAL_SALT = 1  # keeps the seeds of simulators and noise apart from those of training
 AGGREGATES = ("vote", "mean")

@@ -5,13 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from cerl.config import evaluated
-from cerl.device.estimate import estimate
 from cerl.device.pick import prepare
-from cerl.device.reservation import check_fits
 from cerl.evaluate import Evaluator, Result, evaluation_keys
+from cerl.footprint.estimate import estimate
+from cerl.footprint.reservation import check_fits
 from cerl.record import checkpoint, trust
 from cerl.record.folder import FILE, check_fixed, load_file
 from cerl.record.screen import Screen
+from cerl.state import match, put_net
 from cerl.wiring import evaluation_env, make_agent
 
 
@@ -65,6 +66,6 @@ def _load_net(net: nn.Module, folder: Path) -> None:
     found = {key: state[key] for key in expected if key in state}
     if isinstance(found.get("learner"), dict):
         found["learner"] = {k: v for k, v in found["learner"].items() if k == "net"}
-    checkpoint.match(expected, found)
+    match(expected, found)
     check_fixed(folder, state["config"], where=str(loaded.file))
-    checkpoint.put_net(net, state["learner"]["net"], what="learner.net")
+    put_net(net, state["learner"]["net"], what="learner.net")

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 import tyro
 
 from cerl import bench
+from cerl.arguments import HELP, asks_help
 from cerl.config import preset
-
-WORDS = ("-h", "--help")
 
 USAGE = """\
 usage: cerl COMMAND ...
@@ -32,16 +31,11 @@ def usage(commands: Mapping[str, type]) -> str:
     return USAGE.format(commands="\n".join(f"  {name:8}{text}" for name, text in first.items()))
 
 
-def asked(words: Sequence[str]) -> bool:
-    """Whether --help is among the words."""
-    return any(word in WORDS for word in words)
-
-
 def wanted(name: str, rest: Sequence[str]) -> bool:
     """Whether the help of a command is asked for, and not that of a preset, run or benchmark."""
     if not rest:
         return name != "list"
-    return rest[0] in WORDS or (name in ("sweep", "report", "list") and asked(rest))
+    return rest[0] in HELP or (name in ("sweep", "report", "list") and asks_help(rest))
 
 
 def show(name: str, command: type) -> None:

@@ -16,8 +16,8 @@ from cerl.device.precision import precision
 from cerl.graph import fused
 from cerl.kernels.runtime.streams import parallel
 from cerl.optim import Optimiser
-from cerl.record.checkpoint import put, put_net
 from cerl.replay import Replay, Sampling
+from cerl.state import put, put_net
 
 
 class Learner:

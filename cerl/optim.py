@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cerl.config import OptimConfig, RmsPropConfig
 from cerl.kernels import optim as kernels
-from cerl.record.checkpoint import put
+from cerl.state import put
 
 
 class Optimiser:

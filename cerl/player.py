@@ -18,7 +18,7 @@ from cerl.device.precision import precision
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.graph import captured, fused
-from cerl.record.tree import put
+from cerl.state import put
 
 # What of an agent step is captured as CUDA graphs (on the CPU everything runs as it is):
 #   whole         all of it as one graph: environments and what is recorded live on the device

@@ -14,7 +14,7 @@ from torch import Tensor
 from cerl import draw
 from cerl.data import EnvSpec, Row, Window
 from cerl.kernels.sampling import Picked, pick, windows
-from cerl.record.tree import put
+from cerl.state import put
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cerl.config import Config
-from cerl.device.reservation import Reservation
+from cerl.footprint.reservation import Reservation
 from cerl.graph import captured
 from cerl.record import checkpoint
-from cerl.record.checkpoint import CheckpointError, Checkpoints, Loaded, in_words
+from cerl.record.checkpoint import Checkpoints, Loaded, in_words
 from cerl.record.folder import check_fixed, fixed_hash
 from cerl.record.log import Logger
 from cerl.record.saver import Saver
 from cerl.schedule import Schedule
+from cerl.state import CheckpointError, Free, match, numbers
 from cerl.stop import Stopped, stop_flag
 from cerl.wiring import Parts, close
 
@@ -176,9 +177,9 @@ class Run:
     def template(self) -> dict[str, Any]:
         """What a checkpoint of this run looks like, to compare one with that is loaded."""
         expected = self.snapshot()
-        expected["logger"]["latest"] = checkpoint.Free(checkpoint.numbers)
+        expected["logger"]["latest"] = Free(numbers)
         if not self.parts.env.spec.resident:  # simulators check their state themselves
-            expected["collector"]["env"] = checkpoint.Free()
+            expected["collector"]["env"] = Free()
         return expected
 
     def restore(self) -> None:
@@ -210,7 +211,7 @@ class Run:
         Raises:  CheckpointError, ConfigError or ValueError if it does not belong to this run.
         """
         parts, state = self.parts, loaded.state
-        checkpoint.match(self.template(), state)
+        match(self.template(), state)
         check_fixed(self.folder, state["config"], where=str(loaded.file))
         if not 0 <= state["iteration"] <= self.schedule.last:
             raise ValueError(

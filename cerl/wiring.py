@@ -14,12 +14,12 @@ from cerl.agents.values import value_kind
 from cerl.collect import Collector
 from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
-from cerl.device.estimate import estimate, explaining
 from cerl.device.pick import prepare
-from cerl.device.reservation import Reservation, reserved
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
+from cerl.footprint.estimate import estimate, explaining
+from cerl.footprint.reservation import Reservation, reserved
 from cerl.learn import Learner
 from cerl.replay import Replay
 

@@ -22,7 +22,7 @@ import torch
 from cerl.config import AtariEnv
 from cerl.envs.host import nearest
 from cerl.envs.simulator_state import array, entries
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 # Cartridges for two players, which ale-py includes but one player alone cannot play.
 TWO_PLAYERS = {"Combat", "Joust", "MazeCraze", "Warlords"}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 _GENERATORS = {
     kind.__name__: kind

@@ -15,7 +15,7 @@ from cerl.envs import atari as pool_module
 from cerl.envs.ale import TWO_PLAYERS, AleGames, camel_case, fire_action
 from cerl.envs.atari import Atari, EnvPoolGames
 from cerl.envs.host import Outbox, simulator_seeds
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("envpool")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cerl.bench import Slower, clock, table
-from cerl.bench.compare import partner, place, read
+from cerl.bench.rows import place
+from cerl.bench.stored import partner, read
 from cerl.bench.table import Output, Printed, Table
 
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from mutate import mutations
 
-from cerl import wiring
+from cerl import state, wiring
 from cerl.config import load, preset
-from cerl.record import checkpoint, tree
-from cerl.record.checkpoint import CheckpointError, Free, Loaded, match
+from cerl.record import checkpoint
+from cerl.record.checkpoint import Loaded
 from cerl.record.folder import new_folder
 from cerl.run import Run
+from cerl.state import CheckpointError, Free, match, numbers
 
 
 def make_state(step: int) -> dict:
@@ -295,7 +296,7 @@ def test_a_disk_that_fills_up_midway_leaves_the_old_checkpoint(tmp_path, monkeyp
     with pytest.raises(CheckpointError) as caught:
         checkpoint.save(tmp_path, make_state(2))
     text = str(caught.value)
-    needed = sum(t.nbytes for _, t in tree.leaves(make_state(2)) if hasattr(t, "nbytes"))
+    needed = sum(t.nbytes for _, t in state.leaves(make_state(2)) if hasattr(t, "nbytes"))
     assert checkpoint.in_words(needed) in text and "are free" in text and old.name in text
     assert names(tmp_path) == [old.name] and old.read_bytes() == before
     monkeypatch.undo()
@@ -374,7 +375,7 @@ def test_five_differences_are_listed_and_a_free_part_checks_itself():
         match(*trees, "here")
     text = str(caught.value)
     assert text.startswith("here: ") and text.count("got str") == 5 and "; and more." in text
-    scores = {"latest": Free(checkpoint.numbers)}
+    scores = {"latest": Free(numbers)}
     match(scores, {"latest": {"train": 1.0, "vote": 2}})
     for bad in ({"train": "1"}, {3: 1.0}, [1.0], None):
         with pytest.raises(CheckpointError, match="latest: expected numbers by name"):

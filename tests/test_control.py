@@ -17,7 +17,7 @@ from cerl.envs import control as control_module
 from cerl.envs.control import Control
 from cerl.envs.dmc import TASKS, DmControl, envpool_suite
 from cerl.envs.mujoco import ROBOTS, envpool_robots, robot_ids
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 pytest.importorskip("envpool")
 

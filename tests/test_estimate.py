@@ -6,7 +6,8 @@ import torch
 from cerl import train, wiring
 from cerl.config import Config, load, preset
 from cerl.device import free
-from cerl.device.estimate import (
+from cerl.device.pick import prepare
+from cerl.footprint.estimate import (
     BEYOND,
     HOST,
     Needs,
@@ -17,7 +18,6 @@ from cerl.device.estimate import (
     explaining,
     refusal,
 )
-from cerl.device.pick import prepare
 
 CPU = torch.device("cpu")
 SMALL = {"replay.capacity": 2_000, "replay.start": 1_000}

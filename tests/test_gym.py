@@ -21,7 +21,7 @@ from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
 from cerl.envs.host import simulator_seeds
 from cerl.envs.task_module import import_task_module
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 BYTES = spaces.Box(0, 255, (1, 2), np.uint8)
 # Gymnasium takes flags, its annotation of dtype does not.

@@ -12,8 +12,8 @@ from cerl.data import ActInput, EnvSpec, Previous, Row, Step, Window
 from cerl.graph import captured
 from cerl.kernels.runtime import streams
 from cerl.learn import Learner
-from cerl.record.checkpoint import CheckpointError
 from cerl.replay import Replay
+from cerl.state import CheckpointError
 
 ATARI = EnvSpec("random", (84, 84), torch.uint8, 6, 1, 4, True, False)
 MINATAR = EnvSpec("random", (4, 10, 10), torch.bool, 3, 8, 1, True, True)

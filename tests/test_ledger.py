@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.device.ledger import META, Ledger
+from cerl.footprint.ledger import META, Ledger
 
 
 def test_tensors_count_from_their_making_until_nothing_holds_them():

@@ -13,8 +13,9 @@ import torch
 from cerl import draw
 from cerl.data import EnvSpec, Row
 from cerl.record import checkpoint, files, pieces, spool
-from cerl.record.checkpoint import CheckpointError, Checkpoints
+from cerl.record.checkpoint import Checkpoints
 from cerl.replay import Replay
+from cerl.state import CheckpointError
 
 CPU = torch.device("cpu")
 SEEDS, ENVS, ROWS = 2, 3, 20

@@ -9,16 +9,16 @@ import pytest
 
 from cerl.config import load
 from cerl.device import free
-from cerl.device.estimate import Needs, Part
-from cerl.device.reservation import check_fits, reserved
+from cerl.footprint.estimate import Needs, Part
+from cerl.footprint.reservation import check_fits, reserved
 
 GB = 10**9
 OTHER = """
 import os, sys
 from pathlib import Path
 from cerl.config import load
-from cerl.device.estimate import Needs, Part
-from cerl.device.reservation import reserved
+from cerl.footprint.estimate import Needs, Part
+from cerl.footprint.reservation import reserved
 needs = Needs((Part("replay", "cpu", int(sys.argv[3])),), load("catch/ddqn"))
 with reserved(needs, root=Path(sys.argv[1]), folder=Path(sys.argv[2])):
     print("reserved", flush=True)

@@ -12,7 +12,7 @@ import torch
 from cerl.envs import simulator_state
 from cerl.envs.gym import builtin_ids
 from cerl.envs.simulator_state import exact, load_numbers, restore, save, save_numbers
-from cerl.record.checkpoint import CheckpointError
+from cerl.state import CheckpointError
 
 # Drawn or set where an episode starts, and only looked at by pictures.
 DRAWN = {"taxi_orientation", "dealer_top_card_suit", "dealer_top_card_value_str"}

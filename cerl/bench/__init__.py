@@ -36,15 +36,14 @@ def run(name: str, arguments: list[str]) -> None:
     """
     import tyro
 
-    from cerl import help
-    from cerl.arguments import filled
+    from cerl.arguments import asks_help, filled
 
     module = importlib.import_module(f"cerl.bench.{BENCHMARKS[name][0]}")
     function = getattr(module, name.replace("-", "_"))
     prog = f"cerl bench {name}"
     if name != "compare":
         tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
-    elif help.asked(arguments):
+    elif asks_help(arguments):
         tyro.cli(module.Plan, args=["--help"], prog=prog)
     else:  # what it does not know is handed to the benchmark that it runs
         function(*filled(module.Plan, arguments, prog=prog))

@@ -22,17 +22,8 @@ import tyro
 
 from cerl.arguments import word
 from cerl.bench import BENCHMARKS, Slower
-from cerl.bench.table import (
-    DERIVED,
-    MEASURED,
-    ORIGIN,
-    Printed,
-    Row,
-    Rows,
-    cell,
-    check_tolerance,
-)
-from cerl.record.versions import versions
+from cerl.bench.rows import Place, Printed, Row, Rows, check_tolerance, place
+from cerl.bench.stored import measurements, partner, read, told
 
 # Benchmarks worth a look before a release, for one GPU: `cerl bench compare OLD NEW` runs them all.
 GUARDED = (
@@ -48,116 +39,6 @@ GUARDED = (
 )
 # 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; the last one stands for all more.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-
-# The columns that say what was measured, as pairs of name and text.
-Place = tuple[tuple[str, str], ...]
-
-
-def place(row: Row) -> Place:
-    """What was measured in a row."""
-    names = row.keys() - MEASURED.keys() - DERIVED - ORIGIN
-    return tuple((name, cell(row[name])) for name in row if name in names)
-
-
-def read(path: Path) -> Rows:
-    """The rows of a file, those that could not be measured left out.
-
-    Raises: ValueError for a line that is no row; OSError.
-    """
-    rows = Rows()
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a row of JSON, got {line[:60]!r}")
-        if not isinstance(row.get("error"), str):
-            rows.append(row)
-    return rows
-
-
-def stored(path: Path, *, bench: str, device: str) -> Rows:
-    """The rows of a benchmark on a device.
-
-    Raises: ValueError if the file has none of the benchmark, or only those of other devices.
-    """
-    if not path.is_file():
-        raise ValueError(f"--against: expected a file of rows, but {path} is none")
-    rows = [row for row in read(path) if row.get("bench") == bench]
-    if not rows:
-        raise ValueError(
-            f"--against: {path} has no rows of `{bench}`; measure some with --out {path}"
-        )
-    found = sorted({str(row.get("device")) for row in rows})
-    if device not in found:
-        raise ValueError(
-            f"--against: the rows of `{bench}` in {path} are of {', '.join(found)}, and this is "
-            f"{device}; times compare on one kind of device only. Measure rows of this one with "
-            "--out"
-        )
-    return [row for row in rows if row["device"] == device]
-
-
-def partner(row: Row, others: Iterable[Row]) -> Row | None:
-    """The last of the others that measured the same: all columns that both have agree.
-
-    Raises: ValueError if several differ in columns that the row does not have.
-    """
-    wanted, found = dict(place(row)), {}
-    for other in others:
-        there = place(other)
-        both = wanted.keys() & dict(there).keys()
-        if both and all(wanted[name] == dict(there)[name] for name in both):
-            found[there] = other
-    if len(found) > 1:
-        raise ValueError(f"{_told(place(row))}: {len(found)} different rows to compare with")
-    return next(iter(found.values()), None)
-
-
-def _told(there: Place) -> str:
-    return ", ".join(f"{name} {text}" for name, text in there)
-
-
-def _measurements(row: Row) -> dict[str, float]:
-    """What is measured in a row, by column; what is not there (NaN, None, 0) left out."""
-    found = {name: row[name] for name in MEASURED if isinstance(row.get(name), int | float)}
-    return {name: float(value) for name, value in found.items() if value > 0}
-
-
-def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
-    """Prints the ratio of every measurement to the stored one.
-
-    Returns: how many are above 1 + tolerance, and a sentence that says so.
-    Raises:  ValueError if no row was measured before.
-    """
-    printed, slower, count = Printed("compared with stored rows"), 0, 0
-    for row in rows:
-        before = partner(row, old)
-        if before is None:
-            print(f"{_told(place(row))}: not measured before", flush=True)
-            continue
-        past = _measurements(before)
-        for name, value in _measurements(row).items():
-            if name not in past:
-                continue
-            ratio, count = value / past[name], count + 1
-            slower += ratio > 1.0 + tolerance
-            verdict = "SLOWER" if ratio > 1.0 + tolerance else ""
-            head: Row = dict(place(row)) | {"measured": name, "before": past[name], "now": value}
-            printed.add(head | {"ratio": ratio, "verdict": verdict})
-    if not count:
-        raise ValueError("--against: none of the rows was measured before; see the table")
-    _tell_origin(old[-1])
-    return slower, f"{slower} of {count} measurements are more than {tolerance:.1%} above those in"
-
-
-def _tell_origin(row: Row) -> None:
-    """Prints the commit of a stored row, and which versions are others now."""
-    before, now = row.get("versions") or {}, versions()
-    names = [name for name in before | now if before.get(name) != now.get(name)]
-    other = [f"{name} {before.get(name, 'none')} (now {now.get(name, 'none')})" for name in names]
-    print("; ".join([f"stored rows: commit {row.get('commit') or 'unknown'}", *other]), flush=True)
 
 
 class Turn(NamedTuple):
@@ -260,10 +141,10 @@ def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[
         ratio, low, high = turn.ratio()
         verdict = "SLOWER" if low > most else "unsure" if high > most else ""
         if verdict == "SLOWER":
-            slower.append(f"{_told(there)}, {name}: {ratio:.3f}")
+            slower.append(f"{told(there)}, {name}: {ratio:.3f}")
         middle = {"old": statistics.median(turn.old), "new": statistics.median(turn.new)}
-        told: Row = {"ratio": f"{ratio:.3f}", "95% interval": f"{low:.3f} to {high:.3f}"}
-        printed.add(dict(there) | {"measured": name} | middle | told | {"verdict": verdict})
+        ratios: Row = {"ratio": f"{ratio:.3f}", "95% interval": f"{low:.3f} to {high:.3f}"}
+        printed.add(dict(there) | {"measured": name} | middle | ratios | {"verdict": verdict})
     if any(turn for turn in rounds["new"]) and not printed.widths:
         raise ValueError("compare: the two trees measure nothing in common")
     return slower
@@ -273,11 +154,11 @@ def _turns(old: list[Rows], new: list[Rows]) -> Iterable[tuple[Place, str, Turn]
     """Every measurement that all rounds of both trees have."""
     for row in new[0]:
         there = [partner(row, rows) for rows in (*old, *new)]
-        found = [_measurements(other) for other in there if other is not None]
+        found = [measurements(other) for other in there if other is not None]
         if len(found) < len(there):
-            print(f"{_told(place(row))}: not measured by both", flush=True)
+            print(f"{told(place(row))}: not measured by both", flush=True)
             continue
-        for name in _measurements(row):
+        for name in measurements(row):
             values = [each[name] for each in found if name in each]
             if len(values) == len(found):
                 yield place(row), name, Turn(values[: len(old)], values[len(old) :])

@@ -1,53 +1,14 @@
-"""The one table of benchmarks: rows that are printed, and written as JSON lines, as they come.
-
-A column of `MEASURED` holds a measurement, one of `DERIVED` follows from measurements or describes
-a result, and all others together say what was measured: they tell the rows of a table apart.
-"""
+"""The one table of benchmarks: rows that are printed, and written as JSON lines, as they come."""
 
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cerl.bench import Slower
+from cerl.bench.rows import DERIVED, MEASURED, Printed, Row, Rows, check_tolerance
+from cerl.bench.stored import against, stored
 from cerl.record.versions import versions
-
-Row = dict[str, Any]
-Rows = list[Row]
-
-# Name and unit of what is compared between two rows: the less, the better.
-MEASURED = {
-    "microseconds": "us",
-    "microseconds a step": "us",
-    "cached us": "us",
-    "recomputed us": "us",
-    "call us": "us",
-    "us": "us",
-    "ms": "ms",
-    "fwd graph": "ms",
-    "fwd eager": "ms",
-    "fwd+bwd graph": "ms",
-    "fwd+bwd eager": "ms",
-    "forward": "ms",
-    "fwd+bwd": "ms",
-    "both": "ms",
-    "save ms": "ms",
-    "check ms": "ms",
-    "load ms": "ms",
-    "peak GiB": "GiB",
-}
-DERIVED = frozenset(
-    (
-        *("million steps a second", "agent steps a second, all seeds", "updates a second"),
-        *("updates/s", "rows/us", "attention", "ratio", "graph/ours", "eager/ours", "official JAX"),
-        *("cache MiB", "GB", "ring MB", "on disk MB", "file MB", "streamed MB/s", "pause max ms"),
-        *("pause %", "skipped", "error", "error_fp32", "threshold", "allowed"),
-        *("registers", "spills", "shared", "regs/spills/shared"),
-    )
-)
-# What a written row says beside the columns of its table.
-ORIGIN = frozenset(("bench", "table", "device", "units", "versions", "commit"))
 
 
 @dataclass(frozen=True)
@@ -62,45 +23,6 @@ class Output:
     """with --against: the share by which a row may take longer; exit code 1 if one takes more"""
 
 
-class Printed:
-    """Prints rows in columns that are as wide as the widest cell so far."""
-
-    def __init__(self, title: str) -> None:
-        self.widths: dict[str, int] = {}
-        print(title)
-
-    def add(self, row: Row) -> None:
-        cells = {name: cell(value) for name, value in row.items()}
-        if not self.widths:
-            self.widths = {name: max(len(name), 7) for name in row}
-            self._grow(cells)
-            print(self._line({name: name for name in row}, row))
-        self._grow(cells)
-        print(self._line(cells, row), flush=True)
-
-    def _grow(self, cells: dict[str, str]) -> None:
-        for name, text in cells.items():
-            self.widths[name] = max(self.widths.get(name, 0), len(text))
-
-    def _line(self, cells: dict[str, str], row: Row) -> str:
-        padded = (
-            text.ljust(self.widths[name])
-            if isinstance(row[name], str)
-            else text.rjust(self.widths[name])
-            for name, text in cells.items()
-        )
-        return "  ".join(padded).rstrip()
-
-
-def cell(value: object) -> str:
-    """A value as a table shows it, numbers with four digits."""
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 class Table:
     """The rows of one benchmark."""
 
@@ -108,8 +30,6 @@ class Table:
         """Args:   bench, its name; device, that of the measurements; title, more than the name.
         Raises: ValueError if there is nothing to compare with: before anything is measured.
         """
-        from cerl.bench.compare import stored
-
         check_tolerance(output.tolerance)
         self.bench, self.device, self.output = bench, device, output
         self.title = f"{title or bench} on {device}"
@@ -165,17 +85,9 @@ class Table:
         Raises: Slower if some take too long; ValueError if no row was measured before.
         """
         if self.output.against is not None:
-            from cerl.bench.compare import against
-
             slower, text = against(self.rows, self.old, tolerance=self.output.tolerance)
             if slower:
                 raise Slower(f"{text} {self.output.against}")
-
-
-def check_tolerance(tolerance: float) -> None:
-    """Raises: ValueError if it is no share."""
-    if not tolerance >= 0.0:
-        raise ValueError(f"--tolerance: expected a share from 0 on, like 0.02, got {tolerance}")
 
 
 def commit() -> str | None:

@@ -26,6 +26,7 @@ from cerl.config.model import Ints, Model
 
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
+INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
 class NetConfig(Model):

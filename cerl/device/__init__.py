@@ -1,1 +1,1 @@
-"""The device of a run: how much memory is free, what the run needs, and whether it fits."""
+"""The device of a run: which it is, how much of its memory is free, how precisely it multiplies."""

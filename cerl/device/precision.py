@@ -9,7 +9,7 @@ import torch
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Matrix products in tf32 or fp32 (a GPU's; the CPU knows only fp32), or bf16 by autocast."""
-    if device.type == "meta":  # tensors without memory, see `cerl.device.estimate`
+    if device.type == "meta":  # tensors without memory, see `cerl.footprint.estimate`
         yield
         return
     before = torch.backends.cuda.matmul.allow_tf32

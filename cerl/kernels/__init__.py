@@ -21,7 +21,7 @@ from torch import Tensor
 Impl = Literal["auto", "reference", "triton"]
 
 # The kind of device that tensors on the `meta` device stand for while memory is estimated
-# (`cerl/device/estimate.py`). For "cuda", operators give the shapes that the kernels would make.
+# (`cerl/footprint/estimate.py`). For "cuda", operators give the shapes that the kernels would make.
 _stands_for = "cpu"
 
 # Looked up on import, because torch.compile cannot trace the look-up.

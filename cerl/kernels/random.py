@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from cerl.kernels import Impl, runs_triton
+from cerl.kernels.splitmix import FIRST, INDEX, SECOND, STEP, signed
 
 Number = TypeVar("Number", int, Tensor)
-
-STEP, INDEX = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
-FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def signed(value: int) -> int:
-    """The low 64 bits of `value` as int64."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
 
 
 def _mixed(z: Number, wrap: Callable[[Number], Number]) -> Number:

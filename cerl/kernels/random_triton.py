@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cerl.kernels.random import FIRST, INDEX, SECOND, STEP, signed
 from cerl.kernels.runtime.blocks import power_of_two
 from cerl.kernels.runtime.operator import operator
+from cerl.kernels.splitmix import FIRST, INDEX, SECOND, STEP, signed
 
 TAU = tl.constexpr(2.0 * math.pi)
 GRAIN = tl.constexpr(2.0**-24)  # between uniform numbers

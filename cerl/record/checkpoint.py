@@ -25,14 +25,8 @@ from cerl.record import files as safe
 from cerl.record import pieces
 from cerl.record.pieces import Manifest
 from cerl.record.spool import Spool
-from cerl.record.tree import CheckpointError as CheckpointError
-from cerl.record.tree import Free as Free
-from cerl.record.tree import lost, plain, size
-from cerl.record.tree import match as match
-from cerl.record.tree import numbers as numbers
-from cerl.record.tree import put as put
-from cerl.record.tree import put_net as put_net
 from cerl.replay import Replay
+from cerl.state import CheckpointError, lost, plain, size
 
 FORMAT = 5  # raised where what a checkpoint holds has another shape, or leaves other names
 KEEP = 2  # checkpoints of a run folder

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cerl.record import files
-from cerl.record.tree import CheckpointError, Free, kind, lost, match
+from cerl.state import CheckpointError, Free, kind, lost, match
 
 FOLDER = "replay"  # of a run folder
 CHUNK = 4 * 2**20  # bytes that are compressed at a time

@@ -16,6 +16,7 @@ import torch
 
 from cerl import __version__, explore
 from cerl.config import Config
+from cerl.config.options import INDIVIDUAL
 from cerl.data import EnvSpec
 from cerl.record import results, tensorboard
 
@@ -144,7 +145,7 @@ class Record:
               [S, K] of the members' actions; drawn, the policy `random` is evaluated too.
         """
         s, k = (index.ravel() for index in np.indices(scores["return"].shape))
-        each = policy in results.INDIVIDUAL
+        each = policy in INDIVIDUAL
         whole = "random" if policy == "random" else "aggregate"
         self._score(
             at,

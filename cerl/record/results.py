@@ -59,7 +59,6 @@ METRICS = pa.schema(
 _CONTENT, _RUN = b"cerl.content", b"cerl.run"
 
 ABSENT = {"diverged": False}  # columns that older files lack, and what they then hold
-INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
 class RowsError(RuntimeError):

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cerl.record.checkpoint import CheckpointError, Checkpoints
+from cerl.record.checkpoint import Checkpoints
 from cerl.record.log import Logger
+from cerl.state import CheckpointError
 
 RETRY = 60.0  # seconds before something that could not be written is tried again
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cerl.record import files, pieces
 from cerl.record.pieces import Manifest, Piece
-from cerl.record.tree import CheckpointError, Free, match, plain
 from cerl.replay import Replay
+from cerl.state import CheckpointError, Free, match, plain
 
 PIECE = 64 * 2**20  # bytes of rows in a piece, before compression
 STAGED = 2  # pieces that have left the ring and are not on the disk yet, at most

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cerl.record.results import INDIVIDUAL
+from cerl.config.options import INDIVIDUAL
 
 
 def show(results: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cerl.device import free
-from cerl.device.estimate import HOST, Needs, gigabytes, refusal
+from cerl.footprint.estimate import HOST, Needs, gigabytes, refusal
 from cerl.record import files
 
 SHARE = 0.95  # of free memory, at most, that a run may need

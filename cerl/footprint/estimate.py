@@ -22,9 +22,9 @@ from cerl.config import Config, GruConfig
 from cerl.config.effects import is_read, section_of
 from cerl.data import EnvSpec, Step
 from cerl.device.free import out_of_memory
-from cerl.device.ledger import META, Ledger
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
+from cerl.footprint.ledger import META, Ledger
 from cerl.kernels import standing_for
 from cerl.learn import Learner
 from cerl.replay import Replay

@@ -1,0 +1,98 @@
+"""Rows of benchmarks: which columns are measurements, and how a row is printed.
+
+A column of `MEASURED` holds a measurement, one of `DERIVED` follows from measurements or describes
+a result, and all others together say what was measured: they tell the rows of a table apart.
+"""
+
+from typing import Any
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+# Name and unit of what is compared between two rows: the less, the better.
+MEASURED = {
+    "microseconds": "us",
+    "microseconds a step": "us",
+    "cached us": "us",
+    "recomputed us": "us",
+    "call us": "us",
+    "us": "us",
+    "ms": "ms",
+    "fwd graph": "ms",
+    "fwd eager": "ms",
+    "fwd+bwd graph": "ms",
+    "fwd+bwd eager": "ms",
+    "forward": "ms",
+    "fwd+bwd": "ms",
+    "both": "ms",
+    "save ms": "ms",
+    "check ms": "ms",
+    "load ms": "ms",
+    "peak GiB": "GiB",
+}
+DERIVED = frozenset(
+    (
+        *("million steps a second", "agent steps a second, all seeds", "updates a second"),
+        *("updates/s", "rows/us", "attention", "ratio", "graph/ours", "eager/ours", "official JAX"),
+        *("cache MiB", "GB", "ring MB", "on disk MB", "file MB", "streamed MB/s", "pause max ms"),
+        *("pause %", "skipped", "error", "error_fp32", "threshold", "allowed"),
+        *("registers", "spills", "shared", "regs/spills/shared"),
+    )
+)
+# What a written row says beside the columns of its table.
+ORIGIN = frozenset(("bench", "table", "device", "units", "versions", "commit"))
+
+
+class Printed:
+    """Prints rows in columns that are as wide as the widest cell so far."""
+
+    def __init__(self, title: str) -> None:
+        self.widths: dict[str, int] = {}
+        print(title)
+
+    def add(self, row: Row) -> None:
+        cells = {name: cell(value) for name, value in row.items()}
+        if not self.widths:
+            self.widths = {name: max(len(name), 7) for name in row}
+            self._grow(cells)
+            print(self._line({name: name for name in row}, row))
+        self._grow(cells)
+        print(self._line(cells, row), flush=True)
+
+    def _grow(self, cells: dict[str, str]) -> None:
+        for name, text in cells.items():
+            self.widths[name] = max(self.widths.get(name, 0), len(text))
+
+    def _line(self, cells: dict[str, str], row: Row) -> str:
+        padded = (
+            text.ljust(self.widths[name])
+            if isinstance(row[name], str)
+            else text.rjust(self.widths[name])
+            for name, text in cells.items()
+        )
+        return "  ".join(padded).rstrip()
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it, numbers with four digits."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raises: ValueError if it is no share."""
+    if not tolerance >= 0.0:
+        raise ValueError(f"--tolerance: expected a share from 0 on, like 0.02, got {tolerance}")
+
+
+# The columns that say what was measured, as pairs of name and text.
+Place = tuple[tuple[str, str], ...]
+
+
+def place(row: Row) -> Place:
+    """What was measured in a row."""
+    names = row.keys() - MEASURED.keys() - DERIVED - ORIGIN
+    return tuple((name, cell(row[name])) for name in row if name in names)
