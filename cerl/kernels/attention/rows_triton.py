@@ -20,15 +20,13 @@ def load_rows(
     i_h,
     begin,
     limit,
-    s_b,
-    s_t,
-    s_h,
+    s,
     D: tl.constexpr,
     BD: tl.constexpr,
     BT: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Rows [BT, BD] of a head from `begin` on.
+    """Rows [BT, BD] of a head from `begin` on; s holds the strides (batch, time, head).
 
     Entries past D are 0. A row past `limit` holds the last row or, by the copy engine, zeros:
     callers mask its scores or give it weight 0.
@@ -38,7 +36,7 @@ def load_rows(
     else:
         t = tl.minimum(begin + tl.arange(0, BT), limit - 1)
         d = tl.arange(0, BD)
-        p_tile = p + i_b * s_b + i_h * s_h + t[:, None] * s_t + d[None, :]
+        p_tile = p + i_b * s[0] + i_h * s[2] + t[:, None] * s[1] + d[None, :]
         if D == BD:
             return tl.load(p_tile)
         else:
@@ -64,9 +62,14 @@ def store_rows(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
     tl.store(p + row[:, None] * s_t + d[None, :], b.to(p.dtype.element_ty), mask=m)
 
 
-def strides(*tensors: Tensor) -> list[int]:
-    """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
-    return [size for tensor in tensors for size in tensor.stride()[:3]]
+def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
+    """Strides (batch, time, head) of [B, time, H, D] tensors, one tuple for each, as kernels take.
+
+    Triton specialises every entry of a tuple as it does a plain integer: 1 becomes a constant, and
+    multiples of 16 are known as such. It does so even for tuples in `do_not_specialize`; strides
+    that must not be specialised, those of gates, are therefore passed one by one.
+    """
+    return [x.stride()[:3] for x in tensors]
 
 
 def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:
