@@ -108,7 +108,10 @@ def _step(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Appends the new key of one key head to the cache, and attends with its G query heads."""
+    """Appends the new key of one key head to the cache, and attends with its G query heads.
+
+    Tuples of strides are (batch, head).
+    """
     i_pair = tl.program_id(0)
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     i_pair = i_pair.to(tl.int64)
