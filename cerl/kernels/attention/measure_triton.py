@@ -52,7 +52,8 @@ def _measure(
 ):
     """Limit n of one batch row and query head: offset - factor |q| |k| / n, from the longest rows.
 
-    p_limits is [LIMITS, B, Hq], for n = 1 and, with two LIMITS, n = 2.
+    p_limits is [LIMITS, B, Hq], for n = 1 and, with two LIMITS, n = 2. Strides s_q and s_k are
+    (batch, time, head).
     """
     i = tl.program_id(0)
     i_batch, i_head = (i // heads).to(tl.int64), (i % heads).to(tl.int64)

@@ -30,6 +30,7 @@ from cerl.kernels.runtime.launch import Launcher
 from cerl.kernels.runtime.overlap import follow, starts_early
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_fb",

@@ -107,6 +107,7 @@ def pair_scores(b_qk, scale, hi_i, hi_j, lo_j):
     return (b_qk * scale - lo_j) + (hi_i - hi_j) * LOG2E
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=["s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "queries", "keys", "window"]
 )

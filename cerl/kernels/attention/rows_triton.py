@@ -1,6 +1,7 @@
 """Rows of the heads in memory: how the kernels of attention load and store blocks of them.
 
-Tensors of [B, time, H, D] keep the entries of a row together; all other strides are free.
+Tensors of [B, time, H, D] keep the entries of a row together; all other strides are free. Kernels
+take them as one tuple (batch, time, head) for each tensor.
 """
 
 import triton
@@ -63,11 +64,12 @@ def store_rows(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
 
 
 def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
-    """Strides (batch, time, head) of [B, time, H, D] tensors, one tuple for each, as kernels take.
+    """The tuple of strides (batch, time, head) of each tensor [B, time, H, D].
 
-    Triton specialises every entry of a tuple as it does a plain integer: 1 becomes a constant, and
-    multiples of 16 are known as such. It does so even for tuples in `do_not_specialize`; strides
-    that must not be specialised, those of gates, are therefore passed one by one.
+    Triton specialises each entry of a tuple as it does a plain integer: a 1 becomes a constant, and
+    the compiler knows which entries are multiples of 16. It ignores `do_not_specialize` for tuples.
+    The strides of gates are therefore passed one by one: specialised, they would make Triton
+    compile the kernel again for other lengths and numbers of heads.
     """
     return [x.stride()[:3] for x in tensors]
 

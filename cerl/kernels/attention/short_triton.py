@@ -3,7 +3,8 @@
 A program holds all keys of a head and takes the queries in blocks. It may hold several heads; then
 every block of numbers leads with an axis of PAIRS (pairs of batch row and head). The keys fill the
 last of BT slots: the key at position t is in slot t + BT - keys. Each slot before position 0 is an
-episode of its own, so that every slot sees a key. Sums run in a fixed order.
+episode of its own, so that every slot sees a key. Sums run in a fixed order. Tuples of strides are
+(batch, time, head).
 """
 
 import functools
@@ -167,6 +168,7 @@ def _first_block(queries, BT: tl.constexpr, BM: tl.constexpr):
         return (BT - queries) // BM
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=["s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "queries", "keys", "window"]
 )
@@ -275,6 +277,7 @@ def _queries(
     return b_q, b_do, b_lse, b_dlse
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_fb",
