@@ -1,5 +1,9 @@
 """When a launch goes past Triton, told by a kernel that writes down what it is given."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,8 +72,9 @@ def test_launch_like_one_before_goes_to_its_binary():
         (tensors(), (1, 48)),
         (tensors(), (2, 40)),
         (tensors(begin=1), (1, 40)),
+        (tensors(), ((1, 2), 40)),
     ],
-    ids=["another type", "a type of the same size", "size", "stride", "not on 16 bytes"],
+    ids=["another type", "a type of the same size", "size", "stride", "not on 16 bytes", "a tuple"],
 )
 def test_other_launches_go_through_triton(given, sizes):
     kernel = Kernel()
@@ -79,6 +84,79 @@ def test_other_launches_go_through_triton(given, sizes):
     launch(3, tensors(), (1, 40), 0.5)
     assert len(kernel.calls) == 2
     assert [len(binary.calls) for binary in kernel.binaries] == [1, 0]
+
+
+def test_tuples_of_strides_find_the_binary_of_the_same_strides():
+    kernel = Kernel()
+    launch, given = launcher(kernel), tensors()
+    for strides in ((64, 16, 1), (64, 16, 2), (64, 16, 1)):
+        launch(3, given, (strides, 40), 0.5)
+    assert [call[3] for call in kernel.calls] == [(64, 16, 1), (64, 16, 2)]
+    assert [[call[3] for call in binary.calls] for binary in kernel.binaries] == [[(64, 16, 1)], []]
+
+
+# Compiles one kernel for sm_90, which takes no GPU, and prints what of it depends on the strides.
+COMPILE = """
+import sys
+import types
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from cerl.kernels.attention import short_triton
+
+driver.set_active(
+    types.SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+)
+kernel, binaries = short_triton._forward, []
+
+
+class Compiled:
+    def __init__(self):
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid):
+        def run(*given, **options):
+            binaries.append(kernel.warmup(*given, grid=grid, **options))
+            return binaries[-1]
+
+        return run
+
+
+short_triton._forward = Compiled()
+for row, head in ((32, 32), (48, 48), (35, 32), (32, 1)):
+    q = torch.zeros(2048, dtype=torch.bfloat16).as_strided((2, 16, 1, 32), (16 * row, row, head, 1))
+    short_triton.forward(q, q, q, torch.zeros(2, 16, 1), None, window=0, scale=1.0)
+    ptx = binaries[-1].asm["ptx"]
+    print("ld.global.v4" in ptx, ptx.count(".param "), hash(ptx))
+assert len(binaries) == 4
+"""
+
+
+def test_strides_choose_the_kernel_that_is_compiled(tmp_path):
+    """Rows of 32 entries lie 32, 48 or 35 entries apart: only the last are not aligned.
+
+    A stride of 1, here that of the only head, is a constant instead of a parameter.
+    """
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    found = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    aligned, spaced, odd, constant = (line.split() for line in found.stdout.splitlines())
+    assert aligned == spaced and aligned[0] == constant[0] == "True" and odd[0] == "False"
+    assert int(aligned[1]) == int(odd[1]) == int(constant[1]) + 3
 
 
 def test_tensors_that_do_not_begin_on_16_bytes_leave_nothing_behind():

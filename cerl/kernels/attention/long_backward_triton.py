@@ -89,12 +89,8 @@ def _keys_block(
     p_sees,
     p_high,
     p_low,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_db,
-    s_dt,
-    s_dh,
+    s_q,
+    s_do,
     pairs,
     offset,
     queries,
@@ -113,8 +109,8 @@ def _keys_block(
 
     MASKED blocks take exact decays of pairs and a mask; the others count decays from the first row.
     """
-    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, TMA)
-    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, TMA)
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_q, D, BD, BM, TMA)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_do, D, BD, BM, TMA)
     b_delta = vector(p_terms, o_pair, begin, padded, BM, TMA)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     if MASKED:
@@ -152,18 +148,10 @@ def _backward_keys(
     p_dk,
     p_dv,
     p_column,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_db,
-    s_dt,
-    s_dh,
+    s_q,
+    s_k,
+    s_v,
+    s_do,
     pairs,
     heads,
     queries,
@@ -194,8 +182,8 @@ def _backward_keys(
     j0 = i_tile * BN
     column = j0 + tl.arange(0, BN)
     d = tl.arange(0, BD)
-    b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
-    b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+    b_k = load_rows(p_k, i_b, i_kh, j0, keys, s_k, D, BD, BN, False)
+    b_v = load_rows(p_v, i_b, i_kh, j0, keys, s_v, D, BD, BN, False)
     follow(OVERLAP)
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BD], tl.float32)
@@ -238,12 +226,8 @@ def _backward_keys(
                 p_sees,
                 p_high,
                 p_low,
-                s_qb,
-                s_qt,
-                s_qh,
-                s_db,
-                s_dt,
-                s_dh,
+                s_q,
+                s_do,
                 pairs,
                 offset,
                 queries,
@@ -280,12 +264,8 @@ def _backward_keys(
                     p_sees,
                     p_high,
                     p_low,
-                    s_qb,
-                    s_qt,
-                    s_qh,
-                    s_db,
-                    s_dt,
-                    s_dh,
+                    s_q,
+                    s_do,
                     pairs,
                     offset,
                     queries,
@@ -322,24 +302,12 @@ def _backward_queries(
     p_dlse,
     p_terms,
     p_dq,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
-    s_ob,
-    s_ot,
-    s_oh,
-    s_db,
-    s_dt,
-    s_dh,
-    s_lb,
-    s_lt,
-    s_lh,
+    s_q,
+    s_k,
+    s_v,
+    s_o,
+    s_do,
+    s_l,
     pairs,
     heads,
     queries,
@@ -397,10 +365,10 @@ def _backward_queries(
     b_left = tl.load(p_left + i)
     b_dlse = tl.zeros([BM], tl.float32)
     if DLSE:
-        b_dlse = tl.load(p_dlse + i_b * s_lb + i_h * s_lh + safe * s_lt)
-    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
-    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False)
-    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, BM, False)
+        b_dlse = tl.load(p_dlse + i_b * s_l[0] + i_h * s_l[2] + safe * s_l[1])
+    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_q, D, BD, BM, False)
+    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_do, D, BD, BM, False)
+    b_o = load_rows(p_o, i_b, i_h, begin, queries, s_o, D, BD, BM, False)
     b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1) - b_dlse
     b_near = b_lse - lo_i * LOG2E
     b_far = b_lse - ((hi_i - hi_r) + (lo_i - lo_r)) * LOG2E
@@ -421,8 +389,8 @@ def _backward_queries(
     for step in range(edges + tl.cdiv(i1 + 1 - diagonal, BN)):
         begin = tl.where(step < edges, edge + step * BN, diagonal + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
-        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_k, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_v, D, BD, BN, TMA)
         hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
         lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -435,8 +403,8 @@ def _backward_queries(
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     if not ONE_LOOP:
         for begin in range(whole, diagonal, BN):
-            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_k, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_v, D, BD, BN, TMA)
             b_fall, frame = fall(
                 p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
             )
@@ -513,7 +481,7 @@ def backward(
         terms,
         dq,
         *strides(q, k, v, o, do),
-        *lse_strides,
+        lse_strides,
         pairs,
         heads,
         queries,

@@ -167,15 +167,9 @@ def _forward(
     p_count,
     p_o,
     p_lse,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
+    s_q,
+    s_k,
+    s_v,
     pairs,
     heads,
     queries,
@@ -209,7 +203,7 @@ def _forward(
     i = offset + tl.minimum(row, queries - 1)
     i0 = offset + i_tile * BM
     i1 = offset + tl.minimum(i_tile * BM + BM - 1, queries - 1)
-    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+    b_q = load_rows(p_q, i_b, i_h, i_tile * BM, queries, s_q, D, BD, BM, False)
     follow(OVERLAP)
     edge = tl.load(p_left + i0) // PN * PN
     whole, near, edges = key_ranges(p_left, edge, i0, i1, ONE_LOOP, BN)
@@ -226,8 +220,8 @@ def _forward(
     for step in range(edges + tl.cdiv(i1 + 1 - near, BN)):
         begin = tl.where(step < edges, edge + step * BN, near + (step - edges) * BN)
         column = begin + tl.arange(0, BN)
-        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+        b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_k, D, BD, BN, TMA)
+        b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_v, D, BD, BN, TMA)
         hi_j = vector(p_sums, i_pair, begin, length, BN, TMA)
         lo_j = vector(p_sums, pairs + i_pair, begin, length, BN, TMA)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -263,8 +257,8 @@ def _forward(
         b_max = b_near - b_shift
         b_start = b_max
         for begin in range(whole, near, BN):
-            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_kb, s_kt, s_kh, D, BD, BN, TMA)
-            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_vb, s_vt, s_vh, D, BD, BN, TMA)
+            b_k = load_rows(p_k, i_b, i_kh, begin, keys, s_k, D, BD, BN, TMA)
+            b_v = load_rows(p_v, i_b, i_kh, begin, keys, s_v, D, BD, BN, TMA)
             b_fall, frame = fall(
                 p_sums, p_high, p_low, i_pair, pairs, begin, hi_r, lo_r, length, BN, TMA
             )

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cerl.kernels.attention.rows_triton import strides
 from cerl.kernels.runtime.blocks import block_size
 
 ROWS, WARPS = 256, 8  # rows of a turn of the loop
@@ -36,12 +37,8 @@ def _measure(
     p_q,
     p_k,
     p_limits,
-    sb_q,
-    st_q,
-    sh_q,
-    sb_k,
-    st_k,
-    sh_k,
+    s_q,
+    s_k,
     heads,
     queries,
     keys,
@@ -55,12 +52,13 @@ def _measure(
 ):
     """Limit n of one batch row and query head: offset - factor |q| |k| / n, from the longest rows.
 
-    p_limits is [LIMITS, B, Hq], for n = 1 and, with two LIMITS, n = 2.
+    p_limits is [LIMITS, B, Hq], for n = 1 and, with two LIMITS, n = 2. Strides s_q and s_k are
+    (batch, time, head).
     """
     i = tl.program_id(0)
     i_batch, i_head = (i // heads).to(tl.int64), (i % heads).to(tl.int64)
-    q = _longest(p_q + i_batch * sb_q + i_head * sh_q, st_q, queries, D, BD, BT)
-    k = _longest(p_k + i_batch * sb_k + (i_head // GROUPS) * sh_k, st_k, keys, D, BD, BT)
+    q = _longest(p_q + i_batch * s_q[0] + i_head * s_q[2], s_q[1], queries, D, BD, BT)
+    k = _longest(p_k + i_batch * s_k[0] + (i_head // GROUPS) * s_k[2], s_k[1], keys, D, BD, BT)
     known = (q < float("inf")) & (k < float("inf"))  # else nothing is skipped
     bound = tl.where(known, q, 0.0) * tl.where(known, k, 0.0)
     for n in tl.static_range(LIMITS):
@@ -85,8 +83,7 @@ def measured_limits(
         q,
         k,
         limits,
-        *q.stride()[:3],
-        *k.stride()[:3],
+        *strides(q, k),
         heads,
         queries,
         keys,

@@ -30,6 +30,7 @@ from cerl.kernels.runtime.launch import Launcher
 from cerl.kernels.runtime.overlap import follow, starts_early
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_fb",
@@ -61,26 +62,16 @@ def _backward(
     p_dk,
     p_dv,
     p_dlog_f,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
+    s_q,
+    s_k,
+    s_v,
     s_fb,
     s_ft,
     s_fh,
     s_sb,
     s_st,
-    s_ob,
-    s_ot,
-    s_oh,
-    s_db,
-    s_dt,
-    s_dh,
+    s_o,
+    s_do,
     s_lb,
     s_lt,
     s_lh,
@@ -120,9 +111,9 @@ def _backward(
         o_h = i_b * queries * heads + i_h
         p_high = p_sums + i_pair * LENGTH
         for begin in range(0, queries, PM):
-            b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, PM, False)
-            b_do = load_rows(p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, PM, False)
-            b_o = load_rows(p_o, i_b, i_h, begin, queries, s_ob, s_ot, s_oh, D, BD, PM, False)
+            b_q = load_rows(p_q, i_b, i_h, begin, queries, s_q, D, BD, PM, False)
+            b_do = load_rows(p_do, i_b, i_h, begin, queries, s_do, D, BD, PM, False)
+            b_o = load_rows(p_o, i_b, i_h, begin, queries, s_o, D, BD, PM, False)
             row = begin + r
             m_row = row < queries
             hi_i = tl.load(p_high + (offset + begin) + r)
@@ -148,12 +139,8 @@ def _backward(
                 steps = edges + last // BN + 1 - end if MASKED else end - inner
                 for step in range(steps):
                     tile = edge_block(step, first_tile, end, edges) if MASKED else inner + step
-                    b_k = load_rows(
-                        p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False
-                    )
-                    b_v = load_rows(
-                        p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False
-                    )
+                    b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_k, D, BD, BN, False)
+                    b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_v, D, BD, BN, False)
                     hi_j = tl.load(p_high + tile * BN + c)
                     lo_j = tl.load(p_high + (o_sums + tile * BN) + c)
                     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
@@ -176,8 +163,8 @@ def _backward(
     o_key = (i_b * keys * key_heads + i_kh) * D
     for tile in range(tl.cdiv(keys, PN)):
         j = tile * PN + c
-        b_k = load_rows(p_k, i_b, i_kh, tile * PN, keys, s_kb, s_kt, s_kh, D, BD, PN, False)
-        b_v = load_rows(p_v, i_b, i_kh, tile * PN, keys, s_vb, s_vt, s_vh, D, BD, PN, False)
+        b_k = load_rows(p_k, i_b, i_kh, tile * PN, keys, s_k, D, BD, PN, False)
+        b_v = load_rows(p_v, i_b, i_kh, tile * PN, keys, s_v, D, BD, PN, False)
         b_dk = tl.zeros([PN, BD], tl.float32)
         b_dv = tl.zeros([PN, BD], tl.float32)
         for group in range(GROUPS):
@@ -202,12 +189,8 @@ def _backward(
                 steps = edges + last - end if MASKED else end - inner
                 for step in range(steps):
                     begin = (edge_block(step, first, end, edges) if MASKED else inner + step) * BM
-                    b_q = load_rows(
-                        p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False
-                    )
-                    b_do = load_rows(
-                        p_do, i_b, i_h, begin, queries, s_db, s_dt, s_dh, D, BD, BM, False
-                    )
+                    b_q = load_rows(p_q, i_b, i_h, begin, queries, s_q, D, BD, BM, False)
+                    b_do = load_rows(p_do, i_b, i_h, begin, queries, s_do, D, BD, BM, False)
                     hi_i = tl.load(p_high + (offset + begin) + r)
                     b_term = tl.load(p_high + (2 * o_sums + begin) + r)
                     b_delta = tl.load(p_delta + (i_pair * BT + begin) + r)

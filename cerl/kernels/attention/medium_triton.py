@@ -107,6 +107,7 @@ def pair_scores(b_qk, scale, hi_i, hi_j, lo_j):
     return (b_qk * scale - lo_j) + (hi_i - hi_j) * LOG2E
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=["s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "queries", "keys", "window"]
 )
@@ -122,15 +123,9 @@ def _forward(
     p_skipped,
     p_sums,
     p_sees,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
+    s_q,
+    s_k,
+    s_v,
     s_fb,
     s_ft,
     s_fh,
@@ -197,7 +192,7 @@ def _forward(
     column = tl.arange(0, BN)[None, :]
     for turn in range(tl.cdiv(blocks - part, PARTS)):
         begin = (part + turn * PARTS) * BM
-        b_q = load_rows(p_q, i_b, i_h, begin, queries, s_qb, s_qt, s_qh, D, BD, BM, False)
+        b_q = load_rows(p_q, i_b, i_h, begin, queries, s_q, D, BD, BM, False)
         row = begin + tl.arange(0, BM)
         m_row = row < queries
         i = offset + tl.minimum(row, queries - 1)
@@ -220,8 +215,8 @@ def _forward(
             for step in range(steps):
                 tile = edge_block(step, first_tile, end, edges) if MASKED else inner + step
                 j = tile * BN + tl.arange(0, BN)
-                b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_kb, s_kt, s_kh, D, BD, BN, False)
-                b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_vb, s_vt, s_vh, D, BD, BN, False)
+                b_k = load_rows(p_k, i_b, i_kh, tile * BN, keys, s_k, D, BD, BN, False)
+                b_v = load_rows(p_v, i_b, i_kh, tile * BN, keys, s_v, D, BD, BN, False)
                 hi_j, lo_j = tl.gather(b_high, j, 0), tl.gather(b_low, j, 0)
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
                 b_s = pair_scores(b_s, scale, hi_i[:, None], hi_j[None, :], lo_j[None, :])

@@ -1,6 +1,7 @@
 """Rows of the heads in memory: how the kernels of attention load and store blocks of them.
 
-Tensors of [B, time, H, D] keep the entries of a row together; all other strides are free.
+Tensors of [B, time, H, D] keep the entries of a row together; all other strides are free. Kernels
+take them as one tuple (batch, time, head) for each tensor.
 """
 
 import triton
@@ -20,15 +21,13 @@ def load_rows(
     i_h,
     begin,
     limit,
-    s_b,
-    s_t,
-    s_h,
+    s,
     D: tl.constexpr,
     BD: tl.constexpr,
     BT: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Rows [BT, BD] of a head from `begin` on.
+    """Rows [BT, BD] of a head from `begin` on; s holds the strides (batch, time, head).
 
     Entries past D are 0. A row past `limit` holds the last row or, by the copy engine, zeros:
     callers mask its scores or give it weight 0.
@@ -38,7 +37,7 @@ def load_rows(
     else:
         t = tl.minimum(begin + tl.arange(0, BT), limit - 1)
         d = tl.arange(0, BD)
-        p_tile = p + i_b * s_b + i_h * s_h + t[:, None] * s_t + d[None, :]
+        p_tile = p + i_b * s[0] + i_h * s[2] + t[:, None] * s[1] + d[None, :]
         if D == BD:
             return tl.load(p_tile)
         else:
@@ -64,9 +63,15 @@ def store_rows(p, row, inside, s_t, b, D: tl.constexpr, BD: tl.constexpr):
     tl.store(p + row[:, None] * s_t + d[None, :], b.to(p.dtype.element_ty), mask=m)
 
 
-def strides(*tensors: Tensor) -> list[int]:
-    """Outer strides of [B, time, H, D] tensors, as the kernels take them."""
-    return [size for tensor in tensors for size in tensor.stride()[:3]]
+def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
+    """The tuple of strides (batch, time, head) of each tensor [B, time, H, D].
+
+    Triton specialises each entry of a tuple as it does a plain integer: a 1 becomes a constant, and
+    the compiler knows which entries are multiples of 16. It ignores `do_not_specialize` for tuples.
+    The strides of gates are therefore passed one by one: specialised, they would make Triton
+    compile the kernel again for other lengths and numbers of heads.
+    """
+    return [x.stride()[:3] for x in tensors]
 
 
 def tiled(rows: int, *tensors: Tensor) -> tuple[bool, list]:

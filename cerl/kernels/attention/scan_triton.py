@@ -110,6 +110,7 @@ def _first_tiles(
     return first + skipped
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_fb",
@@ -244,6 +245,7 @@ def _prepare(
     tl.store(p_count + i_pair, count.to(tl.float32))
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_ft",

@@ -3,7 +3,8 @@
 A program holds all keys of a head and takes the queries in blocks. It may hold several heads; then
 every block of numbers leads with an axis of PAIRS (pairs of batch row and head). The keys fill the
 last of BT slots: the key at position t is in slot t + BT - keys. Each slot before position 0 is an
-episode of its own, so that every slot sees a key. Sums run in a fixed order.
+episode of its own, so that every slot sees a key. Sums run in a fixed order. Tuples of strides are
+(batch, time, head).
 """
 
 import functools
@@ -167,6 +168,7 @@ def _first_block(queries, BT: tl.constexpr, BM: tl.constexpr):
         return (BT - queries) // BM
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=["s_fb", "s_ft", "s_fh", "s_sb", "s_st", "pairs", "queries", "keys", "window"]
 )
@@ -179,15 +181,9 @@ def _forward(
     p_o,
     p_lse,
     p_skipped,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
+    s_q,
+    s_k,
+    s_v,
     s_fb,
     s_ft,
     s_fh,
@@ -219,12 +215,12 @@ def _forward(
     b_f, m_reset = _gates(
         p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb, t, keys, s_ft, s_st, STARTS
     )
-    b_k = _rows(p_k + i_b * s_kb + i_kh * s_kh, t, inside, s_kt, D, BD)
-    b_v = _rows(p_v + i_b * s_vb + i_kh * s_vh, t, inside, s_vt, D, BD)
-    p_q += i_b * s_qb + i_h * s_qh
+    b_k = _rows(p_k + i_b * s_k[0] + i_kh * s_k[2], t, inside, s_k[1], D, BD)
+    b_v = _rows(p_v + i_b * s_v[0] + i_kh * s_v[2], t, inside, s_v[1], D, BD)
+    p_q += i_b * s_q[0] + i_h * s_q[2]
     first = _first_block(queries, BT, BM)
     row = _slots(first, PAIRS, BM) - (BT - queries)
-    b_q = _rows(p_q, row, row >= 0, s_qt, D, BD)
+    b_q = _rows(p_q, row, row >= 0, s_q[1], D, BD)
     b_high, b_low, b_left = _decay(b_f, m_reset, slot, window)
     p_o += (i_b * queries * heads + i_h) * D
     p_lse += i_b * queries * heads + i_h
@@ -248,7 +244,7 @@ def _forward(
         _store(p_o, row, row >= 0, heads * D, b_o, D, BD)
         if BM < BT:
             row += BM
-            b_q = _rows(p_q, row, row < queries, s_qt, D, BD)
+            b_q = _rows(p_q, row, row < queries, s_q[1], D, BD)
 
 
 @triton.jit
@@ -257,8 +253,8 @@ def _queries(
     p_do,
     p_lse,
     p_dlse,
-    s_qt,
-    s_dt,
+    s_q,
+    s_do,
     s_lt,
     row,
     queries,
@@ -272,8 +268,8 @@ def _queries(
     A row that is no query gets a log-sum-exp of infinity, and so the weight 0.
     """
     inside = (row >= 0) & (row < queries)
-    b_q = _rows(p_q, row, inside, s_qt, D, BD)
-    b_do = _rows(p_do, row, inside, s_dt, D, BD)
+    b_q = _rows(p_q, row, inside, s_q[1], D, BD)
+    b_do = _rows(p_do, row, inside, s_do[1], D, BD)
     b_lse = tl.load(p_lse + row * heads, mask=inside, other=float("inf")) * LOG2E
     b_dlse = tl.zeros_like(b_lse)
     if DLSE:
@@ -281,6 +277,7 @@ def _queries(
     return b_q, b_do, b_lse, b_dlse
 
 
+# Strides of gates are not in a tuple, where Triton would specialise them (`rows_triton.strides`).
 @triton.jit(
     do_not_specialize=[
         "s_fb",
@@ -310,23 +307,15 @@ def _backward(
     p_dk,
     p_dv,
     p_dlog_f,
-    s_qb,
-    s_qt,
-    s_qh,
-    s_kb,
-    s_kt,
-    s_kh,
-    s_vb,
-    s_vt,
-    s_vh,
+    s_q,
+    s_k,
+    s_v,
     s_fb,
     s_ft,
     s_fh,
     s_sb,
     s_st,
-    s_db,
-    s_dt,
-    s_dh,
+    s_do,
     s_lb,
     s_lt,
     s_lh,
@@ -356,8 +345,8 @@ def _backward(
     slot = _slots(0, PAIRS, BT)
     t = slot - (BT - keys)
     inside = t >= 0
-    b_k = _rows(p_k + i_b * s_kb + i_kh * s_kh, t, inside, s_kt, D, BD)
-    b_v = _rows(p_v + i_b * s_vb + i_kh * s_vh, t, inside, s_vt, D, BD)
+    b_k = _rows(p_k + i_b * s_k[0] + i_kh * s_k[2], t, inside, s_k[1], D, BD)
+    b_v = _rows(p_v + i_b * s_v[0] + i_kh * s_v[2], t, inside, s_v[1], D, BD)
     b_dk = tl.zeros(b_k.shape, tl.float32)
     b_dv = tl.zeros(b_k.shape, tl.float32)
     first = _first_block(queries, BT, BM)
@@ -367,7 +356,7 @@ def _backward(
         p_f, p_s = p_log_f + i_b * s_fb + i_h * s_fh, p_start + i_b * s_sb
         b_f, m_reset = _gates(p_f, p_s, t, keys, s_ft, s_st, STARTS)
         _, m_next = _gates(p_f, p_s, t + 1, keys, s_ft, s_st, STARTS)
-        p_qh, p_doh = p_q + i_b * s_qb + i_h * s_qh, p_do + i_b * s_db + i_h * s_dh
+        p_qh, p_doh = p_q + i_b * s_q[0] + i_h * s_q[2], p_do + i_b * s_do[0] + i_h * s_do[2]
         o_h = i_b * queries * heads + i_h
         p_lseh, p_dlseh = p_lse + o_h, p_dlse + i_b * s_lb + i_h * s_lh
         row = _slots(first, PAIRS, BM) - (BT - queries)
@@ -376,8 +365,8 @@ def _backward(
             p_doh,
             p_lseh,
             p_dlseh,
-            s_qt,
-            s_dt,
+            s_q,
+            s_do,
             s_lt,
             row,
             queries,
@@ -416,8 +405,8 @@ def _backward(
                     p_doh,
                     p_lseh,
                     p_dlseh,
-                    s_qt,
-                    s_dt,
+                    s_q,
+                    s_do,
                     s_lt,
                     row + BM,
                     queries,

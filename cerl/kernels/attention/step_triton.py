@@ -87,14 +87,10 @@ def _step(
     p_position,
     p_length,
     p_o,
-    s_qb,
-    s_qh,
-    s_kb,
-    s_kh,
-    s_vb,
-    s_vh,
-    s_fb,
-    s_fh,
+    s_q,
+    s_k,
+    s_v,
+    s_f,
     s_sb,
     heads,
     ring,
@@ -112,7 +108,10 @@ def _step(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Appends the new key of one key head to the cache, and attends with its G query heads."""
+    """Appends the new key of one key head to the cache, and attends with its G query heads.
+
+    Tuples of strides are (batch, head).
+    """
     i_pair = tl.program_id(0)
     i_b, i_h = (i_pair // heads).to(tl.int64), i_pair % heads
     i_pair = i_pair.to(tl.int64)
@@ -126,16 +125,16 @@ def _step(
 
     slot = tl.load(p_position + i_pair)
     start = tl.load(p_start + i_b * s_sb).to(tl.int1)
-    b_f = tl.load(p_log_f + i_b * s_fb + (i_h * G + g) * s_fh, m_g, other=0.0)
+    b_f = tl.load(p_log_f + i_b * s_f[0] + (i_h * G + g) * s_f[1], m_g, other=0.0)
     length = tl.load(p_length, m_g, other=0)
     norm = tl.load(p_norm + i_pair)
     b_q = tl.load(
-        p_q + i_b * s_qb + (i_h * G + g)[:, None] * s_qh + d[None, :],
+        p_q + i_b * s_q[0] + (i_h * G + g)[:, None] * s_q[1] + d[None, :],
         m_g[:, None] & m_d[None, :],
         other=0.0,
     ).to(tl.float32)
-    b_new_k = tl.load(p_k + i_b * s_kb + i_h * s_kh + d, m_d, other=0.0)
-    b_new_v = tl.load(p_v + i_b * s_vb + i_h * s_vh + d, m_d, other=0.0)
+    b_new_k = tl.load(p_k + i_b * s_k[0] + i_h * s_k[1] + d, m_d, other=0.0)
+    b_new_v = tl.load(p_v + i_b * s_v[0] + i_h * s_v[1] + d, m_d, other=0.0)
 
     length = tl.where(start | (b_f == float("-inf")), 0, length)
     old = tl.minimum(length, window - 1)  # ages 1 to `old` are seen
@@ -252,10 +251,10 @@ def step(
         position,
         length,
         o,
-        *q.stride()[:2],
-        *k.stride()[:2],
-        *v.stride()[:2],
-        *log_f.stride(),
+        q.stride()[:2],
+        k.stride()[:2],
+        v.stride()[:2],
+        log_f.stride(),
         start.stride(0),
         key_heads,
         ring,

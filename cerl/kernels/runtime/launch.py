@@ -17,8 +17,9 @@ MANY = 1024  # binaries of a kernel that are kept; one more empties the cache
 class Launcher:
     """A kernel together with its compile-time constants and launch options.
 
-    The parameters of the kernel are tensors, then integers, then one float, then the constants that
-    `options` names. Python globals that the kernel reads must keep their values.
+    The parameters of the kernel are tensors, then integers or tuples of integers (the strides of a
+    tensor), then one float, then the constants that `options` names. Python globals that the kernel
+    reads must keep their values.
     """
 
     def __init__(self, kernel: KernelInterface, **options: Any) -> None:
@@ -28,7 +29,11 @@ class Launcher:
         self.binaries: dict[Any, Any] = {}
 
     def __call__(
-        self, programs: int, tensors: tuple[Tensor, ...], sizes: tuple[int, ...], factor: float
+        self,
+        programs: int,
+        tensors: tuple[Tensor, ...],
+        sizes: tuple[int | tuple[int, ...], ...],
+        factor: float,
     ) -> None:
         """Launches `programs` programs on the current device, which is that of the tensors."""
         factor = float(factor)  # of an integer Triton would make another binary
