@@ -20,7 +20,7 @@ from cerl.agents.sac_net import Critic, SACNet, log_probability
 from cerl.config import Config, SacConfig, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
-from cerl.heads import head_table, next_action_values, of_actors
+from cerl.heads import head_table, next_action_values, of_choosers
 from cerl.kernels import sac
 from cerl.kernels.pointwise import sigmoid
 from cerl.kernels.runtime.streams import parallel
@@ -229,7 +229,7 @@ class SAC:
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = sigmoid(-options.spread_temperature * spread) + 0.5
-        return value, of_actors(self.table, weight)
+        return value, of_choosers(self.table, weight)
 
     def policy_loss(
         self,

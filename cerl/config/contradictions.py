@@ -127,12 +127,12 @@ def _shared_layers(config: Config) -> Iterator[str]:
     below = (1 if sequence else len(net.channels)) + len(net.hidden)
     first = "the sequence network" if sequence else f"{len(net.channels)} convolutions"
     layers = f"{first} and {len(net.hidden)} hidden layers"
-    if ensemble.heads == "own" and ensemble.shared_layers > below:
+    if not ensemble.several_heads and ensemble.shared_layers > below:
         yield (
             f"ensemble.shared_layers: expected at most {below} ({layers}; a shared output layer "
             f"leaves nothing of a member's own), got {ensemble.shared_layers}"
         )
-    if ensemble.heads != "own" and ensemble.shared_layers > max(below - 1, 0):
+    if ensemble.several_heads and ensemble.shared_layers > max(below - 1, 0):
         yield (
             f"ensemble.shared_layers: expected at most {max(below - 1, 0)} with heads "
             f"{ensemble.heads} ({layers}; the layer below the heads must be a member's own, else "
@@ -167,17 +167,17 @@ def _roles(config: Config) -> Iterator[str]:
 
 def _horizons(config: Config) -> Iterator[str]:
     ensemble, gamma = config.ensemble, config.loss.gamma
-    if ensemble.heads != "multi_horizon":
+    if not ensemble.several_horizons:
         return
     if ensemble.members > 1 and ensemble.shared_layers > 0:
         yield (
-            "ensemble.shared_layers: multi_horizon needs members 1 or no shared layers; "
+            f"ensemble.shared_layers: {ensemble.heads} needs members 1 or no shared layers; "
             f"expected 0, got {ensemble.shared_layers} with {ensemble.members} members"
         )
     if gamma >= 1:
         yield (
-            "loss.gamma: multi_horizon divides the longest horizon 1 / (1 - gamma); "
-            f"expected below 1, got {gamma}"
+            f"loss.gamma: {ensemble.heads} divides the longest horizon 1 / (1 - gamma); expected "
+            f"below 1, got {gamma}"
         )
     elif ensemble.horizons * (1 - gamma) > 1 + 1e-9:
         yield (

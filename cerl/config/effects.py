@@ -36,17 +36,17 @@ EFFECTS = (
     Effect(
         "ensemble.horizons",
         "ensemble.heads is multi_horizon",
-        lambda c: c.ensemble.heads == "multi_horizon",
+        lambda c: c.ensemble.several_horizons,
     ),
     Effect(
         "ensemble.fork",
-        "ensemble.heads gives a member several heads (is not own)",
-        lambda c: c.ensemble.heads != "own",
+        "ensemble.heads gives a member several heads",
+        lambda c: c.ensemble.several_heads,
     ),
     Effect(
         "agent.gradient_scale",
-        "ensemble.shared_layers is above 0 or ensemble.heads is not own",
-        lambda c: c.ensemble.shared_layers > 0 or c.ensemble.heads != "own",
+        "ensemble.shared_layers is above 0 or ensemble.heads gives a member several heads",
+        lambda c: c.ensemble.shared_layers > 0 or c.ensemble.several_heads,
     ),
     Effect(
         "agent.mico_beta",
