@@ -72,7 +72,7 @@ def own_target(values: NextValues) -> "Tensor":
 
 
 def single_actor(values: NextValues) -> "Tensor":
-    """As `cerl`, but what is valued is the choice of member 0, which alone acts (Lin et al. 2024)."""
+    """As `cerl`, but member 0, which alone acts, makes the choices (Lin et al. 2024)."""
     return values.take(lambda i, j: Source(0, (i + j) % values.members))
 
 

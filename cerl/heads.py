@@ -217,14 +217,8 @@ class _Taken:
 
     table: HeadTable
     pick: Callable[[Places], Tensor]
-
-    @property
-    def members(self) -> int:
-        return self.table.members
-
-    @property
-    def heads(self) -> int:
-        return self.table.heads
+    members: int
+    heads: int
 
     def take(self, source: Callable[[int, int], Source]) -> Tensor:
         return self.pick(self.table.places[self.table.sources(source)])
@@ -232,5 +226,5 @@ class _Taken:
 
 def _targets(table: HeadTable, pick: Callable[[Places], Tensor]) -> Tensor:
     """What the heads regress to, from what `pick` takes for a table of places."""
-    values: NextValues = _Taken(table, pick)
+    values: NextValues = _Taken(table, pick, table.members, table.heads)
     return table.kind.target(values)
