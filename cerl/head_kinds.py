@@ -81,6 +81,12 @@ def multi_horizon(values: NextValues) -> "Tensor":
     return values.take(lambda i, j: Source(i, i, j))
 
 
+def mean(values: NextValues) -> "Tensor":
+    """Every head regresses to the mean over members of the next values."""
+    every = own(values)
+    return every.mean(1, keepdim=True).expand_as(every)
+
+
 HEAD_KINDS: dict[str, HeadKind] = {
     "own": HeadKind("one head, to the member's own next value", own, heads="one"),
     "cerl": HeadKind("a head for each member, to that member's next value", cerl),
@@ -96,6 +102,7 @@ HEAD_KINDS: dict[str, HeadKind] = {
         multi_horizon,
         heads="horizons",
     ),
+    "mean": HeadKind("one head, to the mean over members of their next values", mean, heads="one"),
 }
 
 
