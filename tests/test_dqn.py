@@ -209,12 +209,20 @@ def slow_error(cfg, prediction, target):
 
 def heads_of(cfg):
     ens = cfg.ensemble
-    return {"own": 1, "multi_horizon": ens.horizons}.get(ens.heads, ens.members)
+    fixed = {"own": 1, "mean": 1, "multi_horizon": ens.horizons}
+    return fixed.get(ens.heads, ens.members)
 
 
 def slow_target(cfg, online, target, i, j, stack, reward, discount):
     """What head j of member i regresses to in one row; `online`, `target`: Members of the seed."""
     kind, m = cfg.ensemble.heads, (i + j) % len(online)
+    if kind == "mean":
+        own = cfg.model_copy(update={"ensemble": cfg.ensemble.model_copy(update={"heads": "own"})})
+        each = (
+            slow_target(own, online, target, k, 0, stack, reward, discount)
+            for k in range(len(online))
+        )
+        return sum(each) / len(online)
     chooser = {"single_actor": 0, "multi_horizon": i}.get(kind, m)
     own_value = kind in ("own_target", "multi_horizon")
     valuer, head = (i, j) if own_value else (m, 0)
@@ -309,6 +317,8 @@ VARIANTS = {
     "own_target": dict(heads="own_target"),
     "single_actor": dict(heads="single_actor"),
     "multi_horizon": dict(heads="multi_horizon"),
+    "mean": dict(heads="mean"),
+    "mean_l3": dict(heads="mean", shared=3, n_step=2),
     "both": dict(heads="cerl", fork="both"),
     "both_own_target": dict(heads="own_target", fork="both"),
     "own_l1": dict(shared=1),
@@ -344,6 +354,7 @@ VARIANTS = {
     "quantile": dict(agent="quantile", quantiles=4, double=False, n_step=3),
     "quantile_double": dict(agent="quantile", quantiles=4),
     "quantile_cerl": dict(agent="quantile", quantiles=3, heads="cerl", fork="both"),
+    "quantile_mean": dict(agent="quantile", quantiles=3, heads="mean"),
     "shared_bias": dict(heads="cerl", net=dict(shared_bias=True)),
     "feature_norm": dict(heads="cerl", net=dict(feature_norm=True)),
     "feature_norm_both": dict(heads="cerl", fork="both", net=dict(feature_norm=True)),
@@ -525,6 +536,7 @@ def test_given_transitions_must_be_those_that_the_config_asks_for():
 STANDING = {
     "own": dict(),
     "cerl_l3": dict(heads="cerl", shared=3),
+    "mean": dict(heads="mean"),
     "both": dict(heads="cerl", fork="both"),
     "mico": dict(mico_weight=0.3),
     "quantile": dict(agent="quantile", quantiles=4, n_step=3),

@@ -128,6 +128,11 @@ def test_an_option_of_another_kind_does_not_exist(name, option, value, message):
 
 ODD = [
     ("catch/cerl", {"loss.batches": "own"}, "regress to other members' targets"),
+    (
+        "catch/bootdqn",
+        {"ensemble.heads": "mean", "loss.batches": "independent"},
+        "heads mean regress to other members' targets",
+    ),
     ("minatar/cerl", {"agent.name": "sac"}, "those of minatar are discrete"),
     ("point_mass/sac", {"agent.spread_temperature": 1.0}, "2 or more members"),
     ("point_mass/sac", {"ensemble.fork": "both"}, "heads fork at the output"),

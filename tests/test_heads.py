@@ -186,6 +186,27 @@ def test_a_kind_may_compute_with_what_it_takes(monkeypatch):
         assert torch.equal(got[:, i], proposed[:, i, i].minimum(proposed[:, (i + 1) % 3, i]))
 
 
+@pytest.mark.parametrize("atoms", [(), (6,)])
+def test_heads_of_kind_mean_equal_a_loop_over_members(atoms):
+    seeds, members, batch, learnt, actions = 2, 3, 4, 2, 5
+    table, generator = table_of("mean"), torch.Generator().manual_seed(1)
+    assert (table.heads, table.value_heads, table.crossed) == (1, 1, False)
+    lead = (seeds, members, batch, learnt, 1, actions)
+    choose = torch.randn(lead, generator=generator)
+    value = torch.randn(*lead, *atoms, generator=generator)
+    got = next_values(table, choose, value)
+    assert got.shape == (*lead[:5], *atoms)
+    for s in range(seeds):
+        for b in range(batch):
+            for t in range(learnt):
+                total = torch.zeros(atoms, dtype=torch.float64)
+                for m in range(members):
+                    greedy = choose[s, m, b, t, 0].tolist()
+                    total += value[s, m, b, t, 0, greedy.index(max(greedy))].double()
+                for i in range(members):
+                    assert (got[s, i, b, t, 0] - total / members).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -199,7 +220,7 @@ def test_a_kind_that_makes_no_targets_is_refused(monkeypatch, target, message):
         register(monkeypatch, target)
 
 
-@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_targets_are_one_graph_for_the_compiler(kind):
     table = table_of(kind, horizons=4)
     value = torch.randn(1, 3, 2, 1, table.value_heads, 4)

@@ -57,6 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own target": dict(heads="own_target"),
     "single actor": dict(heads="single_actor"),
     "multi horizon": dict(heads="multi_horizon"),
+    "mean": dict(heads="mean"),
+    "mean with weighted backups": dict(heads="mean", spread_temperature=3.0, n_step=2),
     "three steps": dict(heads="cerl", n_step=3),
     "masks": dict(mask_probability=0.5),
     "independent batches": dict(batches="independent"),
@@ -282,6 +284,11 @@ def slow_losses(cfg, learner, window, mask, dice):
 def slow_next(cfg, learner, net, target, dice, s, i, j, b, x_next):
     """Soft next value that head (i, j) regresses to, and the weight of the row."""
     kind, members = cfg.ensemble.heads, cfg.ensemble.members
+    if kind == "mean":
+        own = cfg.model_copy(update={"ensemble": cfg.ensemble.model_copy(update={"heads": "own"})})
+        every = range(members)
+        each = [slow_next(own, learner, net, target, dice, s, k, 0, b, x_next) for k in every]
+        return tuple(sum(numbers) / members for numbers in zip(*each, strict=True))
     m = (i + j) % members
     actor = {"single_actor": 0, "multi_horizon": i}.get(kind, m)
     owner, head = (i, j) if kind in ("own_target", "multi_horizon") else (m, 0)
