@@ -369,7 +369,7 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     learner.updates += 7
     window = learner.sample()
     mask = learner.mask(window)
-    loss, _ = loss_of(learner, window, mask)
+    loss, *_ = loss_of(learner, window, mask)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
 
     copies = {k: v.detach().clone().requires_grad_() for k, v in learner.net.named_parameters()}
@@ -390,7 +390,7 @@ def test_a_masked_out_batch_gives_zero_loss_and_finite_gradients():
     learner = make_learner(config(mask_probability=0.5))
     mask = torch.ones(2, N, B)
     mask[0, 1] = 0
-    loss, _ = loss_of(learner, learner.sample(), mask)
+    loss, *_ = loss_of(learner, learner.sample(), mask)
     assert loss[0, 1].item() == 0 and bool((loss.detach() > 0).sum() == 2 * N - 1)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
     assert all(bool(g.isfinite().all()) for g in grads)
@@ -403,9 +403,9 @@ def test_slots_without_a_valid_row_do_not_count():
     window = learner.sample()
     weight = window.weight.clone()
     weight[:, :, :2] = 0
-    whole, _ = loss_of(learner, window._replace(weight=weight))
+    whole, *_ = loss_of(learner, window._replace(weight=weight))
     rest = type(window)(*(x[:, :, 2:] for x in window))
-    part, _ = loss_of(learner, rest)
+    part, *_ = loss_of(learner, rest)
     assert_agree(whole, part)
 
 
@@ -433,7 +433,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
     cfg = config(heads="cerl")
     learner = make_learner(cfg)
     window = learner.sample()
-    _, metrics = loss_of(learner, window)
+    _, metrics, _ = loss_of(learner, window)
     leaves = dict(learner.net.named_parameters())
     for s, i in itertools.product(range(2), range(N)):
         member = Member(leaves, s, i, cfg)
@@ -442,7 +442,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
         taken = q.gather(1, window.action[s, 0, :, 1:2])
         assert metrics["q_pi"][s, i].item() == pytest.approx(q.max(1)[0].mean().item(), abs=1e-5)
         assert metrics["q_data"][s, i].item() == pytest.approx(taken.mean().item(), abs=1e-5)
-    alone, _ = loss_of(learner, window)
+    alone, *_ = loss_of(learner, window)
     assert bool((metrics["loss"] < alone.detach()).all())  # one of N heads
 
 
@@ -498,7 +498,7 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
     leaves = list(online.parameters())
     optimiser = Optimiser(cfg.optim, leaves)
     for k in range(2):
-        loss, _ = agent.loss(online, target, window, mask=None)
+        loss, *_ = agent.loss(online, target, window, mask=None)
         assert_agree(outcome.losses[k], loss[0].detach())
         optimiser.step(torch.autograd.grad(loss.sum(), leaves))
         for name, leaf in online.named_parameters():

@@ -5,6 +5,7 @@ import pytest
 from cerl.config import Config, ConfigError, GruConfig, SacConfig, load, of_kind, preset
 from cerl.config.contradictions import contradictions
 from cerl.config.effects import EFFECTS, SAME, differences, section_of
+from cerl.config.errors import unions
 from cerl.config.model import Model
 from cerl.record.results import config_hash
 
@@ -175,12 +176,13 @@ def test_a_file_that_changes_the_kind_drops_what_its_base_says_of_the_section(tm
 
 
 def test_unions_are_those_of_the_merging_of_files():
+    plain = load("catch/ddqn")
     for section, (key, default) in preset.UNIONS.items():
-        field = Config.model_fields[section]
+        above, name = section_of(plain, section)
+        field = type(above).model_fields[name]
         assert field.discriminator == key
         assert getattr(field.default, key) == default or section == "env"
-    unions = {name for name, field in Config.model_fields.items() if field.discriminator}
-    assert unions == set(preset.UNIONS)
+    assert set(unions(Config)) == set(preset.UNIONS) == set(plain.kinds)
 
 
 # Hashes of result rows. They may change only where training does.

@@ -320,7 +320,7 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
     agent, window = learner.agent, learner.sample()
     mask, dice = learner.mask(window), agent.dice(learner.keys, learner.updates)
     slow = slow_losses(cfg, learner, window, mask, dice)
-    (critic, metrics), (policy, others) = (
+    (critic, metrics, _), (policy, others, _) = (
         stage.loss(learner.net, learner.target, window, mask=mask, dice=dice, prepared=None)
         for stage in learner.stages
     )
@@ -350,7 +350,7 @@ def test_a_mistake_of_a_thousandth_in_one_gradient_or_weight_is_seen():
     theirs = torch.autograd.grad(slow, leaves)
 
     def ours() -> tuple[torch.Tensor, ...]:
-        loss, _ = learner.stages[0].loss(
+        loss, *_ = learner.stages[0].loss(
             learner.net, learner.target, window, mask=None, dice=dice, prepared=None
         )
         return torch.autograd.grad(loss.sum(), leaves)
@@ -402,7 +402,7 @@ def test_initial_means_and_deviations_are_orthogonal_blocks_of_one_layer():
 def test_policy_loss_keeps_nothing_for_the_critics(variant):
     learner = make_learner(config(**VARIANTS[variant]))
     window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
-    loss, _ = learner.stages[1].loss(
+    loss, *_ = learner.stages[1].loss(
         learner.net, learner.target, window, mask=None, dice=dice, prepared=None
     )
     grads = torch.autograd.grad(

@@ -23,6 +23,7 @@ from cerl.config.encoders import (
 )
 from cerl.config.envs import CatchEnv, EnvConfig, unreadable
 from cerl.config.model import Ints, Model
+from cerl.config.samplers import SamplerConfig, UniformConfig
 from cerl.head_kinds import HEAD_KINDS, in_words
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class ReplayConfig(Model):
     """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
     candidates: int = Field(default=8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
+    sampler: SamplerConfig = UniformConfig()
+    """how rows are drawn: uniform, or prioritised by the errors of their values"""
 
 
 class ScheduleConfig(Model):
@@ -321,6 +324,7 @@ class Config(Model):
             "agent": self.agent.name,
             "encoder": self.encoder.name,
             "optim": self.optim.name,
+            "replay.sampler": self.replay.sampler.name,
         }
 
     @property
