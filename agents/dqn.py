@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from cerl import returns
-from cerl.agent import Decision, Group, Metrics, Stage
+from cerl.agent import Decision, Group, Losses, Metrics, Stage
 from cerl.agents.values import ValueKind
 from cerl.config import Config, ValueOptions, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
@@ -243,8 +243,8 @@ class DQN:
         index = batch.action.view(*batch.action.shape, 1, 1, *([1] * (q.dim() - 6)))
         index = index.expand(*q.shape[:5], 1, *q.shape[6:])
         taken = q.gather(5, index).squeeze(5)  # [S, N, B, T, J, *atoms]
-        weight = batch.weight / batch.weight.sum((2, 3), keepdim=True).clamp(min=1.0)
-        losses = (self.kind.error(taken, y) * weight.unsqueeze(-1)).sum((2, 3))
+        weight = returns.averaging(batch.weight).unsqueeze(-1)
+        losses = (self.kind.error(taken, y) * weight).sum((2, 3))
         return losses, Values(q, taken, y, encoded)
 
     def _values(
@@ -306,16 +306,22 @@ class DQN:
         mask: Tensor | None,
         dice: None = None,
         prepared: None = None,
-    ) -> tuple[Tensor, Metrics]:
-        """Loss of every member and what the originals log.
+    ) -> Losses:
+        """Loss of every member, summed over heads, and what the originals log.
 
-        Args:    window with context + T + n rows; mask as in `cerl.agent.StageLoss`.
-        Returns: loss [S, N], summed over heads; metrics {name: [S, N]}, detached.
+        The error of a row is that of expected values, also where values are distributions.
+
+        Args: window with context + T + n rows; mask as in `cerl.agent.StageLoss`.
         """
         batch = self.batch(net, window)
         batch = batch._replace(weight=masked(batch.weight, mask))
         losses, values = self.head_losses(net, target, batch)
-        return self.member_losses(net, target, batch, losses, values)
+        loss, metrics = self.member_losses(net, target, batch, losses, values)
+        if not self.config.replay.sampler.wants_errors:
+            return Losses(loss, metrics)
+        error = self.kind.mean(values.target) - self.kind.mean(values.taken)
+        errors = returns.row_errors(error, batches=window.weight.shape[1])
+        return Losses(loss, metrics, errors)
 
     def member_losses(
         self, net: QNet, target: QNet, batch: Batch, losses: Tensor, values: Values

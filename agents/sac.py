@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from cerl import draw, returns
-from cerl.agent import Decision, Group, Metrics, Stage
+from cerl.agent import Decision, Group, Losses, Metrics, Stage
 from cerl.agents.sac_net import Critic, SACNet, log_probability
 from cerl.config import Config, SacConfig, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
-from cerl.heads import head_table, next_action_values, of_actors
+from cerl.heads import head_table, next_action_values, of_choosers
 from cerl.kernels import sac
 from cerl.kernels.pointwise import sigmoid
 from cerl.kernels.runtime.streams import parallel
@@ -165,8 +165,11 @@ class SAC:
         mask: Tensor | None,
         dice: Dice,
         prepared: None = None,
-    ) -> tuple[Tensor, Metrics]:
-        """First stage, as in `cerl.agent.StageLoss`: the sum over critics and heads."""
+    ) -> Losses:
+        """First stage, as in `cerl.agent.StageLoss`: the sum over critics and heads.
+
+        The error of a row is the mean over a member's critics.
+        """
         batch = self.batch(net, window)
         batch = batch._replace(weight=masked(batch.weight, mask))
         losses = self.critic_losses(net, target, batch, dice)
@@ -174,7 +177,13 @@ class SAC:
             "loss": losses.heads[..., 0].detach().mean(2),
             "q_data": losses.q[..., 0].detach().mean((2, 3)),
         }
-        return losses.heads.sum((2, 3)), metrics
+        members = losses.heads.sum((2, 3))
+        if not self.config.replay.sampler.wants_errors:
+            return Losses(members, metrics)
+        error = (losses.q - losses.target.unsqueeze(2)).abs().mean(2)  # [S, N, rows, J]
+        error = error.unflatten(2, batch.action.shape[2:4])
+        errors = returns.row_errors(error, batches=window.weight.shape[1])
+        return Losses(members, metrics, errors)
 
     def critic_losses(self, net: SACNet, target: Critic, batch: Batch, dice: Dice) -> CriticLosses:
         """(Q(s, a) - y)^2 with y = r + gamma^k V'(s'), for every head of every critic."""
@@ -185,10 +194,17 @@ class SAC:
         delta = options.huber_delta if options.loss == "mse_huber" else 0.0
         weight = batch.weight.flatten(2)  # [S, M, rows]
         if trust is None:
-            return CriticLosses(sac.regression(q, y, weight, delta=delta), q, y)
-        trusted = sac.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
-        each = sac.errors(q, y, delta=delta)  # [S, N, C, rows, J]
-        return CriticLosses((each * trusted.unsqueeze(2)).sum(3), q, y)
+            heads = sac.regression(q, y, weight, delta=delta)
+        else:
+            trusted = sac.normalised(weight).unsqueeze(-1) * trust  # [S, N, rows, J]
+            each = sac.errors(q, y, delta=delta)  # [S, N, C, rows, J]
+            heads = (each * trusted.unsqueeze(2)).sum(3)
+        if self.config.replay.sampler.wants_errors:
+            # Weights of a sampler lower the loss, as in `returns.averaging`; the regression divides
+            # by their sum instead of the number of rows.
+            rows = (weight > 0).sum(2).clamp(min=1)
+            heads = heads * (weight.sum(2).clamp(min=1.0) / rows)[..., None, None]
+        return CriticLosses(heads, q, y)
 
     def _values(self, net: SACNet, batch: Batch) -> Tensor:
         """Values of the actions taken, [S, N, C, rows, J]."""
@@ -229,7 +245,7 @@ class SAC:
         # std over the critics' owners; one number for every member's action.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = sigmoid(-options.spread_temperature * spread) + 0.5
-        return value, of_actors(self.table, weight)
+        return value, of_choosers(self.table, weight)
 
     def policy_loss(
         self,
@@ -240,7 +256,7 @@ class SAC:
         mask: Tensor | None,
         dice: Dice,
         prepared: Samples | None = None,
-    ) -> tuple[Tensor, Metrics]:
+    ) -> Losses:
         """Second stage, as in `cerl.agent.StageLoss`; the critics get no gradient from it."""
         samples = prepared or self.policy_samples(net, window, dice)
         samples = samples._replace(weight=masked(samples.weight, mask))
@@ -252,7 +268,7 @@ class SAC:
             "entropy": losses.entropy,
             "alpha": net.log_alpha[..., 0].detach().exp(),
         }
-        return losses.actor + losses.temperature, metrics
+        return Losses(losses.actor + losses.temperature, metrics)
 
     def policy_samples(self, net: SACNet, window: Window, dice: Dice) -> Samples:
         """Actions of all policies at the learnt rows.

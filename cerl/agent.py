@@ -79,6 +79,16 @@ class Group(NamedTuple):
     optim: OptimConfig
 
 
+class Losses(NamedTuple):
+    """What the loss of a stage gives."""
+
+    members: Tensor  # [S, N], which the optimisers minimise
+    metrics: Metrics
+    # [S, M, B] |temporal-difference error| of the first learnt row of every window, detached, for
+    # samplers that want them (`cerl.returns.row_errors`); None: not asked for, or not of this stage
+    errors: Tensor | None = None
+
+
 class StageLoss(Protocol[_Net, _Followed, _Drawn]):
     """The loss of a stage, for one batch."""
 
@@ -91,13 +101,12 @@ class StageLoss(Protocol[_Net, _Followed, _Drawn]):
         mask: Tensor | None,
         dice: _Drawn,
         prepared: Any,
-    ) -> tuple[Tensor, Metrics]:
-        """Loss of every member and metrics.
+    ) -> Losses:
+        """Loss of every member, metrics, errors of rows.
 
         Args:    mask [S, N, B] or [S, N, B, T] float32, rows that a member learns from, None: all;
                  dice of `Agent.dice`; prepared, what the stage's `prepare` gave, None: the loss
                  computes it itself.
-        Returns: loss [S, N]; metrics {name: [S, N]}, detached.
         """
         ...
 

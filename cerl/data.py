@@ -90,7 +90,7 @@ class Window(NamedTuple):
     real: Tensor  # [S, M, B, W]
     member: Tensor  # [S, M, B, W]
     row: Tensor  # [S, M, B] int64, absolute id of the learnt row, stable for its whole life
-    weight: Tensor  # [S, M, B] float32, 0 where no valid start was found
+    weight: Tensor  # [S, M, B] float32, factor of the loss; 0 where no valid start was found
     state: Tensor  # [S, M, B, K] float32, what acting remembered before row 1; K is 0 if not stored
 
     def starts(self) -> Tensor:

@@ -1,62 +1,115 @@
-"""CERL as a table: what every value head regresses to (Lin et al. 2024, arXiv:2405.04342).
+"""What every value head regresses to: the kinds of `cerl/head_kinds.py` on tensors of a batch.
 
-Head (i, j) of member i names whose greedy action is taken in the next state, whose value that
-action gets, and with which discount. With m = (i + j) mod N: head 0 is always the member's own.
+Head (i, j) of member i takes next values of some members' heads; head 0 is always the member's own.
+Most kinds only say which value each head takes, so their targets are one gather through a table
+(Lin et al. 2024, arXiv:2405.04342).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl.config import EnsembleConfig
+from cerl.head_kinds import HEAD_KINDS, HeadKind, NextValues, Source
+
+# The next value that every head (i, j) takes, [N][J].
+Sources = tuple[tuple[Source, ...], ...]
+
+
+class Places(NamedTuple):
+    """`Sources` as indices on the device."""
+
+    chooser: Tensor  # [N, J] int64, member whose next action is taken
+    value: Tensor  # [N, J] int64, owner * value_heads + head of the value
 
 
 class HeadTable(NamedTuple):
-    """Indices are member * heads + head into the flattened [N, heads] of the network called."""
+    """What every value head of an ensemble regresses to."""
 
+    kind: HeadKind
+    members: int  # N
     heads: int  # J
     value_heads: int  # first heads of a network that valuing the next action needs; choosing: 1
-    action: Tensor  # [N, J] int64, index of the head whose greedy action is taken
-    value: Tensor  # [N, J] int64, index of the head that values it
-    crossed: bool  # some head values the action of a member that it does not belong to
+    crossed: bool  # some head takes the value of another member's action
     gamma: Tensor  # [J] float32, discount of every head
     own_gamma: float  # that of head 0, the member's own
+    # For all that the kind takes; made beforehand, since a CUDA graph cannot copy from the host.
+    places: dict[Sources, Places]
+
+    def sources(self, source: Callable[[int, int], Source]) -> Sources:
+        """`source` of every head of every member."""
+        return _sources(source, self.members, self.heads)
+
+
+def _sources(source: Callable[[int, int], Source], members: int, heads: int) -> Sources:
+    return tuple(tuple(source(i, j) for j in range(heads)) for i in range(members))
+
+
+@dataclass
+class _Asked:
+    """Stands for next values to find out what a kind takes of them."""
+
+    members: int
+    heads: int
+    found: list[Sources]
+
+    def take(self, source: Callable[[int, int], Source]) -> Tensor:
+        self.found.append(_sources(source, self.members, self.heads))
+        return torch.zeros(1, self.members, 1, 1, self.heads)
 
 
 def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device | str) -> HeadTable:
     """The table of an ensemble.
 
-    multi_horizon: head h of J has horizon (J - h) / J of the longest, 1 / (1 - gamma).
+    Where heads have horizons of their own, head h of J has (J - h) / J of the longest, which is
+    1 / (1 - gamma) agent steps.
+
+    Raises: ValueError if the kind of heads names members or heads that do not exist, or makes
+            targets of another shape than [S, N, B, T, J].
     """
-    members, kind = ensemble.members, ensemble.heads
-    heads = {"own": 1, "multi_horizon": ensemble.horizons}.get(kind, members)
-    i = torch.arange(members, device=device)[:, None].expand(members, heads)
-    j = torch.arange(heads, device=device)[None, :].expand(members, heads)
-    m = (i + j) % members
+    kind = HEAD_KINDS[ensemble.heads]
+    members = ensemble.members
+    heads = {"one": 1, "members": members, "horizons": ensemble.horizons}[kind.heads]
+    asked = _Asked(members, heads, [])
+    made = kind.target(asked)
+    if made.shape != (1, members, 1, 1, heads):
+        raise ValueError(
+            f"ensemble.heads: {ensemble.heads} has to make targets [S, N, B, T, J], "
+            f"{[1, members, 1, 1, heads]} here; got {list(made.shape)}"
+        )
+    every = [source for sources in asked.found for row in sources for source in row]
+    for source in every:
+        if not (source.chooser in range(members) and source.owner in range(members)):
+            raise ValueError(f"ensemble.heads: {source} names none of {members} members")
+        if source.head not in range(heads):
+            raise ValueError(f"ensemble.heads: {source} names none of {heads} heads")
+    value_heads = heads if any(source.head for source in every) else 1
     discount = torch.full((heads,), gamma, dtype=torch.float64, device=device)
-    if kind in ("own", "cerl"):
-        action, value = m, m
-    elif kind == "own_target":
-        action, value = m, i * heads + j
-    elif kind == "single_actor":
-        action, value = torch.zeros_like(m), m
-    elif kind == "multi_horizon":
-        action, value = i, i * heads + j
+    if kind.heads == "horizons":
         longest = 1.0 / (1.0 - gamma)
         share = torch.arange(heads, 0, -1, dtype=torch.float64, device=device) / heads
         discount = 1.0 - 1.0 / (longest * share)
-    else:
-        raise ValueError(f"ensemble.heads: unknown kind {kind!r}")
-    full = kind in ("own_target", "multi_horizon")
     return HeadTable(
+        kind=kind,
+        members=members,
         heads=heads,
-        value_heads=heads if full else 1,
-        action=action.contiguous(),
-        value=value.contiguous(),
-        crossed=members > 1 and kind in ("own_target", "single_actor"),
+        value_heads=value_heads,
+        crossed=any(source.chooser != source.owner for source in every),
         gamma=discount.to(torch.float32),
         own_gamma=gamma,
+        places={
+            sources: Places(
+                torch.tensor([[x.chooser for x in row] for row in sources], device=device),
+                torch.tensor(
+                    [[x.owner * value_heads + x.head for x in row] for row in sources],
+                    device=device,
+                ),
+            )
+            for sources in asked.found
+        },
     )
 
 
@@ -67,7 +120,7 @@ def double_q(
     """Regression target of every head, y = r + gamma^k Q'(s', argmax_a Q(s', a)).
 
     With `choose` of the online network and `value` of the target network this is Double DQN; with
-    both of the target network it is DQN. The table says whose choice and whose value a head takes.
+    both of the target network it is DQN. The table says whose choices and values a head takes.
 
     Args:    reward [S, M, B, T, J], n-step sums; discount [S, M, B, T, J], gamma^k, 0 at terminals;
              choose [S, N, B, T, 1, A]; value [S, N, B, T, heads, A, *rest], rest: a distribution.
@@ -89,23 +142,27 @@ def next_values(table: HeadTable, choose: Tensor, value: Tensor) -> Tensor:
     Returns: [S, N, B, T, J, *rest].
     Raises:  ValueError if the table does not fit the members or heads given.
     """
-    members, heads = table.action.shape
-    if choose.shape[1] != members or value.shape[1] != members:
+    if choose.shape[1] != table.members or value.shape[1] != table.members:
         raise ValueError(
-            f"head table of {members} members, got choices of {choose.shape[1]} and values of "
-            f"{value.shape[1]}"
+            f"head table of {table.members} members, got choices of {choose.shape[1]} and values "
+            f"of {value.shape[1]}"
         )
     if (choose.shape[4], value.shape[4]) != (1, table.value_heads):
         raise ValueError(
             f"head table needs 1 head to choose and {table.value_heads} heads to value, got "
             f"{choose.shape[4]} and {value.shape[4]}"
         )
-    best = choose.argmax(-1).movedim(1, 3).flatten(3)  # [S, B, T, N * heads]
-    best = best.index_select(3, table.action.flatten())  # [S, B, T, N * J]
-    value = value.movedim(1, 3).flatten(3, 4).index_select(3, table.value.flatten())
-    index = best.view(*best.shape, 1, *([1] * (value.dim() - 5)))
-    taken = value.gather(4, index.expand(*best.shape, 1, *value.shape[5:])).squeeze(4)
-    return taken.unflatten(3, (members, heads)).movedim(3, 1)
+    best = choose.argmax(-1).movedim(1, 3).flatten(3)  # [S, B, T, N]
+    values = value.movedim(1, 3).flatten(3, 4)  # [S, B, T, N * heads, A, *rest]
+
+    def taken(places: Places) -> Tensor:
+        action = best.index_select(3, places.chooser.flatten())  # [S, B, T, N * J]
+        valued = values.index_select(3, places.value.flatten())
+        index = action.view(*action.shape, 1, *([1] * (valued.dim() - 5)))
+        picked = valued.gather(4, index.expand(*action.shape, 1, *valued.shape[5:])).squeeze(4)
+        return picked.unflatten(3, (table.members, table.heads)).movedim(3, 1)
+
+    return _targets(table, taken)
 
 
 def next_action_values(table: HeadTable, value: Tensor) -> Tensor:
@@ -116,30 +173,58 @@ def next_action_values(table: HeadTable, value: Tensor) -> Tensor:
     Returns: [S, N, rows, J].
     Raises:  ValueError if the table does not fit the members, actions or heads given.
     """
-    members, heads = table.action.shape
     _, owners, actions, _, valued = value.shape
-    if owners != members or valued != table.value_heads or actions not in (1, members):
+    if owners != table.members or valued != table.value_heads or actions not in (1, owners):
         raise ValueError(
-            f"head table of {members} members needs {table.value_heads} heads of each at 1 or "
-            f"{members} actions, got values [S, N, K, rows, heads] of {list(value.shape)}"
+            f"head table of {table.members} members needs {table.value_heads} heads of each at 1 "
+            f"or {table.members} actions, got values [S, N, K, rows, heads] of {list(value.shape)}"
         )
-    if table.crossed and actions != members:
+    if table.crossed and actions != table.members:
         raise ValueError(
-            f"head table values actions of other members; expected {members} actions, got 1"
+            f"head table values actions of other members; expected {table.members} actions, got 1"
         )
-    index = table.value.flatten()  # owner * heads + head
-    if actions > 1:
-        owner, head = table.value // valued, table.value % valued
-        index = ((owner * actions + table.action) * valued + head).flatten()
     flat = value.movedim(3, 1).flatten(2)  # [S, rows, N * K * heads]
-    return flat.index_select(2, index).unflatten(2, (members, heads)).transpose(1, 2)
+
+    def taken(places: Places) -> Tensor:
+        index = places.value.flatten()  # owner * heads + head
+        if actions > 1:
+            owner, head = places.value // valued, places.value % valued
+            index = ((owner * actions + places.chooser) * valued + head).flatten()
+        picked = flat.index_select(2, index).unflatten(2, (table.members, table.heads))
+        return picked.transpose(1, 2)
+
+    return _targets(table, taken)
 
 
-def of_actors(table: HeadTable, values: Tensor) -> Tensor:
-    """For every head, the value of the member whose next action it values.
+def of_choosers(table: HeadTable, values: Tensor) -> Tensor:
+    """What the kind of heads makes of numbers that belong to the members' next actions.
 
-    Args: values [S, N, rows] of every member. Returns: [S, N, rows, J].
+    Of a head that takes one next value it is the number of the member whose action is valued.
+
+    Args: values [S, N, rows] of every member's next action. Returns: [S, N, rows, J].
     """
-    members, heads = table.action.shape
-    picked = values.index_select(1, table.action.flatten())  # [S, N * J, rows]
-    return picked.unflatten(1, (members, heads)).transpose(2, 3)
+
+    def taken(places: Places) -> Tensor:
+        picked = values.index_select(1, places.chooser.flatten())  # [S, N * J, rows]
+        return picked.unflatten(1, (table.members, table.heads)).transpose(2, 3)
+
+    return _targets(table, taken)
+
+
+@dataclass
+class _Taken:
+    """Next values at hand, `cerl.head_kinds.NextValues`."""
+
+    table: HeadTable
+    pick: Callable[[Places], Tensor]
+    members: int
+    heads: int
+
+    def take(self, source: Callable[[int, int], Source]) -> Tensor:
+        return self.pick(self.table.places[self.table.sources(source)])
+
+
+def _targets(table: HeadTable, pick: Callable[[Places], Tensor]) -> Tensor:
+    """What the heads regress to, from what `pick` takes for a table of places."""
+    values: NextValues = _Taken(table, pick, table.members, table.heads)
+    return table.kind.target(values)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from cerl import draw
-from cerl.agent import Agent, Group, Metrics
+from cerl.agent import Agent, Group, Losses, Metrics
 from cerl.config import Config
 from cerl.data import Window
 from cerl.device.precision import precision
 from cerl.graph import fused
 from cerl.kernels.runtime.streams import parallel
 from cerl.optim import Optimiser
-from cerl.replay import Replay, Sampling
+from cerl.replay import Replay
+from cerl.sampler import Sampling
 from cerl.state import put, put_net
 
 
@@ -128,7 +129,7 @@ class Learner:
 
     def _loss(
         self, stage: int, window: Window, *, mask: Tensor | None, dice: Any, prepared: Any
-    ) -> tuple[Tensor, Metrics]:
+    ) -> Losses:
         return self.stages[stage].loss(
             self.net, self.target, window, mask=mask, dice=dice, prepared=prepared
         )
@@ -146,8 +147,8 @@ class Learner:
 
     def grads(
         self, window: Window, *, stage: int, dice: Any, prepared: Any = None
-    ) -> tuple[tuple[Tensor, ...], Metrics]:
-        """Gradient of every leaf of a stage, in the order of its groups; the metrics of its loss.
+    ) -> tuple[tuple[Tensor, ...], Losses]:
+        """Gradient of every leaf of a stage, in the order of its groups; what its loss gave.
 
         Args: dice as `agent.dice` gives them for the current update; prepared as `prepare` gives
               it.
@@ -155,14 +156,13 @@ class Learner:
         leaves = [leaf for group in self.stages[stage].groups for leaf in group.leaves]
         with precision(self.config.precision, self.keys.device), torch.enable_grad():
             mask = self.mask(window)
-            loss, metrics = self.loss(stage, window, mask=mask, dice=dice, prepared=prepared)
+            losses = self.loss(stage, window, mask=mask, dice=dice, prepared=prepared)
             # The gradient of the sum over seeds and members, without computing that.
-            return torch.autograd.grad(
-                loss, leaves, self.one.to(loss.dtype).expand_as(loss)
-            ), metrics
+            ones = self.one.to(losses.members.dtype).expand_as(losses.members)
+            return torch.autograd.grad(losses.members, leaves, ones), losses
 
     def update(self) -> None:
-        """Samples a batch, takes the gradient step of every stage, counts.
+        """Samples a batch, takes the gradient step of every stage, tells the sampler, counts.
 
         With a `schedule.target_rate` below 1 the optimiser step also moves the target network.
         """
@@ -178,8 +178,10 @@ class Learner:
             draw_dice = partial(self.agent.dice, self.keys, self.updates)
             window, (dice,) = parallel(device, self.sample, draw_dice)
         for stage in range(stages):
-            grads, metrics = self.grads(window, stage=stage, dice=dice, prepared=prepared)
-            step = partial(self._step, stage, grads, metrics)
+            grads, losses = self.grads(window, stage=stage, dice=dice, prepared=prepared)
+            if losses.errors is not None:
+                self.replay.sampler.update(window, losses.errors)
+            step = partial(self._step, stage, grads, losses.metrics)
             if stage + 1 < stages:
                 coming = partial(self.prepare, window, stage + 1, dice)
                 prepared, _ = parallel(device, coming, step, patient=True)

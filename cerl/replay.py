@@ -1,35 +1,20 @@
 """A ring of rows on the device: add one time index of every environment, sample windows.
 
 Why rows: a stored next observation would double the memory, and a stack, an n-step return or a
-sequence is only more rows. Why one write head: seeds stay in lockstep. Why candidates: sampling
-inside a CUDA graph cannot redraw, so each slot draws K rows and takes the first valid one; a slot
-without any gets weight 0 and is counted in `misses`.
+sequence is only more rows. Why one write head: seeds stay in lockstep. Which rows are drawn is up
+to a sampler (`cerl/sampler.py`); a slot for which it finds none gets weight 0 and is counted in
+`misses`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cerl import draw
 from cerl.data import EnvSpec, Row, Window
-from cerl.kernels.sampling import Picked, pick, windows
+from cerl.kernels.sampling import Picked, windows
+from cerl.sampler import MakeSampler, Ring, Sampler, Sampling, Uniform
 from cerl.state import put
-
-Batches = Literal["shared", "independent", "own", "disjoint"]
-
-
-class Sampling(NamedTuple):
-    """Which windows are drawn, around (first) learnt rows that are drawn uniformly."""
-
-    batch: int  # B
-    context: int  # rows before the row drawn
-    ahead: int  # rows after it
-    begins: bool  # the row drawn begins an episode; context is then 1 or more
-    members: int  # M batches per seed; 1: one that the ensemble shares
-    batches: Batches  # own: rows that the member acted in; disjoint: rows that a hash gives it
-    probability: float  # share of steps in which that restriction (and one batch each) holds
-    candidates: int  # rows drawn for each slot; with `begins` far more than an episode has rows
 
 
 class Replay:
@@ -37,7 +22,7 @@ class Replay:
 
     Args of the constructor: keys [S]; spec; capacity rows per seed; placement "device" or "host"
     (pinned memory: slower, sampled outside CUDA graphs); remembered: numbers of the state that
-    acting was in before a row, stored beside it.
+    acting was in before a row, stored beside it; sampler, makes the one that draws rows.
     """
 
     def __init__(
@@ -49,6 +34,7 @@ class Replay:
         device: torch.device,
         placement: Literal["device", "host"] = "device",
         remembered: int = 0,
+        sampler: MakeSampler = Uniform,
     ) -> None:
         seeds, envs = len(keys), spec.envs
         self.keys, self.envs, self.device, self.placement = keys, envs, device, placement
@@ -72,6 +58,7 @@ class Replay:
         self.state = ring(torch.float32, remembered) if remembered else None
         self.total = torch.zeros((), dtype=torch.int64, device=home)  # time indices ever written
         self.misses = torch.zeros(seeds, dtype=torch.int64, device=device)
+        self.sampler: Sampler = sampler(Ring(keys.to(home), self.total, self.real, self.member))
         self.checked = False  # whether a row has been seen to fit
 
     def _fields(self) -> dict[str, Tensor]:
@@ -98,6 +85,7 @@ class Replay:
             state = torch.zeros_like(self.state[:, 0]) if state is None else state
             self.state.index_copy_(1, at, state.to(self.state.device).unsqueeze(1))
         self.total += 1
+        self.sampler.added(at)
 
     def _check(self, row: Row) -> None:
         """A wrong shape would be broadcast, a wrong type converted: both change what is learnt."""
@@ -117,31 +105,14 @@ class Replay:
 
     def sample(self, sampling: Sampling, *, step: Tensor) -> Window:
         """Windows of context + 1 + ahead rows, [S, M, B, W]. Args: step int64 [], counts draws."""
-        batch, context, ahead, begins, members, batches, probability, candidates = sampling
         home = self.total.device
-        keys, step = self.keys.to(home), step.to(home)
-        sizes: dict[str, Any] = {"context": context, "ahead": ahead}
-        ring = (keys, step, self.total, self.real, self.member)
-        offsets: dict[str, Any] = {
-            "offset": draw.purpose_offset(draw.SAMPLE),
-            "owner_offset": draw.purpose_offset(draw.OWNER),
-        }
-        owner = batches if batches in ("own", "disjoint") else "any"
-        shape = (members, batch, candidates)
-        picked = pick(*ring, **offsets, shape=shape, owner=owner, begins=begins, **sizes)
-        if members > 1 and probability < 1.0:
-            # The other updates share one batch, drawn without the restriction.
-            offsets["offset"] = draw.purpose_offset(draw.SHARED)
-            shape = (1, batch, candidates)
-            one = pick(*ring, **offsets, shape=shape, owner="any", begins=begins, **sizes)
-            shared = draw.uniform(keys, draw.BATCHES, step, (1, 1)) >= probability
-            both = zip(one, picked, strict=True)
-            picked = Picked(*(torch.where(shared, a, b) for a, b in both))
+        sizes: dict[str, Any] = {"context": sampling.context, "ahead": sampling.ahead}
+        row, env, found, weight = self.sampler.pick(sampling, step=step.to(home))
+        picked = Picked(row, env, found)
         fields = (self.action, self.reward, self.terminated, self.real, self.member)
         scalars = windows(picked, *fields, **sizes)
         obs = self.obs.flatten(0, 2).index_select(0, scalars.place.flatten())
-        hit = picked.hit.to(self.device)
-        self.misses += (~hit).flatten(1).sum(1)
+        self.misses += (~found).flatten(1).sum(1).to(self.device)
         second = scalars.place[..., 1]
         state = torch.zeros(*second.shape, 0, device=home)
         if self.state is not None:
@@ -154,8 +125,8 @@ class Replay:
             terminated=scalars.terminated,
             real=scalars.real,
             member=scalars.member,
-            row=torch.add(picked.env, picked.row, alpha=self.envs),
-            weight=hit.float(),
+            row=torch.add(env, row, alpha=self.envs),
+            weight=weight,
             state=state,
         )
         return Window(*(x.to(self.device) for x in window))
@@ -192,3 +163,11 @@ class Replay:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, mine in self.state_dict().items():
             put(mine, state[name], what=f"replay.{name}")
+
+    def load_sampler(self, state: dict[str, Tensor]) -> None:
+        """Restores the sampler in place; without rows there is nothing that its state is about."""
+        if not int(self.total):
+            self.sampler.forget()
+            return
+        for name, mine in self.sampler.state_dict().items():
+            put(mine, state[name], what=f"sampler.{name}")

@@ -69,6 +69,28 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
     return weight * (mask if mask.dim() == 4 else mask.unsqueeze(-1))
 
 
+def averaging(weight: Tensor) -> Tensor:
+    """Weights that make a sum over a batch the mean over its rows, each times its own weight.
+
+    Rows of weight 0 do not count as rows.
+
+    Args: weight [S, M or N, B, T]. Returns: the same shape.
+    """
+    return weight / (weight > 0).sum((2, 3), keepdim=True).clamp(min=1)
+
+
+def row_errors(error: Tensor, *, batches: int) -> Tensor:
+    """How wrong the values of every window's first learnt row are, for samplers.
+
+    The mean over heads of |error|, and over members where these share the batch.
+
+    Args:    error [S, N, B, T, J] of values; batches M, 1 or N.
+    Returns: [S, M, B], detached.
+    """
+    each = error[:, :, :, 0].detach().float().abs().mean(-1)  # [S, N, B]
+    return each if batches > 1 else each.mean(1, keepdim=True)
+
+
 def n_step(
     reward: Tensor,
     terminated: Tensor,

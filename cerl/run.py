@@ -162,7 +162,7 @@ class Run:
     def snapshot(self) -> dict[str, Any]:
         """Everything that a continuation needs, replay aside."""
         parts = self.parts
-        return {
+        found = {
             "iteration": self.iteration,
             "made": self.updates,
             "filled": self.filled,
@@ -173,6 +173,9 @@ class Run:
             "collector": parts.collector.state_dict(),
             "logger": self.logger.state_dict(),
         }
+        if sampler := parts.replay.sampler.state_dict():
+            found["sampler"] = sampler
+        return found
 
     def template(self) -> dict[str, Any]:
         """What a checkpoint of this run looks like, to compare one with that is loaded."""
@@ -220,6 +223,7 @@ class Run:
                 f"trained already, got {self.config.schedule.steps:,}"
             )
         self.saver.checkpoints.restore(loaded)
+        parts.replay.load_sampler(state.get("sampler", {}))
         parts.learner.load_state_dict(state["learner"])
         parts.watch.load_state_dict(state["watch"])
         self.logger.load_state_dict(state["logger"])

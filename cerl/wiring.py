@@ -22,6 +22,7 @@ from cerl.footprint.estimate import estimate, explaining
 from cerl.footprint.reservation import Reservation, reserved
 from cerl.learn import Learner
 from cerl.replay import Replay
+from cerl.sampler import sampler_of
 
 
 class Parts(NamedTuple):
@@ -86,6 +87,7 @@ def assemble(config: Config) -> Parts:
         device=device,
         placement=config.replay.placement,
         remembered=config.encoder.state_size,
+        sampler=sampler_of(config.replay.sampler),
     )
     learner = Learner(config, agent, net, replay, keys=keys)
     collector = Collector(config, env, agent, net, replay, keys=keys)

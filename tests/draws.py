@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from cerl.data import Window
-from cerl.replay import Replay, Sampling
+from cerl.replay import Replay
+from cerl.sampler import Sampling
 
 PLAIN: dict[str, Any] = {
     "begins": False,

@@ -209,12 +209,20 @@ def slow_error(cfg, prediction, target):
 
 def heads_of(cfg):
     ens = cfg.ensemble
-    return {"own": 1, "multi_horizon": ens.horizons}.get(ens.heads, ens.members)
+    fixed = {"own": 1, "mean": 1, "multi_horizon": ens.horizons}
+    return fixed.get(ens.heads, ens.members)
 
 
 def slow_target(cfg, online, target, i, j, stack, reward, discount):
     """What head j of member i regresses to in one row; `online`, `target`: Members of the seed."""
     kind, m = cfg.ensemble.heads, (i + j) % len(online)
+    if kind == "mean":
+        own = cfg.model_copy(update={"ensemble": cfg.ensemble.model_copy(update={"heads": "own"})})
+        each = (
+            slow_target(own, online, target, k, 0, stack, reward, discount)
+            for k in range(len(online))
+        )
+        return sum(each) / len(online)
     chooser = {"single_actor": 0, "multi_horizon": i}.get(kind, m)
     own_value = kind in ("own_target", "multi_horizon")
     valuer, head = (i, j) if own_value else (m, 0)
@@ -309,6 +317,8 @@ VARIANTS = {
     "own_target": dict(heads="own_target"),
     "single_actor": dict(heads="single_actor"),
     "multi_horizon": dict(heads="multi_horizon"),
+    "mean": dict(heads="mean"),
+    "mean_l3": dict(heads="mean", shared=3, n_step=2),
     "both": dict(heads="cerl", fork="both"),
     "both_own_target": dict(heads="own_target", fork="both"),
     "own_l1": dict(shared=1),
@@ -344,6 +354,7 @@ VARIANTS = {
     "quantile": dict(agent="quantile", quantiles=4, double=False, n_step=3),
     "quantile_double": dict(agent="quantile", quantiles=4),
     "quantile_cerl": dict(agent="quantile", quantiles=3, heads="cerl", fork="both"),
+    "quantile_mean": dict(agent="quantile", quantiles=3, heads="mean"),
     "shared_bias": dict(heads="cerl", net=dict(shared_bias=True)),
     "feature_norm": dict(heads="cerl", net=dict(feature_norm=True)),
     "feature_norm_both": dict(heads="cerl", fork="both", net=dict(feature_norm=True)),
@@ -358,7 +369,7 @@ def test_loss_and_gradients_equal_the_slow_loops(variant):
     learner.updates += 7
     window = learner.sample()
     mask = learner.mask(window)
-    loss, _ = loss_of(learner, window, mask)
+    loss, *_ = loss_of(learner, window, mask)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
 
     copies = {k: v.detach().clone().requires_grad_() for k, v in learner.net.named_parameters()}
@@ -379,7 +390,7 @@ def test_a_masked_out_batch_gives_zero_loss_and_finite_gradients():
     learner = make_learner(config(mask_probability=0.5))
     mask = torch.ones(2, N, B)
     mask[0, 1] = 0
-    loss, _ = loss_of(learner, learner.sample(), mask)
+    loss, *_ = loss_of(learner, learner.sample(), mask)
     assert loss[0, 1].item() == 0 and bool((loss.detach() > 0).sum() == 2 * N - 1)
     grads = torch.autograd.grad(loss.sum(), learner.leaves)
     assert all(bool(g.isfinite().all()) for g in grads)
@@ -392,9 +403,9 @@ def test_slots_without_a_valid_row_do_not_count():
     window = learner.sample()
     weight = window.weight.clone()
     weight[:, :, :2] = 0
-    whole, _ = loss_of(learner, window._replace(weight=weight))
+    whole, *_ = loss_of(learner, window._replace(weight=weight))
     rest = type(window)(*(x[:, :, 2:] for x in window))
-    part, _ = loss_of(learner, rest)
+    part, *_ = loss_of(learner, rest)
     assert_agree(whole, part)
 
 
@@ -422,7 +433,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
     cfg = config(heads="cerl")
     learner = make_learner(cfg)
     window = learner.sample()
-    _, metrics = loss_of(learner, window)
+    _, metrics, _ = loss_of(learner, window)
     leaves = dict(learner.net.named_parameters())
     for s, i in itertools.product(range(2), range(N)):
         member = Member(leaves, s, i, cfg)
@@ -431,7 +442,7 @@ def test_metrics_are_the_main_heads_loss_and_values():
         taken = q.gather(1, window.action[s, 0, :, 1:2])
         assert metrics["q_pi"][s, i].item() == pytest.approx(q.max(1)[0].mean().item(), abs=1e-5)
         assert metrics["q_data"][s, i].item() == pytest.approx(taken.mean().item(), abs=1e-5)
-    alone, _ = loss_of(learner, window)
+    alone, *_ = loss_of(learner, window)
     assert bool((metrics["loss"] < alone.detach()).all())  # one of N heads
 
 
@@ -487,7 +498,7 @@ def test_updates_on_given_transitions_equal_those_of_a_window_that_holds_them(
     leaves = list(online.parameters())
     optimiser = Optimiser(cfg.optim, leaves)
     for k in range(2):
-        loss, _ = agent.loss(online, target, window, mask=None)
+        loss, *_ = agent.loss(online, target, window, mask=None)
         assert_agree(outcome.losses[k], loss[0].detach())
         optimiser.step(torch.autograd.grad(loss.sum(), leaves))
         for name, leaf in online.named_parameters():
@@ -525,6 +536,7 @@ def test_given_transitions_must_be_those_that_the_config_asks_for():
 STANDING = {
     "own": dict(),
     "cerl_l3": dict(heads="cerl", shared=3),
+    "mean": dict(heads="mean"),
     "both": dict(heads="cerl", fork="both"),
     "mico": dict(mico_weight=0.3),
     "quantile": dict(agent="quantile", quantiles=4, n_step=3),

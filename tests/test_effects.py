@@ -5,6 +5,7 @@ import pytest
 from cerl.config import Config, ConfigError, GruConfig, SacConfig, load, of_kind, preset
 from cerl.config.contradictions import contradictions
 from cerl.config.effects import EFFECTS, SAME, differences, section_of
+from cerl.config.errors import unions
 from cerl.config.model import Model
 from cerl.record.results import config_hash
 
@@ -128,6 +129,11 @@ def test_an_option_of_another_kind_does_not_exist(name, option, value, message):
 
 ODD = [
     ("catch/cerl", {"loss.batches": "own"}, "regress to other members' targets"),
+    (
+        "catch/bootdqn",
+        {"ensemble.heads": "mean", "loss.batches": "independent"},
+        "heads mean regress to other members' targets",
+    ),
     ("minatar/cerl", {"agent.name": "sac"}, "those of minatar are discrete"),
     ("point_mass/sac", {"agent.spread_temperature": 1.0}, "2 or more members"),
     ("point_mass/sac", {"ensemble.fork": "both"}, "heads fork at the output"),
@@ -170,12 +176,13 @@ def test_a_file_that_changes_the_kind_drops_what_its_base_says_of_the_section(tm
 
 
 def test_unions_are_those_of_the_merging_of_files():
+    plain = load("catch/ddqn")
     for section, (key, default) in preset.UNIONS.items():
-        field = Config.model_fields[section]
+        above, name = section_of(plain, section)
+        field = type(above).model_fields[name]
         assert field.discriminator == key
         assert getattr(field.default, key) == default or section == "env"
-    unions = {name for name, field in Config.model_fields.items() if field.discriminator}
-    assert unions == set(preset.UNIONS)
+    assert set(unions(Config)) == set(preset.UNIONS) == set(plain.kinds)
 
 
 # Hashes of result rows. They may change only where training does.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cerl.config import EnsembleConfig
-from cerl.heads import double_q, head_table, next_action_values, next_values, of_actors
+from cerl.head_kinds import HEAD_KINDS, HeadKind, Source
+from cerl.heads import double_q, head_table, next_action_values, next_values, of_choosers
 
 
 def table_of(kind, members=3, gamma=0.99, horizons=10):
@@ -29,12 +30,13 @@ def test_every_head_names_the_action_and_value_of_its_definition(kind, members: 
     fixed = {"own": 1, "multi_horizon": 4}
     heads = fixed.get(kind, members)
     assert table.heads == heads and table.gamma.shape == (heads,)
-    assert table.action.shape == table.value.shape == (members, heads)
+    (places,) = table.places.values()  # one gather makes all targets
+    assert places.chooser.shape == places.value.shape == (members, heads)
     for i in range(members):
         for j in range(heads):
             action, value = RULES[kind](i, j, (i + j) % members)
-            assert (int(table.action[i, j]), 0) == action
-            assert divmod(int(table.value[i, j]), table.value_heads) == value
+            assert (int(places.chooser[i, j]), 0) == action
+            assert divmod(int(places.value[i, j]), table.value_heads) == value
 
 
 @pytest.mark.parametrize("kind", RULES)
@@ -49,10 +51,11 @@ def test_a_table_is_crossed_where_a_head_values_an_action_of_another_member(kind
 def test_head_0_is_always_the_members_own():
     for kind in ("own", "cerl", "own_target", "multi_horizon"):
         table = table_of(kind, 4)
+        (places,) = table.places.values()
         own = [(i, 0) for i in range(4)]
-        assert table.action[:, 0].tolist() == [0, 1, 2, 3]
+        assert places.chooser[:, 0].tolist() == [0, 1, 2, 3]
         assert float(table.gamma[0]) == pytest.approx(table.own_gamma, rel=1e-6)
-        assert [divmod(int(x), table.value_heads) for x in table.value[:, 0]] == own
+        assert [divmod(int(x), table.value_heads) for x in places.value[:, 0]] == own
 
 
 def test_the_ten_horizons_are_the_originals():
@@ -138,7 +141,7 @@ def test_next_action_values_equal_a_loop_over_heads(kind, crossed):
         return
     got = next_action_values(table, value)
     log_p = torch.randn(seeds, members, rows, generator=generator)
-    entropy = of_actors(table, log_p)
+    entropy = of_choosers(table, log_p)
     assert got.shape == entropy.shape == (seeds, members, rows, table.heads)
     for i in range(members):
         for j in range(table.heads):
@@ -151,3 +154,76 @@ def test_next_action_values_equal_a_loop_over_heads(kind, crossed):
 def test_action_values_that_do_not_fit_the_table_are_refused():
     with pytest.raises(ValueError, match="needs 1 heads of each at 1 or 3 actions"):
         next_action_values(table_of("cerl"), torch.zeros(1, 3, 2, 5, 1))
+
+
+def register(monkeypatch, target, **options):
+    """A kind of heads of the test's own; the configuration is not asked for it."""
+    monkeypatch.setitem(HEAD_KINDS, "of_a_test", HeadKind("a test's", target, **options))
+    config = EnsembleConfig(members=3).model_copy(update={"heads": "of_a_test"})
+    return head_table(config, gamma=0.9, device="cpu")
+
+
+def smallest_of_two(values):
+    """The smaller one of what a member and the next one expect of the member's choice."""
+    mine = values.take(lambda i, j: Source(i, i))
+    theirs = values.take(lambda i, j: Source(i, (i + 1) % values.members))
+    return mine.minimum(theirs)
+
+
+def test_a_kind_may_compute_with_what_it_takes(monkeypatch):
+    table = register(monkeypatch, smallest_of_two, heads="one")
+    assert (table.heads, table.value_heads, table.crossed, len(table.places)) == (1, 1, True, 2)
+    generator = torch.Generator().manual_seed(1)
+    choose, value = (torch.randn(2, 3, 4, 2, 1, 5, generator=generator) for _ in range(2))
+    got = next_values(table, choose, value)
+    for i in range(3):
+        best = choose[:, i].argmax(-1, keepdim=True)
+        two = [value[:, owner].gather(-1, best).squeeze(-1) for owner in (i, (i + 1) % 3)]
+        assert torch.equal(got[:, i], torch.minimum(*two))
+    proposed = torch.randn(2, 3, 3, 4, 1, generator=generator)
+    got = next_action_values(table, proposed)
+    for i in range(3):
+        assert torch.equal(got[:, i], proposed[:, i, i].minimum(proposed[:, (i + 1) % 3, i]))
+
+
+@pytest.mark.parametrize("atoms", [(), (6,)])
+def test_heads_of_kind_mean_equal_a_loop_over_members(atoms):
+    seeds, members, batch, learnt, actions = 2, 3, 4, 2, 5
+    table, generator = table_of("mean"), torch.Generator().manual_seed(1)
+    assert (table.heads, table.value_heads, table.crossed) == (1, 1, False)
+    lead = (seeds, members, batch, learnt, 1, actions)
+    choose = torch.randn(lead, generator=generator)
+    value = torch.randn(*lead, *atoms, generator=generator)
+    got = next_values(table, choose, value)
+    assert got.shape == (*lead[:5], *atoms)
+    for s in range(seeds):
+        for b in range(batch):
+            for t in range(learnt):
+                total = torch.zeros(atoms, dtype=torch.float64)
+                for m in range(members):
+                    greedy = choose[s, m, b, t, 0].tolist()
+                    total += value[s, m, b, t, 0, greedy.index(max(greedy))].double()
+                for i in range(members):
+                    assert (got[s, i, b, t, 0] - total / members).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda values: values.take(lambda i, j: Source(i, i + 1)), "names none of 3 members"),
+        (lambda values: values.take(lambda i, j: Source(i, i, 3)), "names none of 3 heads"),
+        (lambda values: values.take(lambda i, j: Source(i, i)).mean(1), "has to make targets"),
+    ],
+)
+def test_a_kind_that_makes_no_targets_is_refused(monkeypatch, target, message):
+    with pytest.raises(ValueError, match=message):
+        register(monkeypatch, target)
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_targets_are_one_graph_for_the_compiler(kind):
+    table = table_of(kind, horizons=4)
+    value = torch.randn(1, 3, 2, 1, table.value_heads, 4)
+    compiled = torch.compile(next_values, fullgraph=True, dynamic=False, backend="eager")
+    choose = value[..., :1, :]
+    assert torch.equal(compiled(table, choose, value), next_values(table, choose, value))

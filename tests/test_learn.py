@@ -37,6 +37,7 @@ CASES = [
     ("minatar/own-batches", MINATAR, {"seeds": (0, 1)}),
     ("minatar/young-tian", MINATAR, {"seeds": (0, 1)}),
     ("minatar/qrdqn", MINATAR, {"seeds": (0,), "ensemble": {"members": 3}}),
+    ("minatar/bootdqn", MINATAR, {**PAIR, "ensemble.heads": "mean"}),
     ("mujoco/cerl", ROBOT, PAIR),
     ("mujoco/paper-cerl-own-target", ROBOT, PAIR),
     ("mujoco/sunrise", ROBOT, PAIR),

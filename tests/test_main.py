@@ -26,6 +26,7 @@ from cerl.bench import runs as bench
 from cerl.config import load, preset
 from cerl.config.errors import keys
 from cerl.config.form import form_of
+from cerl.head_kinds import HEAD_KINDS
 from cerl.record import results as rows
 from cerl.record.folder import changeable, dump
 from cerl.sweep.study import load_study
@@ -316,7 +317,8 @@ def test_help_of_a_preset_explains_every_option(capsys):
         assert f"--{path.replace('_', '-')}" in out, path
     assert "agent steps of one seed per update (default: 4)" in words
     assert "E, environments per seed (default: 8)" in words
-    assert "{own,cerl,own_target,single_actor,multi_horizon}" in out
+    assert f"{{{','.join(HEAD_KINDS)}}}" in out
+    assert all(f"{kind}: {about.text}" in words for kind, about in HEAD_KINDS.items())
     assert "--env.family" not in out
     # Nothing of other kinds, whose names are offered.
     for path in ("agent.log-std-min", "agent.quantiles", "encoder.layers", "optim.momentum"):

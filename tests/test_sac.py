@@ -57,6 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own target": dict(heads="own_target"),
     "single actor": dict(heads="single_actor"),
     "multi horizon": dict(heads="multi_horizon"),
+    "mean": dict(heads="mean"),
+    "mean with weighted backups": dict(heads="mean", spread_temperature=3.0, n_step=2),
     "three steps": dict(heads="cerl", n_step=3),
     "masks": dict(mask_probability=0.5),
     "independent batches": dict(batches="independent"),
@@ -282,6 +284,11 @@ def slow_losses(cfg, learner, window, mask, dice):
 def slow_next(cfg, learner, net, target, dice, s, i, j, b, x_next):
     """Soft next value that head (i, j) regresses to, and the weight of the row."""
     kind, members = cfg.ensemble.heads, cfg.ensemble.members
+    if kind == "mean":
+        own = cfg.model_copy(update={"ensemble": cfg.ensemble.model_copy(update={"heads": "own"})})
+        every = range(members)
+        each = [slow_next(own, learner, net, target, dice, s, k, 0, b, x_next) for k in every]
+        return tuple(sum(numbers) / members for numbers in zip(*each, strict=True))
     m = (i + j) % members
     actor = {"single_actor": 0, "multi_horizon": i}.get(kind, m)
     owner, head = (i, j) if kind in ("own_target", "multi_horizon") else (m, 0)
@@ -313,7 +320,7 @@ def test_losses_and_gradients_equal_the_slow_loops(variant):
     agent, window = learner.agent, learner.sample()
     mask, dice = learner.mask(window), agent.dice(learner.keys, learner.updates)
     slow = slow_losses(cfg, learner, window, mask, dice)
-    (critic, metrics), (policy, others) = (
+    (critic, metrics, _), (policy, others, _) = (
         stage.loss(learner.net, learner.target, window, mask=mask, dice=dice, prepared=None)
         for stage in learner.stages
     )
@@ -343,7 +350,7 @@ def test_a_mistake_of_a_thousandth_in_one_gradient_or_weight_is_seen():
     theirs = torch.autograd.grad(slow, leaves)
 
     def ours() -> tuple[torch.Tensor, ...]:
-        loss, _ = learner.stages[0].loss(
+        loss, *_ = learner.stages[0].loss(
             learner.net, learner.target, window, mask=None, dice=dice, prepared=None
         )
         return torch.autograd.grad(loss.sum(), leaves)
@@ -395,7 +402,7 @@ def test_initial_means_and_deviations_are_orthogonal_blocks_of_one_layer():
 def test_policy_loss_keeps_nothing_for_the_critics(variant):
     learner = make_learner(config(**VARIANTS[variant]))
     window, dice = learner.sample(), learner.agent.dice(learner.keys, learner.updates)
-    loss, _ = learner.stages[1].loss(
+    loss, *_ = learner.stages[1].loss(
         learner.net, learner.target, window, mask=None, dice=dice, prepared=None
     )
     grads = torch.autograd.grad(

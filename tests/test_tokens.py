@@ -218,7 +218,7 @@ def test_the_loss_is_that_of_rows_looked_at_one_by_one(kind, variant):
     window, (first, count, n) = learner.sample(), (3, 4, cfg.loss.n_step)
     assert window.reward.shape[3] == first + count + n
     mask = learner.mask(window)
-    loss, metrics = agent.stages(net)[0].loss(
+    loss, metrics, _ = agent.stages(net)[0].loss(
         net, learner.target, window, mask=mask, dice=None, prepared=None
     )
     assert loss.shape == (S, members) and set(metrics) == {"loss", "q_data", "q_pi"}
@@ -333,8 +333,8 @@ def test_a_trunk_that_changes_nothing_leaves_the_losses_of_single_rows(agent, he
     dice = with_trunk.dice(keys, torch.tensor(0))
     drawn: dict[str, Any] = {"mask": None, "dice": dice, "prepared": None}
     for ours, theirs in zip(with_trunk.stages(net), without.stages(other), strict=True):
-        loss, _ = ours.loss(net, with_trunk.followed(net), window, **drawn)
-        want, _ = theirs.loss(other, without.followed(other), single, **drawn)
+        loss, *_ = ours.loss(net, with_trunk.followed(net), window, **drawn)
+        want, *_ = theirs.loss(other, without.followed(other), single, **drawn)
         assert_agree(loss, want)
 
 
@@ -351,7 +351,7 @@ def test_gradients_below_a_shared_trunk_are_scaled_by_members_and_heads():
             context=3,
             ahead=4,
         )
-        loss, _ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
+        loss, *_ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
         leaves = [*net.trunk.parameters(), *net.hidden.parameters()]
         grads.append(torch.autograd.grad(loss.sum(), leaves))
     below = len(list(net.trunk.parameters()))
@@ -374,7 +374,7 @@ def test_context_rows_get_gradient_only_where_asked_and_never_with_gru(kind, flo
         ahead=4,
     )
     window = window._replace(obs=window.obs.float().requires_grad_())
-    loss, _ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
+    loss, *_ = agent.stages(net)[0].loss(net, net, window, mask=None, dice=None, prepared=None)
     (grad,) = torch.autograd.grad(loss.sum(), [window.obs])
     size = grad.flatten(4).abs().amax((0, 1, 2, 4))
     assert bool((size[:3] > 0).all()) == (flows and kind == "fox")
@@ -746,7 +746,7 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
     dice = agent.dice(keys, torch.tensor(0))
     parts: dict[str, Any] = {"actor": net.actor.trunk.convs, "critic": net.critic.trunk.convs}
     for stage, own, other in ((0, "critic", "actor"), (1, "actor", "critic")):
-        loss, _ = agent.stages(net)[stage].loss(
+        loss, *_ = agent.stages(net)[stage].loss(
             net, net.critic, window, mask=None, dice=dice, prepared=None
         )
         found = {

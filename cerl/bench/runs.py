@@ -19,15 +19,22 @@ from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.replay import Replay, Sampling
+from cerl.replay import Replay
+from cerl.sampler import Sampling, sampler_of
 
 
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
     """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
     keys = draw.seed_keys(config.seeds, device=device)
     agent = wiring.make_agent(config, spec, device)
-    home = config.replay.placement
-    replay = Replay(spec, keys=keys, capacity=config.replay.capacity, device=device, placement=home)
+    replay = Replay(
+        spec,
+        keys=keys,
+        capacity=config.replay.capacity,
+        device=device,
+        placement=config.replay.placement,
+        sampler=sampler_of(config.replay.sampler),
+    )
     fill_randomly(replay, spec, config.ensemble.members)
     return Learner(config, agent, agent.build(keys=keys), replay, keys=keys)
 
@@ -51,6 +58,7 @@ def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
     replay.terminated.copy_((ends == 98).expand_as(replay.terminated))
     replay.real.copy_((ends != 99).expand_as(replay.real))
     replay.total.fill_(replay.rows)
+    replay.sampler.added(torch.arange(replay.rows, device=replay.real.device))
 
 
 def update(

@@ -43,3 +43,6 @@ from cerl.config.options import OptimConfig as OptimConfig
 from cerl.config.options import ReplayConfig as ReplayConfig
 from cerl.config.options import RmsPropConfig as RmsPropConfig
 from cerl.config.options import ScheduleConfig as ScheduleConfig
+from cerl.config.samplers import PrioritisedConfig as PrioritisedConfig
+from cerl.config.samplers import SamplerConfig as SamplerConfig
+from cerl.config.samplers import UniformConfig as UniformConfig

@@ -12,11 +12,13 @@ from cerl.config.encoders import (
     SequenceOptions,
 )
 from cerl.config.options import Config
+from cerl.config.samplers import PrioritisedConfig
 
 # At most this probability that a slot of an owner-restricted batch finds no row of its member.
 MISS = 2e-6
 # At most this probability that a slot of a batch finds no episode's start; it then has weight 0.
 START_MISS = 0.05
+MOST_PRIORITIES = 2**24  # rows of a seed, whose priorities add up in 64 bits (`cerl/sampler.py`)
 GRU_WIDEST = 256  # units of the CUDA scan (`kernels/gru_triton.py`)
 
 
@@ -30,6 +32,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _horizons(config)
     yield from _batches(config)
     yield from _owned_rows(config)
+    yield from _sampler(config)
     yield from _capacity(config)
     yield from _length_of_run(config)
     if isinstance(config.encoder, SequenceOptions):
@@ -127,12 +130,12 @@ def _shared_layers(config: Config) -> Iterator[str]:
     below = (1 if sequence else len(net.channels)) + len(net.hidden)
     first = "the sequence network" if sequence else f"{len(net.channels)} convolutions"
     layers = f"{first} and {len(net.hidden)} hidden layers"
-    if ensemble.heads == "own" and ensemble.shared_layers > below:
+    if not ensemble.several_heads and ensemble.shared_layers > below:
         yield (
             f"ensemble.shared_layers: expected at most {below} ({layers}; a shared output layer "
             f"leaves nothing of a member's own), got {ensemble.shared_layers}"
         )
-    if ensemble.heads != "own" and ensemble.shared_layers > max(below - 1, 0):
+    if ensemble.several_heads and ensemble.shared_layers > max(below - 1, 0):
         yield (
             f"ensemble.shared_layers: expected at most {max(below - 1, 0)} with heads "
             f"{ensemble.heads} ({layers}; the layer below the heads must be a member's own, else "
@@ -167,17 +170,17 @@ def _roles(config: Config) -> Iterator[str]:
 
 def _horizons(config: Config) -> Iterator[str]:
     ensemble, gamma = config.ensemble, config.loss.gamma
-    if ensemble.heads != "multi_horizon":
+    if not ensemble.several_horizons:
         return
     if ensemble.members > 1 and ensemble.shared_layers > 0:
         yield (
-            "ensemble.shared_layers: multi_horizon needs members 1 or no shared layers; "
+            f"ensemble.shared_layers: {ensemble.heads} needs members 1 or no shared layers; "
             f"expected 0, got {ensemble.shared_layers} with {ensemble.members} members"
         )
     if gamma >= 1:
         yield (
-            "loss.gamma: multi_horizon divides the longest horizon 1 / (1 - gamma); "
-            f"expected below 1, got {gamma}"
+            f"loss.gamma: {ensemble.heads} divides the longest horizon 1 / (1 - gamma); expected "
+            f"below 1, got {gamma}"
         )
     elif ensemble.horizons * (1 - gamma) > 1 + 1e-9:
         yield (
@@ -220,6 +223,30 @@ def _owned_rows(config: Config) -> Iterator[str]:
             f"{config.replay.candidates} candidates find none of its own with probability "
             f"{miss:.2g}; expected at most {MISS:g}, that is at least {needed} candidates (memory "
             "and time grow with them)"
+        )
+
+
+def _sampler(config: Config) -> Iterator[str]:
+    """What prioritised sampling cannot do: `replay.candidates` is only known to be enough where
+    rows are drawn uniformly, and rows at which no window begins never get a priority of their own.
+    """
+    sampler, batches = config.replay.sampler, config.loss.batches
+    if not isinstance(sampler, PrioritisedConfig):
+        return
+    if batches in ("own", "disjoint"):
+        yield (
+            f"replay.sampler.name: prioritised draws rows whoever owns them; expected uniform with "
+            f"loss.batches {batches}, or shared or independent batches"
+        )
+    if isinstance(config.encoder, SequenceOptions) and config.encoder.from_episode_start:
+        yield (
+            "replay.sampler.name: prioritised draws rows, not episodes; expected uniform with "
+            "encoder.sampling episode_start, or sampling uniform"
+        )
+    if config.replay.capacity > MOST_PRIORITIES:
+        yield (
+            f"replay.capacity: expected at most {MOST_PRIORITIES:,} rows with sampler prioritised, "
+            f"got {config.replay.capacity:,}"
         )
 
 

@@ -36,17 +36,17 @@ EFFECTS = (
     Effect(
         "ensemble.horizons",
         "ensemble.heads is multi_horizon",
-        lambda c: c.ensemble.heads == "multi_horizon",
+        lambda c: c.ensemble.several_horizons,
     ),
     Effect(
         "ensemble.fork",
-        "ensemble.heads gives a member several heads (is not own)",
-        lambda c: c.ensemble.heads != "own",
+        "ensemble.heads gives a member several heads",
+        lambda c: c.ensemble.several_heads,
     ),
     Effect(
         "agent.gradient_scale",
-        "ensemble.shared_layers is above 0 or ensemble.heads is not own",
-        lambda c: c.ensemble.shared_layers > 0 or c.ensemble.heads != "own",
+        "ensemble.shared_layers is above 0 or ensemble.heads gives a member several heads",
+        lambda c: c.ensemble.shared_layers > 0 or c.ensemble.several_heads,
     ),
     Effect(
         "agent.mico_beta",
@@ -161,12 +161,15 @@ def _harmless(config: Config) -> Iterator[str]:
 def differences(config: Config) -> dict[str, Any]:
     """What tells a run from one of defaults: plain values by dotted key.
 
-    The kinds of all unions and the name of the task are among them always. An option is left out
+    The kinds of all unions but those inside another section, and the name of the task, are among
+    them always. An option is left out
     where it has its default or means the same, and where this run does not read it; so a new option
     changes the differences of no run that does not set it.
     """
     found: dict[str, Any] = {
-        f"{section}.{union.key}": config.kinds[section] for section, union in UNIONS.items()
+        f"{section}.{union.key}": config.kinds[section]
+        for section, union in UNIONS.items()
+        if "." not in section or config.kinds[section] != union.default
     }
     found["env.name"] = config.env.name
     # `explore.end` may be none, which stands for a number.

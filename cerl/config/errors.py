@@ -117,10 +117,19 @@ def section_models(root: type[BaseModel], section: str) -> dict[str, type[Any]]:
     return {_kind(model, field.discriminator) or "": model for model in models}
 
 
-def _unions(root: type[BaseModel]) -> dict[str, dict[str, type[BaseModel]]]:
-    """The models of every section that is a union, by section and kind."""
-    found = {name: section_models(root, name) for name in root.model_fields}
-    return {name: models for name, models in found.items() if models and "" not in models}
+def unions(root: type[BaseModel], prefix: str = "") -> dict[str, dict[str, type[BaseModel]]]:
+    """The models of every section that is a union, by the section's dotted key and by kind.
+
+    Unions inside the models of a union are not among them.
+    """
+    found = {}
+    for name in root.model_fields:
+        models = section_models(root, name)
+        if "" in models:
+            found |= unions(models[""], f"{prefix}{name}.")
+        elif models:
+            found[f"{prefix}{name}"] = models
+    return found
 
 
 def refused(
@@ -143,13 +152,8 @@ def explained(
 
 
 def _sentences(detail: ErrorDetails, root: type[BaseModel], kinds: Kinds) -> list[str]:
-    # The kind of a section is in pydantic's path, though it is no key.
-    path = [visible(str(part)) for part in detail["loc"]]
-    field = root.model_fields.get(path[0]) if path else None
-    discriminator = field.discriminator if field else None
-    if discriminator and len(path) > 2:
-        del path[1]
-    key, got, context = ".".join(path), detail["input"], detail.get("ctx", {})
+    key, discriminator = _key(detail["loc"], root)
+    got, context = detail["input"], detail.get("ctx", {})
     kind = detail["type"]
     if kind == "value_error":
         return str(context["error"]).split("\n")
@@ -164,11 +168,31 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel], kinds: Kinds) -> lis
             key, got = f"{key}.{discriminator}", context["tag"]
         return [f"{key}: expected {_or(choices)}, got {_got(got)}{nearest(str(got), choices)}"]
     if kind == "union_tag_not_found":
-        return [f"{key}.{discriminator}: missing; expected {_or(list(_unions(root)[key]))}"]
+        return [f"{key}.{discriminator}: missing; expected {_or(list(unions(root)[key]))}"]
     if kind == "missing":
         return [f"{key}: missing"]
     note = f" ({moved(key)})" if key in MOVED and isinstance(got, str) else ""
     return [f"{key}: expected {_expected(detail)}, got {_got(got)}{note}"]
+
+
+def _key(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, Any]:
+    """The dotted key of pydantic's path, in which kinds of unions stand though they are no keys.
+
+    Returns: the key; the option that says which kind the last section of the path is, None where
+             that is no union.
+    """
+    parts, model, discriminator, found = [*loc], root, None, []
+    while parts:
+        name = parts.pop(0)
+        found.append(visible(str(name)))
+        field = model.model_fields.get(str(name)) if model else None
+        models = section_models(model, str(name)) if model and field else {}
+        discriminator = field.discriminator if field else None
+        if discriminator and len(parts) > 1:
+            model = models.get(str(parts.pop(0)))
+        else:
+            model = models.get("")
+    return ".".join(found), discriminator
 
 
 def _meant(key: str, root: type[BaseModel], kinds: Kinds) -> str:
@@ -191,7 +215,7 @@ def foreign(key: str, root: type[BaseModel], kinds: Kinds) -> str:
     Args: key, dotted, or the name of the option alone.
     """
     group, _, word = key.rpartition(".")
-    for section, models in _unions(root).items():
+    for section, models in unions(root).items():
         if group not in ("", section) or section not in kinds:
             continue
         label = "family" if section == "env" else section

@@ -46,10 +46,12 @@ def overridden(
     return validated(found, where=name)
 
 
-def form_of(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
+def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> tuple[type, Any]:
     """A model, or some of its keys, as a plain dataclass for tyro; the model itself checks later.
 
     So a wrong value reads the same whether it comes from a file or from the command line.
+
+    Args: prefix, where a `Config` has the model: its dotted key and a dot, empty for the `Config`.
     """
     import tyro
 
@@ -60,9 +62,10 @@ def form_of(model: BaseModel, *, only: Sequence[str] = ()) -> tuple[type, Any]:
         if name == "family" or (only and name not in only and not below):
             continue
         if isinstance(value, BaseModel):
-            form, value = form_of(value, only=below)
-            if isinstance(model, Config) and name in preset.UNIONS and name != "env":
-                form = _with_kinds(form, section=name, text=info.description or "")
+            section = f"{prefix}{name}"
+            form, value = form_of(value, only=below, prefix=f"{section}.")
+            if section in preset.UNIONS and section != "env":
+                form = _with_kinds(form, section=section, text=info.description or "")
                 value = form()
             fields.append((name, form, dataclasses.field(default=value)))
             continue
@@ -82,7 +85,7 @@ def _with_kinds(form: type, *, section: str, text: str) -> type:
     """The form of a section, whose name may be that of any of the section's kinds."""
     import tyro
 
-    names = list(errors.section_models(Config, section))
+    names = list(errors.unions(Config)[section])
     text = f"{' '.join(text.split())}. Another kind starts from its own defaults."
     argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(names)}}}")
     fields = [
@@ -117,10 +120,10 @@ def _kinds(arguments: Sequence[str]) -> preset.Tree:
     """The kinds that a command line chooses, as a tree of options."""
     found: preset.Tree = {}
     for word, after in itertools.pairwise([*arguments, ""]):
-        section, _, name = key_of(word).partition(".")
+        section, _, name = key_of(word).rpartition(".")
         if section in preset.UNIONS and section != "env" and name == "name":
             kind = word.partition("=")[2] if "=" in word else after
-            found[section] = {"name": kind}
+            found = preset.merged(found, preset.nested({f"{section}.name": kind}))
     return found
 
 

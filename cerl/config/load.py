@@ -15,15 +15,15 @@ def sections(tree: Mapping[str, Any], *, where: str) -> Config:
 
     Raises: ConfigError naming `where`, the key path, what was expected and got, the nearest key.
     """
-    tree = dict(tree)
     kinds = {}
     for section, (key, default) in preset.UNIONS.items():
-        options = tree.get(section, {})
-        if not isinstance(options, Mapping):
-            continue
-        if default and section in tree:
-            options = tree[section] = {key: default, **options}
-        kinds[section] = str(options.get(key, default))
+        options = preset.at(tree, section)
+        if options is None:
+            kinds[section] = default
+        elif isinstance(options, Mapping):
+            kinds[section] = str(options.get(key, default))
+            if default and key not in options:
+                tree = preset.merged(tree, preset.nested({f"{section}.{key}": default}))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -9,7 +9,7 @@ others'.
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,13 @@ from cerl.config.encoders import (
 )
 from cerl.config.envs import CatchEnv, EnvConfig, unreadable
 from cerl.config.model import Ints, Model
+from cerl.config.samplers import SamplerConfig, UniformConfig
+from cerl.head_kinds import HEAD_KINDS, in_words
+
+if TYPE_CHECKING:
+    HeadKindName = str
+else:  # a Literal of names that only the registry knows
+    HeadKindName = Literal[tuple(HEAD_KINDS)]
 
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
@@ -77,12 +84,11 @@ class EnsembleConfig(Model):
     shared_layers: int = Field(default=0, ge=0)
     """L, leading layers shared by all members (in order: convolutions, hidden layers, output; a
     sequence network is one layer, its convolutions included)"""
-    heads: Literal["own", "cerl", "own_target", "single_actor", "multi_horizon"] = "own"
-    """what the value heads of a member regress to (cerl/heads.py)"""
+    heads: HeadKindName = Field(default="own", description=in_words())
     fork: Literal["final", "both"] = "final"
     """where heads fork: only the output layer, or the last hidden layer and the output layer"""
     horizons: int = Field(default=10, ge=1)
-    """heads of a member under multi_horizon"""
+    """heads of a member under a kind of heads with horizons of their own (multi_horizon)"""
     duty: Literal["uniform", "tandem", "first"] = "uniform"
     """who acts: a member drawn uniformly; member 0 with active_probability, else member 1 (tandem);
     always member 0 (first)"""
@@ -90,6 +96,16 @@ class EnsembleConfig(Model):
     """tandem: share of episodes in which member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
     """when the member on duty is drawn anew"""
+
+    @property
+    def several_heads(self) -> bool:
+        """Whether the kind of heads gives a member more heads than its own."""
+        return HEAD_KINDS[self.heads].heads != "one"
+
+    @property
+    def several_horizons(self) -> bool:
+        """Whether heads have discounts of their own, `horizons` of them."""
+        return HEAD_KINDS[self.heads].heads == "horizons"
 
 
 class LossConfig(Model):
@@ -163,6 +179,8 @@ class ReplayConfig(Model):
     """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
     candidates: int = Field(default=8, ge=1)
     """rows drawn for each slot of a batch, of which the first valid one is taken"""
+    sampler: SamplerConfig = UniformConfig()
+    """how rows are drawn: uniform, or prioritised by the errors of their values"""
 
 
 class ScheduleConfig(Model):
@@ -307,6 +325,7 @@ class Config(Model):
             "agent": self.agent.name,
             "encoder": self.encoder.name,
             "optim": self.optim.name,
+            "replay.sampler": self.replay.sampler.name,
         }
 
     @property

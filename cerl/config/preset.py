@@ -21,7 +21,7 @@ Tree = dict[str, Any]
 
 
 class Union(NamedTuple):
-    """A section of a config that is of one of several kinds."""
+    """A section of a config that is of one of several kinds; it may lie in another section."""
 
     key: str  # the option that says which
     default: str  # the kind of a section that does not say; empty: it has to
@@ -32,6 +32,7 @@ UNIONS = {
     "agent": Union("name", "dqn"),
     "encoder": Union("name", "frames"),
     "optim": Union("name", "adam"),
+    "replay.sampler": Union("name", "uniform"),
 }
 
 DEEPEST = 32  # lists and mappings inside each other, at most
@@ -261,15 +262,28 @@ def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     A section of `UNIONS` whose kind `top` states, another one than that of `base`, starts from the
     new kind's own defaults: nothing that `base` says of the section is kept.
     """
-    base = dict(base)
     for section, (key, default) in UNIONS.items():
-        below, above = base.get(section), top.get(section)
+        below, above = at(base, section), at(top, section)
         if not isinstance(below, Mapping) or not isinstance(above, Mapping):
             continue
         kind = below.get(key, default)
         if above.get(key, kind) != kind:
-            del base[section]
+            base = _without(base, section)
     return _over(base, top)
+
+
+def at(tree: Any, path: str) -> Any:
+    """What a tree has at a dotted key; None where it has nothing there."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _without(tree: Mapping[str, Any], path: str) -> Tree:
+    """A tree without what it has at a dotted key."""
+    first, _, rest = path.partition(".")
+    kept = {key: value for key, value in tree.items() if key != first}
+    return {**kept, first: _without(tree[first], rest)} if rest else kept
 
 
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:

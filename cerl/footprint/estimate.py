@@ -28,6 +28,7 @@ from cerl.footprint.ledger import META, Ledger
 from cerl.kernels import standing_for
 from cerl.learn import Learner
 from cerl.replay import Replay
+from cerl.sampler import sampler_of
 
 BEYOND = 1 << 62  # bytes: stands for sizes that no 64-bit integer can count
 HOST = "cpu"
@@ -226,7 +227,14 @@ def _wired(
         env = _envs(config, one, config.env.envs, salt=0)
         ledger.account = "replay"
         remembered, capacity = config.encoder.state_size, config.replay.capacity
-        replay = Replay(env.spec, keys=keys, capacity=capacity, device=META, remembered=remembered)
+        replay = Replay(
+            env.spec,
+            keys=keys,
+            capacity=capacity,
+            device=META,
+            remembered=remembered,
+            sampler=sampler_of(config.replay.sampler),
+        )
         ledger.account = "optimiser"
         learner = Learner(config, agent, net, replay, keys=keys)
         ledger.account = "acting"

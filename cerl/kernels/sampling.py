@@ -58,19 +58,67 @@ def pick(
     place = ((bits * (span * envs)) >> 32).view(seeds, members, batch, candidates)
     row = total - count + context + place // envs
     env = place % envs
+    valid = learnable(
+        key,
+        total,
+        real,
+        member,
+        row=row,
+        env=env,
+        owner_offset=owner_offset,
+        context=context,
+        ahead=ahead,
+        owner=owner,
+        begins=begins,
+    )
+    return first_valid(valid, row, env)[0]
+
+
+def learnable(
+    key: Tensor,
+    total: Tensor,
+    real: Tensor,
+    member: Tensor,
+    *,
+    row: Tensor,
+    env: Tensor,
+    owner_offset: int,
+    context: int,
+    ahead: int,
+    owner: str,
+    begins: bool,
+) -> Tensor:
+    """Which candidates can be learnt from, of those whose windows lie in the ring.
+
+    Args:    row, env int64 [S, M, B, K], candidates; the others as of `pick`.
+    Returns: bool [S, M, B, K]; none before the ring holds a whole window.
+    """
+    _, rows, envs = real.shape
     flat = (row % rows) * envs + env
-    valid = take(real, flat) & (count > context + ahead)
+    valid = take(real, flat) & (total.clamp(max=rows) > context + ahead)
     if begins:
         valid = valid & ~take(real, ((row - 1) % rows) * envs + env)
-    me = torch.arange(members, device=key.device).view(1, members, 1, 1)
+    me = torch.arange(row.shape[1], device=key.device).view(1, -1, 1, 1)
     if owner == "own":
         valid = valid & (take(member, flat) == me)
     elif owner == "disjoint":
         bits = random.hash_at(key.view(-1, 1, 1, 1), row * envs + env, 0, offset=owner_offset)
-        belongs = (bits * members) >> 32
+        belongs = (bits * row.shape[1]) >> 32
         valid = valid & (belongs == me)
+    return valid
+
+
+def first_valid(
+    valid: Tensor, row: Tensor, env: Tensor, *others: Tensor
+) -> tuple[Picked, *tuple[Tensor, ...]]:
+    """Of every slot's candidates [S, M, B, K] the first valid one, or the first of all.
+
+    Returns: the picked rows; of the other numbers of the candidates those of the picked ones,
+             [S, M, B].
+    """
     first = valid.to(torch.uint8).argmax(-1, keepdim=True)
-    return Picked(*(x.gather(-1, first).squeeze(-1) for x in (row, env, valid)))
+    row, env, hit, *others = (x.gather(-1, first).squeeze(-1) for x in (row, env, valid, *others))
+    return Picked(row, env, hit), *others
 
 
 def take(ring: Tensor, flat: Tensor) -> Tensor:
