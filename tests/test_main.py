@@ -167,10 +167,19 @@ def test_help_of_resume_shows_what_may_change(run_folder, capsys):
     assert {name.replace("no-", "") for name in shown} == known - {"log"}
 
 
-def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("gym/cartpole", "conf_strangers_tasks:Mine-v0"),
+        ("game/ddqn", "conf_strangers_tasks:rules"),
+    ],
+)
+def test_a_strangers_module_is_imported_with_trust_only(
+    name, task, run_folder, capsys, tmp_path, monkeypatch
+):
     (tmp_path / "conf_strangers_tasks.py").write_text("raise RuntimeError('its code ran')")
     monkeypatch.syspath_prepend(tmp_path)
-    run = load("gym/cartpole", {"env.name": "conf_strangers_tasks:Mine-v0"})
+    run = load(name, {"env.name": task})
     dump(run, run_folder / "config.yaml")
     commands = (["train", "--resume", str(run_folder)], ["eval", str(run_folder)])
     for words in commands:
@@ -499,7 +508,7 @@ def test_list_names_environments_of_every_family(capsys):
     assert command.main(["list", "envs"]) == 0
     families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     ours = {"catch", "minatar", "atari", "gym", "point_mass", "mujoco", "dmc", "memory", "popgym"}
-    assert set(families) == ours
+    assert set(families) == ours | {"game"}
     assert families["minatar"] == "asterix breakout freeway seaquest space_invaders"
     assert "CartPole-v1" in families["gym"] and "Pendulum-v1" in families["gym"]
     for family, name in (("mujoco", "HalfCheetah-v4"), ("dmc", "cheetah-run")):
