@@ -13,6 +13,40 @@ Dims, the only legend. Tensors keep this order: [S, N, C, B or E, T or W, J, res
     A  actions (their count, or the components of a continuous one)
     D  features
     H  attention heads
+
+The interface from Python (docs/python.md), imported when it is first used:
+
+    cerl.config.load(name, overrides)   the options of a preset or a YAML file, checked
+    cerl.train(config, overrides)       trains a population; returns its run folder
+    cerl.resume(run)                    goes on with a run
+    cerl.load(run)                      the policy of a run: observations in, actions out
+    cerl.envs.make(config.env, ...)     the environments of a config
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cerl import config as config
+    from cerl import envs as envs
+    from cerl.policy import load as load
+    from cerl.training import resume as resume
+    from cerl.training import train as train
+
 __version__ = "0.1.0"
+__all__ = ["config", "envs", "load", "resume", "train"]
+
+# Where the functions of the interface are; the other names of `__all__` are modules.
+_FUNCTIONS = {"load": "policy", "resume": "training", "train": "training"}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the interface. Raises: AttributeError for any other."""
+    if name not in __all__:
+        raise AttributeError(f"module 'cerl' has no attribute {name!r}")
+    module = importlib.import_module(f"cerl.{_FUNCTIONS.get(name, name)}")
+    return getattr(module, name) if name in _FUNCTIONS else module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

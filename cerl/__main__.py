@@ -67,9 +67,9 @@ class Train:
             got = "--trust, which --resume takes" if self.trust else repr(rest[0])
             raise ConfigError(f"train: expected a preset first, got {got}; see `cerl list`")
         run = overridden(self.preset, rest, prog=f"cerl train {self.preset}")
-        from cerl import train
+        from cerl import training
 
-        _print_folder(train.train(run))
+        _print_folder(training.train(run))
 
     def _resume(self, path: Path, options: list[str]) -> None:
         if self.preset:
@@ -77,9 +77,9 @@ class Train:
         folder = arguments.run_folder(path)
         changes = arguments.changes(load_file(folder / FILE), options, folder=folder)
         load_file(folder / FILE, changes)  # refused before seconds of imports
-        from cerl import train
+        from cerl import training
 
-        train.resume(folder, changes=changes, trusted=self.trust)
+        training.resume(folder, changes=changes, trusted=self.trust)
         _print_folder(folder)
 
 

@@ -18,6 +18,7 @@ from cerl import draw, explore
 from cerl.agent import Agent, Network
 from cerl.config import Config
 from cerl.config.options import INDIVIDUAL
+from cerl.data import EnvSpec
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.player import Player
@@ -70,7 +71,7 @@ def _slots(config: Config, policy: str) -> int:
     return -(-slots // _groups(config, policy)) if config.eval.share else slots
 
 
-def _base(policy: str) -> str:
+def without_mode(policy: str) -> str:
     """The policy without its suffix: `individual_mode` -> `individual`."""
     return policy.removesuffix("_mode")
 
@@ -101,11 +102,11 @@ class Evaluator:
         if env.spec.envs != count:
             raise ValueError(f"evaluation needs {count} environments per seed, got {env.spec.envs}")
         members, policies = config.ensemble.members, config.eval.policies
-        bases = dict.fromkeys(_base(policy) for policy in policies)
+        bases = dict.fromkeys(without_mode(policy) for policy in policies)
         aggregates = tuple(base for base in bases if base in AGGREGATES)
         fixed, sampled = [], []
         for policy in policies:
-            base, mine = _base(policy), _slots(config, policy)
+            base, mine = without_mode(policy), _slots(config, policy)
             if base == "individual":
                 own = torch.arange(members, device=device).repeat_interleave(mine)
             else:
@@ -161,23 +162,19 @@ class Evaluator:
     @torch.no_grad()
     def decide(self) -> None:
         """Chooses who acts in every lane, and the actions."""
-        player, noise = self.player, self._noise()
+        player = self.player
+        noise = noise_of(
+            self.config,
+            player.env.spec,
+            player.keys,
+            player.steps,
+            votes="vote" in (player.evaluating or ()),
+            sampled=self.sampled,
+        )
         drawn = (noise.member * self.config.ensemble.members).long()
         member = torch.where(player.start, drawn, player.member)
         player.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
         self.lane.diversity.copy_(player.act(noise).diversity)
-
-    def _noise(self) -> Noise:
-        player, config = self.player, self.config
-        spec, at = player.env.spec, (player.keys, player.steps)
-        sizes = {"envs": spec.envs, "actions": spec.actions}
-        eps = config.eval.epsilon
-        if not spec.continuous:
-            votes = "vote" in (player.evaluating or ())
-            return explore.noise(*at, **sizes, eps=eps, votes=votes)
-        members = config.ensemble.members
-        noise = explore.continuous_noise(*at, **sizes, eps=eps, samples=SAMPLES, policies=members)
-        return noise._replace(normal=noise.normal * self.sampled)
 
     @torch.no_grad()
     def record(self) -> None:
@@ -218,6 +215,32 @@ class Evaluator:
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
             at += groups * slots
         return results
+
+
+def noise_of(
+    config: Config,
+    spec: EnvSpec,
+    keys: Tensor,
+    step: Tensor,
+    *,
+    votes: bool,
+    sampled: Tensor | float,
+) -> Noise:
+    """The random choices of one acting step of an evaluation, for `spec.envs` environments a seed.
+
+    Args: keys [S]; step int64 []; votes, ties of a vote have to be broken; sampled, 0 where a
+          continuous policy takes its mode for an action and 1 where a sample, broadcast to
+          [S, E, K, N, A].
+    """
+    sizes = {"envs": spec.envs, "actions": spec.actions}
+    eps = config.eval.epsilon
+    if not spec.continuous:
+        return explore.noise(keys, step, **sizes, eps=eps, votes=votes)
+    members = config.ensemble.members
+    noise = explore.continuous_noise(
+        keys, step, **sizes, eps=eps, samples=SAMPLES, policies=members
+    )
+    return noise._replace(normal=noise.normal * sampled)
 
 
 def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:

@@ -44,7 +44,7 @@ def evaluate_run(
     agent = make_agent(config, env.spec, device)
     net = agent.build(keys=keys)
     try:
-        _load_net(net, folder)
+        load_net(net, folder)
         results = Evaluator(config, env, agent, net, keys=keys).run(0)
         assert results is not None, "nothing told the evaluation to stop"
         return results
@@ -52,7 +52,7 @@ def evaluate_run(
         env.close()
 
 
-def _load_net(net: nn.Module, folder: Path) -> None:
+def load_net(net: nn.Module, folder: Path) -> None:
     """Takes over the network of a run's newest intact checkpoint, in place.
 
     Raises: CheckpointError or ConfigError if it is of something else.

@@ -19,6 +19,7 @@ from cerl.config import (
     CatchEnv,
     DmcEnv,
     EnvConfig,
+    GameEnv,
     GymEnv,
     MemoryEnv,
     MinAtarEnv,
@@ -118,6 +119,11 @@ def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
             from cerl.envs import catch
 
             return catch.game(config), config.name, config.sticky, 0
+        case GameEnv():
+            from cerl.envs.own_game import own_game
+
+            rules = own_game(config.name, dict(config.kwargs))
+            return rules, config.name, config.sticky, config.time_limit
         case MinAtarEnv():
             from cerl.envs import minatar
 
@@ -162,7 +168,8 @@ def available() -> dict[str, list[str]]:
     """Names that `env.name` may have, by family.
 
     Returns: a note with the pip command where no back end of a family is installed; for gymnasium
-             its built-in ids that need no further package (any registered id works).
+             its built-in ids that need no further package (any registered id works); for games of
+             one's own how they are named, and an example.
     """
     from cerl.envs.dmc import TASKS
     from cerl.envs.gym import builtin_ids
@@ -176,6 +183,7 @@ def available() -> dict[str, list[str]]:
         "minatar": list(get_args(MinAtarEnv.model_fields["name"].annotation)),
         "atari": atari_games() or ["none: pip install 'cerl[atari]'"],
         "gym": builtin_ids(),
+        "game": ["module:function of your own, e.g. cerl.envs.catch:rules"],
         "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
         "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
         "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],

@@ -25,7 +25,14 @@ class State(NamedTuple):
 
 def game(config: CatchEnv) -> Game:
     """The rules of Catch on the config's board; observations [1, rows, columns] bool."""
-    rows, columns = config.rows, config.columns
+    return rules(rows=config.rows, columns=config.columns)
+
+
+def rules(*, rows: int = 10, columns: int = 5) -> Game:
+    """The rules of Catch, also an example of a game of one's own: `cerl train game/ddqn`.
+
+    Args: rows and columns, height and width of the board in cells, 2 or more.
+    """
     return Game(
         reset=partial(_reset, columns=columns),
         step=partial(_step, rows=rows, columns=columns),

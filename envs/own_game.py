@@ -4,6 +4,8 @@
     def corridor(*, length: int = 10) -> Game:
         return Game(reset=..., step=..., observe=..., draws=0, reset_draws=1, ...)
 
+    cerl train game/ddqn --env.name my_games:corridor --env.kwargs length=20
+
 `own_game("my_games:corridor", {"length": 20})` imports the module, calls the function, and plays a
 few steps on the CPU to see that the rules keep the contract of `Game`. So a mistake is told at the
 start, in a sentence, and not by a compiler or a GPU later.

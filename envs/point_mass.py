@@ -30,15 +30,24 @@ class State(NamedTuple):
 
 def game(config: PointMassEnv) -> Game:
     """The rules of the point mass; an observation is place and speed, [2 dimensions] float32."""
+    return rules(dimensions=config.dimensions, walls=config.walls)
+
+
+def rules(*, dimensions: int = 2, walls: bool = True) -> Game:
+    """The rules of the point mass, also an example of a game of one's own: `cerl train game/sac`.
+
+    Args: dimensions of the space that the mass moves in; walls, without them leaving the square
+          ends the episode.
+    """
     return Game(
         reset=_reset,
-        step=partial(_step, walls=config.walls),
+        step=partial(_step, walls=walls),
         observe=_observe,
         draws=0,
-        reset_draws=config.dimensions,
-        observation=(2 * config.dimensions,),
+        reset_draws=dimensions,
+        observation=(2 * dimensions,),
         dtype=torch.float32,
-        components=config.dimensions,
+        components=dimensions,
     )
 
 

@@ -36,7 +36,7 @@ from cerl.config import load
 from cerl.record import checkpoint
 from cerl.record.folder import new_folder
 from cerl.run import Run
-from cerl.train import carry_out
+from cerl.training import carry_out
 from cerl.wiring import assemble
 
 ROOT = Path(__file__).resolve().parent.parent

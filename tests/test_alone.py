@@ -14,7 +14,7 @@ import pytest
 import torch
 from options import suited
 
-from cerl import train, wiring
+from cerl import training, wiring
 from cerl.config import Config, load, preset
 
 TINY: dict[str, Any] = {
@@ -137,7 +137,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
                 parameter[at] = float("nan")
         return parts
 
-    monkeypatch.setattr(train, "assemble", with_nan)
+    monkeypatch.setattr(training, "assemble", with_nan)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_seed_s_rows_are_the_same_bits_whoever_runs_beside_it(tmp_path, monkey
 
     def rows(*seeds: int) -> dict[str, dict[str, list]]:
         where = tmp_path / "-".join(map(str, seeds))
-        return rows_of(train.train(tiny(where, name, seeds)), 2)
+        return rows_of(training.train(tiny(where, name, seeds)), 2)
 
     alone = rows(2)
     assert alone["rows"]["policy"].count("individual") >= 2

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from cerl import train
+from cerl import training
 from cerl.config import ConfigError, load
 from cerl.device.pick import prepare
 
@@ -86,6 +86,6 @@ def test_threads_are_bounded_by_the_machine_that_runs_them(key, monkeypatch):
 def test_compiling_on_a_cpu_is_said_to_have_no_effect(tmp_path, capsys):
     options = {"schedule.steps": 60, "replay.start": 60, "eval.episodes": 1, "seeds": (0,)}
     more = {"device": "cpu", "compile": True, "out": str(tmp_path)}
-    train.train(load("catch/ddqn", {**options, **more}))
+    training.train(load("catch/ddqn", {**options, **more}))
     said = " ".join(capsys.readouterr().out.split())
     assert "compile: without effect on a CPU" in said and "needs" in said and "free" in said

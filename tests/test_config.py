@@ -362,7 +362,10 @@ def test_unknown_preset_names_the_nearest():
             "agent.loss: expected huber or mse, got 'hubr'; did you mean huber",
         ),
         ({"eval.policies": ["vot"]}, "mean, mean_mode or random, got 'vot'; did you mean vote?"),
-        ({"env.family": "minatr"}, "atari, gym, point_mass, mujoco, dmc, memory or popgym, got"),
+        (
+            {"env.family": "minatr"},
+            "atari, gym, game, point_mass, mujoco, dmc, memory or popgym, got",
+        ),
         ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:NUMBER, got 'gpu'"),
         ({"device": "cuda:x"}, "device: expected"),
     ],

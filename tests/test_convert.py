@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import draw, train, wiring
+from cerl import draw, training, wiring
 from cerl.config import Config, ConfigError, load, of_kind, preset
 from cerl.config.convert import is_0_1, upgraded
 from cerl.config.encoders import SequenceOptions
@@ -138,7 +138,7 @@ def test_a_run_folder_of_0_1_is_evaluated(folder):
 
 def test_a_run_folder_of_0_1_goes_on_as_it_would_have(folder):
     before = preset.read(folder / "config.yaml")
-    train.resume(folder, changes={"schedule.steps": 1000})
+    training.resume(folder, changes={"schedule.steps": 1000})
     # The file stays one of 0.1, or its checkpoints would not belong to it any more.
     after = preset.read(folder / "config.yaml")
     assert after == preset.merged(before, {"schedule": {"steps": 1000}}) and is_0_1(after)

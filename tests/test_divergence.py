@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cerl import divergence, train
+from cerl import divergence, training
 from cerl.bench import runs
 from cerl.config import load, preset
 from cerl.data import EnvSpec
@@ -219,7 +219,7 @@ def run(out, *, poison=None, how="freeze"):
     """A run; `poison` is the pytest fixture by which its second seed diverges."""
     config = load("catch/bootdqn", preset.merged(TINY, {"out": str(out), "diverged": how}))
     if poison is None:
-        return train.train(config)
+        return training.train(config)
     step = Learner._step
 
     def poisoned(self, *args):
@@ -229,7 +229,7 @@ def run(out, *, poison=None, how="freeze"):
 
     with poison.context() as patch:
         patch.setattr(Learner, "_step", poisoned)
-        return train.train(config)
+        return training.train(config)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from cerl.config import (
     AtariEnv,
     CatchEnv,
     DmcEnv,
+    GameEnv,
     GymEnv,
     MemoryEnv,
     MinAtarEnv,
@@ -20,8 +21,6 @@ from cerl.config import (
 )
 from cerl.config.memory_tasks import TASKS
 from cerl.envs.api import VecEnv
-from cerl.envs.own_game import own_game
-from cerl.envs.resident import Resident
 
 # name -> build(seeds, salt) of an environment with at least two games per seed whose episodes end,
 # by terminal or time limit, within STEPS steps.
@@ -104,9 +103,8 @@ def popgym(name: str) -> Build:
 
 
 def own(seeds: Sequence[int], salt: int) -> VecEnv:
-    rules = own_game("test_own_game:summing", {})
-    options = {"name": "summing", "envs": 3, "sticky": 0.1, "time_limit": 0}
-    return Resident(rules, **options, seeds=seeds, salt=salt, device="cpu")
+    config = GameEnv(name="test_own_game:summing", envs=3, sticky=0.1)
+    return envs.make(config, seeds=seeds, salt=salt, device="cpu")
 
 
 def observed(config: type, **options: object) -> Build:

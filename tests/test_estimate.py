@@ -3,7 +3,7 @@ import gc
 import pytest
 import torch
 
-from cerl import train, wiring
+from cerl import training, wiring
 from cerl.config import Config, load, preset
 from cerl.device import free
 from cerl.device.pick import prepare
@@ -146,7 +146,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
     monkeypatch.setattr(free, "free_bytes", lambda device, root: [limit])
     monkeypatch.setattr(wiring, "draw", None)  # with which making the parts begins
     with pytest.raises(RuntimeError, match=f"Most goes to {part}") as error:
-        train.train(config)
+        training.train(config)
     text = str(error.value)
     assert culprit in text.split("Most goes")[1]
     assert "20.0 GB are free on cpu" in text and "make one of them smaller" in text

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 import cerl
-from cerl import envs, train
+from cerl import envs, training
 from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
@@ -748,7 +748,7 @@ def test_sac_learns_from_images(tmp_path):
         "eval": {"every": 2_400},
     }
     try:
-        folder = train.train(load("gym/pendulum", options))
+        folder = training.train(load("gym/pendulum", options))
     finally:
         gymnasium.registry.pop("Dot-v0")
     rows = pq.read_table(folder / "rows.parquet").to_pylist()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cerl import draw, train, wiring
+from cerl import draw, training, wiring
 from cerl.agents.dqn import QNet
 from cerl.bench import runs
 from cerl.collect import Collector
@@ -159,12 +159,12 @@ def test_gpu_run_resumes_bitwise(tmp_path, name):
     from test_train import assert_same, final_state, stop_at_first_checkpoint
 
     config = load(name, {**changes, "out": str(tmp_path / "whole")})
-    whole = train.train(config)
+    whole = training.train(config)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at_first_checkpoint(patch)
-        train.train(config.model_copy(update={"out": str(tmp_path / "halves")}))
+        training.train(config.model_copy(update={"out": str(tmp_path / "halves")}))
     (half,) = (tmp_path / "halves").iterdir()
-    train.resume(half)
+    training.resume(half)
     assert_same(final_state(whole), final_state(half))
 
 

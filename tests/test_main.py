@@ -69,7 +69,7 @@ def refused(capsys, *arguments):
 
 def test_train_hands_the_overridden_config_to_the_loop(stand_in, capsys):
     seen = []
-    stand_in("train", train=lambda run: seen.append(run) or Path("runs/x"))
+    stand_in("training", train=lambda run: seen.append(run) or Path("runs/x"))
     line = "train minatar/cerl --env.name asterix --seeds 0 1 2 3 --optim.lr 1e-4 "
     line += "--agent.no-double --net.hidden 64 32 --schedule.steps 2_000_000"
     assert command.main(line.split()) == 0
@@ -81,7 +81,7 @@ def test_train_hands_the_overridden_config_to_the_loop(stand_in, capsys):
 
 def test_train_without_options_is_the_preset(stand_in):
     seen = []
-    stand_in("train", train=seen.append)
+    stand_in("training", train=seen.append)
     names = [
         "catch/tandem",
         "minatar/qrdqn",
@@ -96,14 +96,14 @@ def test_train_without_options_is_the_preset(stand_in):
 
 def test_train_takes_the_config_file_of_a_run(stand_in, run_folder):
     seen = []
-    stand_in("train", train=seen.append)
+    stand_in("training", train=seen.append)
     assert command.main(["train", str(run_folder / "config.yaml")]) == 0
     assert seen == [load("catch/cerl")]
 
 
 def test_resume_hands_on_folder_changes_and_trust(stand_in, run_folder, capsys):
     seen = []
-    stand_in("train", resume=lambda folder, **more: seen.append((folder, more)) or folder)
+    stand_in("training", resume=lambda folder, **more: seen.append((folder, more)) or folder)
     run = str(run_folder)
     for line in (
         f"train --resume {run}",
@@ -151,7 +151,7 @@ def test_resume_and_eval_want_a_run_whose_config_is_whole(run_folder, capsys):
 
 def test_a_changed_config_still_starts_another_run(stand_in, run_folder):
     seen = []
-    stand_in("train", train=seen.append)
+    stand_in("training", train=seen.append)
     path = run_folder / "config.yaml"
     path.write_text(path.read_text().replace("gamma: 0.99", "gamma: 0.5"))
     assert command.main(["train", str(path)]) == 0
@@ -168,10 +168,19 @@ def test_help_of_resume_shows_what_may_change(run_folder, capsys):
     assert {name.replace("no-", "") for name in shown} == known - {"log"}
 
 
-def test_a_strangers_module_is_imported_with_trust_only(run_folder, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("gym/cartpole", "conf_strangers_tasks:Mine-v0"),
+        ("game/ddqn", "conf_strangers_tasks:rules"),
+    ],
+)
+def test_a_strangers_module_is_imported_with_trust_only(
+    name, task, run_folder, capsys, tmp_path, monkeypatch
+):
     (tmp_path / "conf_strangers_tasks.py").write_text("raise RuntimeError('its code ran')")
     monkeypatch.syspath_prepend(tmp_path)
-    run = load("gym/cartpole", {"env.name": "conf_strangers_tasks:Mine-v0"})
+    run = load(name, {"env.name": task})
     dump(run, run_folder / "config.yaml")
     commands = (["train", "--resume", str(run_folder)], ["eval", str(run_folder)])
     for words in commands:
@@ -256,7 +265,7 @@ def test_interrupt_is_exit_130(stand_in, capsys):
     def interrupted(run):
         raise KeyboardInterrupt
 
-    stand_in("train", train=interrupted)
+    stand_in("training", train=interrupted)
     assert command.main(["train", "catch/ddqn"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -265,7 +274,7 @@ def test_expected_errors_have_no_traceback_unless_asked(stand_in, capsys, monkey
     def full(run):
         raise OSError(28, "No space left on device")
 
-    stand_in("train", train=full)
+    stand_in("training", train=full)
     assert "No space left on device" in refused(capsys, "train", "catch/ddqn")
     monkeypatch.setenv("CERL_DEBUG", "1")
     with pytest.raises(OSError, match="No space left"):
@@ -283,7 +292,7 @@ def test_errors_of_the_system_name_the_file_and_what_to_do(stand_in, capsys, num
     def fails(run):
         raise OSError(number, os.strerror(number), "runs/x")
 
-    stand_in("train", train=fails)
+    stand_in("training", train=fails)
     text = refused(capsys, "train", "catch/ddqn")
     assert words in text and "Errno" not in text
 
@@ -292,14 +301,14 @@ def test_errors_show_control_characters_and_brackets_as_they_are(stand_in, capsy
     def fails(run):
         raise ValueError("no licence at [/opt/sim] \x1b[31m\r\udc80 [bold]\nsecond line")
 
-    stand_in("train", train=fails)
+    stand_in("training", train=fails)
     text = refused(capsys, "train", "catch/ddqn")
     assert r"error: no licence at [/opt/sim] \x1b[31m\r\udc80 [bold]" in text
     assert "\nsecond line\n" in text
 
 
 def test_faults_of_ours_keep_their_traceback(stand_in):
-    stand_in("train", train=lambda run: run["no"])
+    stand_in("training", train=lambda run: run["no"])
     with pytest.raises(TypeError):
         command.main(["train", "catch/ddqn"])
 
@@ -501,7 +510,7 @@ def test_list_names_environments_of_every_family(capsys):
     assert command.main(["list", "envs"]) == 0
     families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     ours = {"catch", "minatar", "atari", "gym", "point_mass", "mujoco", "dmc", "memory", "popgym"}
-    assert set(families) == ours
+    assert set(families) == ours | {"game"}
     assert families["minatar"] == "asterix breakout freeway seaquest space_invaders"
     assert "CartPole-v1" in families["gym"] and "Pendulum-v1" in families["gym"]
     for family, name in (("mujoco", "HalfCheetah-v4"), ("dmc", "cheetah-run")):
@@ -571,13 +580,13 @@ def test_a_run_that_ends_well_does_so_without_a_reader(stand_in, monkeypatch):
 
     unread = os.open(os.devnull, os.O_WRONLY)
     monkeypatch.setattr(sys, "stdout", Gone())
-    stand_in("train", train=lambda run: Path("runs/x"))
+    stand_in("training", train=lambda run: Path("runs/x"))
     assert command.main(["train", "catch/ddqn"]) == 0
 
     def lost(run):
         raise SystemExit(1)  # rich's, in the midst of training
 
-    stand_in("train", train=lost)
+    stand_in("training", train=lost)
     with pytest.raises(SystemExit):
         command.main(["train", "catch/ddqn"])
     os.close(unread)

@@ -1,4 +1,4 @@
-"""Device-resident games of the user's own: found, checked against `Game`'s contract, played."""
+"""Games of the user's own: found, checked against `Game`'s contract, played, trained on."""
 
 import sys
 from typing import NamedTuple
@@ -7,11 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from cerl.config import CatchEnv, MemoryEnv, MinAtarEnv, PointMassEnv
+from cerl import envs, training
+from cerl.config import (
+    CatchEnv,
+    ConfigError,
+    GameEnv,
+    MemoryEnv,
+    MinAtarEnv,
+    PointMassEnv,
+    load,
+    preset,
+)
 from cerl.config.memory_tasks import TASKS
 from cerl.envs import _rules
 from cerl.envs.own_game import check_game, own_game
 from cerl.envs.resident import Game, Resident
+from cerl.evaluate_run import evaluate_run
+from cerl.record import checkpoint
+from cerl.wiring import assemble
 
 CORRIDOR = """
 from typing import NamedTuple
@@ -209,3 +222,70 @@ def test_rules_that_break_the_contract_are_refused(changes, message):
 )
 def test_the_games_of_this_package_keep_the_contract(config):
     check_game(_rules(config)[0], name=config.name)
+
+
+SMALL = {
+    **{"device": "cpu", "seeds": (3,), "net.hidden": (16,), "replay.start": 40, "env.envs": 2},
+    **{"schedule.steps": 200, "schedule.target_every": 20, "explore.hold": 40},
+    **{"eval.every": 100, "eval.episodes": 2, "eval.time_limit": 20, "log.every": 100},
+}
+
+
+def test_a_config_names_the_function_and_its_arguments(my_games):
+    options = {"env.name": "my_games:corridor", "env.kwargs": {"length": 4}, "env.time_limit": 9}
+    config = load("game/ddqn", options)
+    assert config.env.title == "my_games:corridor-length=4" and config.env.longest == 9
+    env = envs.make(config.env, seeds=[0], salt=0, device="cpu")
+    assert env.spec.observation == (5,) and env.spec.resident
+    steps = [env.reset(), *(env.step(torch.zeros(1, 4, dtype=torch.int64)) for _ in range(9))]
+    assert [bool(step.truncated.any()) for step in steps] == [False] * 9 + [True]
+
+
+@pytest.mark.parametrize("name", ["corridor", "my_games:", ":corridor", "my games:corridor"])
+def test_a_config_refuses_a_name_without_module_or_function(name):
+    with pytest.raises(ConfigError, match="env.name: expected module:function, .* got"):
+        load("game/ddqn", {"env.name": name})
+
+
+def test_no_action_of_another_kind_is_learnt(my_games):
+    config = load("game/sac", {"env.name": "my_games:corridor", **{"device": "cpu"}})
+    with pytest.raises(ValueError, match="expected agent dqn or quantile .a preset game/ddqn"):
+        assemble(config)
+
+
+def test_a_game_of_one_s_own_is_trained_stopped_resumed_and_evaluated(my_games, tmp_path):
+    options = {**SMALL, "env.name": "my_games:corridor", "env.time_limit": 30}
+    whole = training.train(load("game/ddqn", {**options, "out": str(tmp_path / "whole")}))
+    halves = {**options, "out": str(tmp_path / "halves"), "schedule.steps": 100}
+    folder = training.train(load("game/ddqn", halves))
+    training.resume(folder, changes={"schedule.steps": 200})
+    nets = [checkpoint.load(one).state["learner"]["net"] for one in (whole, folder)]
+    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+    (result,) = evaluate_run(folder, episodes=3).values()
+    assert result.returns.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "ours", "changes"),
+    [
+        ("game/ddqn", "catch/ddqn", {}),
+        ("game/sac", "point_mass/sac", {"schedule.target_every": 1_000}),
+    ],
+)
+def test_rules_train_the_same_bits_by_either_family(own, ours, changes, tmp_path):
+    """A game that a function returns is the game of the package, to the last bit."""
+    options = {**SMALL, **changes}
+    board = {"env.columns": 5} if ours == "catch/ddqn" else {}
+    nets = []
+    for name, more in ((own, {}), (ours, board)):
+        folder = training.train(load(name, {**options, **more, "out": str(tmp_path / name)}))
+        nets.append(checkpoint.load(folder).state["learner"]["net"])
+    assert nets[0].keys() == nets[1].keys()
+    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+
+
+def test_presets_of_own_games_differ_from_those_of_ours_by_the_environment_alone():
+    for own, ours in (("game/ddqn", "catch/ddqn"), ("game/sac", "point_mass/sac")):
+        trees = [load(name).model_dump(exclude={"env", "preset"}) for name in (own, ours)]
+        assert trees[0] == trees[1]
+    assert set(GameEnv.examples.values()) <= set(preset.presets())

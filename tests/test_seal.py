@@ -183,6 +183,14 @@ def test_a_forged_mark_is_refused_as_a_strangers(folder):
             trust.check(MODULE, folder, trusted=False)
 
 
+def test_a_game_of_somebody_s_own_is_code_and_so_are_its_arguments():
+    run = load("game/ddqn", {"env.name": "my_games:corridor", "env.kwargs": {"map": "a/b.py"}})
+    assert list(trust.code(run)) == [
+        "import the module my_games and run its code",
+        "hand 'a/b.py' to the game's function (env.kwargs.map)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "told"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cerl import stop, train
+from cerl import stop, training
 from cerl.__main__ import main
 from cerl.config import Config, load, preset
 from cerl.envs.gym import Gym
@@ -79,13 +79,13 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, cap
     number = getattr(signal, name)
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
-    whole = train.train(tiny(tmp_path / "whole"))
+    whole = training.train(tiny(tmp_path / "whole"))
     with at_step(60, lambda: tell(number)), pytest.raises(stop.Stopped):
-        train.train(tiny(tmp_path / "halves"))
+        training.train(tiny(tmp_path / "halves"))
     (half,) = (tmp_path / "halves").iterdir()
     assert f"cerl train --resume {half}" in capsys.readouterr().out
     assert checkpoint.load(half).state["iteration"] >= 60
-    train.resume(half)
+    training.resume(half)
     assert rows(whole) == rows(half)
 
 
@@ -144,7 +144,7 @@ def test_a_run_stopped_and_saved_has_an_exit_code_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_path, monkeypatch):
     """Also in the evaluation that ends the run."""
-    whole = train.train(tiny(tmp_path / "whole"))
+    whole = training.train(tiny(tmp_path / "whole"))
     for evaluation in (1, 2):
         run, calls = Evaluator.run, []
 
@@ -157,10 +157,10 @@ def test_a_signal_is_heard_inside_an_evaluation_which_is_made_on_resuming(tmp_pa
         out = tmp_path / str(evaluation)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(stop.Stopped):
             patch.setattr(Evaluator, "run", stopping)
-            train.train(tiny(out))
+            training.train(tiny(out))
         (half,) = out.iterdir()
         assert checkpoint.load(half).state["iteration"] == 80 * evaluation
-        train.resume(half)
+        training.resume(half)
         assert rows(whole) == rows(half)
 
 
@@ -185,16 +185,16 @@ def test_an_evaluation_that_never_ends_can_be_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(Resident, "step", never_over)
     monkeypatch.setattr(Evaluator, "run", spy)
     with pytest.raises(stop.Stopped):
-        train.train(tiny(tmp_path))
+        training.train(tiny(tmp_path))
 
 
 @pytest.mark.slow
 def test_scores_are_recorded_once_however_often_an_evaluation_is_made(tmp_path, monkeypatch):
     """Stopped in an evaluation, made on resuming, and killed before the next checkpoint."""
-    whole = train.train(tiny(tmp_path / "whole"))
+    whole = training.train(tiny(tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(stop.Stopped):
         patch.setattr(Evaluator, "run", lambda self, number, *, stopped: tell(signal.SIGTERM))
-        train.train(tiny(tmp_path / "halves"))
+        training.train(tiny(tmp_path / "halves"))
     (half,) = (tmp_path / "halves").iterdir()
     count = Run.count
 
@@ -206,8 +206,8 @@ def test_scores_are_recorded_once_however_often_an_evaluation_is_made(tmp_path, 
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "count", killed)
-        train.resume(half)
-    train.resume(half)
+        training.resume(half)
+    training.resume(half)
     assert rows(whole) == rows(half)
 
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_never_leads_the_rows(tmp_path, monkeypatch, capsys):
     """Rows that could not be written are made again from the checkpoint before them."""
     from cerl.record import results as tables
 
-    whole = train.train(tiny(tmp_path / "whole"))
+    whole = training.train(tiny(tmp_path / "whole"))
     flush, full = tables.Rows.flush, [False]
 
     def limited(self):
@@ -234,27 +234,27 @@ def test_a_checkpoint_never_leads_the_rows(tmp_path, monkeypatch, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables.Rows, "flush", limited)
         with at_step(90, stopped_when_full), pytest.raises(checkpoint.CheckpointError):
-            train.train(tiny(tmp_path / "halves"))
+            training.train(tiny(tmp_path / "halves"))
     (half,) = (tmp_path / "halves").iterdir()
-    train.resume(half)
+    training.resume(half)
     assert rows(whole) == rows(half)
 
 
 @pytest.mark.slow
 def test_a_run_can_be_resumed_before_its_first_step(tmp_path, monkeypatch):
     """A first checkpoint comes before training; without it a resumed run starts from its config."""
-    whole = train.train(tiny(tmp_path / "whole"))
+    whole = training.train(tiny(tmp_path / "whole"))
 
     def killed(self, *ignored):
         raise KeyboardInterrupt
 
-    for owner, name in ((train, "loop"), (Run, "save")):
+    for owner, name in ((training, "loop"), (Run, "save")):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, name, killed)
-            train.train(tiny(tmp_path / name))
+            training.train(tiny(tmp_path / name))
         (folder,) = (tmp_path / name).iterdir()
         assert len(checkpoint.files(folder)) == (name == "loop")
-        train.resume(folder)
+        training.resume(folder)
         assert rows(whole) == rows(folder)
 
 
@@ -270,12 +270,12 @@ def test_a_simulator_that_raises_ends_the_run_saved(tmp_path, monkeypatch, capsy
     config = tiny(tmp_path, "gym/cartpole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Gym, "step", failing)
-        train.train(config)
+        training.train(config)
     (folder,) = tmp_path.iterdir()
     state = checkpoint.load(folder).state
     assert state["iteration"] == 90 and int(state["learner"]["updates"]) == (90 - 40) // 4
     assert f"saved; go on with: cerl train --resume {folder}" in capsys.readouterr().out
-    train.resume(folder)
+    training.resume(folder)
     assert "episodes under way were cut" in capsys.readouterr().out
     assert int(checkpoint.load(folder).state["learner"]["updates"]) == (160 - 40) // 4
 
@@ -295,7 +295,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
         at_step(60, lambda: setattr(runs[0], "update", failing)),
         pytest.raises(RuntimeError, match="a kernel failed"),
     ):
-        train.train(tiny(tmp_path))
+        training.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
     assert "in the midst of a step or an update" in capsys.readouterr().out
     assert checkpoint.load(folder).state["iteration"] == 0
@@ -304,7 +304,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_checkpoints_are_saved_by_the_clock(tmp_path):
     log = {"every": 40, "checkpoint_every": 10_000, "checkpoint_minutes": 1e-9}
-    folder = train.train(tiny(tmp_path, log=log))
+    folder = training.train(tiny(tmp_path, log=log))
     newest = checkpoint.files(folder)[-1].name
     assert int(newest.removeprefix("checkpoint-").removesuffix(".pt")) > 100
 
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatc
     monkeypatch.setattr(saver, "RETRY", 0.0)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
     log = {"every": 40, "checkpoint_every": 20, "checkpoint_minutes": 0.0}
-    folder = train.train(tiny(tmp_path, log=log))
+    folder = training.train(tiny(tmp_path, log=log))
     assert tries[:4] == [0, 1, 2, 3]  # with RETRY 0 at every iteration
     assert capsys.readouterr().out.count("the disk is full; the run goes on and tries again") == 1
     assert checkpoint.load(folder).state["iteration"] == 160
@@ -342,13 +342,13 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_finished_run_is_trained_longer_and_stays_one_run(tmp_path, capsys):
-    whole = train.train(tiny(tmp_path / "whole"))
-    folder = train.train(tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": 80}))
+    whole = training.train(tiny(tmp_path / "whole"))
+    folder = training.train(tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": 80}))
     with pytest.raises(ValueError, match="is finished.*--schedule.steps"):
-        train.resume(folder)
+        training.resume(folder)
     (folder / finished.FILE).unlink()
     with pytest.raises(ValueError, match="schedule.steps.*80.*got 60"):
-        train.resume(folder, changes={"schedule.steps": 60})
+        training.resume(folder, changes={"schedule.steps": 60})
     assert main(["train", "--resume", str(folder), "--schedule.steps", "160"]) == 0
     assert rows(whole) == rows(folder)
     table = pq.read_table(folder / "rows.parquet")
@@ -393,7 +393,7 @@ def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tm
 def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
     config = tiny(tmp_path)
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
-        train.train(config)
+        training.train(config)
     (folder,) = cell(config).earlier()
     program = "import sys, time; from pathlib import Path; from cerl.record.lock import held\n"
     program += "with held(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
@@ -407,10 +407,10 @@ def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
 
 def test_another_process_is_not_joined(tmp_path):
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
-        train.train(tiny(tmp_path))
+        training.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
     with held(folder), pytest.raises(ValueError, match="another process is training this run"):
-        train.resume(folder)
+        training.resume(folder)
 
 
 @pytest.mark.slow
@@ -436,7 +436,7 @@ def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, 
 def test_nothing_is_written_through_links_in_a_run_folder(tmp_path):
     """A stranger's folder may hold links to files and folders of whoever resumes the run."""
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
-        train.train(tiny(tmp_path / "out"))
+        training.train(tiny(tmp_path / "out"))
     (folder,) = (tmp_path / "out").iterdir()
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -448,17 +448,17 @@ def test_nothing_is_written_through_links_in_a_run_folder(tmp_path):
         (folder / name).rename(tmp_path / name)
         (folder / name).symlink_to(outside, target_is_directory=True)
     with pytest.raises(RuntimeError, match="link"):
-        train.resume(folder)  # rows of replay are not read through links either
+        training.resume(folder)  # rows of replay are not read through links either
     (folder / "replay").unlink()
     (tmp_path / "replay").rename(folder / "replay")
-    train.resume(folder)
+    training.resume(folder)
     assert [path.name for path in outside.iterdir()] == ["mine"]
     assert (outside / "mine").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    return train.train(tiny(tmp_path_factory.mktemp("trained")))
+    return training.train(tiny(tmp_path_factory.mktemp("trained")))
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_a_pipe_in_place_of_a_checkpoint_does_not_hang_a_run(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     os.mkfifo(folder / "checkpoint-000000.pt")
     schedule = {"schedule.steps": 200}
-    train.resume(folder, changes=schedule)
+    training.resume(folder, changes=schedule)
     assert checkpoint.load(folder).state["iteration"] == 200
 
 
@@ -513,7 +513,7 @@ def test_rows_of_a_run_without_its_checkpoints_are_kept_aside(trained, tmp_path,
     for file in checkpoint.files(folder):
         file.unlink()
     before = (folder / "rows.parquet").read_bytes()
-    train.resume(folder, changes={"schedule.steps": 200})
+    training.resume(folder, changes={"schedule.steps": 200})
     (aside,) = folder.glob("dropped-*-rows.parquet")
     assert aside.read_bytes() == before
     assert f"kept aside as {aside.name}" in capsys.readouterr().out

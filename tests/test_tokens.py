@@ -12,7 +12,7 @@ from options import encoder
 from rounding import assert_agree
 from torch import nn
 
-from cerl import draw, train, wiring
+from cerl import draw, training, wiring
 from cerl.bench import runs as bench
 from cerl.collect import Collector
 from cerl.config import Config, ValueOptions, load, of_kind
@@ -702,7 +702,7 @@ def tmaze_scores(tmp_path, kind: str) -> list[float]:
         "eval": {"every": 6_000, "episodes": 40},
         "log": {"every": 6_000},
     }
-    folder = train.train(load("memory/fox", options))
+    folder = training.train(load("memory/fox", options))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     return [row["return"] for row in rows if row["policy"] == "individual"]
 
@@ -726,7 +726,7 @@ def test_sac_with_memory_learns_the_point_mass_from_its_position(tmp_path):
         "schedule.steps": 2_000,
         "eval.every": 2_000,
     }
-    folder = train.train(load("point_mass/sac", options))
+    folder = training.train(load("point_mass/sac", options))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     (score,) = [row["return"] for row in rows if row["policy"] == "individual_mode"]
     assert score > 40
@@ -794,12 +794,12 @@ def test_gpu_runs_resume_bitwise(tmp_path, name):
         "log": {"every": 400, "checkpoint_every": 800},
     }
     config = load(name, {**options, "out": str(tmp_path / "whole")})
-    whole = train.train(config)
+    whole = training.train(config)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at_first_checkpoint(patch)
-        train.train(config.model_copy(update={"out": str(tmp_path / "halves")}))
+        training.train(config.model_copy(update={"out": str(tmp_path / "halves")}))
     (half,) = (tmp_path / "halves").iterdir()
-    train.resume(half)
+    training.resume(half)
     assert_same(final_state(whole), final_state(half))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from options import encoder, suited
 
-from cerl import explore, train, wiring
+from cerl import explore, training, wiring
 from cerl.config import Config, load, preset
 from cerl.evaluate_run import evaluate_run
 from cerl.learn import Learner
@@ -118,18 +118,18 @@ def columns_without_time(folder: Path) -> dict:
 def test_resumed_run_equals_the_one_never_stopped(tmp_path, monkeypatch, name, changes):
     short = {"schedule": {"steps": 160}, "ensemble": {"members": 3}}
     changes = preset.merged(short, changes)
-    whole = train.train(tiny(tmp_path / "whole", name, **changes))
+    whole = training.train(tiny(tmp_path / "whole", name, **changes))
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
-        train.train(tiny(tmp_path / "halves", name, **changes))
+        training.train(tiny(tmp_path / "halves", name, **changes))
     monkeypatch.undo()
     (half,) = (tmp_path / "halves").iterdir()
     assert not (half / finished.FILE).exists()
-    train.resume(half)
+    training.resume(half)
     assert_same(final_state(whole), final_state(half))
     assert columns_without_time(whole) == columns_without_time(half)
     with pytest.raises(ValueError, match="finished"):
-        train.resume(half)
+        training.resume(half)
 
 
 def stop_at_first_checkpoint(monkeypatch):
@@ -150,13 +150,13 @@ def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, c
     config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
-        train.train(config)
+        training.train(config)
     monkeypatch.undo()
     (folder,) = tmp_path.iterdir()
     before = final_state(folder)
     assert before["replay"] is None
     capsys.readouterr()
-    train.resume(folder)
+    training.resume(folder)
     said = capsys.readouterr().out
     assert "40 agent steps refill it" in said
     assert "episodes under way were cut" not in said  # Catch goes on exactly
@@ -186,11 +186,11 @@ def test_updates_wait_for_the_rows_of_the_start_and_of_a_refill(tmp_path, monkey
     seen = rows_of_updates(monkeypatch)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_at_first_checkpoint(patch)
-        train.train(tiny(tmp_path, name, **changes))
+        training.train(tiny(tmp_path, name, **changes))
     assert len(seen) == (120 - 4) // 4 and min(seen) >= 4 // 2
     seen.clear()
     (folder,) = tmp_path.iterdir()
-    train.resume(folder)
+    training.resume(folder)
     assert len(seen) == (120 - 4) // 4 and min(seen) >= 4 // 2
 
 
@@ -201,10 +201,10 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
     config = tiny(tmp_path, "gym/cartpole", env={"envs": 2}, log=log)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_at_first_checkpoint(patch)
-        train.train(config)
+        training.train(config)
     (folder,) = tmp_path.iterdir()
     before = final_state(folder)
-    train.resume(folder)
+    training.resume(folder)
     assert "episodes under way were cut" in capsys.readouterr().out
     after = final_state(folder)
     made = int(after["learner"]["updates"]) - int(before["learner"]["updates"])
@@ -219,7 +219,7 @@ def test_simulator_that_cannot_be_restored_cuts_its_episodes(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_checkpoint_of_other_options_is_refused(tmp_path):
-    folder = train.train(tiny(tmp_path / "a"))
+    folder = training.train(tiny(tmp_path / "a"))
     other = wiring.assemble(tiny(tmp_path / "b", seeds=(3,)))
     with pytest.raises(checkpoint.CheckpointError, match="other options"):
         other.replay.load_state_dict(final_state(folder)["replay"])
@@ -227,7 +227,7 @@ def test_checkpoint_of_other_options_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_evaluate_a_finished_run(tmp_path):
-    folder = train.train(tiny(tmp_path))
+    folder = training.train(tiny(tmp_path))
     results = evaluate_run(folder, episodes=3, policies=("individual", "vote", "mean", "random"))
     assert results["individual"].returns.shape == (2, 5, 3)
     for policy in ("vote", "mean", "random"):
@@ -237,7 +237,7 @@ def test_evaluate_a_finished_run(tmp_path):
 
 @pytest.mark.slow
 def test_rows_hold_every_member_and_the_vote(tmp_path):
-    folder = train.train(tiny(tmp_path))
+    folder = training.train(tiny(tmp_path))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     last = [r for r in rows if r["step"] == 240 and r["policy"] == "individual"]
     assert {(r["seed"], r["member"]) for r in last} == {(s, m) for s in (3, 1) for m in range(5)}
@@ -271,10 +271,10 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
     configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_at_first_checkpoint(patch)
-        train.train(configs[0])
+        training.train(configs[0])
     folders = sweep(configs, tmp_path, jobs=2)
     assert len(set(folders)) == 2 and all((f / finished.FILE).is_file() for f in folders)
-    alone = train.train(tiny(tmp_path / "alone", "catch/ddqn"))
+    alone = training.train(tiny(tmp_path / "alone", "catch/ddqn"))
     assert_same(final_state(alone), final_state(folders[0]))
     output = capsys.readouterr().out
     assert "resuming" in output and "starting" in output
@@ -307,8 +307,8 @@ def test_terminated_sweep_ends_its_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["catch/cerl", "point_mass/cerl"])
 def test_a_seed_sees_the_same_streams_alone_and_among_others(tmp_path, name):
-    few = train.train(tiny(tmp_path / "a", name, seeds=(2,)))
-    many = train.train(tiny(tmp_path / "b", name, seeds=(0, 2, 5)))
+    few = training.train(tiny(tmp_path / "a", name, seeds=(2,)))
+    many = training.train(tiny(tmp_path / "b", name, seeds=(0, 2, 5)))
     for key in ("action", "member", "real", "obs"):
         alone, among = (final_state(f)["replay"][key] for f in (few, many))
         # Before the first update everything is exact; afterwards products of other batch sizes
@@ -357,7 +357,7 @@ def test_every_preset_loads_and_runs_updates(tmp_path, name):
         changes["replay"] = {**SMALL["replay"], "start": 16}
         changes["schedule"] = {**SMALL["schedule"], "steps": 28}
         changes["eval"] = {**SMALL["eval"], "every": 28}  # robots play whole episodes
-    folder = train.train(load(name, suited(name, changes)))
+    folder = training.train(load(name, suited(name, changes)))
     state = final_state(folder)
     assert int(state["learner"]["updates"]) == 3
     assert all(leaf.isfinite().all() for leaf in state["learner"]["net"].values())
@@ -369,7 +369,7 @@ def test_updates_and_late_policies_are_counted(tmp_path):
         "agent": {"policy_every": 2},
         "schedule": {"steps": 80, "update_every": 4, "updates": 5},
     }
-    folder = train.train(tiny(tmp_path, "point_mass/sac", **changes))
+    folder = training.train(tiny(tmp_path, "point_mass/sac", **changes))
     state = final_state(folder)["learner"]
     assert int(state["updates"]) == 5 * (80 - 40) // 4
     ((critic,), (actor, alpha)) = state["optimisers"]
@@ -401,7 +401,7 @@ def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
 
 @pytest.mark.slow
 def test_rows_of_continuous_runs_hold_modes_and_action_variance(tmp_path):
-    folder = train.train(tiny(tmp_path, "point_mass/cerl"))
+    folder = training.train(tiny(tmp_path, "point_mass/cerl"))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     last = [r for r in rows if r["step"] == 240]
     for policy in ("individual", "individual_mode"):
@@ -426,7 +426,7 @@ def test_sac_learns_the_point_mass(tmp_path):
     schedule = {"steps": 4_000}
     evaluation = {"every": 4_000}
     config = load("point_mass/cerl", {**out, "schedule": schedule, "eval": evaluation})
-    folder = train.train(config)
+    folder = training.train(config)
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     scores = [r["return"] for r in rows if r["step"] == 4_000 and r["policy"] == "individual_mode"]
     assert len(scores) == 10 and min(scores) > 38 and sum(scores) / 10 > 43

@@ -18,6 +18,7 @@ from cerl.config.envs import AtariEnv as AtariEnv
 from cerl.config.envs import CatchEnv as CatchEnv
 from cerl.config.envs import DmcEnv as DmcEnv
 from cerl.config.envs import EnvConfig as EnvConfig
+from cerl.config.envs import GameEnv as GameEnv
 from cerl.config.envs import GymEnv as GymEnv
 from cerl.config.envs import MemoryEnv as MemoryEnv
 from cerl.config.envs import MinAtarEnv as MinAtarEnv

@@ -236,6 +236,10 @@ def _named(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
 
 
+def _with_arguments(name: str, pairs: tuple[tuple[str, Any], ...]) -> str:
+    return "-".join([name, *(f"{key}={value}" for key, value in pairs)])
+
+
 Arguments = Annotated[
     tuple[tuple[str, Any], ...], BeforeValidator(_arguments), PlainSerializer(_named)
 ]
@@ -256,8 +260,45 @@ class GymEnv(LimitedEnv, DivergingEnv):
 
     @property
     def title(self) -> str:
-        """The name with the arguments of its own, e.g. FrozenLake-v1-is_slippery=False."""
-        return "-".join([self.name, *(f"{name}={value}" for name, value in self.kwargs)])
+        """The name and the arguments, e.g. FrozenLake-v1-is_slippery=False."""
+        return _with_arguments(self.name, self.kwargs)
+
+
+class GameEnv(LimitedEnv):
+    """A game of one's own (device-resident): a function returns its rules, which are three
+    functions of tensors (`cerl.envs.resident.Game`)."""
+
+    actions = "either"
+    examples = {"discrete": "game/ddqn", "continuous": "game/sac"}
+
+    family: Literal["game"] = "game"
+    """fixed by the preset"""
+    name: str = "cerl.envs.catch:rules"
+    """module:function; the module is imported from the current folder or, where that has none of
+    this name, from the installed packages; the function returns the rules"""
+    kwargs: Arguments = ()
+    """arguments of the function, e.g. length=20 (in a file name: value); replace those of the
+    preset"""
+    sticky: float = Field(default=0.0, ge=0, lt=1)
+    """probability that the last action is repeated"""
+
+    @property
+    def title(self) -> str:
+        """The name and the arguments, e.g. my_games:corridor-length=20."""
+        return _with_arguments(self.name, self.kwargs)
+
+    @property
+    def resident(self) -> bool:
+        return True
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        module, _, function = self.name.partition(":")
+        if not all(word.isidentifier() for word in (*module.split("."), function)):
+            yield (
+                "env.name: expected module:function, the function that returns the rules of the "
+                f"game, got {self.name!r}"
+            )
 
 
 class PointMassEnv(LimitedEnv):
@@ -415,6 +456,7 @@ EnvConfig = Annotated[
     | MinAtarEnv
     | AtariEnv
     | GymEnv
+    | GameEnv
     | PointMassEnv
     | MujocoEnv
     | DmcEnv

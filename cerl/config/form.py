@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from cerl.config import errors, preset
-from cerl.config.envs import GymEnv
+from cerl.config.envs import GameEnv, GymEnv
 from cerl.config.errors import ConfigError
 from cerl.config.load import options, sections, validated
 from cerl.config.options import Config
@@ -70,7 +70,7 @@ def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> 
             fields.append((name, form, dataclasses.field(default=value)))
             continue
         kind, choices = _plain(info.annotation)
-        if isinstance(model, GymEnv) and name == "kwargs":
+        if isinstance(model, GymEnv | GameEnv) and name == "kwargs":
             kind, choices = tuple[str, ...], ()
             value = tuple(f"{key}={preset.as_word(part)}" for key, part in value)
         text = " ".join((info.description or "").split())

@@ -1,4 +1,4 @@
-"""Whose code a run folder would run: names in a config can make gymnasium import a module.
+"""Whose code a run folder would run: the name of a task in a config can make cerl import a module.
 
 `cerl train PRESET` does what its caller wrote. A run folder may come from somebody else; then what
 its config would import or execute is told instead, and done only when it is asked for.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config, ConfigError, GymEnv
+from cerl.config import Config, ConfigError, GameEnv, GymEnv
 from cerl.record import seal
 from cerl.text import visible
 
@@ -42,15 +42,16 @@ def _keyless() -> str:
 
 def code(config: Config) -> Iterator[str]:
     """What a config makes Python run beyond cerl and installed packages, as ends of a sentence."""
-    if not isinstance(config.env, GymEnv):  # the other families know all of their names
+    if not isinstance(config.env, GymEnv | GameEnv):  # other families know all of their names
         return
     module, colon, _ = config.env.name.partition(":")
     if colon:
         yield f"import the module {visible(module)} and run its code"
-    # Constructors may take names of modules and files, e.g. those that adapt the old gym.
-    for key, word in _words(config.env.kwargs, "env.kwargs"):
+    # A task may take names of modules and files as arguments, e.g. one that adapts the old gym.
+    taker = "the task's constructor" if isinstance(config.env, GymEnv) else "the game's function"
+    for key, word in _words(dict(config.env.kwargs), "env.kwargs"):
         if not re.fullmatch(r"[\w -]*", word):
-            yield f"hand {visible(word)!r} to the task's constructor ({visible(key)})"
+            yield f"hand {visible(word)!r} to {taker} ({visible(key)})"
 
 
 def _words(value: Any, key: str) -> Iterator[tuple[str, str]]:

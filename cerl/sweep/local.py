@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cerl import train
+from cerl import training
 from cerl.config import Config, ConfigError
 from cerl.record import files
 from cerl.record.finished import finished
@@ -152,12 +152,12 @@ def _one(cell: Cell, say: Say) -> None:
     try:
         folder = next(iter(cell.earlier()), None)
         if folder is None:
-            train.train(cell.config)
+            training.train(cell.config)
         elif finished(folder, steps=cell.config.schedule.steps):
             say(f"finished before: {folder}")
         else:
             say(f"resuming {folder}")
-            train.resume(folder, changes=cell.longer(folder), trusted=True)
+            training.resume(folder, changes=cell.longer(folder), trusted=True)
     finally:
         os.close(lock)
 

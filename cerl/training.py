@@ -1,11 +1,12 @@
 """Training: the loop, read from top to bottom, and how a run begins, goes on and ends."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config
+from cerl.config import Config, load
 from cerl.diagnose import measurements
 from cerl.record import finished, trust
 from cerl.record.files import sweep_temporaries
@@ -16,11 +17,20 @@ from cerl.run import Run
 from cerl.wiring import assemble, reserved_for
 
 
-def train(config: Config) -> Path:
-    """Runs a config from the start. Returns: its run folder.
+def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Trains a population from the start.
 
-    Raises: Stopped if it was told to stop, and saved.
+    Args:    config, or the name of a preset or path of a YAML file; then overrides are options that
+             differ from it, nested or with dotted keys: {"seeds": [0, 1], "schedule.steps": 2_000}.
+    Returns: the run folder, a new one in the folder `out` of the config.
+    Raises:  ConfigError if the options cannot be read or contradict each other; RuntimeError if the
+             run does not fit into memory; Stopped (a KeyboardInterrupt) if it was told to stop, and
+             saved.
     """
+    if isinstance(config, str):
+        config = load(config, overrides)
+    elif overrides:
+        raise ValueError("overrides: expected with the name of a preset, got them with a Config")
     check_out(config.out)
     with reserved_for(config) as reservation:
         parts, folder = assemble(config), new_folder(config)
@@ -30,16 +40,21 @@ def train(config: Config) -> Path:
 
 
 def resume(
-    folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
+    folder: str | os.PathLike[str],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    trusted: bool = False,
 ) -> Path:
     """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
     none: bit for bit where the simulator can.
 
     Args:   changes of options that may change in a run, by dotted key, which are then kept in its
             config.yaml; trusted, the run may import a module even if it is somebody else's.
+    Returns: the run folder.
     Raises: ValueError if there is nothing to resume, or another process is training the run;
             Stopped if it was told to stop, and saved.
     """
+    folder = Path(folder)
     config = load_file(folder / FILE, changes)
     trust.check(config, folder, trusted=trusted)
     with held(folder), reserved_for(config) as reservation:
