@@ -37,8 +37,9 @@ class Network(Protocol):
         """The carry (memory of past rows while acting) before the first row, on the network's
         device.
 
-        Args: envs, E; evaluating, whether all N members need a carry, as in an evaluation, or only
-              the member that acts in each environment, as in training.
+        Args: envs, E; evaluating, whether it is for an evaluation, in which every member keeps a
+              carry. In training one for the member on duty is enough where members share no layer
+              of the sequence network.
         """
         ...
 
@@ -176,8 +177,10 @@ class Agent(Protocol[Net, Followed, Drawn]):
         ...
 
     def judge(self, net: Net, seen: ActInput, carry: Carry) -> Tensor:
-        """Values [S, E, K] that the acting members predict for what they see (a discrete agent: of
-        K actions); updates the carry in place."""
+        """Values that the acting members predict for what they see; updates the carry in place.
+
+        Returns: [S, E, K], the values of K = A discrete actions, or that of the policy's mode.
+        """
         ...
 
     def activations(self, net: Net, window: Window) -> list[Tensor]:
