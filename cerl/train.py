@@ -1,4 +1,4 @@
-"""Training: the loop, read from top to bottom, and how a run begins, goes on and ends."""
+"""Training: how a run starts, resumes and ends, and its loop, to be read from top to bottom."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,9 +17,11 @@ from cerl.wiring import assemble, reserved_for
 
 
 def train(config: Config) -> Path:
-    """Runs a config from the start. Returns: its run folder.
+    """Trains a new run to its end.
 
-    Raises: Stopped if it was told to stop, and saved.
+    Returns: its run folder.
+    Raises:  Stopped if it was told to stop and has saved; ConfigError, ValueError or RuntimeError
+             if it cannot start, e.g. because memory does not suffice.
     """
     check_out(config.out)
     with reserved_for(config) as reservation:
@@ -32,13 +34,17 @@ def train(config: Config) -> Path:
 def resume(
     folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
 ) -> Path:
-    """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
-    none: bit for bit where the simulator can.
+    """Resumes a run from the newest intact checkpoint in its folder and trains it to its end.
 
-    Args:   changes of options that may change in a run, by dotted key, which are then kept in its
-            config.yaml; trusted, the run may import a module even if it is somebody else's.
-    Raises: ValueError if there is nothing to resume, or another process is training the run;
-            Stopped if it was told to stop, and saved.
+    Without any checkpoint the run starts from its beginning. A resumed run equals an uninterrupted
+    one bit for bit, if the state of its simulators can be saved.
+
+    Args:    changes, new values of options by dotted key, which are written to config.yaml (only
+             options of `cerl.record.folder.CHANGEABLE`); trusted, the run may import modules even
+             if another user made it.
+    Returns: the run folder.
+    Raises:  ValueError if there is nothing to resume, or another process is training the run;
+             Stopped if it was told to stop and has saved.
     """
     config = load_file(folder / FILE, changes)
     trust.check(config, folder, trusted=trusted)
@@ -58,7 +64,7 @@ def resume(
 
 
 def carry_out(run: Run) -> Path:
-    """Trains a run to its end. Returns: its folder. Raises: Stopped as `train`."""
+    """Trains a run to its end and marks it finished. Returns: its folder. Raises: as `train`."""
     with run.session() as stopped:
         if run.iteration == 0:
             run.save()
@@ -69,12 +75,12 @@ def carry_out(run: Run) -> Path:
 
 
 def loop(run: Run, stopped: Callable[[], bool]) -> None:
-    """Trains from where the run stands, up to its last iteration or until told to stop."""
+    """Runs iterations until the last one is done or the run is told to stop."""
     schedule, collector, log = run.schedule, run.parts.collector, run.config.log
-    if not run.recorded:  # an earlier session was told to stop in the evaluation that is due here
+    if not run.recorded:  # the run was stopped during the evaluation that is due here
         record(run, stopped)
     while run.iteration < schedule.last and not stopped():
-        # Always: one agent step of every environment, and the updates that are then due.
+        # Every iteration: one agent step of every environment, and the updates that are due.
         number, run.whole = run.iteration + 1, False
         collector.step(partial(run.learn, schedule.updates_in(number, since=run.filled)))
         if schedule.refreshes(number):
@@ -83,9 +89,9 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
         # Now and then: metrics, episodes and scores.
         if not run.recorded:
             record(run, stopped)
-        if not run.recorded:  # told to stop, so nothing of this iteration is in the log
+        if not run.recorded:  # told to stop during the evaluation; resuming repeats it
             return
-        # Now and then: a checkpoint; rows of replay go to the disk all the time.
+        # Now and then: a checkpoint. New rows of replay are written to disk all the time.
         run.saver.stream()
         late = run.saver.late(log.checkpoint_minutes)
         if late or schedule.due(number, log.checkpoint_every):
@@ -94,16 +100,17 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
 
 
 def record(run: Run, stopped: Callable[[], bool]) -> None:
-    """Metrics, episodes and scores that are due go to the log, all of them or none.
+    """Logs the metrics, episodes and scores that are due, all of them or none.
 
-    Told to stop, the evaluation is given up, and made on resuming.
+    If the run is told to stop during the evaluation, nothing is logged and `run.recorded` stays
+    False, so that the resumed run evaluates and logs.
     """
     config, parts, logger, number = run.config, run.parts, run.logger, run.iteration
     metrics, scores = {}, None
     if run.schedule.due(number, config.log.every):
         metrics = measurements(parts.learner, parts.collector)
     if run.reservation is not None and parts.device.type == "cuda":
-        run.reservation.write()  # graphs have taken memory since, which nobody else can tell
+        run.reservation.write()  # tells other runs how much GPU memory this one still wants
     if found := parts.watch.look(run.steps, metrics):
         logger.note("\n".join(found))
         run.capture_updates()
