@@ -660,8 +660,8 @@ def test_minatar_presets_follow_their_sources():
 
 def test_agents_and_the_rest_have_to_fit():
     text = refusal("minatar/ddqn", agent__name="sac")
-    assert "agent.name: sac chooses continuous actions, and those of minatar are discrete" in text
-    assert "agent.name: dqn chooses discrete actions, and those of mujoco" in refusal(
+    assert "agent.name: sac chooses continuous actions, but minatar takes discrete ones" in text
+    assert "agent.name: dqn chooses discrete actions, but mujoco takes" in refusal(
         "mujoco/sac", agent__name="dqn"
     )
     point = "point_mass/cerl"

@@ -297,7 +297,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
     ):
         train.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
-    assert "in the midst of a step or an update" in capsys.readouterr().out
+    assert "in the middle of a step or an update" in capsys.readouterr().out
     assert checkpoint.load(folder).state["iteration"] == 0
 
 
