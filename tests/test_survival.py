@@ -516,7 +516,7 @@ def test_rows_of_a_run_without_its_checkpoints_are_kept_aside(trained, tmp_path,
     train.resume(folder, changes={"schedule.steps": 200})
     (aside,) = folder.glob("dropped-*-rows.parquet")
     assert aside.read_bytes() == before
-    assert f"kept aside as {aside.name}" in capsys.readouterr().out
+    assert f"renamed to {aside.name}" in capsys.readouterr().out
 
 
 def test_an_output_that_is_full_is_worth_no_run(tmp_path):

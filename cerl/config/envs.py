@@ -128,8 +128,7 @@ def unreadable(key: str, text: str) -> str:
 
 
 class CatchEnv(EnvOptions):
-    """Catch: a ball falls, and a paddle of one cell has to be under it. cerl's own, on the device.
-    """
+    """Catch: a paddle of one cell has to be under a falling ball. cerl's own, on the device."""
 
     actions = "discrete"
     family: Literal["catch"] = "catch"
@@ -202,8 +201,8 @@ class AtariEnv(ThreadedEnv):
     """agent steps after which an episode is truncated"""
 
     def for_evaluation(self, lanes: int) -> Self:
-        """As for every family, and a lost life does not end an episode: scores are of whole games.
-        """
+        """As for every family; in addition a lost life ends no episode, so scores are of whole
+        games."""
         return self.model_copy(update={"envs": lanes, "life_loss": False})
 
 

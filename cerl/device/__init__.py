@@ -1,1 +1,1 @@
-"""The device of a run: how much memory is free, what the run needs, and whether it fits."""
+"""The device of a run: which one it is, how much memory the run needs, and whether that is free."""
