@@ -674,8 +674,8 @@ def test_agents_and_the_rest_have_to_fit():
     ):
         assert message in refusal(point, **{option: value})
     assert "2 or more members" in refusal("point_mass/sac", agent__spread_temperature=1.0)
-    assert "only policies of agent sac have a mode" in refusal("catch/ddqn", eval__policies=["mean_mode"])
-    assert "orthogonal is known to agent sac" in refusal("catch/ddqn", net__init="orthogonal")
+    assert "only policies of agent sac have" in refusal("catch/ddqn", eval__policies=["mean_mode"])
+    assert "orthogonal works with agent sac only" in refusal("catch/ddqn", net__init="orthogonal")
     assert "eval.share" in refusal("catch/ddqn", eval__share=True, eval__steps=100)
 
 

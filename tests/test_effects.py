@@ -136,7 +136,7 @@ ODD = [
     ("memory/fox", {"agent.mico_weight": 0.1}, "expected 0 with encoder fox"),
     ("gym/cartpole", {"encoder.name": "gru"}, "encoder.learnt: 0 means the longest episode"),
     ("gym/cartpole", {"explore.end": None}, "agent steps of the longest episode"),
-    ("mujoco/sac", {"net.channels": (8,), "net.kernels": (3,), "net.strides": (1,)}, "vectors, not images"),
+    ("mujoco/sac", {"net.channels": (8,), "net.kernels": (3,), "net.strides": (1,)}, "not images"),
     ("catch/tandem", {"ensemble.members": 3}, "expected 2 with duty tandem"),
     ("catch/cerl", {"ensemble.heads": "single_actor"}, "expected first, got uniform"),
 ]

@@ -102,7 +102,7 @@ class Needs(NamedTuple):
         return f"{total / unit:,.1f} {name}: {named}"
 
     def culprits(self, place: str) -> str:
-        """The options that make the largest part in a place large, e.g. `replay.capacity (1000000)`.
+        """The options that make the largest part in a place large, e.g. `replay.capacity (100000)`.
 
         At most three with large values, the largest first, and then the number of seeds.
         """
