@@ -702,6 +702,8 @@ def test_images_want_convolutions_and_numbers_none():
     drawn = {"env__pixels": True, "env__backend": "dm_control"}
     assert "env.pixels shows images, which need convolutions" in refusal("dmc/sac", **drawn)
     assert "set env.pixels (with env.backend dm_control) or" in refusal("dmc/sac", **conv)
-    assert "mujoco shows numbers, no images; leave out" in refusal("mujoco/sac", **conv)
+    assert "observations of mujoco are vectors, not images; leave out" in refusal(
+        "mujoco/sac", **conv
+    )
     options = {key.replace("__", "."): value for key, value in (conv | drawn).items()}
     assert load("dmc/sac", options).net.channels == (8,)

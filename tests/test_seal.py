@@ -142,7 +142,7 @@ def test_a_key_that_others_may_know_is_no_key(other_user, folder, how):
     assert seal.opened(folder / "config.yaml").own is False
     assert load_file(folder / "config.yaml") == RUN
     dump(MODULE, folder / "config.yaml")
-    with pytest.raises(ConfigError, match="without a key of yours.*pass --trust"):
+    with pytest.raises(ConfigError, match="without your key.*pass --trust"):
         trust.check(MODULE, folder, trusted=False)
 
 

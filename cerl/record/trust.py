@@ -34,11 +34,11 @@ def check(config: Config, folder: Path, *, trusted: bool) -> None:
 
 
 def _keyless() -> str:
-    """A part of the message that says that this user has no key; "" if there is one."""
+    """The part of the message that says that this user's key cannot be read; "" if it can."""
     try:
         seal.key()
     except (OSError, RuntimeError) as error:
-        return f", which cannot be told for sure, since you have no key ({error})"
+        return f", as far as cerl can tell without your key ({error})"
     return ""
 
 
