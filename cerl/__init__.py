@@ -29,23 +29,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cerl import config as config
     from cerl import envs as envs
-    from cerl.policy import load as load
-    from cerl.training import resume as resume
-    from cerl.training import train as train
+    from cerl.interface import load as load
+    from cerl.interface import resume as resume
+    from cerl.interface import train as train
 
 __version__ = "0.1.0"
 __all__ = ["config", "envs", "load", "resume", "train"]
 
-# Where the functions of the interface are; the other names of `__all__` are modules.
-_FUNCTIONS = {"load": "policy", "resume": "training", "train": "training"}
+_FUNCTIONS = ("load", "resume", "train")  # of cerl/interface.py; other names are modules
 
 
 def __getattr__(name: str) -> Any:
     """A name of the interface. Raises: AttributeError for any other."""
     if name not in __all__:
         raise AttributeError(f"module 'cerl' has no attribute {name!r}")
-    module = importlib.import_module(f"cerl.{_FUNCTIONS.get(name, name)}")
-    return getattr(module, name) if name in _FUNCTIONS else module
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module("cerl.interface"), name)
+    return importlib.import_module(f"cerl.{name}")
 
 
 def __dir__() -> list[str]:

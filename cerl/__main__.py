@@ -1,15 +1,16 @@
 """The command line: cerl train | eval | sweep | report | bench | list.
 
-A command is a dataclass: its docstring and its fields are its help, and `run` carries it out. The
-words that it does not know are handed to `run` as `rest`, mostly options of a run (`cerl/config/`).
-Whatever can go wrong by use is one clear paragraph on stderr and exit code 2; CERL_DEBUG=1 adds the
-traceback.
+Each command is a dataclass: its docstring and fields are its help text, and its method `run`
+carries it out. `run` gets the words that are no options of the command as `rest`; most of them are
+options of a run (`cerl/config/`). A user's error ends with one paragraph on stderr and exit code 2;
+CERL_DEBUG=1 adds the traceback.
 """
 
 import sys
 
-# `python -m cerl` searches the current folder before everything else, `cerl` does not. A module of
-# the user's that registers a task is found there all the same (`cerl.envs.task_module`).
+# `python -m cerl` puts the current folder first on sys.path, and the script `cerl` does not. It is
+# removed, so that both import the same. Modules of a user's tasks are looked up in the current
+# folder anyway (`cerl.envs.task_module`).
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 
@@ -33,7 +34,9 @@ with interrupt_ends():
     from cerl.stop import SAVED, Stopped
     from cerl.sweep.study import load_study
 
-UNSAID = arg(help_behavior_hint="")  # a default that its help text explains
+# tyro appends "(default: ...)" to the help of an option. This leaves it out where the help text
+# says what happens without the option.
+UNSAID = arg(help_behavior_hint="")
 
 
 class Command(Protocol):
@@ -42,12 +45,12 @@ class Command(Protocol):
 
 @dataclass(frozen=True)
 class Train:
-    """Train one population, or go on with one that stopped.
+    """Train one population, or resume one that stopped.
 
     E.g. `cerl train minatar/cerl --env.name asterix --seeds 0 1`. Every option of the preset can be
     overridden; `cerl train PRESET --help` explains them, with their units and the preset's values.
 
-    A run goes on from its newest checkpoint with `cerl train --resume RUN`. Of its options only
+    `cerl train --resume RUN` continues a run from its newest checkpoint. Of its options only
     schedule.steps (longer), log.*, diverged, device, threads and out can change then:
     `cerl train --resume RUN --schedule.steps 2_000_000`.
     """
@@ -55,9 +58,10 @@ class Train:
     preset: Annotated[Positional[str], arguments.word("train", "PRESET"), UNSAID] = ""
     """a preset, or a YAML file of your own (with `base: PRESET` if you like)"""
     resume: Annotated[Path | None, arguments.folder("train --resume", "run folder")] = None
-    """folder of a run to go on with, instead of a preset"""
+    """folder of a run to resume, instead of a preset"""
     trust: FlagCreatePairsOff[bool] = False
-    """let a stranger's run, resumed, import the module that its config names, and run its code"""
+    """with --resume: allow a run that another user made to import and run the Python module that
+    its config names"""
 
     def run(self, rest: list[str]) -> None:
         if self.resume is not None:
@@ -76,7 +80,7 @@ class Train:
             raise ConfigError(f"train: expected {self.preset} or --resume {path}, got both")
         folder = arguments.run_folder(path)
         changes = arguments.changes(load_file(folder / FILE), options, folder=folder)
-        load_file(folder / FILE, changes)  # refused before seconds of imports
+        load_file(folder / FILE, changes)  # raises an error before the slow import of torch
         from cerl import training
 
         training.resume(folder, changes=changes, trusted=self.trust)
@@ -85,16 +89,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """Play the newest checkpoint of a run: every member, and the aggregate policies.
+    """Evaluate the newest checkpoint of a run: every member, and the aggregate policies.
 
-    Options are --episodes, --policies and --epsilon; `cerl eval RUN --help` explains them, with the
-    run's values.
+    Options are --episodes, --policies and --epsilon; `cerl eval RUN --help` explains them and shows
+    the run's values.
     """
 
     folder: Annotated[Positional[str], arguments.word("eval", "RUN"), UNSAID] = ""
     """folder of a run"""
     trust: FlagCreatePairsOff[bool] = False
-    """let a stranger's run import the module that its config names, and run its code"""
+    """allow a run that another user made to import and run the Python module that its config
+    names"""
 
     def run(self, rest: list[str]) -> None:
         if not self.folder:
@@ -122,11 +127,11 @@ class Sweep:
     envs: Annotated[tuple[str, ...], arguments.some("--envs", "NAME..."), UNSAID] = ()
     """environments of the presets' family; each preset's own if none is given"""
     jobs: Annotated[int, arguments.count("--jobs", "a number of runs")] = 1
-    """runs at a time, as processes of their own"""
+    """how many runs are trained at the same time, each in a process of its own"""
     device: Annotated[str, arg(metavar="DEVICE"), UNSAID] = ""
     """cpu, cuda, cuda:N or auto, for every run; a study may have other presets for a CPU"""
     out: Annotated[Path, arguments.folder("sweep --out")] = Path("runs/sweep")
-    """receives the run folders and the report"""
+    """folder to write the run folders and the report to"""
 
     def run(self, rest: list[str]) -> None:
         check_out(self.out, option="sweep --out")
@@ -146,7 +151,7 @@ class Sweep:
         tables.main(local.sweep(runs, self.out, jobs=self.jobs), self.out)
 
     def _cells(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-        """A preset, or each preset of a study, and what the study changes in it."""
+        """The presets that a name stands for, each with the options that a study changes in it."""
         if name not in preset.studies():
             return [(name, {})]
         study = load_study(name, kind_of(self.device or "auto"))
@@ -163,11 +168,11 @@ class Report:
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN..."), UNSAID] = ()
     """run folders, or folders that hold run folders"""
     out: Annotated[Path | None, arguments.folder("report --out")] = None
-    """receives the files; by default the RUN if there is one only, else report"""
+    """folder to write the files to; by default RUN if only one is given, else report"""
     last: Annotated[int, arguments.count("report --last", "a number of evaluations")] = 1
-    """scores are means over so many last evaluations of a run"""
+    """a score is the mean over this many last evaluations of a run"""
     until: Annotated[int, arguments.count("report --until", "a number of agent steps")] = 0
-    """leave out evaluations after this agent step, to compare runs at the same one; 0: none"""
+    """leave out evaluations after this agent step, to compare runs at the same step; 0: use all"""
 
     def run(self, rest: list[str]) -> None:
         arguments.refuse_unknown("report", rest)
@@ -231,9 +236,9 @@ COMMANDS: dict[str, type[Command]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Returns: exit code 0; 1 where a benchmark is slower than what it is compared with; 2 after an
-             expected error; 75 where a run was told to stop and has saved all that it needs to go
-             on; 130 where it was interrupted before it could.
+    Returns: exit code 0; 1 if a benchmark is slower than what it is compared with; 2 after a user's
+             error; 75 if a run was told to stop and has saved what resuming needs; 130 if it was
+             interrupted before it could save.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     works = words[:1] in (["train"], ["sweep"]) and not arguments.asks_help(words)

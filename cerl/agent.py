@@ -1,7 +1,7 @@
-"""What an agent is to the rest: networks, acting, and the stages of one update.
+"""The protocols of an agent: its network, how it acts, and the gradient steps of one update.
 
-The Learner, the Collector and the Evaluator know an agent only by this protocol; what a value or an
-action is stays behind it.
+The Learner, the Collector and the Evaluator use an agent only through these protocols, so they need
+not know whether it is a DQN, a quantile DQN or a SAC agent.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,45 +19,55 @@ Metrics = dict[str, Tensor]  # {name: [S, N]}, detached
 
 
 class Network(Protocol):
-    """What everyone may ask of an agent's network; its parameters lead with [S, N] or [S, 1].
+    """The network of an agent; its parameters lead with [S, N], or with [S, 1] if shared.
 
-    Learning asks for rows of windows through the `look` of the network, or of its parts where each
-    sees by itself (`cerl.nets.reader.Reader`).
+    While learning, the agent's loss computes the features of a window's rows by calling `look` of
+    the network, or of each of its parts that has an encoder of its own (SAC's actor and critics).
+    `cerl.nets.reader.Reader` describes that method.
     """
 
     @property
     def reader(self) -> Reader:
-        """Says how many rows a window needs, and which of them are learnt."""
+        """Says how many rows a window needs, and which of them get a loss (the learnt rows)."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def carry(self, *, envs: int, evaluating: bool) -> Carry:
-        """What acting remembers before the first row, on the network's device."""
+        """The carry (memory of past rows while acting) before the first row, on the network's
+        device.
+
+        Args: envs, E; evaluating, whether it is for an evaluation, in which every member keeps a
+              carry. In training one for the member on duty is enough where members share no layer
+              of the sequence network.
+        """
         ...
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
-        """Features of one new row, one of every part that acts; carry moves on in place.
+        """Features of one new row; updates the carry in place.
 
-        Returns: [S, 1, E, ...] of the members that act, or [S, N, E, ...] of all members.
+        Returns: a tensor for each part of the network that acts, [S, 1, E, ...] of the members that
+                 act, or [S, N, E, ...] of all members.
         """
         ...
 
     def refill(
         self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
     ) -> None:
-        """Recomputes a carry in place from rows acted on, with the parameters of now.
+        """Recomputes a carry in place from past rows, with the current parameters.
 
-        Args: window [S, 1, E, W]; carry, or () to compute and write nothing; member [S, E].
+        Args: window [S, 1, E, W], the newest rows of replay; carry, or () to compute and write
+              nothing; member [S, E], who acts.
         """
         ...
 
 
-# An agent's network; the part of it that target networks copy; what it draws for an update.
+# Net: an agent's network. Followed: the part of it that has a target network. Drawn: the random
+# numbers that the agent draws for an update.
 Net = TypeVar("Net", bound=Network)
 Followed = TypeVar("Followed", bound=nn.Module)
 Drawn = TypeVar("Drawn")
-# The same for what only takes them.
+# A protocol that only takes such values as arguments needs contravariant type variables.
 _Net = TypeVar("_Net", bound=Network, contravariant=True)
 _Followed = TypeVar("_Followed", bound=nn.Module, contravariant=True)
 _Drawn = TypeVar("_Drawn", contravariant=True)
@@ -67,13 +77,13 @@ class Decision(NamedTuple):
     """What acting returns."""
 
     action: Tensor  # [S, E] int64, or [S, E, A] float32 in [-1, 1]
-    value: Tensor  # [S, E] what the acting member expects: its largest Q, or Q of its action
-    bonus: Tensor  # [S, E] reward that the value counts beside the environment's, from then on
-    diversity: Tensor  # [S, E] how much the members differ; 0 while training
+    value: Tensor  # [S, E] return that the acting member expects: its largest Q, or Q of its action
+    bonus: Tensor  # [S, E] reward beside the environment's that values include (SAC's entropy)
+    diversity: Tensor  # [S, E] how much the members' actions differ; 0 while training
 
 
 class Group(NamedTuple):
-    """Parameters that one optimiser moves."""
+    """Parameters that one optimiser updates."""
 
     leaves: list[nn.Parameter]
     optim: OptimConfig
@@ -104,18 +114,19 @@ class StageLoss(Protocol[_Net, _Followed, _Drawn]):
     ) -> Losses:
         """Loss of every member, metrics, errors of rows.
 
-        Args:    mask [S, N, B] or [S, N, B, T] float32, rows that a member learns from, None: all;
-                 dice of `Agent.dice`; prepared, what the stage's `prepare` gave, None: the loss
-                 computes it itself.
+        Args:    mask [S, N, B] or [S, N, B, T] float32, 1 for rows that a member learns from, None:
+                 all rows; dice, random numbers from `Agent.dice`; prepared, the result of the
+                 stage's `prepare`, None: the loss calls `prepare` itself.
         """
         ...
 
 
 class Stage(NamedTuple, Generic[Net, Followed, Drawn]):
-    """One gradient step of an update; each stage sees what the stages before it left.
+    """One gradient step of an update, e.g. that of SAC's critics, or that of its policies.
 
-    `prepare` may compute a part of the loss that depends on no parameter which an earlier stage
-    moves. A GPU then runs it beside the optimisers of the stage before.
+    Stages run in order, and each loss uses the parameters that the stage before has updated.
+    `prepare` computes a part of the loss that depends on no parameter of an earlier stage, so a GPU
+    can run it at the same time as the optimiser step of the stage before.
     """
 
     loss: StageLoss[Net, Followed, Drawn]
@@ -124,24 +135,27 @@ class Stage(NamedTuple, Generic[Net, Followed, Drawn]):
 
 
 class Agent(Protocol[Net, Followed, Drawn]):
-    """The maths; stateless, since what changes lives in networks and the callers' counters."""
+    """The maths of an algorithm.
+
+    An agent has no state that changes: parameters live in the network, counters in the caller.
+    """
 
     @property
     def table(self) -> HeadTable:
-        """What every value head regresses to; acting reports values of head 0, the member's own."""
+        """What every value head regresses to; acting uses head 0, the member's own."""
         ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names that the stages' losses give together."""
+        """Names of all metrics that the losses of the stages return."""
         ...
 
     def build(self, *, keys: Tensor) -> Net:
-        """A freshly initialised network for the seeds of `keys` [S]."""
+        """A freshly initialised network. Args: keys [S] int64, random keys of the seeds."""
         ...
 
     def followed(self, net: Net) -> Followed:
-        """The part of a network that the target network is a copy of."""
+        """The part of a network that has a target network."""
         ...
 
     def stages(self, net: Net) -> list[Stage[Net, Followed, Drawn]]:
@@ -149,7 +163,10 @@ class Agent(Protocol[Net, Followed, Drawn]):
         ...
 
     def dice(self, keys: Tensor, step: Tensor) -> Drawn:
-        """Random numbers of update `step` (int64 []), the same for all of its stages."""
+        """Random numbers for one update, shared by all of its stages.
+
+        Args: keys [S] int64, random keys of the seeds; step int64 [], the number of the update.
+        """
         ...
 
     def act(
@@ -161,15 +178,18 @@ class Agent(Protocol[Net, Followed, Drawn]):
         noise: Noise,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
-        """Actions of the members named in `seen`.
+        """Actions of the members that `seen.member` names.
 
-        Args: carry, brought up to date in place; evaluating, names of the aggregates that
-              `seen.member` counts from N on; None while training.
+        Args: carry, updated in place; evaluating, names of the aggregate policies: a member number
+              N + k means the k-th of them; None while training.
         """
         ...
 
     def judge(self, net: Net, seen: ActInput, carry: Carry) -> Tensor:
-        """Values [S, E, K] that the acting members expect in the next row; moves the carry on."""
+        """Values that the acting members predict for what they see; updates the carry in place.
+
+        Returns: [S, E, K], the values of K = A discrete actions, or that of the policy's mode.
+        """
         ...
 
     def activations(self, net: Net, window: Window) -> list[Tensor]:
@@ -177,5 +197,5 @@ class Agent(Protocol[Net, Followed, Drawn]):
         ...
 
     def measures(self, net: Net, window: Window, dice: Drawn) -> Metrics:
-        """Diagnostics of one batch that only this kind of agent has, {name: [S, N]}."""
+        """Diagnostics of one batch that are specific to this kind of agent, {name: [S, N]}."""
         ...

@@ -1,4 +1,4 @@
-"""How words of the command line are read: values of options, options of a run that are given."""
+"""Reads the words of the command line: the values of a command's options, and options of a run."""
 
 import dataclasses
 import re
@@ -26,13 +26,18 @@ def asks_help(words: Sequence[str]) -> bool:
 
 
 class Unread(Exception):
-    """A value that cannot be read. Not a ValueError, which tyro would print in its own frame."""
+    """A value that cannot be read.
+
+    It is no ValueError, since tyro would catch that and print it in a frame of its own.
+    """
 
 
 def filled(kind: type[Kind], arguments: Sequence[str], *, prog: str) -> tuple[Kind, list[str]]:
-    """A command with its options, and the words that belong to none of them, --help among these.
+    """Fills the dataclass of a command from words of the command line.
 
-    Raises: ConfigError where a value cannot be read, or an option is given twice.
+    Args:    kind, the dataclass; prog, what usage messages call the program.
+    Returns: the filled dataclass, and all words that are none of its options (--help included).
+    Raises:  ConfigError if a value cannot be read, or an option is given twice.
     """
     _refuse_repeated(arguments)
     try:
@@ -44,7 +49,7 @@ def filled(kind: type[Kind], arguments: Sequence[str], *, prog: str) -> tuple[Ki
 
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:
-    """Raises: ConfigError if an option is given twice, of which only the last would count."""
+    """Raises: ConfigError if an option is given twice; tyro would silently take the last."""
     given = [key for word in arguments if (key := key_of(word))]
     for key in given:
         if given.count(key) > 1:
@@ -55,13 +60,13 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
 
 
 def refuse_unknown(command: str, rest: Sequence[str]) -> None:
-    """Raises: ConfigError if words are left that the command does not know."""
+    """Raises: ConfigError if there are words that the command does not know."""
     if rest:
         raise ConfigError(f"{command}: no such option {rest[0]!r}; see `cerl {command} --help`")
 
 
 def _value(read: Callable[[list[str]], Value], metavar: str) -> PrimitiveConstructorSpec[Value]:
-    """Has tyro read the words after an option, however many there are, with a function of ours."""
+    """Tells tyro to pass all words after an option to the function `read`."""
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar=metavar,
@@ -72,7 +77,10 @@ def _value(read: Callable[[list[str]], Value], metavar: str) -> PrimitiveConstru
 
 
 def count(option: str, what: str) -> PrimitiveConstructorSpec[int]:
-    """One whole number of at least 1, underscores allowed."""
+    """An option that takes a whole number of at least 1; underscores are allowed.
+
+    Args: option, its name, and what, what it counts, both for error messages.
+    """
 
     def read(words: list[str]) -> int:
         text = " ".join(words).replace("_", "")
@@ -86,7 +94,7 @@ def count(option: str, what: str) -> PrimitiveConstructorSpec[int]:
 
 
 def folder(option: str, what: str = "folder") -> PrimitiveConstructorSpec[Path]:
-    """The path of one folder."""
+    """An option that takes the path of one folder. Args: option, what: for error messages."""
 
     def read(words: list[str]) -> Path:
         if len(words) != 1:
@@ -97,7 +105,7 @@ def folder(option: str, what: str = "folder") -> PrimitiveConstructorSpec[Path]:
 
 
 def word(command: str, name: str) -> PrimitiveConstructorSpec[str]:
-    """One word before all options, or none: then it is empty."""
+    """A positional argument of at most one word; "" if it is not given."""
 
     def read(words: list[str]) -> str:
         if len(words) > 1:
@@ -108,7 +116,7 @@ def word(command: str, name: str) -> PrimitiveConstructorSpec[str]:
 
 
 def some(option: str, metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
-    """At least one word."""
+    """An option that takes one or more words."""
 
     def read(words: list[str]) -> tuple[str, ...]:
         if not words:
@@ -119,7 +127,7 @@ def some(option: str, metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]
 
 
 def run_folder(path: Path) -> Path:
-    """Raises: ConfigError if it is no folder of a run."""
+    """The path itself. Raises: ConfigError if it is not a run folder."""
     if not path.is_dir():
         nature = "a file" if path.exists() else "no such folder"
         raise ConfigError(f"{path}: expected a run folder, got {nature}")
@@ -129,9 +137,11 @@ def run_folder(path: Path) -> Path:
 
 
 def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, Any]:
-    """Options that are given to a run that goes on, by dotted key.
+    """New values of options for a run that is resumed, by dotted key.
 
-    Raises: ConfigError if one may not change; SystemExit after --help, or where one cannot be read.
+    Args:   run, its config; options, words of the command line; folder of the run.
+    Raises: ConfigError if an option may not change; SystemExit after --help, or if tyro cannot read
+            an option.
     """
     refuse_moved(options)
     known = set(errors.keys(Config, kinds=run.kinds))
@@ -151,14 +161,17 @@ def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, A
 
 
 def of_evaluation(run: Config, options: Sequence[str], *, prog: str) -> dict[str, Any]:
-    """Those of episodes, policies and epsilon that are given, checked as options of the run.
+    """The options of `cerl eval` that are given (episodes, policies, epsilon), by name.
 
-    Raises: ConfigError; SystemExit after --help, or where one cannot be read.
+    Args:   run, the config of the run; options, words of the command line; prog, what usage
+            messages call the program.
+    Raises: ConfigError if a value does not suit the run; SystemExit after --help, or if tyro cannot
+            read an option.
     """
     keys = ("episodes", "policies", "epsilon")
     form, default = form_of(run.eval, only=keys)
     form = tyro.cli(form, default=default, args=list(options), prog=prog)
     given = set(map(key_of, options))
     asked = {key: getattr(form, key) for key in keys if key in given}
-    evaluated(run, asked)  # refused before seconds of imports
+    evaluated(run, asked)  # raises an error before the slow import of torch
     return asked

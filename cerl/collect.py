@@ -19,25 +19,25 @@ from cerl.state import put
 
 
 class Running(NamedTuple):
-    """Sums over the episode under way, [S, E] float32 each."""
+    """Sums over the current, unfinished episode of every environment, [S, E] float32 each."""
 
     returned: Tensor  # unclipped rewards
-    steps: Tensor
-    value: Tensor  # what the acting member expected, at every step
-    weight: Tensor  # sum of gamma^k over the steps so far: how often a reward now counts in them
+    steps: Tensor  # agent steps
+    value: Tensor  # values that the acting member predicted at the steps
+    weight: Tensor  # sum of gamma^k over the steps so far: the factor of the next reward in `later`
     later: Tensor  # discounted clipped return-to-go with bonuses, summed over the steps
 
 
-# Columns of `Collector.finished`: sums over the episodes that ended, by acting member.
+# Columns of `Collector.finished`: for each member that acted, sums over episodes that ended.
 EPISODES = ("episodes", "returned", "steps", "value", "later")
 
 
 class Collector:
-    """Collects experience of S x E environments; `step()` is one agent step of every one of them.
+    """Collects experience from S x E environments; `step()` is one agent step of each of them.
 
     Attributes that a checkpoint holds, beside those of the player: real_steps [S] int64, agent
-    steps without the resets; running, sums over the episodes under way; finished [S, N, EPISODES],
-    sums over those that ended since `take_finished`.
+    steps without the steps that only reset; running, sums over unfinished episodes; finished
+    [S, N, EPISODES], sums over the episodes that ended since the last call of `take_finished`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Collector:
         self.player.begin(env.reset())
         lead, members = self.player.start.shape, config.ensemble.members
         self.value, self.bonus = (torch.zeros(lead, device=device) for _ in range(2))
-        # What acting remembered before the step, where replay stores it.
+        # The recurrent state before each step, if replay stores it (encoder.stored_state).
         width = config.encoder.state_size
         self.remembered = torch.zeros(*lead, width, device=device) if width else None
         self.refresh = captured(self._refill, device) if on_device else self._refill
@@ -82,12 +82,12 @@ class Collector:
         self.ids = torch.arange(members, device=device)
 
     def step(self, learn: Callable[[], None] = nothing) -> None:
-        """One agent step of every environment, and the updates then due, see `Player.step`."""
+        """One agent step of every environment; `learn` makes the updates that are then due."""
         self.player.step(learn)
 
     @torch.no_grad()
     def decide(self) -> None:
-        """Draws members where episodes start, and their actions."""
+        """Draws the member on duty where an episode starts, and chooses everybody's actions."""
         ensemble, player = self.config.ensemble, self.player
         spec, at = player.env.spec, (player.keys, player.steps)
         eps = explore.epsilon(self.exploration, player.steps * spec.envs)
@@ -108,7 +108,7 @@ class Collector:
 
     @torch.no_grad()
     def record(self) -> None:
-        """Writes the row of the step taken and counts it."""
+        """Writes the row of this step to replay and adds it to the sums over episodes."""
         player, step, real = self.player, self.player.next, self.player.real()
         reward = player.clipped(step.reward)
         row = Row(player.last.obs, player.stored(), reward, step.terminated, real, player.member)
@@ -120,22 +120,22 @@ class Collector:
         player.advance(real)
 
     def recent_rows(self) -> int:
-        """Rows of replay from which what acting remembers can be recomputed.
+        """The number of rows of replay that a refresh of the carry reads.
 
         Each layer looks back over `cache` rows, its own included, so the last of L layers needs
-        L * cache rows; one more says what led to the first of them.
+        L * cache rows. One more row holds the action and reward that led to the first of them.
         """
         return min(self.config.rows_of_refresh, self.replay.rows)
 
     @torch.no_grad()
     def _refill(self) -> None:
-        """Recomputes what acting remembers from the last rows of replay and today's parameters."""
+        """Recomputes the carry from the newest rows of replay with the current parameters."""
         player = self.player
         window = self.replay.last(self.recent_rows())
         player.net.refill(window, player.carry, player.member)
 
     def _count(self, step: Step, reward: Tensor, real: Tensor) -> None:
-        """Running sums; episodes that ended move into `finished` of the member that acted last."""
+        """Updates the sums; an episode that ends is added to `finished` of its last member."""
         run = self.running
         weight = torch.where(real, run.weight * self.gamma + 1.0, 0.0)
         sums = Running(
@@ -143,7 +143,7 @@ class Collector:
             steps=torch.where(real, run.steps + 1.0, 0.0),
             value=torch.where(real, run.value + self.value, 0.0),
             weight=weight,
-            # A bonus counts in the returns of the steps before its own.
+            # A step's bonus counts in the return-to-go of all earlier steps, not in its own.
             later=torch.where(real, run.later + reward * weight + self.bonus * (weight - 1.0), 0.0),
         )
         for mine, new in zip(run, sums, strict=True):
@@ -160,9 +160,9 @@ class Collector:
     def take_finished(self) -> dict[str, Tensor]:
         """Means over the training episodes since the last call, by member.
 
-        Returns: {"episodes": [S, N], "return", "length", "value" (mean expected return), "mc" (mean
-                 discounted clipped return-to-go, with the agent's bonuses; a truncated episode's
-                 tail counts as 0)}, float64 on the device, NaN without episodes.
+        Returns: {"episodes": [S, N], "return", "length", "value" (mean predicted value), "mc" (mean
+                 discounted clipped return-to-go, with the agent's bonuses; rewards after a
+                 truncation count as 0)}, float64 on the device, NaN without episodes.
         """
         sums = self.finished.clone()
         self.finished.zero_()
@@ -172,7 +172,7 @@ class Collector:
         return {"episodes": count, **means}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continuation needs; simulators that failed in a step are left out."""
+        """All that resuming needs; simulators that failed in a step are left out."""
         return {
             **self.player.state_dict(),
             "running": list(self.running),
@@ -181,11 +181,11 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restores in place. Returns: True if the environments continued exactly.
+        """Restores in place. Returns: True if the environments continue exactly.
 
-        Where a simulator cannot be restored, or failed, the episodes under way are cut: one row
-        that is not real follows, so their last rows bootstrap as truncated ones do. After a failure
-        it is the row of the step that failed.
+        If a simulator cannot be restored, or had failed, all unfinished episodes are cut: one row
+        with `real = False` is added, so the rows before it bootstrap as after a truncation. If a
+        step had failed, this row takes the place of that step.
         """
         for name in ("real_steps", "finished"):
             put(getattr(self, name), state[name], what=f"collector.{name}")

@@ -1,6 +1,6 @@
-"""What the paper argues with: own-data share, feature rank, dormant units of every member.
+"""Diagnostics of the paper (Lin et al. 2024): own-data share, feature rank and dormant units.
 
-Called now and then with a sampled batch, never inside an update.
+They are computed for every member from one sampled batch, between updates and never inside one.
 """
 
 from typing import Any
@@ -13,21 +13,24 @@ from cerl.collect import Collector
 from cerl.data import Window
 from cerl.learn import Learner
 
-RANK_SHARE = 0.99  # of the singular values' sum (Kumar et al. 2021, srank)
-RANK_ROWS = 1024  # at most, behind a feature rank
-DORMANT = 0.025  # of the layer's mean activation (Sokar et al. 2023)
+RANK_SHARE = 0.99  # share of the sum of singular values that counts (Kumar et al. 2021, srank)
+RANK_ROWS = 1024  # most rows that a feature rank is computed from
+DORMANT = 0.025  # a unit below this share of its layer's mean activation is dormant (Sokar 2023)
 
 
 def feature_rank(features: Tensor) -> Tensor:
     """Effective rank of a batch of features (Kumar et al. 2021, arXiv:2010.14498).
 
-    The number of largest singular values that hold 99% of their sum; 0 where all features are.
-    Args: features [..., rows, D]. Returns: [...] float32; NaN where a feature is not finite.
+    How many of the largest singular values make up 99% of their sum; 0 if all features are 0.
+
+    Args:    features [..., rows, D].
+    Returns: [...] float32; NaN if a feature is not finite.
     """
     finite = features.isfinite().all(-1).all(-1)
     x = torch.where(finite[..., None, None], features, 0.0).double()
     x = x if x.shape[-2] <= x.shape[-1] else x.mT
-    # Roots of the eigenvalues of x x^T: off by 1e-8 of the largest one, and batched on a GPU.
+    # Singular values as roots of the eigenvalues of x x^T, which a GPU computes in batches. Their
+    # error is 1e-8 of the largest one.
     values = torch.linalg.eigvalsh(x @ x.mT).clamp(min=0.0).sqrt().flip(-1)
     total = values.sum(-1)
     held = values.cumsum(-1) / total.clamp(min=1e-30).unsqueeze(-1)
@@ -52,22 +55,23 @@ def dormant_share(layers: list[Tensor]) -> Tensor:
 
 
 def measurements(learner: Learner, collector: Collector) -> dict[str, Tensor]:
-    """Training metrics and diagnostics, {name: [S, N] or [S]}, on the device where they are."""
-    # Counted before the diagnostics, which sample a batch themselves.
+    """Training metrics and diagnostics, {name: [S, N] or [S]}, on the training device."""
+    # Copied before `diagnose` samples a batch, which may add to the misses.
     metrics = {**learner.metrics, "misses": learner.replay.misses.clone()}
     if int(learner.updates) > 0:
         metrics |= diagnose(learner.agent, learner)
-        if learner.net.reader.whole:  # only networks that read windows in order have a cache
+        if learner.net.reader.whole:  # only sequence networks have a carry
             metrics |= staleness(learner.agent, collector)
     return metrics
 
 
 @torch.no_grad()
 def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]:
-    """Diagnostics of the current batch. Returns: {name: [S, N]}."""
+    """Diagnostics of a newly sampled batch. Returns: {name: [S, N]}."""
     net, window = learner.net, learner.sample()
     if window.obs.shape[1] > 1:
-        # Stored states are left out: each is one member's, and all members look at this batch.
+        # All members look at the first member's batch. Its stored states are dropped, since a
+        # recurrent state is of no use to another member's network.
         window = Window(*(field[:, :1] for field in window))
         window = window._replace(state=window.state[..., :0])
     shape = (window.obs.shape[0], learner.config.ensemble.members)
@@ -75,7 +79,7 @@ def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]
     result = {"own_data_share": learner.replay.shares(shape[1])}
     if outputs:
         features = outputs[-1].flatten(3)  # [S, N or 1, rows, D]
-        # Some of the rows are enough where windows have many: decompositions are slow.
+        # Eigenvalues are slow to compute, so at most RANK_ROWS evenly spaced rows are used.
         every = -(-features.shape[2] // RANK_ROWS)
         result["feature_rank"] = feature_rank(features[:, :, ::every])
         result["dormant_share"] = dormant_share(outputs)
@@ -85,13 +89,14 @@ def diagnose(agent: Agent[Any, Any, Any], learner: Learner) -> dict[str, Tensor]
 
 @torch.no_grad()
 def staleness(agent: Agent[Any, Any, Any], collector: Collector) -> dict[str, Tensor]:
-    """How far values differ between the carry as it is and one that is recomputed.
+    """How much predicted values change if the carry is recomputed with the current parameters.
 
-    The carry comes from the older parameters that acted. It is recomputed with those of now from
-    the last layers x `encoder.cache` rows of replay, so that recurrent units differ in longer
-    episodes too.
+    The carry was built row by row while the parameters changed, so parts of it are out of date. For
+    comparison it is recomputed from the last layers x `encoder.cache` rows of replay. A recurrent
+    network whose episode is longer than that differs also because earlier rows are missing.
+
     Returns: {"cache_error", "cache_error_largest"} [S], mean and largest |difference| of a value
-             over the environments inside an episode; NaN without any.
+             over environments that are inside an episode; NaN if none is.
     """
     player = collector.player
     seen, carry = player.seen(), tuple(tensor.clone() for tensor in player.carry)

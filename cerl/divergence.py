@@ -1,7 +1,8 @@
-"""Seeds whose numbers went wrong: losses, parameters or moments of an optimiser are not finite.
+"""Finds seeds that diverged: a loss, a parameter or a moment of an optimiser is not finite.
 
-The watch looks wherever the loop waits for the device anyway. A seed that diverged is said
-once and marked from then on; it learns no more, and the other seeds do not notice.
+The watch looks when metrics are logged, since the loop then waits for the device anyway. A seed
+that diverged is reported once, its later result rows are marked, and it is trained no further. The
+other seeds go on as if nothing had happened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ Quantities = Mapping[str, Sequence[Tensor]]
 
 
 def quantities(learner: Learner) -> Quantities:
-    """The tensors that an update changes, by name; each is [S, N or 1, ...]."""
+    """All tensors that an update changes, by what they are; each is [S, N or 1, ...]."""
     optimisers = [one for stage in learner.optimisers for one in stage]
     return {
         "parameters": [leaf.detach() for leaf in learner.leaves],
@@ -27,10 +28,14 @@ def quantities(learner: Learner) -> Quantities:
 
 
 def unsound(tensors: Sequence[Tensor], *, members: int) -> Tensor:
-    """Which seeds and members have a NaN or an infinity, [S, N] bool on their device.
+    """Which seeds and members have a NaN or an infinity.
 
-    What all members share is every member's. One pass without temporaries: the smallest or the
-    largest element is not finite where any is not.
+    A tensor shared by all members ([S, 1, ...]) counts for each of them. Only the smallest and the
+    largest element are looked at: one of them is not finite if any element is not. That needs one
+    pass and no temporary tensors.
+
+    Args:    tensors, each [S, N or 1, ...].
+    Returns: [S, N] bool on the device of the tensors.
     """
     found = torch.zeros(len(tensors[0]), members, dtype=torch.bool, device=tensors[0].device)
     for tensor in tensors:
@@ -40,17 +45,22 @@ def unsound(tensors: Sequence[Tensor], *, members: int) -> Tensor:
 
 
 def tally(tensors: Sequence[Tensor], *, seed: int, members: Sequence[int]) -> tuple[int, int]:
-    """How many elements of some members of a seed are not finite, and of how many; waits for the
-    device. What all members share counts once."""
+    """Counts elements that are not finite. Tensors shared by all members count once.
+
+    Waits for the device.
+
+    Args:    tensors, each [S, N or 1, ...]; seed, an index in [0, S); members, those to look at.
+    Returns: the number of elements that are not finite, and the number of all elements.
+    """
     own = [tensor[seed, [0] if tensor.shape[1] == 1 else list(members)] for tensor in tensors]
     return sum(int((~x.isfinite()).sum()) for x in own), sum(x.numel() for x in own)
 
 
 class Watch:
-    """Looks at every seed and member of a learner; what it found is part of a checkpoint.
+    """Watches all seeds and members of a learner; what it found is part of a checkpoint.
 
-
-    `diverged` {index of a seed: agent steps of one seed when it was seen} changes in place.
+    `diverged` maps the index of a diverged seed to the agent steps of one seed at which this was
+    noticed; it changes in place.
     """
 
     def __init__(self, config: Config, learner: Learner) -> None:
@@ -58,14 +68,14 @@ class Watch:
         self.diverged: dict[int, int] = {}
 
     def look(self, step: int, metrics: Mapping[str, Tensor]) -> list[str]:
-        """Seeds that were sound at the last look and are not any more.
+        """Finds seeds that have diverged since the last look, and stops training them.
 
-        They learn no more, so an update that is captured has to be captured anew.
+        If any were found, the caller has to capture the update as a CUDA graph again.
 
-        Args:    step, agent steps of one seed; metrics {name: [S, N] or [S]}, of which those of
-                 the losses count.
-        Returns: a sentence on each.
-        Raises:  RuntimeError with these sentences where config.diverged is "error".
+        Args:    step, agent steps of one seed; metrics {name: [S, N] or [S]}, of which only the
+                 metrics of the losses are looked at.
+        Returns: one sentence for each seed found.
+        Raises:  RuntimeError with these sentences if config.diverged is "error".
         """
         members, watched = self.config.ensemble.members, quantities(self.learner)
         found_in = [unsound(tensors, members=members) for tensors in watched.values()]
@@ -93,7 +103,8 @@ class Watch:
         watched: Quantities,
         losses: Mapping[str, Tensor],
     ) -> str:
-        """Who, when, what, what happens to it, what to do."""
+        """The report on one seed: which members diverged, when, in which tensors, what happens to
+        the seed, and what the user can do."""
         config, what = self.config, []
         for name, tensors in watched.items():
             bad, total = tally(tensors, seed=seed, members=members)
@@ -109,8 +120,8 @@ class Watch:
         if not config.replay.reward_clip:
             advice.append("set replay.reward_clip where rewards are large")
         happens = {
-            "freeze": "it learns no more, and its rows go on with a mark (diverged: freeze)",
-            "cut": "it learns no more, and its rows end here (diverged: cut)",
+            "freeze": "it is trained no further, and its later rows are marked (diverged: freeze)",
+            "cut": "it is trained no further, and its rows end here (diverged: cut)",
             "error": "the run stops (diverged: error; freeze or cut go on with the other seeds)",
         }[config.diverged]
         who = f"member{'s'[: len(members) - 1]} {' '.join(map(str, members))}"
@@ -120,15 +131,15 @@ class Watch:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For every seed the agent steps at which it was seen to diverge, [S]; -1: it is sound."""
+        """The agent steps at which each seed was found diverged, [S] int64; -1: it has not."""
         seeds = range(len(self.config.seeds))
         return {"diverged": torch.tensor([self.diverged.get(seed, -1) for seed in seeds])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores in place.
 
-        Raises: CheckpointError if the state is of another number of seeds; RuntimeError if the run
-                stopped because seeds diverged, and config.diverged still is "error".
+        Raises: CheckpointError if the state has another number of seeds; RuntimeError if seeds had
+                diverged and config.diverged is (still) "error".
         """
         steps = state["diverged"].tolist()
         if len(steps) != len(self.config.seeds):

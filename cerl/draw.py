@@ -1,8 +1,9 @@
 """Counter-based random numbers: hash(seed, purpose, step, index) in integer torch operations.
 
 No generator holds state, so a seed draws the same numbers alone or among others, CUDA graphs need
-no registration, and a number can be drawn again from its coordinates (a bootstrap mask from the id
-of its row). The hash is the finaliser of splitmix64 over a linear combination of the coordinates.
+no registration, and a number can be drawn again later from its coordinates: the bootstrap mask of a
+row, for example, is recomputed from the row's id. The hash is the finaliser of splitmix64 applied
+to a linear combination of the coordinates.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 from cerl.kernels.random import hash_at, hash_grid, mix_number, normal_grid
 from cerl.kernels.splitmix import signed
 
-# What a number is for; two purposes never share a stream.
+# Purposes of random numbers. Each has a stream of its own, so no two uses draw the same numbers.
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
 POLICY, SUBSET = range(12, 14)
 FLICKER, DROPOUT, SENSOR = range(32, 35)
@@ -23,15 +24,15 @@ _PURPOSE = 0xA0761D6478BD642F
 
 
 def purpose_offset(purpose: int) -> int:
-    """Where a purpose's numbers lie in the stream of a key."""
+    """The number that the hash adds for a purpose, which selects its stream."""
     return signed(mix_number(purpose + 1) * _PURPOSE)
 
 
 def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Key of every seed.
+    """The random key of every seed.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
-             seed.
+    Args:    seeds, the user's numbers; salt, another one for each consumer, so that training and
+             evaluation of one seed draw different numbers.
     Returns: [S] int64.
     """
     keys = [signed(mix_number(mix_number(seed + 1) + salt * _PURPOSE)) for seed in seeds]
@@ -39,7 +40,9 @@ def seed_keys(seeds: Sequence[int], *, salt: int = 0, device: torch.device | str
 
 
 def first_step(number: int) -> int:
-    """First step of something that is numbered (an evaluation, say); each has 2**32 of its own.
+    """The step from which the numbered evaluation `number` counts its steps.
+
+    Each evaluation has 2**32 steps of its own, so no two of them draw the same numbers.
 
     Raises:  ValueError unless the number is in [0, 2**31).
     """

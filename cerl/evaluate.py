@@ -1,11 +1,12 @@
-"""Returns of every member and of the aggregate.
+"""The Evaluator: plays episodes without learning, with every member and with the aggregates.
 
-Every lane (one environment of one policy) plays a fixed number of episodes, never the first to
-finish, so short episodes are not favoured. The original's budget of agent steps stays for the paper
-presets: a lane then plays whole episodes until its share of the budget is spent.
+A lane is one environment that plays episodes of one policy. Each lane plays a fixed number of
+episodes. Taking the episodes that happen to finish first would favour short ones. The presets of
+the paper use its code's budget of agent steps instead (eval.steps): a lane then plays whole
+episodes until its share of the budget is spent.
 
-What a lane plays is counted from the number of the evaluation, never from what was played before,
-so a seed scores the same whichever seeds play beside it, and however long those take.
+Starts of episodes and noise depend on the number of the evaluation only, not on what was played
+before. So a seed gets the same scores whichever seeds are evaluated beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,31 +26,36 @@ from cerl.player import Player
 
 EVAL_SALT = 1  # keeps the seeds of simulators and noise apart from those of training
 AGGREGATES = ("vote", "mean")
-SAMPLES = 10  # actions of a member behind the diversity of continuous ones (Lin et al. 2024's code)
-SYNC_EVERY = 64  # steps between looks at whether every lane of device-resident environments is done
+# Actions drawn from each member's policy to measure how diverse continuous actions are, as in the
+# code of Lin et al. 2024.
+SAMPLES = 10
+SYNC_EVERY = 64  # agent steps between two checks on the host of whether all lanes are done
 
 
 class Result(NamedTuple):
-    """What one policy scored; NaN where a lane played fewer episodes than the longest row."""
+    """The scores of one policy.
+
+    Lanes with a budget of steps may play different numbers of episodes; NaN fills up the rest.
+    """
 
     returns: Tensor  # [S, K, episodes] float64 on the CPU; K = N if each member plays, else 1
     lengths: Tensor  # [S, K, episodes] agent steps
-    diversity: Tensor  # [S, K] mean over the steps of what the agent calls diversity
+    diversity: Tensor  # [S, K] mean over all steps of `Decision.diversity`
 
 
 class Lanes(NamedTuple):
-    """What every lane has played, [S, lanes] each."""
+    """The counters of every lane, [S, lanes] each."""
 
-    returned: Tensor  # float32, rewards of the episode under way
-    steps: Tensor  # int64, agent steps of the episode under way
+    returned: Tensor  # float32, sum of rewards in the current episode
+    steps: Tensor  # int64, agent steps of the current episode
     played: Tensor  # int64, episodes that ended
     counted: Tensor  # float32, agent steps of all episodes
-    diversity: Tensor  # float32, of the members' actions at this step
-    diversities: Tensor  # float32, sum over all steps
+    diversity: Tensor  # float32, diversity of the members' actions at this step
+    diversities: Tensor  # float32, sum of `diversity` over all steps
 
     @classmethod
     def blank(cls, seeds: int, count: int, device: torch.device) -> "Lanes":
-        """Lanes that have played nothing."""
+        """Counters at zero. Args: seeds, S; count, lanes of a seed."""
         whole = {"steps": torch.int64, "played": torch.int64}
         dtypes = [whole.get(name, torch.float32) for name in cls._fields]
         return cls(*(torch.zeros(seeds, count, dtype=dtype, device=device) for dtype in dtypes))
@@ -61,12 +67,12 @@ def lanes(config: Config) -> int:
 
 
 def _groups(config: Config, policy: str) -> int:
-    """Members that play a policy each on their own, or 1."""
+    """The number of scores that a policy gets: N if every member plays it alone, else 1."""
     return config.ensemble.members if policy in INDIVIDUAL else 1
 
 
 def _slots(config: Config, policy: str) -> int:
-    """Lanes of one member or aggregate."""
+    """The number of lanes for each score of a policy."""
     slots = config.eval.slots or config.eval.episodes
     return -(-slots // _groups(config, policy)) if config.eval.share else slots
 
@@ -81,11 +87,11 @@ def _never() -> bool:
 
 
 class Evaluator:
-    """Plays the current parameters without learning; owns its envs, and remembers nothing between
-    two evaluations.
+    """Plays episodes with the current parameters, without learning.
 
-    Actions are greedy but for `eval.epsilon`; continuous ones are sampled, or modes where the
-    policy says so.
+    It has its own environments, and nothing carries over from one evaluation to the next. Discrete
+    actions are greedy, except for the share `eval.epsilon` of random ones. Continuous actions are
+    sampled from the policy; the policies individual_mode and mean_mode use its mode instead.
     """
 
     def __init__(
@@ -113,15 +119,16 @@ class Evaluator:
                 who = -1 if base == "random" else members + aggregates.index(base)
                 own = torch.full((mine,), who, device=device)
             fixed.append(own)
-            # A policy's mode is its sample without noise.
+            # Multiplying the normal noise by 0 turns a sample into the mode of the policy.
             sampled.append(torch.full(own.shape, float(base == policy), device=device))
-        # Who acts in a lane; -1: a member that is drawn for every episode.
+        # The member or aggregate that acts in each lane; -1: a member drawn for every episode.
         self.fixed = torch.cat(fixed).expand(seeds, count)
         self.sampled = torch.cat(sampled).view(1, -1, 1, 1, 1)
         slots = config.eval.slots or config.eval.episodes
         self.quota = max(config.eval.steps // slots, 1)  # agent steps of a lane, step-budget mode
         if config.eval.steps:
-            self.rounds = self.quota  # no episode is shorter than a step
+            # The most episodes that a lane can play, since each lasts at least one step.
+            self.rounds = self.quota
         else:
             self.rounds = -(-config.eval.episodes // slots)
         self.lane = Lanes.blank(seeds, count, device)
@@ -141,11 +148,13 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, number: int, *, stopped: Callable[[], bool] = _never) -> dict[str, Result] | None:
-        """Plays until every lane has its episodes.
+        """Plays until every lane has played its episodes.
 
-        Args:    number of the evaluation, 0 to 2**31 - 1: the same one plays the same episodes with
-                 the same noise; stopped, asked at every step whether to give up.
-        Returns: {policy: Result}; None where `stopped` said so.
+        Args:    number of the evaluation, 0 to 2**31 - 1: with the same number episodes start the
+                 same and draw the same noise; stopped, a function called at every step that returns
+                 True to give the evaluation up.
+        Returns: {policy: Result}; None if it was given up.
+        Raises:  ValueError if number is out of range.
         """
         for tensor in (*self.lane, self.done):
             tensor.zero_()
@@ -161,7 +170,7 @@ class Evaluator:
 
     @torch.no_grad()
     def decide(self) -> None:
-        """Chooses who acts in every lane, and the actions."""
+        """Chooses the member that acts in every lane, and its action."""
         player = self.player
         noise = noise_of(
             self.config,
@@ -178,7 +187,8 @@ class Evaluator:
 
     @torch.no_grad()
     def record(self) -> None:
-        """Adds the step taken to the lanes that still play; episodes that end become scores."""
+        """Counts this step for the lanes that still play, and stores the scores of episodes that
+        ended."""
         lane, player, step, real = self.lane, self.player, self.player.next, self.player.real()
         open_ = lane.played < self.rounds
         if self.config.eval.steps:
@@ -209,7 +219,8 @@ class Evaluator:
             groups, slots = _groups(self.config, policy), _slots(self.config, policy)
             part = slice(at, at + groups * slots)
             mine = scores[:, :, part].unflatten(2, (groups, slots)).flatten(3)
-            # Of an episode that was played the length is a number; the return may be NaN.
+            # Columns in which no lane played an episode are dropped. The length tells: it is NaN
+            # only if no episode was played, while a return may also be NaN.
             used = ~mine[1].isnan().flatten(0, 1).all(0)
             share = diversity[:, part].unflatten(1, (groups, slots)).mean(-1)
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
@@ -244,5 +255,5 @@ def noise_of(
 
 
 def evaluation_keys(seeds: Sequence[int], device: torch.device) -> Tensor:
-    """Keys of the evaluation's noise: never those of training."""
+    """Random keys [S] int64 of evaluations; they differ from those of training."""
     return draw.seed_keys(seeds, salt=EVAL_SALT, device=device)

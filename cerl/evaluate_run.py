@@ -1,4 +1,4 @@
-"""Evaluating a run that has been trained: `cerl eval`."""
+"""Evaluates the newest checkpoint of a run: `cerl eval`."""
 
 from pathlib import Path
 
@@ -24,13 +24,15 @@ def evaluate_run(
     epsilon: float | None = None,
     trusted: bool = False,
 ) -> dict[str, Result]:
-    """Evaluates a run's newest checkpoint with other episodes, policies or epsilon if given.
+    """Evaluates the newest intact checkpoint of a run folder.
 
-    Always evaluation number 0, which the loop never makes: it begins with iteration 1.
+    It is evaluation number 0; those of training have the number of their iteration, from 1 on.
 
-    Args:   trusted, the run may import a module even if it is somebody else's.
-    Raises: CheckpointError or ConfigError if the folder holds nothing to evaluate; RuntimeError if
-            the evaluation does not fit into memory.
+    Args:    episodes, policies, epsilon replace the options of `eval` in the run's config; trusted,
+             the run may import modules even if another user made it.
+    Returns: {policy: Result}.
+    Raises:  CheckpointError or ConfigError if the folder holds nothing to evaluate; RuntimeError if
+             the evaluation does not fit into memory.
     """
     config = load_file(folder / FILE)
     trust.check(config, folder, trusted=trusted)
@@ -53,15 +55,15 @@ def evaluate_run(
 
 
 def load_net(net: nn.Module, folder: Path) -> None:
-    """Takes over the network of a run's newest intact checkpoint, in place.
+    """Loads the network of a run's newest intact checkpoint into `net`, in place.
 
-    Raises: CheckpointError or ConfigError if it is of something else.
+    Raises: CheckpointError or ConfigError if it is the checkpoint of another run or network.
     """
     loaded = checkpoint.load(folder)
     for sentence in loaded.damaged:
         Screen().line(sentence)
     state = loaded.state
-    # Only what an evaluation reads is looked at: the rest may be of a newer cerl.
+    # Only the parts that an evaluation reads are checked. Others may differ between versions.
     expected = {"config": "", "learner": {"net": dict(net.state_dict())}}
     found = {key: state[key] for key in expected if key in state}
     if isinstance(found.get("learner"), dict):

@@ -1,6 +1,6 @@
-"""Exploration: the epsilon schedule, the noise of one acting step, who is on duty.
+"""Exploration: the epsilon schedule, the noise of one acting step, which member is on duty.
 
-The numbers of a seed depend on its value, the step and the environment's index alone.
+The random numbers of a seed depend only on its value, the step and the environment's index.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,26 @@ from cerl.config import EnsembleConfig, ExploreConfig
 class Noise(NamedTuple):
     """Random choices of one acting step."""
 
-    explore: Tensor  # [S, E] bool, take the random action
+    explore: Tensor  # [S, E] bool, True: take the random action instead of the agent's
     action: Tensor  # [S, E] int64, or [S, E, A] float32 in [-1, 1), uniform
     tie: Tensor  # [S, E, A] float32 in [0, 1), breaks ties of the vote (empty A where nobody votes)
-    member: Tensor  # [S, E] float32 in [0, 1), draws the member on duty
-    normal: Tensor  # [S, E, K, M, A] float32, K samples of M policies (empty for discrete actions)
+    member: Tensor  # [S, E] float32 in [0, 1), from which `duty` chooses the member on duty
+    normal: Tensor  # [S, E, K, M, A] float32 standard normal, K samples for each of M policies; A
+    # is 0 for discrete actions
 
 
 def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:
-    """Share of random actions after `step` (int64, agent steps of one seed), float32.
+    """Epsilon, the share of random actions.
 
-    Linear from start to end over `decay` steps once `hold` steps have passed (Lin et al. 2024's
-    code: Dopamine's linearly decaying epsilon).
+    It is `start` for the first `hold` steps, then falls linearly to `end` over `decay` steps.
+
+    Args:    step int64, agent steps of one seed.
+    Returns: float32, the shape of `step`.
+    Source:  Dopamine's linearly decaying epsilon, as the code of Lin et al. 2024 uses it.
     """
-    assert config.end is not None, "Config.exploration says where epsilon ends"
-    left = (config.hold + config.decay - step).clamp(0, config.decay)  # int64: 50M passes 2**24
+    assert config.end is not None, "expected Config.epsilon_schedule, which has a number for `end`"
+    # In int64, since float32 cannot count beyond 2**24 steps.
+    left = (config.hold + config.decay - step).clamp(0, config.decay)
     return config.end + (config.start - config.end) * (left.double() / config.decay).float()
 
 
@@ -45,7 +50,7 @@ def continuous_noise(
 ) -> Noise:
     """Draws the noise of one step for continuous actions.
 
-    Args: key [S]; step int64 [], counts acting steps; samples K of each of M policies.
+    Args: key [S]; step int64 [], counts acting steps; eps, epsilon; samples, K; policies, M.
     """
     u = draw.uniform(key, draw.EXPLORE, step, (envs, 2 + actions))
     return Noise(
@@ -62,7 +67,8 @@ def noise(
 ) -> Noise:
     """Draws the noise of one step for discrete actions.
 
-    Args: key [S]; step int64 [], counts acting steps; votes: ties of a vote have to be broken.
+    Args: key [S]; step int64 [], counts acting steps; eps, epsilon; votes, whether to draw the
+          numbers that break the ties of a vote.
     """
     columns = 3 + (actions if votes else 0)
     u = draw.uniform(key, draw.EXPLORE, step, (envs, columns))
@@ -76,7 +82,11 @@ def noise(
 
 
 def duty(config: EnsembleConfig, u: Tensor) -> Tensor:
-    """The member that acts, from u [S, E] uniform in [0, 1). Returns: [S, E] int64."""
+    """The member on duty, i.e. the one that acts.
+
+    Args:    u [S, E] float32, uniform in [0, 1).
+    Returns: [S, E] int64 in [0, N).
+    """
     if config.duty == "first":
         return torch.zeros_like(u, dtype=torch.int64)
     if config.duty == "tandem":

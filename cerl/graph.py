@@ -13,13 +13,14 @@ Result = TypeVar("Result")
 
 
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Captures `step` after a few calls that run as they are.
+    """A function that does the same as `step`, as a CUDA graph from its fourth call on.
 
-    The warm-up calls are real: they change state. The capture executes nothing; the call in which
-    it happens replays the graph once. So the k-th call is the k-th step, captured or not.
+    The first WARM_UP calls run `step` eagerly, and they are real: they change state. The next call
+    captures the graph, which executes nothing, and then replays it once. So the k-th call is always
+    the k-th step. Off CUDA `step` itself is returned.
 
-    Args: step must only touch tensors whose storage stays (copy in place, never rebind) and never
-          sync.
+    Args: step, must write its results into existing tensors (copy in place, never rebind a name to
+          a new tensor) and must not wait for the device.
     """
     if device.type != "cuda":
         return step
@@ -47,10 +48,10 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
 
 
 def fused(method: Callable[..., Result]) -> Callable[..., Result]:
-    """A bound method compiled into few kernels (torch.compile), for the shapes of its first call.
+    """A bound method compiled into few kernels by torch.compile, for the shapes of its first call.
 
-    The compiler counts recompilations by code object, and every instance is a new specialisation:
-    so each gets a code object of its own.
+    The compiler limits the recompilations of a code object, and each instance of a class needs a
+    compilation of its own. So the method of every instance gets its own copy of the code object.
     """
     bound = cast(types.MethodType, method)
     function = cast(types.FunctionType, bound.__func__)

@@ -1,4 +1,4 @@
-"""What the command line says about itself: its commands, the help of one, what can be trained."""
+"""Help texts of the command line: the list of commands, the help of one, lists of presets etc."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,19 @@ def usage(commands: Mapping[str, type]) -> str:
 
 
 def wanted(name: str, rest: Sequence[str]) -> bool:
-    """Whether the help of a command is asked for, and not that of a preset, run or benchmark."""
+    """Whether to show the help of a command itself, not that of a preset, run or benchmark.
+
+    Args: name, of the command; rest, the words after it. A command without any words shows its
+          help, except `list`, which then lists everything.
+    """
     if not rest:
         return name != "list"
     return rest[0] in HELP or (name in ("sweep", "report", "list") and asks_help(rest))
 
 
 def show(name: str, command: type) -> None:
-    """Prints the help of a command: its docstring, its options, and what can be given to it."""
+    """Prints the help of a command: its docstring, its options, and the presets, studies or
+    benchmarks that it takes."""
     with contextlib.suppress(SystemExit):
         tyro.cli(command, args=["--help"], prog=f"cerl {name}")
     if name in LISTS:
@@ -47,7 +52,10 @@ def show(name: str, command: type) -> None:
 
 
 def listed(what: str) -> list[str]:
-    """Lines with the names of presets, studies, environments or benchmarks, and what they are."""
+    """Lines with the name of every preset, study, environment or benchmark, and a description.
+
+    Args: what, one of presets, studies, envs, benchmarks.
+    """
     if what == "envs":
         from cerl import envs
 

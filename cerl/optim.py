@@ -1,8 +1,8 @@
-"""Optimisers over stacked parameters: elementwise, so one of them is N x S independent ones.
+"""Adam and centred RMSProp over parameters that are stacked along the axes [S, N].
 
-State and step live on the device and change in place (a CUDA graph may capture `step`). Centred
-RMSProp keeps epsilon inside the root (Graves 2013, equations 38 to 45), which `torch.optim.RMSprop`
-does not.
+Both work element by element, so one optimiser equals S x N independent ones. Their state is on the
+device and changes in place, so a CUDA graph can capture `step`. Centred RMSProp adds epsilon inside
+the square root (Graves 2013, equations 38 to 45), whereas `torch.optim.RMSprop` adds it outside.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,12 @@ from cerl.state import put
 class Optimiser:
     """Centred RMSProp or Adam.
 
-    State: first and second moment of every leaf, the momentum buffer where asked, the update count.
-    Args of the constructor: leaves; targets, one of every leaf or none, which each step moves by a
-    share `rate` of the way to the leaf's new value.
+    State: first and second moment of every leaf (parameter tensor), the momentum buffer if
+    config.momentum is above 0, and the number of steps.
+
+    Args of the constructor: leaves, the parameters to update; targets, parameters of target
+    networks, one for each leaf or none at all: each step moves a target by the share `rate` of the
+    way towards the leaf's new value (soft update).
     """
 
     def __init__(
@@ -45,12 +48,15 @@ class Optimiser:
 
     @property
     def moments(self) -> list[Tensor]:
-        """All that it remembers of gradients, shaped as the leaves."""
+        """All running averages of gradients, tensors of the leaves' shapes."""
         return [*self.first, *self.second, *self.velocity]
 
     @torch.no_grad()
     def forget(self, seeds: Sequence[int]) -> None:
-        """Sets the moments of seeds (indices) to zero: a gradient of zero then changes nothing."""
+        """Sets the moments of some seeds to zero, so that a gradient of zero changes nothing.
+
+        Args: seeds, indices in [0, S).
+        """
         for moment in self.moments:
             moment[list(seeds)] = 0.0
 
@@ -106,10 +112,13 @@ class Optimiser:
 
 
 def clip_members(grads: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """Scales every member's gradient down to an L2 norm of `limit`.
+    """Scales the gradient of every member down to an L2 norm of at most `limit`.
 
-    Leaves shared by all members ([S, 1, ...]) count as a member of their own.
+    Parameters shared by all members ([S, 1, ...]) have a norm of their own, as if they were one
+    more member.
+
     Args:    grads, each [S, N or 1, ...].
+    Returns: gradients of the same shapes.
     """
     result: list[Tensor] = [grads[0]] * len(grads)
     for shared in (False, True):

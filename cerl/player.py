@@ -1,8 +1,8 @@
-"""The Player: members that act in S x E environments, one agent step after the other.
+"""The Player: lets members act in S x E environments, one agent step after the other.
 
-It owns what lives between two steps: the last Step, the carry of the acting network, the member on
-duty of every environment and the number of steps. The Collector and the Evaluator own a player
-each; they say how a step begins (who is on duty, which noise) and what is recorded of it.
+It owns the state between two agent steps: the last Step, the carry of the network, the member on
+duty in every environment and the number of steps. The Collector and the Evaluator each own a player
+and give it two functions: `decide` chooses members and actions, `record` stores the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ from cerl.explore import Noise
 from cerl.graph import captured, fused
 from cerl.state import put
 
-# What of an agent step is captured as CUDA graphs (on the CPU everything runs as it is):
-#   whole         all of it as one graph: environments and what is recorded live on the device
-#   both halves   a graph before and one after simulators that run on the host
-#   first half    only the choice of actions: rows are recorded in the memory of the host
+# Which parts of an agent step become CUDA graphs (on a CPU there are none):
+#   whole         one graph of everything, if environments and rows are on the device
+#   both halves   a graph of `decide` and one of `record`; simulators run on the host in between
+#   first half    a graph of `decide` only, if `record` writes to host memory
 Capture = Literal["whole", "both halves", "first half"]
 
 
 class Halves(NamedTuple):
-    """An agent step as it runs, captured or not."""
+    """The functions that make up an agent step, each captured as a CUDA graph or not."""
 
     decide: Callable[[], None]  # before the environments step: members, noise, actions
-    record: Callable[[], None]  # after it: what is kept of the step
-    whole: Callable[[], None] | None  # both, and the environments between them; None: in parts
+    record: Callable[[], None]  # after the environments stepped: stores the result
+    whole: Callable[[], None] | None  # decide, step and record in one; None: they run one by one
 
 
 def capture(
@@ -43,7 +43,7 @@ def capture(
     *,
     device: torch.device,
 ) -> Halves:
-    """Captures the parts of an agent step; nothing else decides what becomes a CUDA graph."""
+    """Captures an agent step as `how` says. Args: simulate, steps the environments."""
     if how == "whole":
 
         def whole() -> None:
@@ -58,7 +58,7 @@ def capture(
 
 
 def blank(spec: EnvSpec, seeds: int, device: torch.device) -> Step:
-    """A step that shows nothing."""
+    """A Step of zeros. Args: seeds, S."""
     lead = (seeds, spec.envs)
     return Step(
         torch.zeros(*lead, *spec.observation, dtype=spec.dtype, device=device),
@@ -68,20 +68,20 @@ def blank(spec: EnvSpec, seeds: int, device: torch.device) -> Step:
 
 
 def nothing() -> None:
-    """What runs beside a step where no updates are due."""
+    """Does nothing; the `learn` of a step without updates."""
 
 
 class Player:
     """Steps S x E environments with the members on duty; `step()` is one agent step of each.
 
     Args of the constructor: decide, called first in every step, sets `member` and calls `act`;
-    record, called last, looks at `last`, `action` and `next` and calls `advance`. Both run on the
-    device and may be captured. fuse, compile both into few kernels; evaluating, names of the
-    aggregates that act (None while training).
+    record, called last, reads `last`, `action` and `next` and calls `advance`. Both run on the
+    device and may be captured. fuse, whether to compile both into few kernels; evaluating, names of
+    the aggregate policies (None while training).
 
-    Before its first step a player is told where the environments are: `begin` or `restart`.
+    Before the first step, `begin` or `restart` has to be called.
 
-    `lost` is True from the moment when simulators on the host failed in a step, see `step`.
+    `lost` is True once simulators on the host have failed in a step, see `step`.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class Player:
         self.member = torch.zeros(seeds, envs, dtype=torch.int64, device=device)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.lost = False
-        # Where simulators on the host read the actions, and when these have come there.
+        # Simulators on the host read actions from `sent`, a pinned copy in host memory. The event
+        # `arrived` tells when the copy is complete.
         self.sent, self.arrived = self.action, None
         if device.type == "cuda" and not env.spec.resident:
             self.sent = torch.empty_like(self.action, device="cpu").pin_memory()
@@ -126,15 +127,16 @@ class Player:
         self.halves = capture(how, choose, self._simulate, record, device=device)
 
     def step(self, learn: Callable[[], None] = nothing) -> None:
-        """One agent step of every environment, and `learn`, which makes the updates then due.
+        """One agent step of every environment, and `learn`, which makes the updates that are due.
 
-        Updates run after environments of the device. Simulators on the host they run beside, on
-        the GPU, so their batches lack the row that is being made.
+        With environments on the device, updates run after the step. With simulators on the host,
+        updates run on the GPU while the simulators step; their batches therefore lack the newest
+        row.
 
-        Whatever simulators on the host raise is passed on. Some of them may have taken the step
-        and others not, and its updates are made; so the step counts, as one that lost its
-        simulators: `lost` is then True, and a state that is saved now goes on with new episodes
-        everywhere (`load_state_dict`). Going on without loading it is not possible.
+        An error of a simulator on the host is passed on. At that moment some simulators may have
+        stepped and others not, while the updates have been made. So the step is counted, and `lost`
+        becomes True: this player cannot go on, but its state can be saved. Loading that state
+        starts new episodes in all environments (`load_state_dict`).
         """
         if self.halves.whole is not None:
             self.halves.whole()
@@ -161,11 +163,11 @@ class Player:
         self.halves.record()
 
     def _simulate(self) -> None:
-        """Steps environments of the device."""
+        """Steps environments that are on the device."""
         self.next.copy_(self.env.step(self.action))
 
     def act(self, noise: Noise) -> Decision:
-        """Takes the actions of the members on duty; the carry moves on."""
+        """Lets the members on duty choose `action`; updates the carry in place."""
         decision = self.agent.act(
             self.net, self.seen(), self.carry, noise=noise, evaluating=self.evaluating
         )
@@ -173,36 +175,41 @@ class Player:
         return decision
 
     def seen(self) -> ActInput:
-        """What the members on duty see now."""
+        """The input from which the members on duty choose their next actions."""
         previous = Previous(self.stored(), self.clipped(self.last.reward))
         return ActInput(self.last.obs, self.start, previous, self.member)
 
     def stored(self) -> Tensor:
-        """The last actions as replay stores them: a NaN counts as 0, so that a member that diverged
-        spoils no batch of the others."""
+        """The last actions as replay stores them, [S, E] or [S, E, A].
+
+        NaN actions are stored as 0, so one diverged member cannot spoil the batches of the others.
+        """
         action = self.action
         return action.nan_to_num(0.0, 0.0, 0.0) if self.env.spec.continuous else action
 
     def clipped(self, reward: Tensor) -> Tensor:
-        """Rewards as replay stores them."""
+        """Rewards [S, E] as replay stores them: clipped to +- replay.reward_clip, if it is set."""
         clip = self.reward_clip
         return reward.clamp(-clip, clip) if clip else reward
 
     def real(self) -> Tensor:
-        """Where the last step did not end its episode, [S, E] bool: elsewhere the action is ignored
-        and the next step is the reset."""
+        """Where the last observation does not end an episode, [S, E] bool.
+
+        Where it does, the environment ignores the action and its next step is a reset.
+        """
         return ~(self.last.terminated | self.last.truncated)
 
     def advance(self, real: Tensor) -> None:
-        """Ends a step: `next` becomes `last`. Args: real, as `real()` gave it for this step."""
+        """Ends a step: `next` becomes `last`. Args: real [S, E] bool, from `real()` before it."""
         self.start.copy_(~real)
         self.last.copy_(self.next)
         self.steps += 1
 
     def restart(self, number: int, *, steps: int) -> None:
-        """New episodes everywhere, the same ones for a number; nothing before them is known.
+        """Starts new episodes in all environments and clears the carry.
 
-        Args: steps, what `steps` counts on from.
+        Args: number, the same number starts the same episodes; steps, the new value of the step
+              counter, which noise depends on.
         """
         for tensor in (*self.carry, self.action, self.member):
             tensor.zero_()
@@ -211,7 +218,7 @@ class Player:
         self.last.copy_(self.env.restart(number))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continuation needs; simulators that failed in a step are left out."""
+        """All that resuming needs; simulators that failed in a step are left out."""
         return {
             "last": list(self.last),
             "carry": list(self.carry),
@@ -223,8 +230,8 @@ class Player:
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
         """Restores in place.
 
-        Returns: None if the environments go on exactly, else the first step of the new episodes
-                 that they began, to be handed to `begin`.
+        Returns: None if the environments continue exactly, else the first Step of new episodes in
+                 all of them, which the caller passes to `begin`.
         """
         for name in ("action", "start", "member", "steps"):
             put(getattr(self, name), state[name], what=f"collector.{name}")
@@ -233,12 +240,12 @@ class Player:
                 put(mine, saved, what=f"collector.{name}")
         self.lost = False
         if state["lost"]:
-            # Simulators that stopped in the middle of a step are no state to go on from. Steps
-            # only grow, so these seeds of the simulators are new.
+            # Simulators that failed in the middle of a step cannot be continued. The step counter
+            # only grows, so restarting with it gives the simulators seeds not used before.
             return self.env.restart(int(self.steps))
         return self.env.load_state_dict(state["env"])
 
     def begin(self, first: Step) -> None:
-        """Goes on with new episodes everywhere, whose first step this is."""
+        """Continues with new episodes in all environments. Args: first, their first Step."""
         self.last.copy_(first)
         self.start.fill_(True)

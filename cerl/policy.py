@@ -16,6 +16,7 @@ from torch import Tensor
 from cerl import draw, envs
 from cerl.agent import Agent, Network
 from cerl.config import Config, evaluated
+from cerl.config.options import INDIVIDUAL
 from cerl.config.options import Policy as PolicyName
 from cerl.data import ActInput, Carry, EnvSpec, Previous
 from cerl.device.pick import pick
@@ -24,7 +25,6 @@ from cerl.evaluate import AGGREGATES, EVAL_SALT, evaluation_keys, noise_of, with
 from cerl.evaluate_run import load_net
 from cerl.record import trust
 from cerl.record.folder import FILE, load_file
-from cerl.record.results import INDIVIDUAL
 from cerl.wiring import make_agent
 
 
@@ -82,9 +82,10 @@ def load(
 
 def _default(config: Config) -> PolicyName:
     """The first aggregate that a run evaluates, else individual."""
-    return next(
-        (name for name in config.eval.policies if without_mode(name) in AGGREGATES), "individual"
-    )
+    for name in config.eval.policies:
+        if without_mode(name) in AGGREGATES:
+            return name
+    return "individual"
 
 
 def _keys(config: Config, device: torch.device | str) -> Tensor:

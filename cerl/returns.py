@@ -1,6 +1,7 @@
-"""From windows to numbers: learnt rows, n-step returns, losses of a regression error.
+"""n-step returns of the learnt rows of windows, and regression losses (Huber, quantile Huber).
 
-Pure functions of tensors, which know of no network.
+A learnt row is a row of a window that a loss is computed for; the others are context before it or
+rows after it that its n-step return needs. All functions here are pure functions of tensors.
 """
 
 from typing import NamedTuple
@@ -12,23 +13,24 @@ from cerl.data import Window
 
 
 class Batch(NamedTuple):
-    """Windows, the rows of them that are learnt, and the numbers that a loss needs."""
+    """Windows, the positions of their learnt rows, and the numbers that a loss needs."""
 
     window: Window
     now: Tensor  # [S, M, B, T] int64 positions in W of the learnt rows
     later: Tensor  # [S, M, B, T] int64 positions in W of the rows that bootstrap their returns
     action: Tensor  # [S, M, B, T], or [S, M, B, T, A]
-    reward: Tensor  # [S, M, B, T, J] n-step sum
-    discount: Tensor  # [S, M, B, T, J] of the bootstrap value, 0 at terminals
-    weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
+    reward: Tensor  # [S, M, B, T, J] discounted sum of up to n rewards
+    discount: Tensor  # [S, M, B, T, J] factor of the bootstrap value, 0 at terminals
+    weight: Tensor  # [S, M, B, T], 0 for rows without a loss (e.g. `real` is False)
 
 
 def learnt(window: Window, *, first: int, n: int, begins: bool) -> tuple[Tensor, Tensor]:
-    """The learnt rows of windows: all from `first` on but the last n, which are only looked at.
+    """The learnt rows of windows: all rows but the first `first` and the last n.
 
-    Args:    begins: windows begin with an episode and only that episode's rows are learnt, so that
-             no row is learnt more often where episodes are short.
-    Returns: positions [S, M, B, T] in W; weights [S, M, B, T], 0 where nothing can be learnt.
+    Args:    first, number of context rows; begins, True if the first learnt row starts an episode
+             (sampling episode_start). Then only rows of that episode get a loss; otherwise rows of
+             short episodes would be learnt more often than those of long ones.
+    Returns: positions [S, M, B, T] in W; weights [S, M, B, T], 0 for rows without a loss.
     """
     width = window.reward.shape[-1]
     rows = torch.arange(first, width - n, device=window.reward.device)
@@ -41,7 +43,8 @@ def learnt(window: Window, *, first: int, n: int, begins: bool) -> tuple[Tensor,
 def batch(window: Window, *, first: int, n: int, gamma: Tensor, begins: bool) -> Batch:
     """Learnt rows, their n-step returns and the rows that bootstrap them.
 
-    Args: first, context rows of a window; gamma [J]; begins as in `learnt`.
+    Args: first, number of context rows; gamma [J], discount of each value head; begins as in
+          `learnt`.
     """
     now, weight = learnt(window, first=first, n=n, begins=begins)
     count = now.shape[-1]
@@ -54,7 +57,9 @@ def batch(window: Window, *, first: int, n: int, gamma: Tensor, begins: bool) ->
         n=n,
         gamma=gamma,
     )
-    if n == 1:  # one position for all windows, which a look may use
+    # With n = 1 the positions are the same in all windows. As a view of `arange` they are
+    # recognisable as such, and a network may read them as one slice.
+    if n == 1:
         later = torch.arange(first + 1, first + 1 + count, device=now.device).expand_as(now)
     else:
         later = now + steps
@@ -63,7 +68,11 @@ def batch(window: Window, *, first: int, n: int, gamma: Tensor, begins: bool) ->
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """weight [S, M, B, T] times a mask [S, N, B], or one for each learnt row [S, N, B, T]."""
+    """The weights of rows times a bootstrap mask.
+
+    Args:    weight [S, M, B, T]; mask [S, N, B] or [S, N, B, T]; None: all ones.
+    Returns: [S, N, B, T], or `weight` itself without a mask.
+    """
     if mask is None:
         return weight
     return weight * (mask if mask.dim() == 4 else mask.unsqueeze(-1))
@@ -101,15 +110,18 @@ def n_step(
     n: int,
     gamma: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """n-step return up to the first row that ends its episode.
+    """n-step returns that stop where an episode ends.
 
-    k = min(n, steps to the first row that is not real); the return bootstraps at row t + k with
-    gamma^k, or not at all after a terminal. Sutton 1988; truncation bootstraps.
+    The return of row t sums k rewards and bootstraps from row t + k with the factor gamma^k, where
+    k = min(n, steps to the first row with `real = False`). After a terminal the factor is 0; after
+    a truncation the return bootstraps.
 
-    Args:    reward, terminated, real [..., W]; first learnt row `first`, `learnt` rows T;
+    Args:    reward, terminated, real [..., W]; first, position of the first learnt row; learnt, T;
              gamma [J], discount of each value head.
-    Returns: sum of rewards [..., T, J], discount of the bootstrap value [..., T, J], k [..., T]
+    Returns: sum of rewards [..., T, J]; factor of the bootstrap value [..., T, J]; k [..., T]
              int64.
+    Raises:  ValueError if the window has fewer than first + learnt + n rows.
+    Source:  Sutton 1988.
     """
     last = first + learnt
     if last + n > reward.shape[-1]:
@@ -129,7 +141,7 @@ def n_step(
 
 
 def huber(error: Tensor, *, delta: float) -> Tensor:
-    """0.5 e^2 where |e| <= delta, delta (|e| - delta / 2) beyond (Huber 1964)."""
+    """Huber loss (Huber 1964): e^2 / 2 if |e| <= delta, else delta (|e| - delta / 2)."""
     size = error.abs()
     inside = size.clamp(max=delta)
     return inside * (size - 0.5 * inside)

@@ -1,4 +1,4 @@
-"""A Run: its parts, its folder and how far it is; saved into the folder and restored from it."""
+"""A Run: its parts, its folder and its progress; saves checkpoints there and restores them."""
 
 import contextlib
 import shutil
@@ -21,12 +21,14 @@ from cerl.wiring import Parts, close
 
 
 class Run:
-    """A run between two iterations of its loop.
+    """The state of a run, and what its training loop calls.
 
-    Attributes that a checkpoint holds: iteration, those done; filled, agent steps of one seed from
-    which on updates are made; recorded, whether the metrics and scores that are due at this
-    iteration are in the log. `whole` is False in the midst of an iteration, when parts may be ahead
-    of others and nothing can be saved.
+    Attributes that a checkpoint holds: iteration, how many are done; filled, agent steps of one
+    seed before which no updates are made (a resumed run may have to refill its replay first);
+    recorded, whether the metrics and scores that are due at this iteration are in the log.
+
+    `whole` is False in the middle of an iteration: some parts of the run may then have advanced and
+    others not, so no checkpoint can be saved.
     """
 
     def __init__(
@@ -50,35 +52,35 @@ class Run:
         self.capture_updates()
 
     def capture_updates(self) -> None:
-        """Makes `update`, and `update_first` of which only the first stage is due, CUDA graphs.
+        """Captures `update` and `update_first` (only the first stage of an update) as CUDA graphs.
 
-        Again after seeds were frozen: a graph goes on doing what was captured.
+        Called again after seeds were frozen, since a graph repeats exactly what it captured.
         """
         learner = self.parts.learner
         self.update, self.update_first = learner.update, learner.update_first
-        # Rows in the memory of the host cannot be sampled in a graph.
+        # A graph cannot sample rows that are in host memory.
         if self.parts.replay.placement == "device":
             self.update = captured(learner.update, self.parts.device)
             self.update_first = captured(learner.update_first, self.parts.device)
 
     @property
     def updates(self) -> int:
-        """Updates that were due so far."""
+        """Number of updates that were due so far."""
         return self.schedule.updates_by(self.iteration * self.schedule.envs)
 
     @property
     def steps(self) -> int:
-        """Agent steps of one seed so far; the last iteration may step past the run's end."""
+        """Agent steps of one seed so far; with E > 1 up to E - 1 more than schedule.steps."""
         return self.iteration * self.schedule.envs
 
     @property
     def over(self) -> bool:
-        """Whether the run came to its end, its last scores in the log."""
+        """Whether the run has done its last iteration and logged the last scores."""
         return self.iteration >= self.schedule.last and self.recorded
 
     def count(self) -> None:
-        """Ends an iteration: target networks that are copies are renewed where that is due, and
-        what is due in the log is not there yet."""
+        """Ends an iteration: counts it, copies the online network to the target network if that is
+        due (hard update), and notes whether the log is due."""
         self.iteration += 1
         config, schedule, number = self.config, self.schedule, self.iteration
         copied = config.schedule.target_rate == 1.0
@@ -88,7 +90,7 @@ class Run:
         self.recorded, self.whole = not any(due), True
 
     def learn(self, updates: range) -> None:
-        """Makes the updates with these numbers."""
+        """Makes the updates with these numbers; on some only the first stage is due."""
         for number in updates:
             if self.schedule.all_stages(number):
                 self.update()
@@ -97,10 +99,11 @@ class Run:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Callable[[], bool]]:
-        """Around the loop: whatever ends the run, what is whole of it is saved.
+        """A context around the training loop. If an error ends the loop, it tries to save the run.
 
-        Yields: whether the run was told to stop.
-        Raises: Stopped if it was, and has saved; whatever the loop raises.
+        Yields: a function that returns True once the run was told to stop.
+        Raises: Stopped at the end, if the run was told to stop and has saved; any error of the
+                loop.
         """
         with self.logger, stop_flag() as stopped:
             try:
@@ -121,7 +124,7 @@ class Run:
                 raise Stopped
 
     def introduce(self) -> None:
-        """Says what the run needs of memory and disk."""
+        """Prints how much memory and disk space the run needs."""
         note, config, checkpoints = self.logger.note, self.config, self.saver.checkpoints
         if self.reservation is not None:
             note(self.reservation.words)
@@ -135,32 +138,33 @@ class Run:
         note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
     def save(self, *, must: bool = False) -> None:
-        """Writes a checkpoint of the run as it stands, see `Saver.save`."""
+        """Writes a checkpoint of the run. Args: must, raise if it cannot be written."""
         self.saver.save(self.snapshot, name=(self.iteration, self.recorded), must=must)
 
     def rescue(self, error: BaseException) -> None:
-        """Saves what an error leaves whole, before the error ends the run."""
+        """Saves the run, if it can, before an error ends it."""
         if isinstance(error, CheckpointError):
             return
-        if self.parts.collector.player.lost:  # the step counts, as one that lost its simulators
+        # After a failed simulator the step is counted and can be saved, see `Player.step`.
+        if self.parts.collector.player.lost:
             self.count()
         elif not self.whole:
             self.logger.note(
-                "nothing was saved: the error came in the midst of a step or an update, and parts "
-                "of the run may be ahead of others; go on from the last checkpoint with: cerl "
+                "nothing was saved: the error came in the middle of a step or an update, so the "
+                "state of the run may be inconsistent; go on from the last checkpoint with: cerl "
                 f"train --resume {self.folder}"
             )
             return
         try:
             self.save(must=True)
-        # Whatever goes wrong here, the first error is the one to be told.
+        # The caller raises the first error, so an error while saving is only noted.
         except Exception as second:
             self.logger.note(f"nothing could be saved: {second}")
         else:
             self.logger.note(f"saved; go on with: cerl train --resume {self.folder}")
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that a continuation needs, replay aside."""
+        """Everything that resuming needs, except the rows of replay."""
         parts = self.parts
         found = {
             "iteration": self.iteration,
@@ -178,15 +182,19 @@ class Run:
         return found
 
     def template(self) -> dict[str, Any]:
-        """What a checkpoint of this run looks like, to compare one with that is loaded."""
+        """The structure that a checkpoint of this run must have, see `cerl.state.match`."""
         expected = self.snapshot()
         expected["logger"]["latest"] = Free(numbers)
-        if not self.parts.env.spec.resident:  # simulators check their state themselves
+        if not self.parts.env.spec.resident:  # simulators check their own state when they load it
             expected["collector"]["env"] = Free()
         return expected
 
     def restore(self) -> None:
-        """Loads the newest intact checkpoint in place; without any the run starts anew."""
+        """Loads the newest intact checkpoint in place. If there is none, the run starts from its
+        beginning.
+
+        Raises: CheckpointError, ConfigError or ValueError if no checkpoint can be used.
+        """
         config, parts, logger = self.config, self.parts, self.logger
         if not checkpoint.files(self.folder):
             logger.forget()
@@ -208,7 +216,7 @@ class Run:
         logger.note(note)
 
     def load(self, loaded: Loaded) -> bool:
-        """Takes over a checkpoint in place; one that is of something else changes nothing.
+        """Loads a checkpoint in place, after checking that it belongs to this run.
 
         Returns: whether the environments continue exactly.
         Raises:  CheckpointError, ConfigError or ValueError if it does not belong to this run.

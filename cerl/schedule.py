@@ -1,8 +1,8 @@
-"""The Schedule: what is due when, in agent steps of one seed and iterations of the loop.
+"""The Schedule: which updates, refreshes, logs and evaluations are due at which iteration.
 
-An iteration is one agent step of each of the E environments of a seed. Everything is counted in
-iterations, never in data, so that all seeds stay together and a run that goes on asks the same
-questions. Pure numbers: nothing here knows what an update or an evaluation is.
+An iteration of the training loop is one agent step of each of the E environments of a seed.
+Everything depends on the number of the iteration only, never on data such as ends of episodes. So
+all seeds stay in step, and a resumed run has the same schedule.
 """
 
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from cerl.config import Config
 
 
 class Schedule(NamedTuple):
-    """When things are due."""
+    """When things are due. Agent steps are those of one seed."""
 
-    steps: int  # agent steps of one seed, the length of the run
-    envs: int  # E, environments of a seed: agent steps of an iteration
+    steps: int  # length of the run, agent steps
+    envs: int  # E, environments of a seed, and so the agent steps of one iteration
     start: int  # agent steps before the first update
     update_every: int  # agent steps from one round of updates to the next
     updates: int  # updates in a round
-    policy_every: int  # updates from one with all stages to the next
-    refresh: int  # updates from one refresh of the acting carry to the next; 0: never
+    policy_every: int  # every such update has all stages, the others only the first
+    refresh: int  # updates from one refresh of the carry to the next; 0: never
 
     @classmethod
     def of(cls, config: Config, *, envs: int) -> "Schedule":
-        """The schedule of a config whose environments are so many a seed."""
+        """The schedule of a config. Args: envs, E."""
         own = config.schedule
         return cls(
             steps=own.steps,
@@ -41,18 +41,19 @@ class Schedule(NamedTuple):
         return -(-self.steps // self.envs)
 
     def steps_at(self, iteration: int) -> int:
-        """Agent steps of one seed after so many iterations, at most those of the run."""
+        """Agent steps of one seed after `iteration` iterations, at most those of the run."""
         return min(iteration * self.envs, self.steps)
 
     def updates_by(self, steps: int) -> int:
-        """Updates that are due once `steps` agent steps of one seed are done."""
+        """How many updates are due by the time that `steps` agent steps of one seed are done."""
         return max(0, steps - self.start) // self.update_every * self.updates
 
     def updates_in(self, iteration: int, *, since: int) -> range:
         """Numbers of the updates that an iteration makes; the first update has number 1.
 
-        Args: iteration, 1 for the first; since, agent steps of one seed from which on updates are
-              made: a replay that was not saved fills up first, and what is due then is left out.
+        Args: iteration, 1 for the first; since, agent steps of one seed before which no updates are
+              made: a resumed run whose replay was not saved refills it first and skips the updates
+              that are due meanwhile.
         """
         before = (iteration - 1) * self.envs
         if before < since:
@@ -60,11 +61,11 @@ class Schedule(NamedTuple):
         return range(self.updates_by(before) + 1, self.updates_by(before + self.envs) + 1)
 
     def all_stages(self, update: int) -> bool:
-        """Whether every stage of an update is due, or only the first (the critics' of SAC)."""
+        """Whether an update has all its stages, or only the first (with SAC: the critics)."""
         return update % self.policy_every == 0
 
     def refreshes(self, iteration: int) -> bool:
-        """Whether what acting remembers is recomputed after an iteration."""
+        """Whether the carry is refreshed (recomputed from replay) after an iteration."""
         if not self.refresh:
             return False
         steps = iteration * self.envs
@@ -72,10 +73,10 @@ class Schedule(NamedTuple):
         return after // self.refresh > before // self.refresh
 
     def passes(self, iteration: int, every: int) -> bool:
-        """Whether an iteration passes a multiple of `every` agent steps of one seed."""
+        """Whether an iteration reaches or passes a multiple of `every` agent steps of one seed."""
         steps = iteration * self.envs
         return steps // every > (steps - self.envs) // every
 
     def due(self, iteration: int, every: int) -> bool:
-        """`passes`, and always at the last iteration."""
+        """Whether something that happens every `every` agent steps, and at the end, is due."""
         return iteration == self.last or self.passes(iteration, every)

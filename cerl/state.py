@@ -1,6 +1,7 @@
-"""What a checkpoint holds: a tree of plain data and tensors, compared with what a run expects.
+"""Checks the content of a checkpoint: nested dicts, lists and tuples of plain data and tensors.
 
-The whole tree is compared once, before anything of it is used, so no loader meets a surprise.
+The whole tree is compared with the one that the run expects before any part of it is used, so that
+the functions that load the parts can rely on its structure.
 """
 
 import errno
@@ -14,23 +15,27 @@ import torch
 from torch import Tensor, nn
 
 SCALARS = (int, float, bool, str, bytes, type(None))
-SHOWN = 5  # differences that an error lists
+SHOWN = 5  # most differences that an error message lists
 _DICTS = (dict, OrderedDict)
-# A link, no plain file, unreadable on the medium, or an archive's offsets that lead nowhere (None).
+# Errors that mean that a file is damaged: it is a link or no regular file, the disk cannot read it,
+# or offsets in an archive are wrong (None).
 _LOST = (None, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; nothing that was on the disk is changed."""
+    """A checkpoint that could not be written or read. Files on the disk are unchanged."""
 
 
 def anything(value: Any) -> str | None:
-    """The check of a subtree that whoever loads it checks on its own."""
+    """A check for `Free` that accepts everything: the function that loads the subtree checks it."""
     return None
 
 
 def numbers(value: Any) -> str | None:
-    """The check of a dict from names to numbers. Returns: what is wrong with a value."""
+    """A check for `Free` that accepts a dict from names to numbers.
+
+    Returns: what is wrong with a value; None if nothing.
+    """
     fine = type(value) in _DICTS and all(
         type(key) is str and type(number) in (int, float) for key, number in value.items()
     )
@@ -38,17 +43,23 @@ def numbers(value: Any) -> str | None:
 
 
 class Free(NamedTuple):
-    """Marks a subtree of an expected tree whose content varies; `check` says what is wrong with
-    the one that was loaded ("expected ..., got ..."), None if nothing."""
+    """Marks a subtree of an expected tree whose content may vary.
+
+    `check` gets the loaded subtree and returns what is wrong with it ("expected ..., got ..."), or
+    None.
+    """
 
     check: Callable[[Any], str | None] = anything
 
 
 def match(expected: Any, got: Any, where: str = "checkpoint") -> None:
-    """Compares a loaded tree with one that this run would save itself.
+    """Compares a loaded tree with an expected one, e.g. the state that this run would save.
 
-    Dicts have the same keys, lists and tuples the same length, tensors the same shape and type (the
-    device may differ), other leaves the same type; a `Free` in the expected tree checks by itself.
+    Dicts must have the same keys, lists and tuples the same length, tensors the same shape and type
+    (devices may differ), other leaves the same type. A `Free` in the expected tree applies its own
+    check.
+
+    Args:   where, what the error message calls the tree.
     Raises: CheckpointError that names the first differences.
     """
     found = list(islice(_differences(expected, got, ""), SHOWN + 1))
@@ -93,7 +104,7 @@ def _differences(expected: Any, got: Any, path: str) -> Iterator[str]:
 
 
 def _same(expected: Tensor, got: Any) -> bool:
-    """Whether a value is a tensor of this shape and type that can be copied from."""
+    """Whether a value is a plain tensor of the expected shape and type."""
     return (
         isinstance(got, Tensor)
         and got.layout is torch.strided
@@ -108,7 +119,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words that hold nothing of its content."""
+    """The type and size of a value, as text for error messages, without its content."""
     if isinstance(value, Tensor):
         if value.is_nested or value.layout is not torch.strided:
             return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
@@ -123,14 +134,18 @@ def kind(value: Any) -> str:
 
 
 def plain(text: str, limit: int = 100) -> str:
-    """Foreign text as it may be shown: on one line, without control characters, cut to a length."""
+    """Text from a file, made safe to print: on one line, control characters escaped, cut off after
+    `limit` characters."""
     shown = text[:limit] + ("..." if len(text) > limit else "")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def lost(path: Path, error: OSError) -> str:
-    """Why nothing of a file can be had. Raises: CheckpointError if that may be so only here or now
-    (rights, memory, open files): such a file is not damaged."""
+    """Why a file counts as damaged, after reading it failed with `error`.
+
+    Raises: CheckpointError if the file may be intact, since the reason may pass (rights, memory,
+            number of open files).
+    """
     if error.errno == errno.ENOENT:
         return "the file is gone"
     if error.errno in _LOST:
@@ -139,7 +154,7 @@ def lost(path: Path, error: OSError) -> str:
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in a tree that is no dict, list or tuple, with its place ("a.0.b")."""
+    """All leaves of a tree (what is no dict, list or tuple), each with its path, e.g. "a.0.b"."""
     if type(node) in _DICTS:
         for key, value in node.items():
             yield from leaves(value, f"{path}.{key}" if path else str(key))
@@ -151,7 +166,10 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def size(tree: dict[str, Any]) -> int:
-    """Bytes of a tree's storages, each once. Raises: ValueError over what could not be loaded."""
+    """Bytes of all tensors of a tree; memory that tensors share counts once.
+
+    Raises: ValueError if the tree has a leaf that could not be loaded again.
+    """
     storages = {}
     for path, leaf in leaves(tree):
         if isinstance(leaf, Tensor):
@@ -167,7 +185,11 @@ def size(tree: dict[str, Any]) -> int:
 
 
 def put(mine: Tensor, saved: Tensor, *, what: str) -> None:
-    """Copies a saved tensor in place. Raises: CheckpointError if it has another shape or type."""
+    """Copies a saved tensor into `mine`, in place.
+
+    Args:   what, what the error message calls the tensor.
+    Raises: CheckpointError if the saved one has another shape or type.
+    """
     if mine.shape != saved.shape or mine.dtype != saved.dtype:
         raise CheckpointError(
             f"checkpoint: expected {what} of shape {list(mine.shape)} and {mine.dtype}, got "
@@ -178,7 +200,11 @@ def put(mine: Tensor, saved: Tensor, *, what: str) -> None:
 
 
 def put_net(net: nn.Module, saved: Mapping[str, Tensor], *, what: str) -> None:
-    """`put` for the state of a network. Raises: CheckpointError if tensors are missing or left."""
+    """Copies a saved state of a network into it, in place.
+
+    Args:   what, what the error message calls the network.
+    Raises: CheckpointError if the saved state has other tensors, shapes or types.
+    """
     mine = net.state_dict()
     missing, left = sorted(mine.keys() - saved.keys()), sorted(saved.keys() - mine.keys())
     if missing or left:

@@ -1,14 +1,15 @@
-"""Being told to stop: Ctrl-C, the end of a terminal, a scheduler that wants its machine back."""
+"""Signals that tell a run to stop: Ctrl-C, a closed terminal, a cluster's scheduler."""
 
 import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
 
-SAVED = 75  # exit code of a run that was stopped and saved: sysexits' "try again later"
+SAVED = 75  # exit code of a run that was stopped and has saved: EX_TEMPFAIL of sysexits.h
 TOGETHER = 1.0  # seconds within which signals count as one: a scheduler may signal a job twice
 
-# What asks a run to save and end. SLURM and others are told which of the two user signals to send.
+# Signals that ask a run to save and end. SIGUSR1 and SIGUSR2 are there since SLURM and others can
+# be told to send one of them before a job's time is up.
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -17,15 +18,18 @@ SIGNALS = tuple(
 
 
 class Stopped(KeyboardInterrupt):
-    """A run, or a sweep, that was told to stop and has saved all that it needs to go on."""
+    """Raised by a run or a sweep that was told to stop and has saved what resuming needs."""
 
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[Callable[[], bool]]:
-    """True once a signal of `SIGNALS` came; one that comes over a second later interrupts at once.
+    """A context that catches the signals of `SIGNALS`.
 
-    A signal that was ignored from the start stays ignored: `nohup` and shells that start a job in
-    the background ask for that.
+    A second signal, more than TOGETHER seconds after the first, raises KeyboardInterrupt at once. A
+    signal that the process ignored before stays ignored: `nohup`, and shells that start a job in
+    the background, rely on that.
+
+    Yields: a function that returns True once a signal came.
     """
     first: list[float] = []
 
@@ -37,7 +41,8 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     def late(number: int, frame: object) -> None:
-        """After the run has saved: the rest of what counts as one signal changes nothing."""
+        """Handles signals after the run has saved: a repetition of the first one is ignored, later
+        ones are handled as before the context."""
         if time.monotonic() - first[0] > TOGETHER:
             signal.signal(number, before[number])
             signal.raise_signal(number)

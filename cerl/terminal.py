@@ -1,6 +1,6 @@
-"""The terminal of a command: Ctrl-C, a reader of the output that goes away, errors in words.
+"""A command and its terminal: Ctrl-C, broken pipes (`cerl list | head`), and error messages.
 
-Imports nothing that takes time, so that Ctrl-C is looked after before anything else is imported.
+This module imports nothing slow, so that Ctrl-C is handled before the slow imports begin.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 def _leave(number: int, frame: object) -> None:
     """Handles Ctrl-C: ends the process."""
-    # RuntimeError: the signal came while something was being printed.
+    # Flushing raises RuntimeError if the signal interrupted a print.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -24,10 +24,10 @@ def _leave(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def interrupt_ends() -> Iterator[None]:
-    """Has Ctrl-C end the process at once, instead of raising KeyboardInterrupt.
+    """A context in which Ctrl-C ends the process at once instead of raising KeyboardInterrupt.
 
-    Raised in the midst of an import, the exception is caught by torch and numpy, which then go on
-    half imported. A run that saves before it ends handles the signal itself (`stop.stop_flag`).
+    If that exception is raised during an import, torch and numpy catch it and go on half imported.
+    A run that saves before it ends handles the signal itself (`stop.stop_flag`).
     """
     plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not plain or threading.current_thread() is not threading.main_thread():
@@ -42,7 +42,8 @@ def interrupt_ends() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Around a command that only prints: a broken pipe is no error, and ends what it wraps."""
+    """A context for a command that only prints. A broken pipe ends the context without an error,
+    since the reader of the output has all that it wanted."""
     try:
         try:
             yield
@@ -52,7 +53,7 @@ def reader_may_leave() -> Iterator[None]:
         # rich turns a broken pipe into SystemExit.
         if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):
             raise
-        # Python flushes the output once more when it ends, and would fail there.
+        # Python flushes stdout once more when it exits. Without this redirection that would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -66,7 +67,7 @@ _REMEDIES = {
 
 
 def explained(error: Exception) -> str:
-    """An expected error in words: what went wrong and what helps, on one line or a few."""
+    """The message of an expected error: what went wrong and what to do, on one or a few lines."""
     from pydantic import ValidationError
 
     from cerl.config import Config, ConfigError, errors
@@ -83,7 +84,7 @@ def explained(error: Exception) -> str:
 
 
 def complain(head: str, text: str = "") -> None:
-    """Prints to stderr, the head in red; control characters of the text are shown as escapes."""
+    """Prints `head` (in red) and `text` to stderr; control characters of `text` are escaped."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,11 +1,11 @@
-"""Text that is not ours (of files, users and libraries), shown so that a reader sees what it is."""
+"""Makes text from files, users and libraries safe to print."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """The text with control characters, other line ends and undecodable bytes written as escapes.
+    """The text with every character that is not printable written as an escape, e.g. \\x1b.
 
-    So a name from a file can neither colour a terminal, nor move its cursor, nor pretend to be a
-    line of ours. With `lines`, line feeds stay.
+    So a name from a file can neither colour the terminal, nor move its cursor, nor look like a line
+    that cerl printed. Args: lines, keep line feeds.
     """
     return "".join(
         char

@@ -1,12 +1,11 @@
-"""Training: the loop, read from top to bottom, and how a run begins, goes on and ends."""
+"""Training: how a run starts, resumes and ends, and its loop, to be read from top to bottom."""
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config, load
+from cerl.config import Config
 from cerl.diagnose import measurements
 from cerl.record import finished, trust
 from cerl.record.files import sweep_temporaries
@@ -17,20 +16,11 @@ from cerl.run import Run
 from cerl.wiring import assemble, reserved_for
 
 
-def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> Path:
-    """Trains a population from the start.
+def train(config: Config) -> Path:
+    """Trains a new run to its end. Returns: its run folder.
 
-    Args:    config, or the name of a preset or path of a YAML file; then overrides are options that
-             differ from it, nested or with dotted keys: {"seeds": [0, 1], "schedule.steps": 2_000}.
-    Returns: the run folder, a new one in the folder `out` of the config.
-    Raises:  ConfigError if the options cannot be read or contradict each other; RuntimeError if the
-             run does not fit into memory; Stopped (a KeyboardInterrupt) if it was told to stop, and
-             saved.
+    Raises: Stopped if it was told to stop and has saved; errors of what cannot start.
     """
-    if isinstance(config, str):
-        config = load(config, overrides)
-    elif overrides:
-        raise ValueError("overrides: expected with the name of a preset, got them with a Config")
     check_out(config.out)
     with reserved_for(config) as reservation:
         parts, folder = assemble(config), new_folder(config)
@@ -40,21 +30,17 @@ def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> P
 
 
 def resume(
-    folder: str | os.PathLike[str],
-    *,
-    changes: Mapping[str, Any] | None = None,
-    trusted: bool = False,
+    folder: Path, *, changes: Mapping[str, Any] | None = None, trusted: bool = False
 ) -> Path:
-    """Goes on from the newest intact checkpoint of a run folder, or starts the run where it has
-    none: bit for bit where the simulator can.
+    """Resumes a run from the newest intact checkpoint in its folder and trains it to its end.
 
-    Args:   changes of options that may change in a run, by dotted key, which are then kept in its
-            config.yaml; trusted, the run may import a module even if it is somebody else's.
-    Returns: the run folder.
-    Raises: ValueError if there is nothing to resume, or another process is training the run;
-            Stopped if it was told to stop, and saved.
+    Without any checkpoint the run starts from its beginning. A resumed run equals an uninterrupted
+    one bit for bit, if the state of its simulators can be saved.
+
+    Args:   changes, new values of options by dotted key (`cerl.record.folder.CHANGEABLE`), which
+            are written to config.yaml; trusted, also another user's run may import modules.
+    Raises: ValueError if nothing is left to do, or another process trains the run; as `train`.
     """
-    folder = Path(folder)
     config = load_file(folder / FILE, changes)
     trust.check(config, folder, trusted=trusted)
     with held(folder), reserved_for(config) as reservation:
@@ -73,7 +59,7 @@ def resume(
 
 
 def carry_out(run: Run) -> Path:
-    """Trains a run to its end. Returns: its folder. Raises: Stopped as `train`."""
+    """Trains a run to its end and marks it finished. Returns: its folder. Raises: as `train`."""
     with run.session() as stopped:
         if run.iteration == 0:
             run.save()
@@ -84,12 +70,12 @@ def carry_out(run: Run) -> Path:
 
 
 def loop(run: Run, stopped: Callable[[], bool]) -> None:
-    """Trains from where the run stands, up to its last iteration or until told to stop."""
+    """Runs iterations until the last one is done or the run is told to stop."""
     schedule, collector, log = run.schedule, run.parts.collector, run.config.log
-    if not run.recorded:  # an earlier session was told to stop in the evaluation that is due here
+    if not run.recorded:  # the run was stopped during the evaluation that is due here
         record(run, stopped)
     while run.iteration < schedule.last and not stopped():
-        # Always: one agent step of every environment, and the updates that are then due.
+        # Every iteration: one agent step of every environment, and the updates that are due.
         number, run.whole = run.iteration + 1, False
         collector.step(partial(run.learn, schedule.updates_in(number, since=run.filled)))
         if schedule.refreshes(number):
@@ -98,9 +84,9 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
         # Now and then: metrics, episodes and scores.
         if not run.recorded:
             record(run, stopped)
-        if not run.recorded:  # told to stop, so nothing of this iteration is in the log
+        if not run.recorded:  # told to stop during the evaluation; resuming repeats it
             return
-        # Now and then: a checkpoint; rows of replay go to the disk all the time.
+        # Now and then: a checkpoint. New rows of replay are written to disk all the time.
         run.saver.stream()
         late = run.saver.late(log.checkpoint_minutes)
         if late or schedule.due(number, log.checkpoint_every):
@@ -109,16 +95,16 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
 
 
 def record(run: Run, stopped: Callable[[], bool]) -> None:
-    """Metrics, episodes and scores that are due go to the log, all of them or none.
+    """Logs the metrics, episodes and scores that are due, all of them or none.
 
-    Told to stop, the evaluation is given up, and made on resuming.
+    None if told to stop during the evaluation: the resumed run then evaluates and logs.
     """
     config, parts, logger, number = run.config, run.parts, run.logger, run.iteration
     metrics, scores = {}, None
     if run.schedule.due(number, config.log.every):
         metrics = measurements(parts.learner, parts.collector)
     if run.reservation is not None and parts.device.type == "cuda":
-        run.reservation.write()  # graphs have taken memory since, which nobody else can tell
+        run.reservation.write()  # tells other runs how much GPU memory this one still wants
     if found := parts.watch.look(run.steps, metrics):
         logger.note("\n".join(found))
         run.capture_updates()

@@ -1,4 +1,7 @@
-"""The parts of a run, and how they are put together: the only place that knows them all."""
+"""Builds the parts of a run (environments, agent, replay, learner, ...) and connects them.
+
+This is the only module that imports all of them.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ from cerl.sampler import sampler_of
 
 
 class Parts(NamedTuple):
-    """A wired run."""
+    """The parts of a run."""
 
     device: torch.device
     agent: Agent[Any, Any, Any]
@@ -39,15 +42,15 @@ class Parts(NamedTuple):
 
 
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent[Any, Any, Any]:
-    """The agent of a config. Raises: ValueError if it cannot act in such an environment."""
+    """The agent of a config. Raises: ValueError if its actions are not those of the environment."""
     agent = config.agent
     if spec.continuous != isinstance(agent, SacConfig):
         kinds = ("discrete", "continuous")
         suited = "sac" if spec.continuous else "dqn or quantile"
         raise ValueError(
-            f"agent.name: {agent.name} chooses {kinds[not spec.continuous]} actions, and those of "
-            f"{spec.name} are {kinds[spec.continuous]}; expected agent {suited} (a preset "
-            f"{config.env.examples[kinds[spec.continuous]]}, say), or another env.name"
+            f"agent.name: {agent.name} chooses {kinds[not spec.continuous]} actions, but "
+            f"{spec.name} takes {kinds[spec.continuous]} ones; expected agent {suited} (for example"
+            f" a preset {config.env.examples[kinds[spec.continuous]]}), or another env.name"
         )
     if isinstance(agent, SacConfig):
         return SAC(config, spec, device=device)
@@ -55,7 +58,8 @@ def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent[Any
 
 
 def evaluation_env(config: Config, device: torch.device) -> VecEnv:
-    """Environments of the evaluation: their own seeds, one lane each, episodes cut at the limit."""
+    """The environments of an evaluation, one for each lane, with seeds of their own; episodes are
+    cut after eval.time_limit agent steps."""
     return envs.make(
         config.env.for_evaluation(lanes(config)),
         seeds=config.seeds,
@@ -67,14 +71,17 @@ def evaluation_env(config: Config, device: torch.device) -> VecEnv:
 
 @contextlib.contextmanager
 def reserved_for(config: Config) -> Iterator[Reservation]:
-    """Memory for a run. Raises: RuntimeError, before anything is allocated, if it does not fit."""
+    """Reserves the memory that a run needs, as a context around the run.
+
+    Raises: RuntimeError if it does not fit, before anything is allocated.
+    """
     needs = estimate(config, device=prepare(config), agent=make_agent)
     with reserved(needs) as reservation, explaining(needs):
         yield reservation
 
 
 def assemble(config: Config) -> Parts:
-    """Builds every part of a run."""
+    """Builds all parts of a run, with a freshly initialised network and an empty replay."""
     device = prepare(config)
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
@@ -98,6 +105,6 @@ def assemble(config: Config) -> Parts:
 
 
 def close(parts: Parts) -> None:
-    """Frees the simulators."""
+    """Closes the simulators of training and evaluation."""
     parts.env.close()
     parts.evaluator.player.env.close()

@@ -46,5 +46,5 @@ def test_stages_move_every_parameter_and_name_every_metric(name):
 @pytest.mark.parametrize("continuous", [False, True])
 def test_agents_refuse_environments_of_the_other_kind(continuous):
     config = load("catch/ddqn" if continuous else "point_mass/sac")
-    with pytest.raises(ValueError, match="agent.name: .* chooses .* actions, and those of flat"):
+    with pytest.raises(ValueError, match="agent.name: .* chooses .* actions, but flat takes"):
         wiring.make_agent(config, FLAT._replace(continuous=continuous), torch.device("cpu"))

@@ -74,7 +74,7 @@ def test_numbers_without_sense_are_refused(name, options, message):
 @pytest.mark.parametrize("key", ["threads", "env.threads"])
 def test_threads_are_bounded_by_the_machine_that_runs_them(key, monkeypatch):
     config = load("atari/ddqn", {key: 4000, "device": "cpu"})  # of a larger machine it may be
-    message = rf"^{key}: expected at most 64 on this machine of 2 cores, got 4000; 0 is one for"
+    message = rf"^{key}: expected at most 64 on this machine of 2 cores, got 4000; 0 means one per"
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
         prepare(config)

@@ -232,7 +232,7 @@ class Odd:
 @pytest.mark.parametrize(
     ("trap", "says"),
     [
-        (Posix(), r"it asks for code \(posix\.system\)"),
+        (Posix(), r"it would run code \(posix\.system\)"),
         (Odd(), r"code \(collections\.deque\)"),
     ],
 )

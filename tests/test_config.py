@@ -74,7 +74,7 @@ def test_arguments_of_a_task_are_read_hashed_and_saved_like_any_option(tmp_path)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (5, "env.kwargs: expected `name: value` lines of its own, got 5"),
+        (5, "env.kwargs: expected `name: value` lines below it, got 5"),
         ({"a b": 1}, "env.kwargs: expected names of arguments, got 'a b'"),
         ({"a": {"b": 1}}, "env.kwargs.a: expected a number, a text, true, false, null or a list"),
         (["slippery"], "env.kwargs: expected name=value, got 'slippery'"),
@@ -198,8 +198,8 @@ def test_huge_numbers_and_deep_nesting_are_refused_at_once_with_their_key(tmp_pa
         (f"schedule: {{steps: 0x{'f' * 5000}}}", "schedule.steps: expected at most 40 digits"),
         (f"loss: {{gamma: {deep}}}", "loss.gamma.0...: expected at most 32 levels, got more"),
         ("a: " + "{b: " * 3000, "a.b.b...: expected at most 32 levels, got more"),
-        (bomb, "expected fewer values, got an alias that repeats too many"),
-        ("a: &a [*a]", "expected fewer values, got an alias that repeats too many"),
+        (bomb, "expected fewer values, got aliases that repeat too many"),
+        ("a: &a [*a]", "expected fewer values, got aliases that repeat too many"),
     ):
         with pytest.raises(ConfigError) as caught:
             load(written(tmp_path, "a.yaml", text))
@@ -343,9 +343,9 @@ def test_unknown_preset_names_the_nearest():
         ({"seeds": 1}, "seeds: expected a list, e.g. [0, 1, 2], got 1"),
         ({"loss.gamma": 2}, "loss.gamma: expected less than or equal to 1, got 2"),
         ({"agent.double": "yes"}, "agent.double: expected true or false, got 'yes'"),
-        ({"loss": 3}, "loss: expected `key: value` lines of its own, got 3"),
-        ({"loss": None}, "loss: expected `key: value` lines of its own, got nothing"),
-        ({"env": "catch"}, "env: expected `key: value` lines of its own, got 'catch'"),
+        ({"loss": 3}, "loss: expected `key: value` lines below it, got 3"),
+        ({"loss": None}, "loss: expected `key: value` lines below it, got nothing"),
+        ({"env": "catch"}, "env: expected `key: value` lines below it, got 'catch'"),
         ({"schedule.steps": math.inf}, "schedule.steps: expected a whole number, got inf"),
         ({"env.walls": True}, "no such key; family catch has none, point_mass does"),
         ({"walls": True}, "walls: no such key; family catch has none, point_mass does"),
@@ -474,7 +474,7 @@ def test_smallest_share_of_the_rows():
     assert share("own", members=2, duty="tandem", active_probability=0.9) == pytest.approx(0.1)
     assert share("disjoint", members=2, duty="tandem") == 0.5
     assert share("own", members=3, duty="first") == 0.0
-    assert "leaves one without data" in refusal(
+    assert "one of them never does" in refusal(
         "catch/bootdqn", ensemble__duty="first", loss__batches="own"
     )
 
@@ -497,7 +497,7 @@ def test_budgets_fit_each_other():
     assert "at least replay.start (500)" in refusal(replay__capacity=499)
     assert "end before its first update" in refusal(schedule__steps=499)
     assert "replay.start: expected at least 8" in refusal(replay__start=7)
-    assert "one window of 3 for each of 4 environments" in refusal(
+    assert "a window and one more row (3) for each of 4 environments" in refusal(
         replay__capacity=11, replay__start=10
     )
 
@@ -663,8 +663,8 @@ def test_minatar_presets_follow_their_sources():
 
 def test_agents_and_the_rest_have_to_fit():
     text = refusal("minatar/ddqn", agent__name="sac")
-    assert "agent.name: sac chooses continuous actions, and those of minatar are discrete" in text
-    assert "agent.name: dqn chooses discrete actions, and those of mujoco" in refusal(
+    assert "agent.name: sac chooses continuous actions, but minatar takes discrete ones" in text
+    assert "agent.name: dqn chooses discrete actions, but mujoco takes" in refusal(
         "mujoco/sac", agent__name="dqn"
     )
     point = "point_mass/cerl"
@@ -677,8 +677,8 @@ def test_agents_and_the_rest_have_to_fit():
     ):
         assert message in refusal(point, **{option: value})
     assert "2 or more members" in refusal("point_mass/sac", agent__spread_temperature=1.0)
-    assert "only agent sac samples" in refusal("catch/ddqn", eval__policies=["mean_mode"])
-    assert "orthogonal is known to agent sac" in refusal("catch/ddqn", net__init="orthogonal")
+    assert "only policies of agent sac have" in refusal("catch/ddqn", eval__policies=["mean_mode"])
+    assert "orthogonal works with agent sac only" in refusal("catch/ddqn", net__init="orthogonal")
     assert "eval.share" in refusal("catch/ddqn", eval__share=True, eval__steps=100)
 
 
@@ -703,8 +703,10 @@ def test_the_papers_continuous_presets_are_the_specification():
 def test_images_want_convolutions_and_numbers_none():
     conv = {"net__channels": (8,), "net__kernels": (3,), "net__strides": (2,)}
     drawn = {"env__pixels": True, "env__backend": "dm_control"}
-    assert "env.pixels shows images, which want convolutions" in refusal("dmc/sac", **drawn)
+    assert "env.pixels shows images, which need convolutions" in refusal("dmc/sac", **drawn)
     assert "set env.pixels (with env.backend dm_control) or" in refusal("dmc/sac", **conv)
-    assert "mujoco shows numbers, no images; leave out" in refusal("mujoco/sac", **conv)
+    assert "observations of mujoco are vectors, not images; leave out" in refusal(
+        "mujoco/sac", **conv
+    )
     options = {key.replace("__", "."): value for key, value in (conv | drawn).items()}
     assert load("dmc/sac", options).net.channels == (8,)

@@ -79,13 +79,13 @@ def test_every_option_of_0_1_is_found_again_or_has_a_new_place():
     [
         (
             {"net.encoder": "gru", "sequence.cache": 3, "sequence.cache_refresh": 5},
-            "sequence.cache: a gru is refreshed from a whole window",
+            "sequence.cache: a gru is always refreshed from a whole window",
         ),
         (
             {"net.encoder": "mlp", "sequence.context": 3, "sequence.context_grad": False},
-            "sequence.context_grad: the rows of an mlp do not depend on each other",
+            "sequence.context_grad: expected true with an mlp",
         ),
-        ({"optim.momentum": 0.5}, "optim.momentum: adam has none"),
+        ({"optim.momentum": 0.5}, "optim.momentum: adam has no momentum buffer"),
     ],
 )
 def test_what_today_has_no_options_for_names_the_version_that_goes_on(changes, message):

@@ -78,7 +78,8 @@ def test_seed_member_step_and_quantities_are_named_once():
     assert words.startswith(
         f"seed 3, member 1 diverged at 1,200 agent steps: not finite are {leaf[1, 1, 0].numel()} "
         f"of {parameters:,} parameters, 1 of {2 * parameters:,} moments of the optimiser, loss "
-        "inf; it learns no more, and its rows go on with a mark (diverged: freeze). Try to lower "
+        "inf; it is trained no further, and its later rows are marked (diverged: freeze). "
+        "Try to lower "
         "optim.lr (0.5), or set optim.clip_norm"
     )
     assert watch.diverged == {1: 1_200}

@@ -155,7 +155,7 @@ def test_what_cannot_fit_is_refused_with_its_option_before_anything_is_allocated
 def test_a_size_that_no_integer_counts_is_told_too():
     found = needs(load("minatar/qrdqn", {"agent.quantiles": 10**15}))
     assert found.total()[HOST] >= BEYOND
-    assert "more than can be counted" in refusal(found, HOST, free=10**9)
+    assert "more than a 64-bit number of bytes" in refusal(found, HOST, free=10**9)
 
 
 def test_words_of_needs():
@@ -171,7 +171,7 @@ def test_words_of_needs():
     assert found.listed("cpu") == "7.7 GB: replay 7.1, networks 0.6"
     assert found.listed("cuda:1") == "5.0 MB: replay 5.0"
     text = refusal(found, "cpu", free=2 * 10**9, reserved=3 * 10**9)
-    assert "2.0 GB are free on cpu (3.0 GB more are kept for other runs)" in text
+    assert "2.0 GB are free on cpu (3.0 GB more are reserved by other runs)" in text
     culprits = "replay.capacity (1000000), the number of seeds (2)"
     assert text.endswith(f"{culprits}: make one of them smaller")
     assert "replay.placement to host" in refusal(found, "cuda:1", free=1)

@@ -53,6 +53,12 @@ def room(module: str) -> str:
 
 
 def ours(module: str) -> set[str]:
+    """The modules of cerl that a module imports.
+
+    The front door, `cerl` itself, is left out: it imports what it names when that is first used.
+    """
+    if module == "cerl":
+        return set()
     return {name for name in imports(module) if name in modules()}
 
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_played_is_refused_in_words(run, tmp_path):
         ({"member": 3}, ValueError, "member: expected 0 to 2, got 3"),
         ({"device": "gpu"}, ValueError, "device: expected auto, cpu"),
         ({"policy": "mode"}, ConfigError, "eval.policies"),
-        ({"policy": "mean_mode"}, ConfigError, "only agent sac samples its actions"),
+        ({"policy": "mean_mode"}, ConfigError, "only policies of agent sac have a mode"),
         ({"epsilon": 2}, ConfigError, "eval.epsilon: expected less than or equal to 1"),
     ]
     for options, error, message in wrong:

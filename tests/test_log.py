@@ -466,5 +466,5 @@ def test_events_that_cannot_be_written_are_said_and_print_no_traceback(
         run_until(logger, [200, 300])
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
-    assert said.out.count("no more TensorBoard events (No space left on device); rows go on") == 1
+    assert said.out.count("no more TensorBoard events are written (No space left on device)") == 1
     assert {row["step"] for row in read_rows(tmp_path)} == {100, 200, 300}

@@ -324,7 +324,7 @@ def test_help_of_a_preset_explains_every_option(capsys):
         if "." not in path or path in ("env.family", "env.observe"):
             continue
         assert f"--{path.replace('_', '-')}" in out, path
-    assert "agent steps of one seed per update (default: 4)" in words
+    assert "agent steps of one seed from one round of updates to the next (default: 4)" in words
     assert "E, environments per seed (default: 8)" in words
     assert f"{{{','.join(HEAD_KINDS)}}}" in out
     assert all(f"{kind}: {about.text}" in words for kind, about in HEAD_KINDS.items())

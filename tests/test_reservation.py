@@ -81,7 +81,7 @@ def test_a_second_run_sees_what_the_first_will_take(place):
         resident(root, other.pid, 0)
         (folder / f"{other.pid}.json").write_text(json.dumps({**said, "started": "4711"}))
         with pytest.raises(
-            RuntimeError, match=r"7\.0 GB are free .*13\.0 GB more are kept for other"
+            RuntimeError, match=r"7\.0 GB are free .*13\.0 GB more are reserved by other"
         ):
             check_fits(needs(13 * GB), root=root, folder=folder)
         assert "free 7.0 GB" in check_fits(needs(6 * GB), root=root, folder=folder)

@@ -36,7 +36,7 @@ def test_no_flipped_bit_is_read_as_another_number(tmp_path):
 def test_rows_of_another_run_are_not_taken_over(tmp_path):
     path = tmp_path / "metrics.parquet"
     written(path, run="one")
-    with pytest.raises(results.RowsError, match="a run with other options"):
+    with pytest.raises(results.RowsError, match="rows made with other options"):
         results.Rows(path, results.METRICS, run="other").keep_until(20)
     table = results.Rows(path, results.METRICS, run="one")
     assert table.keep_until(20) == 5 and len(table.table) == 10

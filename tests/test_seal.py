@@ -142,7 +142,7 @@ def test_a_key_that_others_may_know_is_no_key(other_user, folder, how):
     assert seal.opened(folder / "config.yaml").own is False
     assert load_file(folder / "config.yaml") == RUN
     dump(MODULE, folder / "config.yaml")
-    with pytest.raises(ConfigError, match="without a key of yours.*pass --trust"):
+    with pytest.raises(ConfigError, match="without your key.*pass --trust"):
         trust.check(MODULE, folder, trusted=False)
 
 
@@ -276,9 +276,9 @@ def test_what_another_config_made_is_refused_with_the_options_that_differ(folder
     with pytest.raises(ConfigError) as caught:
         check_fixed(folder, made, where="checkpoint-000001.pt")
     text = str(caught.value)
-    assert text.startswith("checkpoint-000001.pt: expected what the run of")
+    assert text.startswith("checkpoint-000001.pt: expected a file made with")
     assert "optim.lr 0.5, seeds [0, 7] (config.yaml: 0.001, [0, 1])" in text
-    with pytest.raises(ConfigError, match="got that of another config.yaml"):
+    with pytest.raises(ConfigError, match="made with another config.yaml"):
         check_fixed(folder, "0" * 64, where="x")
     check_fixed(folder, fixed(RUN), where="x")
 

@@ -297,7 +297,7 @@ def test_an_update_that_raises_saves_nothing_torn(tmp_path, monkeypatch, capsys)
     ):
         training.train(tiny(tmp_path))
     (folder,) = tmp_path.iterdir()
-    assert "in the midst of a step or an update" in capsys.readouterr().out
+    assert "in the middle of a step or an update" in capsys.readouterr().out
     assert checkpoint.load(folder).state["iteration"] == 0
 
 
@@ -516,7 +516,7 @@ def test_rows_of_a_run_without_its_checkpoints_are_kept_aside(trained, tmp_path,
     training.resume(folder, changes={"schedule.steps": 200})
     (aside,) = folder.glob("dropped-*-rows.parquet")
     assert aside.read_bytes() == before
-    assert f"kept aside as {aside.name}" in capsys.readouterr().out
+    assert f"renamed to {aside.name}" in capsys.readouterr().out
 
 
 def test_an_output_that_is_full_is_worth_no_run(tmp_path):

@@ -394,7 +394,7 @@ def test_the_paper_updates_from_the_ten_thousandth_step_on():
     ],
 )
 def test_an_agent_for_other_actions_is_refused(tmp_path, name, changes):
-    message = "agent.name: (sac|dqn) chooses .* and those of .*; expected"
+    message = "agent.name: (sac|dqn) chooses .*, but .* takes .* ones; expected"
     with pytest.raises(ValueError, match=message):
         wiring.assemble(tiny(tmp_path, name, **changes))
 

@@ -1,4 +1,4 @@
-"""Options of a run: what they are called, mean and may be, and how presets fill them."""
+"""The options of a run: names, meanings, allowed values; how presets and overrides set them."""
 
 from cerl.config.agents import AgentConfig as AgentConfig
 from cerl.config.agents import DqnConfig as DqnConfig

@@ -1,4 +1,4 @@
-"""The agents of cerl and their options: one model a kind, a union by `name`."""
+"""The options of agents: one model for each kind of agent, chosen by `agent.name`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -9,15 +9,15 @@ from cerl.config.model import Model
 
 
 class ValueOptions(Model):
-    """What agents of discrete actions have, which learn the value of every action."""
+    """Options of agents for discrete actions, which learn the value of every action."""
 
     policy_every: ClassVar[int] = 1
-    """updates per update of a policy, which follows from the values"""
+    """1: every update is complete. Only SAC has updates without a policy step."""
 
-    name: Any  # one word, a type of its own in every kind
+    name: Any  # every kind narrows it to a Literal of one word
     """kind of the agent"""
     double: bool = True
-    """the online network chooses the next action, the target network values it"""
+    """Double DQN: the online network chooses the next action, the target network values it"""
     mico_weight: float = Field(default=0.0, ge=0, le=1)
     """loss = (1 - w) TD + w MICo metric loss"""
     mico_beta: float = Field(default=0.1, ge=0, le=1e6)
@@ -25,11 +25,11 @@ class ValueOptions(Model):
     feature_norm: bool = False
     """divides the penultimate features by their L2 norm + 1e-6"""
     shared_bias: bool = False
-    """one scalar output bias for all actions (the original's)"""
+    """one scalar output bias for all actions, as in the code of the CERL paper"""
     gradient_scale: bool = True
-    """gradients scaled by 1/N below the last shared layer and 1/J below the fork of the heads"""
+    """scales gradients by 1/N in shared layers and by 1/J in the layers below the value heads"""
     huber_delta: float = Field(default=1.0, gt=0, le=1e9)
-    """where Huber turns from square to linear; for quantiles the paper's kappa"""
+    """absolute error above which the Huber loss is linear (kappa in the QR-DQN paper)"""
 
 
 class DqnConfig(ValueOptions):
@@ -38,16 +38,16 @@ class DqnConfig(ValueOptions):
     name: Literal["dqn"] = "dqn"
     """values are expected returns"""
     loss: Literal["huber", "mse"] = "huber"
-    """huber, or the squared error without the 1/2"""
+    """huber: Huber loss; mse: squared error, without the factor 1/2"""
 
 
 class QuantileConfig(ValueOptions):
     """QR-DQN and its ensembles: a value is a distribution of returns."""
 
     name: Literal["quantile"] = "quantile"
-    """values are distributions, given by quantiles"""
+    """values are distributions, represented by quantiles"""
     quantiles: int = Field(default=200, ge=2)
-    """quantiles of a value distribution, at least 2"""
+    """number of quantiles of a value distribution, at least 2"""
 
 
 class SacConfig(Model):
@@ -56,14 +56,15 @@ class SacConfig(Model):
     name: Literal["sac"] = "sac"
     """policies and critics of continuous actions"""
     loss: Literal["mse", "mse_huber"] = "mse"
-    """of the critics: the squared error without the 1/2, or that for a member's own head and twice
-    Huber for its others"""
+    """loss of the critics. mse: squared error, without the factor 1/2; mse_huber: squared error for
+    a member's own head, and twice the Huber loss for its other heads"""
     huber_delta: float = Field(default=1.0, gt=0, le=1e9)
-    """where Huber turns from square to linear"""
+    """absolute error above which the Huber loss is linear"""
     critics: int = Field(default=2, ge=1)
     """C, critics of a member"""
     critic_norm: Literal["none", "layer", "layer_plain"] = "none"
-    """layer norm before every ReLU of the critics, with learnt scale and offset or without"""
+    """layer norm before every ReLU of the critics. layer: with trained scale and offset;
+    layer_plain: without"""
     log_std: Literal["tanh", "clip"] = "tanh"
     """how the policy's log standard deviation is kept between its bounds"""
     log_std_min: float = Field(default=-10.0, ge=-50, le=50)
@@ -71,25 +72,25 @@ class SacConfig(Model):
     log_std_max: float = Field(default=2.0, ge=-50, le=50)
     """upper bound of the log standard deviation"""
     target_critics: int = Field(default=0, ge=0)
-    """the target is the smallest of this many critics, drawn anew for each update (REDQ); 0: of
-    all"""
+    """the target is the smallest value of this many target critics, chosen at random for each
+    update (REDQ); 0: of all C critics"""
     actor_value: Literal["min", "mean"] = "min"
-    """what the policy climbs, the smallest or the mean of its member's critics"""
+    """value that a policy maximises: the smallest or the mean of its member's critics"""
     backup_entropy: bool = True
-    """the target counts the next action's entropy"""
+    """the target includes the entropy of the next action"""
     target_entropy: float = Field(default=-1.0, ge=-1000, le=1000)
-    """entropy that the temperature aims at, nats for each action component"""
+    """entropy that the temperature is tuned to, nats for each action component"""
     temperature: float = Field(default=1.0, gt=0, le=1e6)
-    """of every policy at the start"""
+    """temperature (entropy weight) of every policy at the start"""
     spread_temperature: float = Field(default=0.0, ge=0, le=1e6)
-    """T of the weight sigmoid(-T std) + 1/2 of a row, std being that of the members' target values
-    of the next action (SUNRISE); 0: all rows weigh the same"""
+    """T in the weight sigmoid(-T std) + 1/2 of a row, where std is the standard deviation over
+    members of their target values of the next action (SUNRISE); 0: all rows weigh the same"""
     actor_lr: float = Field(default=0.0, ge=0, le=1000)
     """learning rate of the policies; 0: optim.lr"""
     temperature_lr: float = Field(default=0.0, ge=0, le=1000)
-    """learning rate of the log temperatures; 0: optim.lr"""
+    """learning rate of the logarithms of the temperatures; 0: optim.lr"""
     policy_every: int = Field(default=1, ge=1)
-    """updates of the critics per update of policies and temperatures"""
+    """number of critic updates for each update of policies and temperatures"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,4 +1,4 @@
-"""What no section of a configuration can say by itself: options that contradict each other."""
+"""Checks a whole config for options of different sections that contradict each other."""
 
 import math
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from cerl.config.encoders import (
 from cerl.config.options import Config
 from cerl.config.samplers import PrioritisedConfig
 
-# At most this probability that a slot of an owner-restricted batch finds no row of its member.
+# Largest accepted probability that no candidate for a slot of a batch is a row of the member that
+# the batch belongs to (loss.batches own and disjoint). Such a slot is lost: its weight is 0.
 MISS = 2e-6
-# At most this probability that a slot of a batch finds no episode's start; it then has weight 0.
+# The same, for candidates that have to be the first row of an episode (sampling episode_start).
 START_MISS = 0.05
 MOST_PRIORITIES = 2**24  # rows of a seed, whose priorities add up in 64 bits (`cerl/sampler.py`)
-GRU_WIDEST = 256  # units of the CUDA scan (`kernels/gru_triton.py`)
+GRU_WIDEST = 256  # most units that the CUDA kernel takes (`kernels/gru_triton.py`)
 
 
 def contradictions(config: Config) -> Iterator[str]:
-    """One sentence for each conflict between sections, led by the key to change."""
+    """One sentence for each conflict between sections. It starts with the key to change."""
     yield from _agent_and_env(config)
     yield from _agent_and_rest(config)
     yield from _net_and_env(config)
@@ -46,31 +47,31 @@ def _agent_and_env(config: Config) -> Iterator[str]:
     agent, family = config.agent.name, config.env.family
     if agent == "sac" and config.env.actions == "discrete":
         yield (
-            f"agent.name: sac chooses continuous actions, and those of {family} are discrete; "
+            f"agent.name: sac chooses continuous actions, but {family} takes discrete ones; "
             "expected dqn or quantile, or an environment of family mujoco, dmc, point_mass or gym"
         )
     if agent != "sac" and config.env.actions == "continuous":
         yield (
-            f"agent.name: {agent} chooses discrete actions, and those of {family} are continuous; "
+            f"agent.name: {agent} chooses discrete actions, but {family} takes continuous ones; "
             "expected sac"
         )
 
 
 def _agent_and_rest(config: Config) -> Iterator[str]:
-    """What an agent asks of other sections."""
+    """Demands of an agent on other sections."""
     if isinstance(config.agent, SacConfig):
         yield from _sac_and_rest(config, config.agent)
         return
     name = config.agent.name
     if modes := [policy for policy in config.eval.policies if policy.endswith("_mode")]:
         yield (
-            f"eval.policies: {' and '.join(modes)}: only agent sac samples its actions; expected "
-            f"individual, vote, mean or random with agent {name}"
+            f"eval.policies: {' and '.join(modes)}: only policies of agent sac have a mode; "
+            f"expected individual, vote, mean or random with agent {name}"
         )
     if config.net.init == "orthogonal":
         yield (
-            "net.init: orthogonal is known to agent sac; expected fan_in, xavier or variance with "
-            f"agent {name}"
+            "net.init: orthogonal works with agent sac only; expected fan_in, xavier or variance "
+            f"with agent {name}"
         )
     yield from _mico(config, config.agent)
 
@@ -97,9 +98,8 @@ def _mico(config: Config, agent: ValueOptions) -> Iterator[str]:
         return
     if not isinstance(config.encoder, FramesConfig):
         yield (
-            "agent.mico_weight: the MICo distance is defined for convolutions of single "
-            f"observations; expected 0 with encoder {config.encoder.name}, got "
-            f"{agent.mico_weight:g}"
+            "agent.mico_weight: the MICo loss needs features of single observations (encoder "
+            f"frames); expected 0 with encoder {config.encoder.name}, got {agent.mico_weight:g}"
         )
     elif not config.net.channels:
         yield (
@@ -112,15 +112,15 @@ def _net_and_env(config: Config) -> Iterator[str]:
     env, channels = config.env, list(config.net.channels)
     if env.shows == "images" and not channels:
         yield (
-            "net.channels: env.pixels shows images, which want convolutions; got none. For example "
+            "net.channels: env.pixels shows images, which need convolutions; got none. For example "
             "--net.channels 32 32 32 32 --net.kernels 3 3 3 3 --net.strides 2 1 1 1 --net.scale 255"
         )
     if env.shows == "numbers" and channels:
         drawn = "pixels" in type(env).model_fields
         wish = "set env.pixels (with env.backend dm_control) or " if drawn else ""
         yield (
-            f"net.channels: {env.family} shows numbers, no images; {wish}leave out net.channels, "
-            f"got {channels}"
+            f"net.channels: observations of {env.family} are vectors, not images; {wish}leave out "
+            f"net.channels, got {channels}"
         )
 
 
@@ -132,27 +132,27 @@ def _shared_layers(config: Config) -> Iterator[str]:
     layers = f"{first} and {len(net.hidden)} hidden layers"
     if not ensemble.several_heads and ensemble.shared_layers > below:
         yield (
-            f"ensemble.shared_layers: expected at most {below} ({layers}; a shared output layer "
-            f"leaves nothing of a member's own), got {ensemble.shared_layers}"
+            f"ensemble.shared_layers: expected at most {below} ({layers}; with a shared output "
+            f"layer all members would be the same), got {ensemble.shared_layers}"
         )
     if ensemble.several_heads and ensemble.shared_layers > max(below - 1, 0):
         yield (
             f"ensemble.shared_layers: expected at most {max(below - 1, 0)} with heads "
-            f"{ensemble.heads} ({layers}; the layer below the heads must be a member's own, else "
-            "members share all features and the extra heads teach them nothing), got "
-            f"{ensemble.shared_layers}"
+            f"{ensemble.heads} ({layers}; each member needs a layer of its own below its heads, "
+            "since with all features shared the extra heads have no effect on a member's own "
+            f"head), got {ensemble.shared_layers}"
         )
     if ensemble.fork == "both" and ensemble.shared_layers > 0:
         yield (
-            "ensemble.shared_layers: fork both gives every head a last hidden layer of its own and "
-            f"is defined without layer sharing; expected 0, got {ensemble.shared_layers}"
+            "ensemble.shared_layers: fork both, which gives every head a last hidden layer of its "
+            f"own, works only without shared layers; expected 0, got {ensemble.shared_layers}"
         )
     if ensemble.fork == "both" and not net.hidden:
-        yield "ensemble.fork: both forks the last hidden layer, and net.hidden is empty; use final"
+        yield "ensemble.fork: both needs a hidden layer, but net.hidden is empty; use final"
 
 
 def _roles(config: Config) -> Iterator[str]:
-    """Who acts, and what the others are for."""
+    """Which member acts (`duty`), and which heads suit that."""
     ensemble = config.ensemble
     if ensemble.duty == "tandem" and ensemble.members != 2:
         yield (
@@ -163,8 +163,8 @@ def _roles(config: Config) -> Iterator[str]:
         yield f"ensemble.heads: expected own with duty tandem, got {ensemble.heads}"
     if ensemble.heads == "single_actor" and ensemble.duty != "first":
         yield (
-            "ensemble.duty: with heads single_actor all targets follow member 0, which alone acts; "
-            f"expected first, got {ensemble.duty}"
+            "ensemble.duty: with heads single_actor all targets use the actions of member 0, so "
+            f"only member 0 may act; expected first, got {ensemble.duty}"
         )
 
 
@@ -179,8 +179,8 @@ def _horizons(config: Config) -> Iterator[str]:
         )
     if gamma >= 1:
         yield (
-            f"loss.gamma: {ensemble.heads} divides the longest horizon 1 / (1 - gamma); expected "
-            f"below 1, got {gamma}"
+            f"loss.gamma: {ensemble.heads} needs a finite longest horizon 1 / (1 - gamma); "
+            f"expected below 1, got {gamma}"
         )
     elif ensemble.horizons * (1 - gamma) > 1 + 1e-9:
         yield (
@@ -194,7 +194,7 @@ def _batches(config: Config) -> Iterator[str]:
     heads, loss = config.ensemble.heads, config.loss
     if loss.batches != "shared" and heads != "own":
         yield (
-            f"loss.batches: heads {heads} regress to other members' targets on one batch; "
+            f"loss.batches: with heads {heads} all members have to learn from the same batch; "
             f"expected shared, got {loss.batches}"
         )
     if loss.mask_probability < 1 and heads != "own":
@@ -205,24 +205,24 @@ def _batches(config: Config) -> Iterator[str]:
 
 
 def _owned_rows(config: Config) -> Iterator[str]:
-    """Whether a batch of a member's own rows finds some."""
+    """Whether enough candidates are drawn to find rows of the member that a batch belongs to."""
     ensemble, loss = config.ensemble, config.loss
     if loss.batches not in ("own", "disjoint") or ensemble.members == 1:
         return
     share = smallest_share(config)
     if share <= 0:
         yield (
-            "loss.batches: with own batches every member has to act, and duty "
-            f"{ensemble.duty} (active_probability {ensemble.active_probability:g}) leaves one "
-            "without data"
+            "loss.batches: with own batches every member has to act, but with duty "
+            f"{ensemble.duty} (active_probability {ensemble.active_probability:g}) one of them "
+            "never does; expected shared, independent or disjoint"
         )
     elif (miss := (1 - share) ** config.replay.candidates) > MISS:
         needed = math.ceil(math.log(MISS) / math.log1p(-share))
         yield (
-            f"replay.candidates: a member owns {share:.3g} of the rows, so "
-            f"{config.replay.candidates} candidates find none of its own with probability "
-            f"{miss:.2g}; expected at most {MISS:g}, that is at least {needed} candidates (memory "
-            "and time grow with them)"
+            f"replay.candidates: a member owns {share:.3g} of the rows, so none of "
+            f"{config.replay.candidates} candidates is its own with probability {miss:.2g}; "
+            f"expected a probability of at most {MISS:g}, i.e. at least {needed} candidates "
+            "(memory and time grow with them)"
         )
 
 
@@ -251,7 +251,7 @@ def _sampler(config: Config) -> Iterator[str]:
 
 
 def smallest_share(config: Config) -> float:
-    """Expected share of the rows that the member with the least of them owns, in [0, 1]."""
+    """Expected share of rows, in [0, 1], that belong to the member with the fewest rows."""
     ensemble = config.ensemble
     if config.loss.batches == "disjoint" or ensemble.duty == "uniform":
         return 1 / ensemble.members
@@ -261,7 +261,7 @@ def smallest_share(config: Config) -> float:
 
 
 def _capacity(config: Config) -> Iterator[str]:
-    """Whether replay holds what the first update takes."""
+    """Whether replay is large enough, and full enough before the first update."""
     replay, envs, window = config.replay, config.env.envs, config.rows_of_window.total
     if replay.capacity < replay.start:
         yield (
@@ -270,24 +270,24 @@ def _capacity(config: Config) -> Iterator[str]:
         )
     if replay.capacity < envs * (window + 1):
         yield (
-            f"replay.capacity: expected at least {envs * (window + 1)} rows, one window of "
-            f"{window + 1} for each of {envs} environments, got {replay.capacity}"
+            f"replay.capacity: expected at least {envs * (window + 1)} rows, a window and one more "
+            f"row ({window + 1}) for each of {envs} environments, got {replay.capacity}"
         )
     sequence = isinstance(config.encoder, SequenceOptions)
     least = window + 1 if sequence else config.loss.n_step + 1
     if replay.start < envs * least:
         what = f"{least} (a window and a row)" if sequence else "loss.n_step + 1"
         yield (
-            f"replay.start: expected at least {envs * least}, that is {what} steps of each "
-            f"of {envs} environments, got {replay.start}"
+            f"replay.start: expected at least {envs * least}, i.e. {what} for each of {envs} "
+            f"environments, got {replay.start}"
         )
 
 
 def _length_of_run(config: Config) -> Iterator[str]:
     if config.explore.end is None and not config.env.longest:
         yield (
-            "explore.end: none means a random action in the longest episode, and env options of "
-            f"family {config.env.family} name none; expected a number from 0 to 1, or an "
+            "explore.end: none means 1 / agent steps of the longest episode, but the options of "
+            f"family {config.env.family} set no limit; expected a number from 0 to 1, or an "
             "env.time_limit"
         )
     if config.schedule.steps < config.replay.start:
@@ -298,81 +298,84 @@ def _length_of_run(config: Config) -> Iterator[str]:
 
 
 def _windows(config: Config, encoder: SequenceOptions) -> Iterator[str]:
-    """What windows of rows ask for."""
+    """Demands of windows of rows on other options."""
     longest = config.env.longest
     if not encoder.learnt and not longest:
         yield (
-            f"encoder.learnt: 0 means the longest episode of the environment, and env options of "
-            f"family {config.env.family} name none; expected a number of rows, or an env.time_limit"
+            f"encoder.learnt: 0 means the longest episode of the environment, but the options of "
+            f"family {config.env.family} set no limit; expected a number of rows, or an "
+            "env.time_limit"
         )
     elif not encoder.learnt and longest > MOST_ROWS:
         yield (
             f"encoder.learnt: 0 means the longest episode of the environment, {longest} agent "
-            f"steps; windows of more than {MOST_ROWS} rows are learnt only where they are asked "
-            "for: expected a number of rows"
+            f"steps; more than {MOST_ROWS} learnt rows have to be asked for: expected a number of "
+            "rows"
         )
     if config.loss.batches in ("own", "disjoint") and config.loss.batches_probability < 1:
         yield (
-            "loss.batches_probability: windows hold rows of several members, of which own and "
-            "disjoint batches take a member's; expected 1 with a sequence network, got "
+            "loss.batches_probability: a sequence network cannot use own or disjoint batches in "
+            "some updates and a shared one in others; expected 1, got "
             f"{config.loss.batches_probability:g}"
         )
 
 
 def _states(config: Config, encoder: SequenceOptions) -> Iterator[str]:
-    """What networks ask for that remember earlier rows."""
+    """Demands of networks that keep a memory of earlier rows on other options."""
     ensemble, batches = config.ensemble, config.loss.batches
     if config.replay.placement == "host" and encoder.updates_between_refreshes:
         yield (
-            "encoder.cache_refresh: rows in host memory would be copied at every refresh; expected "
-            f"0 with replay.placement host, got {encoder.updates_between_refreshes}"
+            "encoder.cache_refresh: every refresh would have to copy rows from host memory; "
+            f"expected 0 with replay.placement host, got {encoder.updates_between_refreshes}"
         )
     if not isinstance(encoder, GruConfig):
         return
     if encoder.width > GRU_WIDEST and config.device != "cpu":
         yield (
-            f"encoder.width: a recurrent unit of the GPU has at most {GRU_WIDEST} features; "
-            f"expected these or fewer with encoder gru (or device cpu), got {encoder.width}"
+            f"encoder.width: on a GPU encoder gru has at most {GRU_WIDEST} features; "
+            f"expected at most that (or device cpu), got {encoder.width}"
         )
     if encoder.stored_state and isinstance(config.agent, SacConfig):
         yield (
-            "encoder.stored_state: states of recurrent units are stored with agents dqn and "
-            "quantile; expected false with agent sac"
+            "encoder.stored_state: recurrent states are stored with agents dqn and quantile only; "
+            "expected false with agent sac"
         )
     alone = ensemble.members == 1 or ensemble.shared_layers > 0 or batches == "own"
     if encoder.stored_state and not (alone and ensemble.switch == "episode"):
         yield (
-            "encoder.stored_state: a state is one member's, that of the row; expected false, or "
-            "loss.batches own and ensemble.switch episode, got "
+            "encoder.stored_state: a stored state is of use only to the member that acted; "
+            "expected false, or loss.batches own and ensemble.switch episode, got "
             f"{batches} and {ensemble.switch} with {ensemble.members} members"
         )
 
 
 def _starts(config: Config, encoder: SequenceOptions) -> Iterator[str]:
-    """Windows that begin with an episode are rare among rows, and learn nothing beyond their T."""
+    """Demands of sampling episode_start: few rows are the first of an episode, so many candidates
+    have to be drawn, and rows of an episode beyond the first T are never learnt."""
     longest, replay = config.env.longest, config.replay
     if not encoder.from_episode_start or not longest:
         return
     if 0 < encoder.learnt < longest:
         yield (
-            f"encoder.learnt: windows that begin with an episode learn from its first rows only, "
-            f"and one lasts up to {longest} agent steps; expected at least {longest} (or 0: "
-            f"all) with sampling episode_start, got {encoder.learnt}"
+            f"encoder.learnt: with sampling episode_start only the first rows of an episode are "
+            f"learnt, and episodes last up to {longest} agent steps; expected at least {longest} "
+            f"(or 0: the longest episode), got {encoder.learnt}"
         )
     members = config.ensemble.members
     apart = config.loss.batches in ("own", "disjoint") and members > 1
     rare = (smallest_share(config) if apart else 1.0) / (longest + 1)
     if rare > 0 and (miss := (1 - rare) ** replay.candidates) > START_MISS:
         needed = math.ceil(math.log(START_MISS) / math.log1p(-rare))
-        whose = f" of the least of {members} members" if apart else ""
+        whose = f" of the member with the fewest rows ({members} members)" if apart else ""
         yield (
-            f"replay.candidates: one row in {1 / rare:.0f} begins an episode{whose}, so "
-            f"{replay.candidates} candidates find none with probability {miss:.2g}; expected at "
-            f"most {START_MISS:g}, that is at least {needed} candidates"
+            f"replay.candidates: one row in {1 / rare:.0f} starts an episode{whose}, so none of "
+            f"{replay.candidates} candidates does with probability {miss:.2g}; expected a "
+            f"probability of at most {START_MISS:g}, i.e. at least {needed} candidates"
         )
 
 
 def _without_effect(config: Config) -> Iterator[str]:
+    """Options that this run does not read, but that are not at their defaults."""
     for effect, default, value in idle(config):
         yield (
             f"{effect.option}: has no effect unless {effect.unless}; "
@@ -381,5 +384,5 @@ def _without_effect(config: Config) -> Iterator[str]:
 
 
 def _plain(value: object) -> str:
-    """A value as a file of options has it."""
+    """A value as one writes it in a YAML file."""
     return str(value).lower() if isinstance(value, bool) else str(value)

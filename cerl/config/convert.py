@@ -1,8 +1,9 @@
-"""Options of version 0.1 as those of today: all kinds of agents and encoders then shared sections.
+"""Converts the options of a config.yaml of version 0.1, in which all kinds of agents and encoders
+shared their sections.
 
-A run folder keeps the config.yaml that its run began with, so that its seal and its checkpoints
-agree; what it says is converted whenever it is read. Options that the chosen kinds did not read
-then are left out, as they cannot be written any more.
+The file in the run folder stays as it is, since its seal and the checkpoints depend on its content;
+it is converted whenever it is read. An option that the chosen kind of agent or encoder never reads
+is dropped.
 """
 
 from collections.abc import Iterator
@@ -17,26 +18,27 @@ from cerl.config.errors import MOVED, ConfigError, section_models
 from cerl.config.model import Model
 from cerl.config.options import Config
 
-# Sections that every complete file of version 0.1 has, beside its agent, then a word.
+# Sections of every complete file of version 0.1. There `agent` is no section but a single word.
 _SECTIONS = (
     *("env", "net", "sequence", "ensemble", "loss", "optim", "replay", "schedule", "explore"),
     *("eval", "log"),
 )
 _OLD = {new: old for old, new in MOVED.items()}
-_NONE = object()  # no value
+_NONE = object()  # stands for an option that the file does not have
 
 
 def is_0_1(tree: preset.Tree) -> bool:
-    """Whether a tree states every section as version 0.1 did."""
+    """Whether a tree of options has all sections of version 0.1."""
     return isinstance(tree.get("agent"), str) and all(
         isinstance(tree.get(section), dict) for section in _SECTIONS
     )
 
 
 def upgraded(tree: preset.Tree, *, where: str) -> preset.Tree:
-    """A tree of options as today's `Config` reads it; itself if it is none of version 0.1.
+    """A tree of options converted to the current sections; unchanged if it is not of version 0.1.
 
-    Raises: ConfigError if no options of today train the same.
+    Args:   where, the name of its file, for error messages.
+    Raises: ConfigError if a run with these options cannot be expressed with the current ones.
     """
     if not is_0_1(tree):
         return tree
@@ -59,7 +61,7 @@ def _converted(tree: preset.Tree, *, where: str) -> preset.Tree:
     kinds = {"agent": tree["agent"], "encoder": tree["net"]["encoder"]}
     kinds["optim"] = tree["optim"].get("name", preset.UNIONS["optim"].default)
     for section, model in _models(kinds).items():
-        # What the file does not say has its default, as then.
+        # Options that the file does not have keep their defaults, which are those of version 0.1.
         named = {name: _found(tree, f"{section}.{name}") for name in model.model_fields}
         found[section] = {name: value for name, value in named.items() if value is not _NONE}
     if tree["net"]["encoder"] in ("mlp", "gru", "transformer"):
@@ -67,7 +69,7 @@ def _converted(tree: preset.Tree, *, where: str) -> preset.Tree:
     try:
         config = Config.model_validate(found)
     except ValidationError:
-        return found  # whoever reads it says what is wrong
+        return found  # the caller validates the tree and reports what is wrong
     for effect, default, _ in idle(config):
         section, _, name = effect.option.partition(".")
         found[section] = {**found[section], name: default}
@@ -75,7 +77,7 @@ def _converted(tree: preset.Tree, *, where: str) -> preset.Tree:
 
 
 def _models(kinds: dict[str, str]) -> dict[str, type[Model]]:
-    """The model of every section but env, those of unions by their kinds."""
+    """The model of every section except env. Args: kinds, the kind of every union."""
     found = {}
     for section in Config.model_fields:
         if section != "env" and (models := section_models(Config, section)):
@@ -84,7 +86,7 @@ def _models(kinds: dict[str, str]) -> dict[str, type[Model]]:
 
 
 def _found(tree: preset.Tree, option: str) -> Any:
-    """The value that a file of version 0.1 has for an option of today."""
+    """The value that a file of version 0.1 has for a current option, or _NONE."""
     value: Any = tree
     for part in _OLD.get(option, option).split("."):
         value = value.get(part, _NONE) if isinstance(value, dict) else _NONE
@@ -92,24 +94,24 @@ def _found(tree: preset.Tree, option: str) -> Any:
 
 
 def _lost(tree: preset.Tree) -> Iterator[str]:
-    """What no options of today can say."""
+    """One sentence for each option of version 0.1 that no current option can express."""
     kind, sequence = tree["net"]["encoder"], tree["sequence"]
     if kind == "gru" and sequence.get("cache") and sequence.get("cache_refresh"):
-        yield "sequence.cache: a gru is refreshed from a whole window now, not from a part of it"
+        yield "sequence.cache: a gru is always refreshed from a whole window, not from a part of it"
     if kind == "mlp" and not sequence.get("context_grad", True):
-        yield "sequence.context_grad: the rows of an mlp do not depend on each other"
+        yield "sequence.context_grad: expected true with an mlp, whose rows are independent"
     if tree["optim"].get("name") == "adam" and tree["optim"].get("momentum"):
-        yield "optim.momentum: adam has none, but the checkpoints hold one"
+        yield "optim.momentum: adam has no momentum buffer, but the checkpoints contain one"
     if kind in ("mlp", "gru") and sequence.get("width", 64) % sequence.get("heads", 2):
-        yield "sequence.heads: no multiple of them is the width"
+        yield "sequence.heads: the width is no multiple of the number of heads"
 
 
 def _sized(tree: preset.Tree) -> preset.Tree:
-    """Options that give the blocks the number of units that they had.
+    """Values of `sized_like` and `ratio` that give the MLPs as many hidden units as in version 0.1.
 
-    Version 0.1 asked for the heads of the fox block whose size a network has; today its heads have
-    32 features where the network has none. Where that is another number of units, `ratio` makes up
-    for the difference.
+    A block of encoder mlp or gru is made as large as a fox block. In version 0.1 `heads` said how
+    many heads that fox block has; the current version always assumes heads of 32 features. Where
+    the two differ, `ratio` is changed so that the number of hidden units stays the same.
     """
     kind, options = tree["net"]["encoder"], tree["sequence"]
     width, heads = options.get("width", 64), options.get("heads", 2)
@@ -124,12 +126,13 @@ def _sized(tree: preset.Tree) -> preset.Tree:
 
 
 def _fox_units(width: int, ratio: float) -> int:
-    """Hidden units of the perceptron of a fox block, a multiple of 16."""
+    """Hidden units of the MLP of a fox block, a multiple of 16."""
     return -(-int(width * ratio * 2.0 / 3.0) // 16) * 16
 
 
 def _more_units(kind: str, width: int, heads: int, variant: str) -> int:
-    """Hidden units that a block of another kind has beyond a fox block's, a multiple of 16."""
+    """How many more hidden units the MLP of another kind needs, to make its block as large as a fox
+    block; a multiple of 16."""
     pro = width * width + 2 * width * heads + 3 * width if variant == "pro" else 0
     fox = 4 * width * width + (width + 1) * heads + width + pro
     mixing = {

@@ -1,9 +1,10 @@
-"""Which options have no effect because of the values of others, and which values say the same.
+"""Which options a run does not read because of the values of others, and how a run differs from
+the defaults.
 
-An option that means nothing to the chosen kind does not exist (`agents.py`, `encoders.py`). Here
-are options that exist, but that the run at hand does not read: they have to be left at their
-defaults, so that nobody takes them for settings of the run. `differences` lists what makes a run
-other than the defaults are; two runs with the same differences train alike.
+An option that means nothing to the chosen kind of agent or encoder does not exist there. The
+options of `EFFECTS` exist, but some runs do not read them. Such runs must leave them at their
+defaults, so that nobody believes that they have an effect. `differences` lists the options that
+make a run differ from the defaults; two runs with the same differences train alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +17,15 @@ from cerl.config.model import Model
 from cerl.config.options import Config
 from cerl.config.preset import UNIONS
 
-RAMPED = ("asterix", "seaquest", "space_invaders")  # games of MinAtar that get harder with time
+RAMPED = ("asterix", "seaquest", "space_invaders")  # MinAtar games that become harder with time
 
 
 class Effect(NamedTuple):
-    """When an option is read."""
+    """The condition under which a run reads an option."""
 
-    option: str
-    unless: str  # the condition in words, after "has no effect unless"
-    read: Callable[[Config], bool]
+    option: str  # its dotted key
+    unless: str  # the condition in words, which follow "has no effect unless"
+    read: Callable[[Config], bool]  # the condition
 
 
 EFFECTS = (
@@ -100,10 +101,10 @@ EFFECTS = (
 
 
 class Same(NamedTuple):
-    """An option whose default stands for a number, which may as well be given."""
+    """An option whose default (e.g. 0) stands for another number that the config determines."""
 
-    option: str
-    meant: Callable[[Config], Any]
+    option: str  # its dotted key
+    meant: Callable[[Config], Any]  # the number
 
 
 SAME = (
@@ -120,7 +121,10 @@ SAME = (
 
 
 def section_of(config: Model, option: str) -> tuple[Any, str]:
-    """The model that holds an option, None if there is no such option; and the option's name."""
+    """The model that holds an option (None if there is no such option), and the option's name.
+
+    Args: option, its dotted key.
+    """
     *groups, name = option.split(".")
     section: Any = config
     for group in groups:
@@ -131,7 +135,7 @@ def section_of(config: Model, option: str) -> tuple[Any, str]:
 
 
 def is_read(config: Config, option: str) -> bool:
-    """Whether the values of other options let this one have an effect."""
+    """Whether a run reads an option, given by its dotted key."""
     return all(effect.read(config) for effect in EFFECTS if effect.option == option)
 
 
@@ -150,8 +154,9 @@ def idle(config: Config) -> Iterator[tuple[Effect, Any, Any]]:
 
 
 def _harmless(config: Config) -> Iterator[str]:
-    """Options that may be set, so that one command line fits many runs, and that this run does not
-    read: those of a decay between equal numbers, and the difficulty of games that have only one."""
+    """Options that this run does not read, but that may be set nevertheless, so that one command
+    line fits several runs: the decay of an epsilon that is constant, and the rising difficulty of
+    games whose difficulty does not rise."""
     if config.explore.start == config.explore.end:
         yield from ("explore.hold", "explore.decay")
     if isinstance(config.env, MinAtarEnv) and config.env.name not in RAMPED:
@@ -159,12 +164,12 @@ def _harmless(config: Config) -> Iterator[str]:
 
 
 def differences(config: Config) -> dict[str, Any]:
-    """What tells a run from one of defaults: plain values by dotted key.
+    """The options in which a run differs from the defaults: plain values by dotted key.
 
-    The kinds of all unions but those inside another section, and the name of the task, are among
-    them always. An option is left out
-    where it has its default or means the same, and where this run does not read it; so a new option
-    changes the differences of no run that does not set it.
+    The kinds of all unions at the top of a config, and the name of the task, are always included.
+    An option is left out if it has its default, if its value means the same as the default, or if
+    this run does not read it. So adding an option to cerl does not change the differences of runs
+    that do not set it.
     """
     found: dict[str, Any] = {
         f"{section}.{union.key}": config.kinds[section]
@@ -172,7 +177,7 @@ def differences(config: Config) -> dict[str, Any]:
         if "." not in section or config.kinds[section] != union.default
     }
     found["env.name"] = config.env.name
-    # `explore.end` may be none, which stands for a number.
+    # `explore.end` may be None; `epsilon_schedule` has the number that this stands for.
     config = config.model_copy(update={"explore": config.epsilon_schedule})
     same = {one.option for one in SAME if _says_the_default(config, one)}
     unread = {effect.option for effect, _, _ in idle(config)} | set(_harmless(config)) | same
@@ -181,13 +186,13 @@ def differences(config: Config) -> dict[str, Any]:
 
 
 def _says_the_default(config: Config, same: Same) -> bool:
-    """Whether an option is given as the number that its default stands for."""
+    """Whether an option has the number that its default stands for."""
     section, name = section_of(config, same.option)
     return section is not None and getattr(section, name) == same.meant(config)
 
 
 def _changed(section: Model, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every option below a section that has not its default, by dotted key, as a plain value."""
+    """The options of a section that do not have their default: dotted keys and plain values."""
     plain = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

@@ -1,8 +1,8 @@
-"""The encoders of cerl and their options: one model a kind, a union by `name`.
+"""The options of encoders: one model for each kind of encoder, chosen by `encoder.name`.
 
-An encoder makes features of what an environment showed: of the last frames, or of a window of rows
-that a sequence network reads in order. It answers what the rest of a run asks of it: which rows of
-a window it needs, what replay keeps for it, how long it can do with what acting remembers.
+An encoder turns observations into features: a stack of the last frames, or a window of rows that a
+sequence network reads in order. Its model also tells the rest of the config how many rows a window
+needs, whether replay stores recurrent states, and how often the carry is refreshed.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,20 @@ from cerl.config.model import Model
 
 Scales = Annotated[tuple[float, ...], Field(strict=False)]
 
-# Learnt rows of a window that nobody asked for by number, at most.
+# Most learnt rows of a window if encoder.learnt is 0, i.e. if no number was asked for.
 MOST_ROWS = 4096
-HEAD_STEP, WIDEST_HEAD = 8, 128  # a head of attention is 8, 16, ... 128 features wide
-TWIN_HEAD = 32  # features of a head of the fox block that networks without heads are sized like
+HEAD_STEP, WIDEST_HEAD = 8, 128  # an attention head is 8, 16, ... 128 features wide
+# Networks without attention heads (mlp, gru) are made as large as a fox block, see `SizedOptions`.
+# The heads of that fox block have this many features.
+FOX_HEAD = 32
 
 
 class WindowRows(NamedTuple):
     """How the rows of a window are used, from the first to the last; their sum is W."""
 
-    context: int  # rows before the learnt ones, without loss
-    learnt: int  # T, rows that a loss is computed for
-    ahead: int  # n, rows after the learnt ones, for their n-step returns
+    context: int  # rows before the learnt ones, which get no loss
+    learnt: int  # T, learnt rows: a loss is computed for each of them
+    ahead: int  # n, rows after the learnt ones, which n-step returns need
 
     @property
     def total(self) -> int:
@@ -34,90 +36,91 @@ class WindowRows(NamedTuple):
 
 
 class EncoderOptions(Model):
-    """What can be asked of every encoder."""
+    """What every encoder has."""
 
-    name: Any  # one word, a type of its own in every kind
+    name: Any  # every kind narrows it to a Literal of one word
     """kind of the encoder"""
 
     @property
     def from_episode_start(self) -> bool:
-        """Whether the learnt rows of a window begin with an episode."""
+        """Whether the first learnt row of every window is the first row of an episode."""
         return False
 
     @property
     def state_size(self) -> int:
-        """Numbers of a recurrent state that replay keeps beside a row."""
+        """Length of the recurrent state that replay stores with every row; 0: none."""
         return 0
 
     @property
     def updates_between_refreshes(self) -> int:
-        """Updates between recomputations of what acting remembers; 0: it is never recomputed."""
+        """Updates between refreshes of the carry; 0: it is never refreshed."""
         return 0
 
 
 class FramesConfig(EncoderOptions):
-    """The last frames side by side, and nothing of what came before them."""
+    """A stack of the last frames; earlier ones are not seen."""
 
     name: Literal["frames"] = "frames"
     """a stack of the last observations"""
     frames: int = Field(default=1, ge=1)
-    """frames of a stack, built from replay; frames before an episode's start are zero"""
+    """observations in a stack; those before the start of the episode are zero"""
 
     def rows(self, longest: int) -> tuple[int, int]:
-        """Rows of a window before the learnt one, and 1, however long episodes are."""
+        """Number of context rows of a window, and of learnt rows, which is always 1."""
         return self.frames - 1, 1
 
 
 class SequenceOptions(EncoderOptions):
-    """What the encoders have that read windows of rows: a stack of residual blocks."""
+    """Options of sequence networks: stacks of residual blocks that read windows row by row."""
 
     layers: int = Field(default=1, ge=1, le=1000)
-    """blocks"""
+    """number of residual blocks"""
     width: int = Field(default=64, ge=1)
     """D, features of a row"""
     ratio: float = Field(default=3.5, gt=0)
-    """hidden units of the gated perceptron of a fox block, over 2/3 of `width`; other kinds have
-    as many units as make their blocks as large"""
+    """MLP ratio: the gated MLP of a fox block has 2/3 x ratio x width hidden units (2/3 since it is
+    gated, as in LLaMA). MLPs of the other kinds get as many units as make a block as large as a fox
+    block"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of the products inside the blocks"""
+    """precision of the matrix products inside the blocks"""
     previous_action: bool = True
-    """a row's features include the action before it (0 where an episode starts)"""
+    """a row's input includes the action before it (0 where an episode starts)"""
     previous_reward: bool = True
-    """a row's features include the reward before it, as replay stores it"""
+    """a row's input includes the reward before it, as replay stores it"""
     context: int = Field(default=0, ge=0)
-    """rows before the learnt ones, without loss"""
+    """context rows: rows before the learnt ones, which are read but get no loss"""
     learnt: int = Field(default=0, ge=0)
-    """T, learnt rows of a window; 0: as many as the longest episode of env has (families whose
-    episodes have a limit)"""
+    """T, learnt rows of a window, i.e. rows that get a loss; 0: as many as the longest episode of
+    env (only families whose episodes have a limit)"""
     sampling: Literal["uniform", "episode_start"] = "uniform"
-    """where the learnt rows of a window begin: at any row, or with an episode (then all episodes
-    are drawn alike, and each is learnt up to its end)"""
+    """where the learnt rows of a window begin. uniform: at any row; episode_start: at the first row
+    of an episode (then every episode is equally likely, and rows after its end get no loss)"""
 
     @property
     def from_episode_start(self) -> bool:
         return self.sampling == "episode_start"
 
     def rows(self, longest: int) -> tuple[int, int]:
-        """Rows of a window before the learnt ones, and learnt ones.
+        """Number of rows of a window before the learnt ones, and number of learnt rows.
 
         Args: longest, agent steps of the longest episode; 0: unknown.
         """
-        # One more row leads a window, to tell whether the next one begins an episode.
+        # One more row at the front of a window tells whether the row after it starts an episode.
         return 1 + self.context, self.learnt or longest
 
     @property
     def fox_heads(self) -> int:
-        """Heads of the fox block that a block of this network has the size of."""
-        return self.width // TWIN_HEAD if self.width % TWIN_HEAD == 0 else 1
+        """Number of heads of the fox block whose number of parameters this network's block has."""
+        return self.width // FOX_HEAD if self.width % FOX_HEAD == 0 else 1
 
     @property
     def fox_variant(self) -> Literal["llama", "pro"]:
-        """Variant of the fox block that a block of this network has the size of."""
+        """Variant of the fox block whose number of parameters this network's block has."""
         return "pro"
 
     @property
     def context_carries_gradient(self) -> bool:
-        """Whether gradients flow into the context rows."""
+        """Whether gradients of the loss flow into the context rows."""
         return True
 
     @model_validator(mode="after")
@@ -131,12 +134,12 @@ class SequenceOptions(EncoderOptions):
         yield from ()
 
 
-class TwinOptions(SequenceOptions):
-    """What the sequence networks have that are compared with fox at fox's size."""
+class SizedOptions(SequenceOptions):
+    """Options of the sequence networks that fox is compared with; they have the size of fox."""
 
     sized_like: Literal["llama", "pro"] = "pro"
-    """variant of encoder fox whose number of parameters a block has, within a few percent (fox
-    with heads of 32 features where this network has none)"""
+    """variant of encoder fox: a block has as many parameters as a block of it, within a few percent
+    (kinds without attention heads: as a fox block whose heads have 32 features)"""
 
     @property
     def fox_variant(self) -> Literal["llama", "pro"]:
@@ -144,12 +147,12 @@ class TwinOptions(SequenceOptions):
 
 
 class RefreshedOptions(SequenceOptions):
-    """What the sequence networks have that remember earlier rows while they act."""
+    """Options of the sequence networks that keep a memory of earlier rows while they act."""
 
     cache_refresh: int = Field(default=0, ge=0)
-    """updates between recomputations of what acting remembers, from the last layers x R rows of
-    replay (of gru: nothing before them is remembered then); 0: never, it then holds what older
-    parameters made of older rows"""
+    """updates between refreshes of that memory: it is recomputed with the current parameters from
+    the last layers x R rows of replay (a gru then forgets all rows before them); 0: never, so it
+    keeps what older parameters computed"""
 
     @property
     def updates_between_refreshes(self) -> int:
@@ -157,14 +160,14 @@ class RefreshedOptions(SequenceOptions):
 
 
 class AttentionOptions(RefreshedOptions):
-    """What the sequence networks have that attend to earlier rows."""
+    """Options of the sequence networks with attention."""
 
     heads: int = Field(default=2, ge=1)
     """H, attention heads; a head is 8, 16, 24, ... 128 features wide"""
     cache: int = Field(default=0, ge=0)
-    """R, rows that acting and windows look back on, their own included; 0: a whole window"""
+    """R, rows that a row attends to in acting and learning, its own included; 0: a whole window"""
     context_grad: bool = True
-    """gradients flow into the context rows, and into the one that leads every window"""
+    """gradients of the loss flow into the context rows and into the first row of a window"""
 
     @property
     def fox_heads(self) -> int:
@@ -189,21 +192,21 @@ class AttentionOptions(RefreshedOptions):
             )
 
 
-class MlpConfig(TwinOptions):
-    """A perceptron of every row by itself: the sequence network without memory."""
+class MlpConfig(SizedOptions):
+    """The sequence network without memory: an MLP that sees one row at a time."""
 
     name: Literal["mlp"] = "mlp"
-    """no memory: a perceptron of every row"""
+    """no memory: an MLP of every row"""
 
 
-class GruConfig(TwinOptions, RefreshedOptions):
+class GruConfig(SizedOptions, RefreshedOptions):
     """Gated recurrent units (Cho et al. 2014)."""
 
     name: Literal["gru"] = "gru"
     """gated recurrent units"""
     stored_state: bool = False
-    """replay keeps the state that acting was in before every row, and windows begin with it
-    (Kapturowski et al. 2019); agents dqn and quantile, with one member or own batches"""
+    """replay stores the recurrent state before every row, and a window starts from it (R2D2,
+    Kapturowski et al. 2019); only agents dqn and quantile, with one member or own batches"""
 
     @property
     def state_size(self) -> int:
@@ -211,11 +214,11 @@ class GruConfig(TwinOptions, RefreshedOptions):
 
     @property
     def context_carries_gradient(self) -> bool:
-        """The context only warms the state up."""
+        """False: context rows only bring the recurrent state up to date."""
         return False
 
 
-class TransformerConfig(TwinOptions, AttentionOptions):
+class TransformerConfig(SizedOptions, AttentionOptions):
     """Softmax attention over the rows of an episode."""
 
     name: Literal["transformer"] = "transformer"
@@ -223,17 +226,19 @@ class TransformerConfig(TwinOptions, AttentionOptions):
 
 
 class FoxConfig(AttentionOptions):
-    """The forgetting transformer (Lin et al. 2025), its attention pruned if asked."""
+    """The forgetting transformer (Lin et al. 2025), with optional pruning of its attention."""
 
     name: Literal["fox"] = "fox"
     """forgetting attention"""
     variant: Literal["llama", "pro"] = "pro"
-    """plain blocks, or with QK-norm, shifted keys and values, output norm and output gate"""
+    """llama: plain blocks; pro: with QK-norm, shifted keys and values, output norm and output
+    gate"""
     gate_scales: Scales = ()
-    """shortest and longest time scale of the forget gates at the start, agent steps, spread over
-    the heads; empty: gates of 1/2, which forget in a step or two"""
+    """shortest and longest time scale of the forget gates at initialisation, in agent steps; heads
+    get scales in between. Empty: gates are 1/2, so a head forgets within a step or two"""
     prune: float = Field(default=0.0, le=0)
-    """log of the share of a softmax that may be left out (the paper: -10); 0: nothing is"""
+    """natural logarithm of the share of a softmax that may be skipped (the paper: -10); 0: no
+    pruning"""
 
     @property
     def fox_variant(self) -> Literal["llama", "pro"]:

@@ -1,7 +1,7 @@
-"""The environments of cerl and their options: one model a family, a union by `family`.
+"""The options of environments: one model for each family, chosen by `env.family`.
 
-An environment answers what the rest of a config asks of it: how long its episodes can be, which
-actions it takes, what it shows, and how an evaluation plays it.
+A model also tells the rest of the config how long episodes can be, which actions the environment
+takes, what it shows, and with which options an evaluation plays it.
 """
 
 import unicodedata
@@ -19,63 +19,63 @@ Diverged = Literal["error", "cut"]
 
 
 class ObserveConfig(Model):
-    """What an agent gets to see of an observation, applied in this order: keep or indices, noise,
-    dropout, flicker. Drawn once, when the step is taken: replay holds what was seen."""
+    """Makes observations partial or noisy, in this order: keep or indices, noise, dropout, flicker.
+    This happens once for every agent step, and replay stores the result."""
 
     keep: Literal["all", "position", "velocity"] = "all"
-    """components kept of a robot of Gym-MuJoCo, CartPole, Pendulum or the point mass"""
+    """which components the agent sees (Gym-MuJoCo, CartPole, Pendulum and the point mass)"""
     indices: Ints = ()
-    """components kept, in this order, of a vector; empty: all"""
+    """indices of the components of a vector that the agent sees, in this order; empty: all"""
     noise: float = Field(default=0.0, ge=0, le=1e6)
-    """standard deviation of Gaussian noise on every component"""
+    """standard deviation of Gaussian noise that is added to every component"""
     dropout: float = Field(default=0.0, ge=0, le=1)
-    """probability that a component is 0, each on its own"""
+    """probability that a component is set to 0, independently for each"""
     flicker: float = Field(default=0.0, ge=0, le=1)
-    """probability that the whole observation is 0"""
+    """probability that the whole observation is set to 0"""
 
 
 class EnvOptions(Model):
-    """What the environments of every family have, and what each can be asked."""
+    """What the environments of all families have."""
 
     actions: ClassVar[Actions]
-    """what all tasks of the family take; either: it depends on the task"""
+    """kind of actions of all tasks of the family; either: it depends on the task"""
     examples: ClassVar[Mapping[str, str]] = {
         "discrete": "of minatar or gym",
         "continuous": "of mujoco",
     }
-    """presets with an agent for discrete and for continuous actions, for messages"""
+    """presets that error messages suggest, for discrete and for continuous actions"""
 
-    family: Any  # one word, a type of its own in every family
+    family: Any  # every family narrows it to a Literal of one word
     """fixed by the preset"""
-    name: Any  # a word, or one of few words
+    name: Any  # a str, or a Literal of the family's tasks
     """the task"""
     envs: int = Field(default=1, ge=1)
     """E, environments per seed"""
     observe: ObserveConfig = ObserveConfig()
-    """what the agent gets to see of an observation"""
+    """makes observations partial or noisy"""
 
     @property
     def title(self) -> str:
-        """The name with options that make another task of it."""
+        """The name of the task, followed by options that make a different task of it."""
         return self.name
 
     @property
     def longest(self) -> int:
-        """Agent steps of the longest episode, as far as the options say; 0: unknown."""
+        """Agent steps of the longest episode, if the options determine it; 0: unknown."""
         return 0
 
     @property
     def shows(self) -> Shown:
-        """Whether observations are images; either: it depends on the task."""
+        """Whether observations are vectors of numbers or images; either: it depends on the task."""
         return "either"
 
     @property
     def resident(self) -> bool:
-        """Whether the environments are tensors on the device of the run, not simulators."""
+        """Whether the environments are tensors on the run's device, not simulators on the host."""
         return False
 
     def for_evaluation(self, lanes: int) -> Self:
-        """These environments as an evaluation plays them: `lanes` of every seed, whole games."""
+        """The options of the environments of an evaluation. Args: lanes, environments per seed."""
         return self.model_copy(update={"envs": lanes})
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class LimitedEnv(EnvOptions):
     """Environments whose episodes can be cut after a number of agent steps."""
 
     time_limit: int = Field(default=0, ge=0)
-    """agent steps after which an episode is truncated; 0: no limit but the task's own, if any"""
+    """agent steps after which an episode is truncated; 0: only the task's own limit, if any"""
 
     @property
     def longest(self) -> int:
@@ -102,28 +102,33 @@ class LimitedEnv(EnvOptions):
 
 
 class ThreadedEnv(LimitedEnv):
-    """Environments whose simulators run in threads of their own."""
+    """Environments whose simulators run in several threads."""
 
     threads: int = Field(default=0, ge=0)
-    """simulator threads; 0: one for each core, at most S x E"""
+    """simulator threads; 0: one per core, at most S x E"""
 
 
 class DivergingEnv(EnvOptions):
     """Environments whose simulators can return numbers that are not finite."""
 
     diverged: Diverged = "error"
-    """on a NaN or an infinity: stop the run, or cut that episode with a warning and go on"""
+    """if a simulator returns NaN or an infinity. error: stop the run; cut: end that episode with a
+    warning and go on"""
 
 
 def unreadable(key: str, text: str) -> str:
-    """A sentence if a text has characters that no name of a file or folder may have, else ""."""
+    """An error sentence if a text has characters that names of files must not have, else "".
+
+    Args: key, dotted key of the option whose value is `text`.
+    """
+    # Cc are control characters; Cs are halves of surrogate pairs, from undecodable bytes.
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        return f"{key}: expected no control characters and no broken ones, got {text!r}"
+        return f"{key}: expected no control characters and no undecodable ones, got {text!r}"
     return ""
 
 
 class CatchEnv(EnvOptions):
-    """Catch: a ball falls, a paddle of one cell has to be under it (device-resident, ours)."""
+    """Catch: a paddle of one cell has to be under a falling ball. cerl's own, on the device."""
 
     actions = "discrete"
     family: Literal["catch"] = "catch"
@@ -147,7 +152,7 @@ class CatchEnv(EnvOptions):
 
 
 class MinAtarEnv(LimitedEnv):
-    """MinAtar (Young and Tian 2019), device-resident, ours."""
+    """MinAtar (Young and Tian 2019): cerl's own implementation, on the device."""
 
     actions = "discrete"
     family: Literal["minatar"] = "minatar"
@@ -169,7 +174,7 @@ class MinAtarEnv(LimitedEnv):
 
 
 class AtariEnv(ThreadedEnv):
-    """Atari 2600 by ale-py's own vector environment or by EnvPool; one 84x84 frame a step."""
+    """Atari 2600, simulated by ale-py or EnvPool; every agent step shows one 84x84 frame."""
 
     actions = "discrete"
     family: Literal["atari"] = "atari"
@@ -177,7 +182,7 @@ class AtariEnv(ThreadedEnv):
     name: str = "Pong"
     """game in camel case, e.g. Pong or SpaceInvaders"""
     backend: Literal["envpool", "ale"] = "ale"
-    """emulator: ale-py's own vector environment, or EnvPool; same frames and rewards in both"""
+    """emulator. ale: ale-py's vector environment; envpool: EnvPool; frames and rewards are equal"""
     sticky: float = Field(default=0.0, ge=0, lt=1)
     """probability that the emulator repeats the last action (Machado et al. 2018: 0.25)"""
     full_actions: bool = False
@@ -185,24 +190,26 @@ class AtariEnv(ThreadedEnv):
     frame_skip: int = Field(default=4, ge=1, le=1000)
     """emulator frames of one agent step; the last two are max-pooled"""
     noop_max: int = Field(default=0, ge=0, le=10_000)
-    """at most this many no-op frames at the start of an episode, a random number; 0: none (envpool:
-    at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
+    """an episode starts with a random number of no-op frames, at most this many; 0: none (envpool
+    plays at least one, so 0 is an error there, except where fire_reset presses FIRE)"""
     fire_reset: bool = False
-    """press FIRE for one frame at the start of an episode, where the game has it (envpool: after
-    the no-op frames, ale: before them)"""
+    """press FIRE for one frame at the start of an episode, if the game has that action (envpool:
+    after the no-op frames, ale: before them)"""
     life_loss: bool = False
-    """a lost life ends the agent's episode (terminal); the game plays on, next with a no-op"""
+    """a lost life ends the agent's episode as a terminal; the game goes on, first with a no-op"""
     time_limit: int = Field(default=27_000, ge=1)
     """agent steps after which an episode is truncated"""
 
     def for_evaluation(self, lanes: int) -> Self:
-        """As every environment's, and a lost life ends no episode: scores are of whole games."""
+        """As for every family; in addition a lost life ends no episode, so scores are of whole
+        games."""
         return self.model_copy(update={"envs": lanes, "life_loss": False})
 
 
 def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
-    """Arguments of a task, sorted by name, from a mapping or from words name=value of YAML scalars.
+    """Arguments of a task's constructor as pairs (name, value), sorted by name.
 
+    Args:    given, a mapping, pairs, or words name=value, where the value is written as in YAML.
     Raises:  ValueError on anything else.
     """
     if isinstance(given, list | tuple) and all(isinstance(word, str) for word in given):
@@ -218,7 +225,7 @@ def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
     if not isinstance(given, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in given
     ):
-        raise ValueError(f"env.kwargs: expected `name: value` lines of its own, got {given!r}")
+        raise ValueError(f"env.kwargs: expected `name: value` lines below it, got {given!r}")
     for name, value in given:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"env.kwargs: expected names of arguments, got {name!r}")
@@ -252,11 +259,11 @@ class GymEnv(LimitedEnv, DivergingEnv):
     family: Literal["gym"] = "gym"
     """fixed by the preset"""
     name: str = "CartPole-v1"
-    """registered id, e.g. CartPole-v1; module:Id imports the module first, from the current folder
-    or, where it has none of that name, from the installed packages"""
+    """registered id, e.g. CartPole-v1; module:Id first imports the Python module, from the current
+    folder or else from the installed packages"""
     kwargs: Arguments = ()
-    """arguments of the task's constructor, e.g. is_slippery=false (in a file name: value); replace
-    those of the preset"""
+    """arguments of the task's constructor, e.g. is_slippery=false (in a file `name: value`); they
+    replace those of the preset"""
 
     @property
     def title(self) -> str:
@@ -302,7 +309,7 @@ class GameEnv(LimitedEnv):
 
 
 class PointMassEnv(LimitedEnv):
-    """A point mass pushed to the middle of a square (device-resident, ours)."""
+    """A point mass that is pushed to the middle of a square. cerl's own, on the device."""
 
     actions = "continuous"
     family: Literal["point_mass"] = "point_mass"
@@ -310,9 +317,9 @@ class PointMassEnv(LimitedEnv):
     name: Literal["point_mass"] = "point_mass"
     """the only task of this family"""
     dimensions: int = Field(default=2, ge=1)
-    """of the space that the mass moves in; so many components has an action"""
+    """dimensions of the space that the mass moves in, and so the components of an action"""
     walls: bool = True
-    """the square has walls; without them leaving it ends the episode (terminal)"""
+    """the square has walls; without walls, leaving it ends the episode as a terminal"""
     time_limit: int = Field(default=50, ge=1)
     """agent steps after which an episode is truncated"""
 
@@ -322,7 +329,8 @@ class PointMassEnv(LimitedEnv):
 
 
 class MujocoEnv(ThreadedEnv, DivergingEnv):
-    """Gym-MuJoCo by EnvPool: C++ threads, dynamics and rewards of gymnasium's v4 and v5."""
+    """Gym-MuJoCo by EnvPool, in C++ threads; dynamics and rewards are those of gymnasium's v4 and
+    v5."""
 
     actions = "continuous"
     family: Literal["mujoco"] = "mujoco"
@@ -344,15 +352,16 @@ class DmcEnv(ThreadedEnv, DivergingEnv):
     name: str = "cheetah-run"
     """domain-task as the suite spells them, e.g. cheetah-run or ball_in_cup-catch"""
     backend: Literal["envpool", "dm_control"] = "envpool"
-    """simulator: EnvPool, or the dm-control package, one simulator after the other"""
+    """simulator. envpool: EnvPool, in parallel threads; dm_control: the dm-control package, which
+    steps one environment after the other"""
     repeat: int = Field(default=1, ge=1, le=1000)
-    """control steps that one action lasts; their rewards are summed"""
+    """control steps for which an action is repeated; their rewards are summed"""
     pixels: bool = False
-    """observations are images [3, size, size] instead of the state (backend: dm_control)"""
+    """observations are images [3, size, size] instead of the state (only backend dm_control)"""
     size: int = Field(default=84, ge=1)
     """height and width of an image, pixels"""
     camera: int = Field(default=0, ge=-1)
-    """number of the camera; -1: the model's free one"""
+    """number of the camera; -1: the free camera of the model"""
 
     @property
     def shows(self) -> Shown:
@@ -360,7 +369,7 @@ class DmcEnv(ThreadedEnv, DivergingEnv):
 
 
 def _ending(limit: int | None) -> int | None:
-    """A time limit of a memory task. Raises: ValueError where there would be none."""
+    """The time limit itself. Raises: ValueError if it is below 1, where 0 would mean no limit."""
     if limit is not None and limit < 1:
         raise ValueError(
             "env.time_limit: episodes of memory tasks have to end; expected at least 1 agent step, "
@@ -370,13 +379,13 @@ def _ending(limit: int | None) -> int | None:
 
 
 class MemoryOptions(EnvOptions):
-    """What the two families of memory tasks have: the task itself says how long it can last."""
+    """Options of the two families of memory tasks, whose episodes all have a longest length."""
 
     actions = "either"
     examples = {"discrete": "popgym/fox", "continuous": "popgym/sac-fox"}
 
     time_limit: Annotated[int | None, AfterValidator(_ending)] = None
-    """agent steps after which an episode is truncated, if it did not end; none: the task's own"""
+    """agent steps after which an episode is truncated; none: the task's own limit"""
 
     def _longest(self, task: memory_tasks.Task) -> int:
         steps = memory_tasks.longest(task)
@@ -384,21 +393,22 @@ class MemoryOptions(EnvOptions):
 
 
 class MemoryEnv(MemoryOptions):
-    """Tasks that need memory, device-resident, ours: T-mazes, and the games of POPGym."""
+    """Tasks that need memory: T-mazes, and the games of POPGym. cerl's own, on the device."""
 
     family: Literal["memory"] = "memory"
     """fixed by the preset"""
     name: str = "tmaze"
     """tmaze, tmaze_active, or a task of POPGym with its level, e.g. RepeatPreviousEasy"""
     length: int | None = Field(default=None, ge=1)
-    """T-mazes: of the corridor, cells (none: 50); cart-poles, pendulums, bandits: of an episode,
-    agent steps (none: the level's)"""
+    """T-mazes: length of the corridor, cells (none: 50); cart-poles, pendulums and bandits: length
+    of an episode, agent steps (none: that of the level)"""
     decks: int | None = Field(default=None, ge=1)
-    """card games: decks of 52 cards; none: the level's"""
+    """card games: number of decks of 52 cards; none: that of the level"""
     k: int | None = Field(default=None, ge=1)
-    """RepeatPrevious: which of the last cards to name, 1 is the one now shown; none: the level's"""
+    """RepeatPrevious: which of the last cards to name, where 1 is the card now shown; none: that of
+    the level"""
     noise: float | None = Field(default=None, ge=0, le=1e6)
-    """noisy cart-poles and pendulums: standard deviation; none: the level's"""
+    """noisy cart-poles and pendulums: standard deviation of the noise; none: that of the level"""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -411,7 +421,7 @@ class MemoryEnv(MemoryOptions):
 
     @property
     def title(self) -> str:
-        """The name with options of its own, and any T-maze with its length, e.g. tmaze-200."""
+        """The name and the options that were set, and for T-mazes the length, e.g. tmaze-200."""
         own = {name: value for name, value in self._own.items() if value is not None}
         if self.task.rules == "t_maze":
             return f"{self.name}-{self.task.options['length']}"
@@ -419,7 +429,7 @@ class MemoryEnv(MemoryOptions):
 
     @property
     def task(self) -> memory_tasks.Task:
-        """Its rules, and the options that they are given."""
+        """The rules of the game and their options."""
         return memory_tasks.level(self.name, self._own)
 
     @property
@@ -432,15 +442,15 @@ class MemoryEnv(MemoryOptions):
 
 
 class PopgymEnv(MemoryOptions, DivergingEnv):
-    """POPGym (Morad et al. 2023): device-resident games of ours, or the popgym package itself."""
+    """POPGym (Morad et al. 2023): cerl's own games on the device, or the popgym package."""
 
     family: Literal["popgym"] = "popgym"
     """fixed by the preset"""
     name: Annotated[str, AfterValidator(memory_tasks.popgym_name)] = "RepeatPreviousEasy"
     """task and level, e.g. RepeatPreviousEasy"""
     backend: Literal["resident", "package"] = "resident"
-    """resident: ours, equal step by step, as in family memory; package: popgym's simulators, one
-    after the other on the host"""
+    """resident: cerl's own games on the device, as in family memory; step by step they equal the
+    package's; package: the simulators of popgym, one after the other on the host"""
 
     @property
     def longest(self) -> int:

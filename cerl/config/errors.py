@@ -1,6 +1,6 @@
-"""Errors of a configuration in words: the key path, expected, got, what to do.
+"""Error messages of configs: which key, what was expected, what it got, and what to do.
 
-`explained` turns pydantic's list of errors into sentences with the nearest key or value.
+`explained` turns the errors of pydantic into such sentences and suggests the nearest key or value.
 """
 
 import difflib
@@ -15,17 +15,20 @@ from cerl.text import visible
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run: says where, what was expected, what was found."""
+    """A config that cannot be run; the message says where, what was expected and what it got."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A question for the closest known words, led by a semicolon; empty where nothing is close."""
+    """The end of an error message, e.g. "; did you mean asterix?"; "" if no known word is close."""
     close = closest(word, known, most=2)
     return f"; did you mean {_or(close)}?" if close else ""
 
 
 def closest(word: str, known: Iterable[str], *, most: int) -> list[str]:
-    """The known words that look like `word`, whatever its case and separators; best first."""
+    """The known words that resemble `word`, best first. Case and punctuation do not matter.
+
+    Args: most, how many at most.
+    """
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), name)
@@ -38,7 +41,7 @@ def _or(words: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-# Where options of version 0.1 have gone, by their dotted keys then.
+# The dotted keys of options in version 0.1, and what they are called in the current version.
 MOVED = {
     "agent": "agent.name",
     "net.encoder": "encoder.name",
@@ -74,19 +77,19 @@ MOVED = {
     "ensemble.gradient_scale": "agent.gradient_scale",
 }
 
-Kinds = Mapping[str, str]  # the kind of every section that is a union, by the section's name
+Kinds = Mapping[str, str]  # the chosen kind of every section that is a union: {"agent": "dqn", ...}
 
 
 def moved(key: str) -> str:
-    """A sentence that says where an option of version 0.1 is, empty for other keys."""
+    """A sentence that gives the new key of an option of version 0.1; "" for other keys."""
     return f"{key}: moved to {MOVED[key]}" if key in MOVED else ""
 
 
 def keys(model: type[BaseModel], prefix: str = "", *, kinds: Kinds | None = None) -> Iterator[str]:
-    """Every key path below a model, e.g. loss.gamma.
+    """Every dotted key of a model and its sections, e.g. loss.gamma.
 
-    Args: kinds of the sections that are unions; of a section that is missing there, the keys of all
-          its kinds.
+    Args: prefix of all keys; kinds, the kinds of the sections that are unions. For a union that is
+          not in `kinds`, the keys of all its kinds are given.
     """
     for name, field in model.model_fields.items():
         choices = _models(field.annotation)
@@ -98,7 +101,7 @@ def keys(model: type[BaseModel], prefix: str = "", *, kinds: Kinds | None = None
 
 
 def _kind(model: type[BaseModel], discriminator: Any) -> str | None:
-    """Which kind of a union a model describes; None where there is no union."""
+    """The kind that a model of a union describes; None if there is no union."""
     field = model.model_fields.get(discriminator) if isinstance(discriminator, str) else None
     return field.default if field else None
 
@@ -110,8 +113,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def section_models(root: type[BaseModel], section: str) -> dict[str, type[Any]]:
-    """The models of a section by kind; the only one of a section of one kind is under "". Empty for
-    an option that is no section."""
+    """The models of a section, by kind. A section that is no union has one model, under the key "".
+
+    Empty if `section` is a plain option.
+    """
     field = root.model_fields[section]
     models = _models(field.annotation)
     return {_kind(model, field.discriminator) or "": model for model in models}
@@ -135,7 +140,7 @@ def unions(root: type[BaseModel], prefix: str = "") -> dict[str, dict[str, type[
 def refused(
     error: ValidationError, root: type[BaseModel], *, where: str, kinds: Kinds | None = None
 ) -> ConfigError:
-    """All errors of a model in sentences, each led by where it was given."""
+    """A ConfigError with one line for each error of a model; each line starts with `where`."""
     lines = explained(error, root, kinds=kinds)
     return ConfigError("\n".join(f"{where}: {line}" for line in lines))
 
@@ -143,8 +148,11 @@ def refused(
 def explained(
     error: ValidationError, root: type[BaseModel], *, kinds: Kinds | None = None
 ) -> list[str]:
-    """One sentence for each error: key path, expected, got, nearest of the keys that the kinds of
-    all sections have."""
+    """One sentence for each error: the key, what was expected and got, and the nearest key.
+
+    Args: root, the model that was validated; kinds, the kinds of its unions, whose keys are
+          suggested.
+    """
     lines = []
     for detail in error.errors(include_url=False):
         lines.extend(_sentences(detail, root, kinds or {}))
@@ -196,7 +204,7 @@ def _key(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, Any]:
 
 
 def _meant(key: str, root: type[BaseModel], kinds: Kinds) -> str:
-    """A hint at the key that was meant, of those that the kinds at hand have."""
+    """The end of an error message that suggests an existing key; "" if none is similar."""
     known = list(dict.fromkeys(keys(root, kinds=kinds)))
     group, _, word = key.rpartition(".")
     beside = [name for name in known if name.rpartition(".")[2] == word]
@@ -210,9 +218,10 @@ def _meant(key: str, root: type[BaseModel], kinds: Kinds) -> str:
 
 
 def foreign(key: str, root: type[BaseModel], kinds: Kinds) -> str:
-    """Which other kinds of a section have an option, in words; empty where none has.
+    """Says which other kinds of a section have an option, e.g. "encoder frames has none, fox does".
 
-    Args: key, dotted, or the name of the option alone.
+    Args:    key, dotted, or the name of the option alone.
+    Returns: the sentence; "" if the chosen kind has the option, or no kind does.
     """
     group, _, word = key.rpartition(".")
     for section, models in unions(root).items():
@@ -231,7 +240,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _got(value: Any) -> str:
-    """What was given, in the words of a YAML file and on one line that can be read."""
+    """A value for an error message, on one line of at most about 200 characters."""
     if value is None:
         return "nothing"
     text = repr(value)
@@ -245,9 +254,9 @@ _EXPECTED = {
     "string_type": "a text",
     "string_unicode": "a text in Unicode",
     "tuple_type": "a list, e.g. [0, 1, 2]",
-    "model_type": "`key: value` lines of its own",
-    "model_attributes_type": "`key: value` lines of its own",
-    "dict_type": "`key: value` lines of its own",
+    "model_type": "`key: value` lines below it",
+    "model_attributes_type": "`key: value` lines below it",
+    "dict_type": "`key: value` lines below it",
     "invalid_key": "names as keys",
 }
 
@@ -257,7 +266,7 @@ def _expected(detail: ErrorDetails) -> str:
     if plain is None:
         text = detail["msg"].removeprefix("Input should be ")
         bound = next((x for x in detail.get("ctx", {}).values() if isinstance(x, float)), None)
-        # Pydantic writes out all the zeros of 1e-30.
+        # Pydantic's own text writes small bounds like 1e-30 with all their zeros.
         return text if bound is None else f"{text.rpartition(' ')[0]} {bound:g}"
     got = detail["input"]
     if detail["type"] == "int_type" and isinstance(got, float) and got.is_integer():

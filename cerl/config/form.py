@@ -1,7 +1,9 @@
-"""The options of a run as a command line: a form for tyro, made of the models of `cerl/config`.
+"""Makes command-line options of the options of a run.
 
-The form has the options of the kinds that the preset has chosen, or that the command line chooses
-in their place: `--encoder.name gru` shows and takes the options of a gru, from their defaults.
+tyro reads the command line into a form: a plain dataclass with the same fields as the pydantic
+models of `cerl/config`. For `agent`, `encoder` and `optim` it has the fields of the kind that the
+preset or the command line chooses: after `--encoder.name gru` it has those of a gru, at their
+defaults.
 """
 
 import dataclasses
@@ -21,10 +23,12 @@ from cerl.config.options import Config
 def overridden(
     name: str, arguments: Sequence[str], *, prog: str, changes: Mapping[str, Any] | None = None
 ) -> Config:
-    """The Config of a preset with options of the command line on top.
+    """The Config of a preset, overridden by options of the command line.
 
-    Args:   changes to the preset by dotted key, e.g. those of a study; the command line wins.
-    Raises: ConfigError; SystemExit after --help, or where an option cannot be read at all.
+    Args:   name of a preset or path of a YAML file; arguments, words of the command line; prog,
+            what usage messages call the program; changes to the preset by dotted key, e.g. those
+            of a study: options of the command line override them too.
+    Raises: ConfigError; SystemExit after --help, or if tyro cannot read an option.
     """
     import tyro
 
@@ -47,11 +51,13 @@ def overridden(
 
 
 def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> tuple[type, Any]:
-    """A model, or some of its keys, as a plain dataclass for tyro; the model itself checks later.
+    """A form for a model, and a form filled with the model's values.
 
-    So a wrong value reads the same whether it comes from a file or from the command line.
+    The form checks nothing. Its values are validated by the model later, so that a wrong value has
+    the same error message whether it comes from a file or from the command line.
 
-    Args: prefix, where a `Config` has the model: its dotted key and a dot, empty for the `Config`.
+    Args: only, dotted keys to include, empty: all; prefix, the dotted key of the model in a
+          `Config` and a dot, empty for the `Config` itself.
     """
     import tyro
 
@@ -82,11 +88,14 @@ def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> 
 
 
 def _with_kinds(form: type, *, section: str, text: str) -> type:
-    """The form of a section, whose name may be that of any of the section's kinds."""
+    """The form of a section that is a union: its `name` accepts all kinds of the section.
+
+    Args: form, that of the chosen kind; text, the help text of `name`.
+    """
     import tyro
 
     names = list(errors.unions(Config)[section])
-    text = f"{' '.join(text.split())}. Another kind starts from its own defaults."
+    text = f"{' '.join(text.split())}. Choosing another kind resets the section to its defaults."
     argument = tyro.conf.arg(help=text, metavar=f"{{{','.join(names)}}}")
     fields = [
         (
@@ -102,8 +111,10 @@ def _with_kinds(form: type, *, section: str, text: str) -> type:
 
 
 def key_of(word: str) -> str:
-    """The dotted key of an option as it is written, e.g. log.save_replay of --log.no-save-replay;
-    empty for other words."""
+    """The dotted key of an option of the command line; "" for words that are no options.
+
+    E.g. `--log.no-save-replay` and `--log.save_replay=true` are both log.save_replay.
+    """
     if not word.startswith("--"):
         return ""
     group, dot, name = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
@@ -111,13 +122,13 @@ def key_of(word: str) -> str:
 
 
 def refuse_moved(arguments: Sequence[str]) -> None:
-    """Raises: ConfigError if an option is given by its name in version 0.1."""
+    """Raises: ConfigError if an option has the name that it had in version 0.1."""
     if lines := [sentence for word in arguments if (sentence := errors.moved(key_of(word)))]:
         raise ConfigError("\n".join(f"--{line}" for line in lines))
 
 
 def _kinds(arguments: Sequence[str]) -> preset.Tree:
-    """The kinds that a command line chooses, as a tree of options."""
+    """The kinds that a command line chooses, as a tree, e.g. {"encoder": {"name": "gru"}}."""
     found: preset.Tree = {}
     for word, after in itertools.pairwise([*arguments, ""]):
         section, _, name = key_of(word).rpartition(".")
@@ -128,7 +139,7 @@ def _kinds(arguments: Sequence[str]) -> preset.Tree:
 
 
 def _refuse_foreign(arguments: Sequence[str], run: Config) -> None:
-    """Raises: ConfigError if an option is one of other kinds than those of the run."""
+    """Raises: ConfigError if an option exists only for other kinds than the run has."""
     known = set(errors.keys(Config, kinds=run.kinds))
     for word in arguments:
         key = key_of(word)
@@ -137,7 +148,7 @@ def _refuse_foreign(arguments: Sequence[str], run: Config) -> None:
 
 
 def _plain(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """The type to read from the command line, and the words it may be if there is a choice."""
+    """The type that tyro reads for an annotation, and the allowed words if it is a Literal."""
     if get_origin(annotation) is Literal:
         return str, get_args(annotation)
     if get_origin(annotation) is tuple:

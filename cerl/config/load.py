@@ -1,4 +1,4 @@
-"""From names of presets, files and overrides to a checked `Config`."""
+"""Makes a checked `Config` from a preset or a file, and overrides."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,10 @@ from cerl.config.options import Config
 
 
 def sections(tree: Mapping[str, Any], *, where: str) -> Config:
-    """The Config of a complete tree of options, each section checked by itself.
+    """The Config of a tree of options; checks each section, but not how sections go together.
 
-    Raises: ConfigError naming `where`, the key path, what was expected and got, the nearest key.
+    Args:   where, what error messages call the tree, e.g. a file.
+    Raises: ConfigError naming `where`, the key, what was expected and got, and the nearest key.
     """
     kinds = {}
     for section, (key, default) in preset.UNIONS.items():
@@ -31,9 +32,10 @@ def sections(tree: Mapping[str, Any], *, where: str) -> Config:
 
 
 def validated(tree: Mapping[str, Any], *, where: str) -> Config:
-    """The Config of a complete tree of options, with no contradictions between sections.
+    """The Config of a tree of options, after all checks.
 
-    Raises: ConfigError naming `where`, the key path, what was expected and got, the nearest key.
+    Args:   where, what error messages call the tree, e.g. a file.
+    Raises: ConfigError naming `where`, the key, what was expected and got, and the nearest key.
     """
     config = sections(tree, where=where)
     if problems := list(contradictions(config)):
@@ -42,7 +44,10 @@ def validated(tree: Mapping[str, Any], *, where: str) -> Config:
 
 
 def options(name: str) -> preset.Tree:
-    """The options of a preset or of a file, one of version 0.1 included. Raises: ConfigError."""
+    """The tree of options of a preset or a YAML file; files of version 0.1 are converted.
+
+    Raises: ConfigError.
+    """
     return convert.upgraded(preset.tree(name), where=name)
 
 
@@ -58,10 +63,10 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 
 def evaluated(config: Config, asked: Mapping[str, Any]) -> Config:
-    """A run's Config with another evaluation.
+    """The Config of a run with other options of its evaluation.
 
-    Args:   asked, options of `eval` by name; a number of episodes takes the place of a budget of
-            agent steps.
+    Args:   asked, options of `eval` by name. If it has `episodes`, a budget of agent steps
+            (eval.steps) no longer applies.
     Raises: ConfigError.
     """
     changes = dict(asked)

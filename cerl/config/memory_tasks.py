@@ -1,7 +1,7 @@
-"""Tasks that need memory, as data: rules and options of every level, and how long an episode lasts.
+"""The table of tasks that need memory: which rules and options each has, and its longest episode.
 
 T-mazes (Ni et al. 2023, arXiv:2307.03864) and the 42 tasks of POPGym 1.0.7 (Morad et al. 2023,
-arXiv:2303.01859). The rules themselves are in `envs/memory`; here is what a config has to know.
+arXiv:2303.01859). The rules themselves are in `envs/memory`.
 """
 
 import math
@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 from cerl.config import errors
 
-CARDS = 52  # of one deck
+CARDS = 52  # cards of one deck
 
 
 class Task(NamedTuple):
-    """A level of a game."""
+    """A game at one level of difficulty."""
 
     rules: str  # the function of `envs/memory` that makes the game
-    options: Mapping[str, Any]  # what it is given
+    options: Mapping[str, Any]  # the arguments of that function
 
 
 def _levels(name: str, rules: str, **options: tuple) -> dict[str, Task]:
-    """The three levels of a game: an option is (easy, medium, hard)."""
+    """The three levels of a game. Args: options, values at (easy, medium, hard) by name."""
     return {
         f"{name}{level}": Task(rules, {key: values[k] for key, values in options.items()})
         for k, level in enumerate(("Easy", "Medium", "Hard"))
@@ -61,7 +61,7 @@ TASKS: dict[str, Task] = {
 
 
 def popgym_name(name: str) -> str:
-    """The name itself. Raises: ValueError if it is none of POPGym's tasks."""
+    """The name itself. Raises: ValueError if POPGym has no such task."""
     if name not in POPGYM:
         raise ValueError(
             f"env.name: POPGym has no task {name!r}{errors.nearest(name, list(POPGYM))} "
@@ -71,11 +71,11 @@ def popgym_name(name: str) -> str:
 
 
 def level(name: str, asked: Mapping[str, Any]) -> Task:
-    """A task with options of one's own in place of its level's.
+    """A task, some of whose options are replaced.
 
-    Args:    asked, by name; None: the level's.
-    Raises:  ValueError on an unknown name, an option that the task does not have, a k beyond the
-             cards.
+    Args:    asked, values of options by name; None keeps that of the level.
+    Raises:  ValueError on an unknown name, an option that the task does not have, or a k that is
+             not below the number of cards.
     """
     task = TASKS.get(name)
     if task is None:
@@ -101,7 +101,7 @@ def level(name: str, asked: Mapping[str, Any]) -> Task:
 
 
 def tries(cards: int) -> int:
-    """Agent steps after which POPGym truncates Concentration with so many cards."""
+    """Agent steps after which POPGym truncates Concentration. Args: cards, how many there are."""
     return math.ceil(2 * cards - cards / (2 * cards - 1))
 
 

@@ -1,4 +1,4 @@
-"""What every section of a config is made of: frozen, strict models with finite numbers only."""
+"""The base class of all models of a config: frozen, strict, with finite numbers only."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -24,7 +24,7 @@ class Model(BaseModel):
     @field_validator("*")
     @classmethod
     def _countable(cls, value: Any) -> Any:
-        """Whole numbers end up in tensors and files, whose integers have 64 bits."""
+        """Refuses whole numbers that no 64-bit integer of a tensor or file can hold."""
         if type(value) is int and abs(value) >= COUNTABLE:
             raise PydanticCustomError("too_large", "a whole number below 2**63")
         return value
@@ -34,9 +34,9 @@ Kind = TypeVar("Kind", bound=Model)
 
 
 def of_kind(section: Model, kind: type[Kind]) -> Kind:
-    """A section of a config, known to be of one kind of its union.
+    """The section itself, for callers that need one kind of a union (and for the type checker).
 
-    Raises: TypeError if it is of another kind.
+    Raises: TypeError if the section is of another kind.
     """
     if not isinstance(section, kind):
         raise TypeError(f"expected a {kind.__name__}, got a {type(section).__name__}")

@@ -1,10 +1,9 @@
-"""Every option of cerl, with its unit: one frozen, strict tree of models.
+"""Every option of a run, with its unit: `Config`, a frozen, strict tree of pydantic models.
 
-A run is one `Config`. Presets (`configs/**.yaml`) state only differences from their `base:`; the
-command line overrides single keys. "Agent steps" are action selections of one seed (loop iterations
-x E), whatever the number of environments and seeds; a frame is one emulator frame. The sections
-`env`, `agent`, `encoder` and `optim` are unions: each kind has its own options, and none of the
-others'.
+Presets (`configs/**.yaml`) state only differences from their `base:`; the command line overrides
+single keys. "Agent steps" count the actions of one seed in all of its E environments (iterations of
+the training loop x E); a frame is one emulator frame. The sections `env`, `agent`, `encoder` and
+`optim` are unions: each kind has only the options that mean something to it.
 """
 
 import re
@@ -37,26 +36,28 @@ INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member
 
 
 class NetConfig(Model):
-    """Network of one member: convolutions, a sequence network if `encoder` is one, hidden layers,
-    output."""
+    """The network of one member, from input to output: convolutions, the sequence network if
+    `encoder` names one, hidden layers, output layer."""
 
     channels: Ints = ()
-    """filters of each convolution; empty: no convolution, observations are flattened. With
-    agent sac a member's policy has convolutions of its own, its C critics share others"""
+    """number of filters of each convolution; empty: no convolutions, observations are flattened.
+    With agent sac, the policy of a member has one stack of convolutions, its C critics share
+    another"""
     kernels: Ints = ()
     """kernel size of each convolution, cells"""
     strides: Ints = ()
     """stride of each convolution, cells"""
     padding: Literal["valid", "same"] = "valid"
-    """of the convolutions: none, or zeros so that only strides shrink the image"""
+    """padding of the convolutions. valid: none; same: zeros, so that only strides shrink the
+    image"""
     hidden: Ints = (64, 64)
-    """width of each hidden layer; the last one is the paper's penultimate layer"""
+    """width of each hidden layer; the last one is what papers call the penultimate layer"""
     scale: float = Field(default=1.0, ge=1e-9, le=1e9)
-    """observations are divided by this inside the network"""
+    """the network divides observations by this, e.g. 255 for pixels"""
     init: Literal["fan_in", "xavier", "variance", "orthogonal"] = "fan_in"
-    """fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
-    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0; orthogonal: gain sqrt 2 (1 for log standard
-    deviations), biases 0 (agent: sac)"""
+    """initialisation. fan_in: U(+-1/sqrt(fan_in)), weights and biases; xavier: uniform, biases 0;
+    variance: U(+-sqrt(sqrt(3)/fan_in)), biases 0; orthogonal (only agent sac): gain sqrt 2, for log
+    standard deviations 1, biases 0"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -77,25 +78,26 @@ class NetConfig(Model):
 
 
 class EnsembleConfig(Model):
-    """Who learns what from whom."""
+    """The ensemble: its members, what they share, what their heads regress to, and who acts."""
 
     members: int = Field(default=1, ge=1)
     """N, ensemble members of a seed"""
     shared_layers: int = Field(default=0, ge=0)
-    """L, leading layers shared by all members (in order: convolutions, hidden layers, output; a
-    sequence network is one layer, its convolutions included)"""
+    """L, number of first layers that all members share (the order is convolutions, hidden layers,
+    output layer; a sequence network with its convolutions counts as one layer)"""
     heads: HeadKindName = Field(default="own", description=in_words())
     fork: Literal["final", "both"] = "final"
-    """where heads fork: only the output layer, or the last hidden layer and the output layer"""
+    """layers that each head of a member has for itself. final: the output layer; both: the last
+    hidden layer and the output layer"""
     horizons: int = Field(default=10, ge=1)
     """heads of a member under a kind of heads with horizons of their own (multi_horizon)"""
     duty: Literal["uniform", "tandem", "first"] = "uniform"
-    """who acts: a member drawn uniformly; member 0 with active_probability, else member 1 (tandem);
-    always member 0 (first)"""
+    """which member is on duty, i.e. acts. uniform: one drawn uniformly; tandem: member 0 with
+    probability active_probability, else member 1; first: always member 0"""
     active_probability: float = Field(default=0.9, ge=0, le=1)
-    """tandem: share of episodes in which member 0 acts"""
+    """with duty tandem: probability that member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
-    """when the member on duty is drawn anew"""
+    """how often the member on duty is drawn: for every episode or for every agent step"""
 
     @property
     def several_heads(self) -> bool:
@@ -109,39 +111,40 @@ class EnsembleConfig(Model):
 
 
 class LossConfig(Model):
-    """What an update minimises."""
+    """Returns and batches of an update."""
 
     gamma: float = Field(default=0.99, ge=0, le=1)
     """discount of one agent step"""
     n_step: int = Field(default=1, ge=1, le=1000)
-    """rewards summed before bootstrapping, agent steps"""
+    """n of n-step returns: rewards summed before bootstrapping, agent steps"""
     batches: Literal["shared", "independent", "own", "disjoint"] = "shared"
-    """shared: one batch for all members; independent: one each, of all data; own: one each, of the
-    data that the member generated; disjoint: one each, every row being one random member's"""
+    """shared: one batch for all members; independent: a batch for each member, from all data; own:
+    a batch for each member, from the data that it generated; disjoint: a batch for each member,
+    where every row of the data belongs to one member, chosen at random"""
     batches_probability: float = Field(default=1.0, ge=0, le=1)
     """share of updates that use `batches`; the others use one shared batch"""
     mask_probability: float = Field(default=1.0, gt=0, le=1)
-    """bootstrap mask: probability that a member learns from a row"""
+    """probability that a member learns from a row (bootstrap mask, as in Bootstrapped DQN)"""
 
 
 class OptimOptions(Model):
-    """What both optimisers have: one of them for every member of every seed."""
+    """Options of both optimisers; every member of every seed is optimised on its own."""
 
-    name: Any  # one word, a type of its own in every kind
+    name: Any  # every kind narrows it to a Literal of one word
     """kind of the optimiser"""
     lr: float = Field(default=2.5e-4, gt=0, le=1000)
     """learning rate, constant over the run"""
     clip_norm: float = Field(default=0.0, ge=0, le=1e9)
-    """each member's gradient is scaled down to this L2 norm; 0: no clipping"""
+    """largest L2 norm of a member's gradient, which is scaled down to it; 0: no clipping"""
 
 
 class AdamConfig(OptimOptions):
     """Adam (Kingma and Ba 2015)."""
 
     name: Literal["adam"] = "adam"
-    """steps of the moments' ratio, corrected for their start at zero"""
+    """Adam, with bias correction"""
     eps: float = Field(default=1e-8, ge=1e-30, le=1000)
-    """added to the denominator of the step, outside the root"""
+    """added to the denominator of the step, outside the square root"""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """decay of the first moment"""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -152,13 +155,13 @@ class RmsPropConfig(OptimOptions):
     """Centred RMSProp (Graves 2013)."""
 
     name: Literal["rmsprop"] = "rmsprop"
-    """centred: the second moment less the square of the first"""
+    """centred RMSProp: divides by the root of the second moment minus the squared first moment"""
     eps: float = Field(default=1e-8, ge=1e-30, le=1000)
-    """added to the denominator of the step, inside the root"""
+    """added to the denominator of the step, inside the square root"""
     decay: float = Field(default=0.95, ge=0, lt=1)
     """decay of both moments"""
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    """momentum of the scaled step"""
+    """momentum of the step after that division; 0: none"""
 
 
 OptimConfig = Annotated[AdamConfig | RmsPropConfig, Field(discriminator="name")]
@@ -168,74 +171,79 @@ class ReplayConfig(Model):
     """The replay buffer of each seed."""
 
     capacity: int = Field(default=100_000, ge=2)
-    """rows per seed, reset rows included"""
+    """rows per seed; the last observation of an episode takes a row of its own"""
     batch: int = Field(default=32, ge=1)
-    """B, rows of a batch"""
+    """B, rows of a batch (with a sequence network: windows)"""
     start: int = Field(default=5_000, ge=1)
     """agent steps of one seed before the first update"""
     placement: Literal["device", "host"] = "device"
-    """where rows live; host: pinned memory, slower"""
+    """where rows are stored. device: memory of the training device; host: pinned host memory,
+    slower"""
     reward_clip: float = Field(default=0.0, ge=0, le=1e9)
-    """rewards are clipped to +- this before they are stored; 0: not (returns are never clipped)"""
+    """rewards are clipped to +- this before they are stored; 0: no clipping (reported returns are
+    never clipped)"""
     candidates: int = Field(default=8, ge=1)
-    """rows drawn for each slot of a batch, of which the first valid one is taken"""
+    """random rows drawn for each slot of a batch; the first valid one of them is used, and a slot
+    without any has weight 0"""
     sampler: SamplerConfig = UniformConfig()
     """how rows are drawn: uniform, or prioritised by the errors of their values"""
 
 
 class ScheduleConfig(Model):
-    """How long, and how often what happens."""
+    """The length of a run, and how often networks and target networks are updated."""
 
     steps: int = Field(default=100_000, ge=1)
     """length of the run, agent steps of one seed"""
     update_every: int = Field(default=4, ge=1)
-    """agent steps of one seed per update"""
+    """agent steps of one seed from one round of updates to the next"""
     updates: int = Field(default=1, ge=1)
-    """updates made where update_every asks for one"""
+    """updates in a round"""
     target_every: int = Field(default=1_000, ge=1)
-    """agent steps of one seed between copies to the target network (target_rate 1)"""
+    """agent steps of one seed between copies to the target network (with target_rate 1)"""
     target_rate: float = Field(default=1.0, gt=0, le=1)
-    """below 1: after every update the target network moves by this share towards the online one"""
+    """1: the target network is a copy, renewed every target_every agent steps; below 1: after every
+    update it moves by this share towards the online network (soft update)"""
 
 
 class ExploreConfig(Model):
-    """Epsilon-greedy exploration during training: constant, then linear decay."""
+    """Epsilon-greedy exploration during training: epsilon is constant, then decays linearly."""
 
     start: float = Field(default=1.0, ge=0, le=1)
-    """epsilon until `hold` agent steps"""
+    """epsilon for the first `hold` agent steps"""
     end: float | None = Field(default=0.01, ge=0, le=1)
-    """epsilon after the decay; None (in a file null): a random action in the longest episode, 1 /
-    its agent steps (families whose episodes have a limit)"""
+    """epsilon after the decay; None (in a file null): 1 / agent steps of the longest episode, i.e.
+    one random action per episode on average (only families whose episodes have a limit)"""
     hold: int = Field(default=5_000, ge=0)
-    """agent steps before the decay begins"""
+    """agent steps of one seed before the decay begins"""
     decay: int = Field(default=100_000, ge=1)
-    """agent steps of the linear decay"""
+    """agent steps of one seed that the decay takes"""
 
 
 class EvalConfig(Model):
     """Evaluation of every member and of the aggregate."""
 
     every: int = Field(default=50_000, ge=1)
-    """agent steps of one seed between evaluations (the last one comes at the end of the run)"""
+    """agent steps of one seed between evaluations (one more is made at the end of the run)"""
     episodes: int = Field(default=10, ge=1)
     """episodes of each member, and of each aggregate policy, per evaluation and seed"""
     share: bool = False
-    """the episodes are shared out over the members: each plays 1/N of them, rounded up"""
+    """divides the episodes among the members: each plays 1/N of them, rounded up"""
     slots: int = Field(default=0, ge=0)
-    """environments per member or aggregate, each playing its share of the episodes, at most one an
-    episode; 0: as many as episodes"""
+    """environments for each member or aggregate policy, which play at the same time; at most one
+    per episode; 0: as many as episodes"""
     epsilon: float = Field(default=0.01, ge=0, le=1)
-    """share of random actions"""
+    """share of random actions in evaluations"""
     policies: Policies = ("individual", "vote")
-    """any of individual (every member), vote (the most frequent greedy action), mean (greedy in the
-    mean Q, or the mean of the members' actions), random (a member drawn for each episode);
-    sac: individual_mode and mean_mode, the same with the members' modes for actions"""
+    """policies to evaluate. individual: every member; vote: the most frequent greedy action of the
+    members; mean: greedy action of the mean Q, or mean of the members' continuous actions; random:
+    a member drawn for each episode; individual_mode, mean_mode (only agent sac): with the modes of
+    the members' policies in place of sampled actions"""
     steps: int = Field(default=0, ge=0)
-    """0: a fixed number of episodes; else the original's budget for each policy: whole episodes
-    until this many agent steps"""
+    """0: a fixed number of episodes; else a budget for each policy, as in the code of the CERL
+    paper: whole episodes are played until this many agent steps are spent"""
     time_limit: int = Field(default=27_000, ge=1)
-    """agent steps after which an evaluation episode is cut and counted, in every family; a shorter
-    limit of the task or of env.time_limit stands"""
+    """agent steps after which an evaluation episode is cut off and counted, in every family; a
+    shorter limit of the task or env.time_limit applies first"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -248,7 +256,7 @@ class EvalConfig(Model):
             yield "eval.policies: expected at least one of individual, vote, mean, random; got none"
         if self.share and self.steps:
             yield (
-                "eval.share: shares out a number of episodes, and eval.steps asks for a budget of "
+                "eval.share: divides a number of episodes, but eval.steps asks for a budget of "
                 f"agent steps; expected false or eval.steps 0, got true and {self.steps}"
             )
         most = ("eval.steps", self.steps) if self.steps else ("eval.episodes", self.episodes)
@@ -262,7 +270,7 @@ class EvalConfig(Model):
 
 
 class LogConfig(Model):
-    """What a run writes, and when."""
+    """What a run writes to its folder, and when."""
 
     every: int = Field(default=5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
@@ -270,47 +278,49 @@ class LogConfig(Model):
     """agent steps of one seed between checkpoints (one is also saved at the start, at the end, and
     when the run is told to stop)"""
     checkpoint_minutes: float = Field(default=15.0, ge=0)
-    """minutes between checkpoints, beside those of checkpoint_every; 0: not by the clock"""
+    """a checkpoint is also saved when the newest is older than this many minutes; 0: never"""
     save_replay: bool = True
-    """checkpoints hold the replay buffer (RUN/replay, written beside training, new rows only);
-    without it a resumed run refills it first"""
+    """checkpoints include the replay buffer (in RUN/replay; new rows are written while training
+    goes on). Without it a resumed run has to refill its replay first"""
 
 
 class Config(Model):
     """One run: a population of seeds x members on one environment."""
 
     preset: str = ""
-    """name of the preset that this run started from; goes into every result row"""
+    """name of the preset that this run started from; it is written to every result row"""
     seeds: Ints = (0,)
     """seeds trained side by side in this process; all different"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: cuda where there is one"""
+    """cpu, cuda, cuda:1, ...; auto: cuda if there is one"""
     threads: int = Field(default=1, ge=0)
-    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 64 or 4 for a
-    core; 0: one for each core"""
+    """CPU threads of tensor arithmetic (small networks are fastest with 1), at most 64 or 4 per
+    core; 0: one per core"""
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"
-    """of matrix products on a GPU; everything else is float32"""
+    """precision of matrix products on a GPU; everything else is float32"""
     compile: bool = False
-    """fuses acting and the update with torch.compile (about a minute at start; without effect on a
-    CPU)"""
+    """compiles acting and the update with torch.compile (takes about a minute at the start; no
+    effect on a CPU)"""
     out: str = "runs"
-    """folder that receives the run folder"""
+    """folder in which the run folder is made"""
     diverged: Literal["freeze", "cut", "error"] = "freeze"
-    """a seed whose losses, parameters or optimiser's moments are not finite: freeze, it learns no
-    more and its rows go on, marked; cut, they end there too; error, the run stops"""
+    """what to do with a seed whose losses, parameters or optimiser moments are not finite. freeze:
+    train it no further and mark its later result rows; cut: train it no further and write no later
+    rows; error: stop the run"""
     env: EnvConfig = CatchEnv()
     """family of tasks"""
     agent: AgentConfig = DqnConfig()
-    """dqn: expected values; quantile: distributions of agent.quantiles quantiles; sac: soft
-    actor-critic, for continuous actions"""
+    """dqn: values are expected returns; quantile: values are distributions; sac: soft actor-critic,
+    for continuous actions"""
     encoder: EncoderConfig = FramesConfig()
-    """frames: a stack of the last observations; the others read windows of rows: mlp (no memory),
-    gru, transformer (softmax attention) or fox (forgetting attention)"""
+    """frames: a stack of the last observations; the others are sequence networks, which read
+    windows of rows: mlp (no memory), gru, transformer (softmax attention), fox (forgetting
+    attention)"""
     net: NetConfig = NetConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = AdamConfig()
-    """adam, or centred rmsprop with epsilon inside the root"""
+    """adam, or rmsprop: centred RMSProp with epsilon inside the square root"""
     replay: ReplayConfig = ReplayConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     explore: ExploreConfig = ExploreConfig()
@@ -319,7 +329,7 @@ class Config(Model):
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The kind of every section that is a union, by the name of the section."""
+        """The chosen kind of every section that is a union, e.g. {"agent": "dqn", ...}."""
         return {
             "env": self.env.family,
             "agent": self.agent.name,
@@ -330,7 +340,7 @@ class Config(Model):
 
     @property
     def epsilon_schedule(self) -> ExploreConfig:
-        """`explore` with a number at its end."""
+        """`explore`, with `end` computed from the longest episode if it is None."""
         if self.explore.end is not None:
             return self.explore
         return self.explore.model_copy(update={"end": 1 / self.env.longest})
@@ -343,15 +353,15 @@ class Config(Model):
 
     @property
     def rows_looked_back_on(self) -> int:
-        """R, rows that a row's features depend on, its own included: as many as a window has, where
-        the encoder is not asked for fewer."""
+        """R, the number of rows that one layer of the encoder looks back on, its own row included:
+        encoder.cache, or a whole window."""
         own = self.encoder.cache if isinstance(self.encoder, AttentionOptions) else 0
         return own or self.rows_of_window.total
 
     @property
     def rows_of_refresh(self) -> int:
-        """Rows of replay that a refresh of what acting remembers reads again: each layer looks back
-        on R rows of the layer below."""
+        """Rows of replay that a refresh of the carry reads. Each of L layers looks back on R rows
+        of the layer below, and one more row holds the action and reward before the first."""
         layers = self.encoder.layers if isinstance(self.encoder, SequenceOptions) else 1
         return layers * self.rows_looked_back_on + 1
 
@@ -362,7 +372,7 @@ class Config(Model):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What is wrong with the options outside the sections, a sentence each."""
+        """One sentence for each problem with the options that are in no section."""
         yield from filter(None, (unreadable(key, getattr(self, key)) for key in ("preset", "out")))
         if self.preset.startswith((".", "-")):
             yield f"preset: expected a name that begins with a letter or digit, got {self.preset!r}"
@@ -372,8 +382,8 @@ class Config(Model):
             yield "seeds: expected at least one seed, got none; e.g. --seeds 0 1 2"
         for seed in sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
             yield (
-                f"seeds: {seed} is given {self.seeds.count(seed)} times; every seed trains on its "
-                "own, so all must be different"
+                f"seeds: {seed} is given {self.seeds.count(seed)} times; expected different seeds, "
+                "since equal ones would train exactly alike"
             )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:

@@ -1,6 +1,7 @@
-"""Presets as plain trees of options: one YAML file each, stating only differences from its `base:`.
+"""Reads presets (YAML files that state only differences from their `base:`) and merges them.
 
-Reading and merging only; what a tree means is checked by `cerl/config/`.
+The result is a tree of options: nested dicts of plain values. This module does not check which
+options exist; the models of `cerl/config` do.
 """
 
 import re
@@ -15,16 +16,18 @@ from cerl.config.errors import ConfigError
 from cerl.text import visible
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-SUFFIXES = (".yaml", ".yml")  # of a preset that is a file of one's own
+SUFFIXES = (".yaml", ".yml")  # a name that ends like this is the path of a user's own file
 
 Tree = dict[str, Any]
 
 
 class Union(NamedTuple):
-    """A section of a config that is of one of several kinds; it may lie in another section."""
+    """A section of a config that has several kinds, with different options.
 
-    key: str  # the option that says which
-    default: str  # the kind of a section that does not say; empty: it has to
+    The section may lie in another one; its key is then dotted."""
+
+    key: str  # the option that says which kind it is
+    default: str  # the kind if that option is missing; "": it must not be missing
 
 
 UNIONS = {
@@ -35,11 +38,12 @@ UNIONS = {
     "replay.sampler": Union("name", "uniform"),
 }
 
-DEEPEST = 32  # lists and mappings inside each other, at most
-LARGEST = 200_000  # values of a file, at most; those behind an alias count as often as it stands
-LONGEST = 40  # digits of a whole number, at most
+DEEPEST = 32  # most levels of nested lists and mappings
+LARGEST = 200_000  # most values of a file; the values of an alias count at each of its uses
+LONGEST = 40  # most digits of a whole number
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
-# The core schema of YAML 1.2, and underscores between digits: yes, on, 1:30 and dates are texts.
+# Words are read by the core schema of YAML 1.2, so `yes`, `on`, `1:30` and dates are texts, and
+# 1e-4 is a number. In addition, underscores may separate digits.
 _SCHEMA = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -53,17 +57,18 @@ _SCHEMA = {
 
 
 class _Loader(yaml.SafeLoader):
-    """One YAML document as plain values, each error with the path of its key."""
+    """Reads one YAML document as plain values; error messages name the path of the key."""
 
     yaml_implicit_resolvers = {}
 
     def __init__(self, text: str | bytes) -> None:
         super().__init__(text)
-        self.path: list[str] = []  # of the node that is being read
+        self.path: list[str] = []  # keys that lead to the node that is being read
         self.values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """PyYAML calls itself once a level; this ends before Python's own limit does."""
+        """Reads a node. PyYAML recurses once a level, so deep nesting is refused before Python's
+        recursion limit is reached."""
         self.path.append(str(getattr(index, "value", index)))
         if len(self.path) > DEEPEST:
             key = ".".join(self.path[1:4])
@@ -76,7 +81,7 @@ class _Loader(yaml.SafeLoader):
         """The value of a node. Raises: ConfigError."""
         self.values += 1
         if self.values > LARGEST or depth > DEEPEST:
-            raise ConfigError(f"{key}: expected fewer values, got an alias that repeats too many")
+            raise ConfigError(f"{key}: expected fewer values, got aliases that repeat too many")
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
             return [self.plain(n, f"{key}.{i}", depth + 1) for i, n in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
@@ -106,7 +111,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that `_Loader` would read as something else."""
+    """Writes YAML; quotes every text that `_Loader` would read as something else."""
 
 
 for _name, (_pattern, _first) in _SCHEMA.items():
@@ -117,7 +122,7 @@ for _name, (_pattern, _first) in _SCHEMA.items():
 
 
 def _scalar(kind: str, text: str) -> Any:
-    """The value of a word of YAML. Raises: ValueError with expected and got."""
+    """The value of a YAML scalar. Args: kind, its type, e.g. int. Raises: ValueError."""
     digits = text.replace("_", "")
     match kind:
         case "str":
@@ -138,8 +143,9 @@ def _scalar(kind: str, text: str) -> Any:
 
 
 def parsed(text: str | bytes, *, where: str) -> Any:
-    """The plain values of a YAML document; None for an empty one.
+    """The plain values of a YAML document; None if it is empty.
 
+    Args:   where, what error messages call the document, e.g. a file.
     Raises: ConfigError naming `where` and the key.
     """
     try:
@@ -153,12 +159,12 @@ def parsed(text: str | bytes, *, where: str) -> Any:
 
 
 def written(tree: Mapping[str, Any]) -> str:
-    """A tree as YAML, which `parsed` gives back."""
+    """A tree as a YAML document; `parsed` reads it back."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False)
 
 
 def options(text: str | bytes, *, where: str) -> Tree:
-    """The tree of options that a YAML document states. Raises: ConfigError."""
+    """The tree of options in a YAML document. Raises: ConfigError if it has no keys."""
     tree = parsed(text, where=where)
     if not isinstance(tree, dict) or not tree:
         got = "nothing" if not tree else f"a {type(tree).__name__}"
@@ -167,7 +173,7 @@ def options(text: str | bytes, *, where: str) -> Tree:
 
 
 def read(path: Path) -> Tree:
-    """The tree of one file. Raises: ConfigError."""
+    """The tree of options in one file, without those of its base. Raises: ConfigError."""
     try:
         return options(path.read_bytes(), where=str(path))
     except OSError as error:
@@ -175,12 +181,12 @@ def read(path: Path) -> Tree:
 
 
 def scalar(text: str, *, where: str) -> Any:
-    """A word of the command line, read as a value in a YAML file is. Raises: ConfigError."""
+    """The value of a word of the command line, read like a YAML value. Raises: ConfigError."""
     return parsed(text, where=where)
 
 
 def as_word(value: Any) -> str:
-    """A value as one word that `scalar` reads."""
+    """A value written as one word of the command line; `scalar` reads it back."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
@@ -198,7 +204,10 @@ def studies() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a preset; a name that ends in .yaml is a path. Raises: ConfigError."""
+    """The file of a preset. A name that ends in .yaml or .yml is the path of a file.
+
+    Raises: ConfigError if there is no such preset.
+    """
     if name.endswith(SUFFIXES) and "\0" not in name:
         return Path(name)
     if name not in presets():
@@ -210,13 +219,13 @@ def find(name: str) -> Path:
 
 
 def description(name: str) -> str:
-    """First comment line of a preset's file: its source, and what to expect."""
+    """The first line of a preset's file, if it is a comment: its source, and what to expect."""
     first = find(name).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     return visible(first.lstrip("# ")) if first.startswith("#") else ""
 
 
 def title(name: str) -> str:
-    """What a preset is called in rows and folders: its name, or the stem of a file of one's own."""
+    """What result rows and run folders call a preset: its name, or the stem of a user's file."""
     if not name.endswith(SUFFIXES):
         return name
     stem = re.sub(r"[^\w.+-]+", "-", Path(name).stem).lstrip(".-")
@@ -224,7 +233,10 @@ def title(name: str) -> str:
 
 
 def tree(name: str) -> Tree:
-    """What a preset says on top of its bases, and its title as `preset`. Raises: ConfigError."""
+    """The options of a preset, merged over those of its bases, and its title as `preset`.
+
+    Raises: ConfigError.
+    """
     path = find(name)
     found = _chain(path, ())
     if "env" not in found:
@@ -250,17 +262,18 @@ def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
         below = find(base)
     except ConfigError as error:
         raise ConfigError(f"{path}: base: {error}") from error
-    # A base that is a file lies beside the file that names it, and lends it no name.
+    # A relative path of a base is relative to the file that names it. The title of a base is
+    # dropped, since the preset has its own.
     lower = _chain(path.parent / below, (*above, path))
     lower.pop("preset", None)
     return merged(lower, tree)
 
 
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """`top` over `base`, key by key.
+    """The options of `base`, overridden key by key by those of `top`.
 
-    A section of `UNIONS` whose kind `top` states, another one than that of `base`, starts from the
-    new kind's own defaults: nothing that `base` says of the section is kept.
+    If `top` changes the kind of a section of `UNIONS`, the section starts from the defaults of the
+    new kind: all options that `base` has in it are dropped.
     """
     for section, (key, default) in UNIONS.items():
         below, above = at(base, section), at(top, section)
@@ -287,7 +300,7 @@ def _without(tree: Mapping[str, Any], path: str) -> Tree:
 
 
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """`top` over `base`, key by key, whatever the keys are."""
+    """`base`, overridden key by key by `top`, without special treatment of unions."""
     out = dict(base)
     for key, value in top.items():
         below = out.get(key)
@@ -298,7 +311,7 @@ def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
 
 
 def nested(overrides: Mapping[str, Any]) -> Tree:
-    """{"env.name": "asterix"} as {"env": {"name": "asterix"}}; nested keys stay as they are."""
+    """Splits dotted keys: {"env.name": "asterix"} becomes {"env": {"name": "asterix"}}."""
     out: Tree = {}
     for key, value in overrides.items():
         for part in reversed(key.split(".")):
@@ -308,7 +321,7 @@ def nested(overrides: Mapping[str, Any]) -> Tree:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option of a tree with its dotted key; an empty group is one of its own."""
+    """Every option of a tree: its dotted key and value. An empty mapping counts as a value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")

@@ -9,22 +9,23 @@ import torch
 
 ROOT = Path("/")
 MACHINE, PROCESS = "machine", "process"
-UNLIMITED = 1 << 60  # bytes: larger limits are none
+UNLIMITED = 1 << 60  # bytes; a limit of this or more counts as no limit
 
 
 class Limit(NamedTuple):
-    """Bytes that may still be allocated, and who shares them."""
+    """How many bytes can still be allocated under one limit, and what the limit applies to."""
 
     free: int  # bytes
     scope: str  # MACHINE, PROCESS, the folder of a control group, or the name of a GPU
 
 
 def free_bytes(device: torch.device, *, root: Path = ROOT) -> list[Limit]:
-    """Bytes that this process can still allocate on a device, by everything that limits them.
+    """Bytes that this process can still allocate on a device, under every limit that applies.
 
-    Args:    root, below which the files of the kernel are looked for.
-    Returns: [] if unknown; on the host one entry each for the machine, for every control group of
-             this process that has a limit, and for its address space.
+    Args:    root, the folder that has /proc and /sys (another one in tests).
+    Returns: for a GPU one entry; for the host one for the machine, one for every control group of
+             this process with a memory limit, and one for a limit of its address space. [] if
+             nothing is known.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -34,7 +35,7 @@ def free_bytes(device: torch.device, *, root: Path = ROOT) -> list[Limit]:
 
 
 def gpu_name(device: torch.device) -> str:
-    """The same for a GPU in all processes, whatever number it has there."""
+    """A name of a GPU that is the same in all processes, whatever its number is there."""
     return f"gpu {torch.cuda.get_device_properties(device).uuid}"
 
 
@@ -53,7 +54,7 @@ def _machine(root: Path) -> Iterator[Limit]:
 
 
 def group_folders(root: Path = ROOT) -> list[Path]:
-    """Folders of the control groups that limit the memory of this process, innermost first."""
+    """Folders of the control groups (Linux cgroups) of this process, innermost first."""
     folders = []
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -67,7 +68,7 @@ def group_folders(root: Path = ROOT) -> list[Path]:
             tops = [root / "sys/fs/cgroup/memory"]
         else:
             continue
-        # In a container the path may be that of the host, of which only the top is to be seen.
+        # In a container the path may be the one on the host; then only its top folder exists here.
         inner = Path(path.lstrip("/"))
         folders += [top / part for top in tops for part in (inner, *inner.parents)]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
@@ -95,7 +96,7 @@ def _number(file: Path) -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of files in a group's cache that the kernel drops when memory is wanted."""
+    """Bytes of a control group's file cache, which the kernel frees when memory is needed."""
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
@@ -115,7 +116,10 @@ def _address_space(root: Path) -> Iterator[Limit]:
 
 
 def pages(process: int | str, column: int, *, root: Path = ROOT) -> int:
-    """Bytes of a process: column 0 its address space, 1 what is resident; 0 if unknown."""
+    """Bytes of memory of a process, from /proc/<process>/statm; 0 if unknown.
+
+    Args: process, its number or "self"; column, 0 for its address space, 1 for resident memory.
+    """
     try:
         numbers = (root / f"proc/{process}/statm").read_text().split()
     except OSError:
@@ -124,7 +128,7 @@ def pages(process: int | str, column: int, *, root: Path = ROOT) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation did not succeed."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)

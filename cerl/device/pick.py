@@ -1,4 +1,4 @@
-"""Which device a run is on, and setting this process up for it."""
+"""Chooses the device of a run and sets the process up for it."""
 
 import os
 
@@ -7,13 +7,16 @@ import torch
 from cerl.config import Config
 from cerl.device.kind import kind_of
 
-THREADS_A_CORE, FEW_THREADS = 4, 64  # many more than cores cannot be started, or crash
+# The most threads that may be asked for: 4 per core, or 64 if that is more. With far more threads
+# than cores, threads cannot be started, or the process crashes.
+THREADS_A_CORE, FEW_THREADS = 4, 64
 
 
 def pick(name: str) -> torch.device:
-    """The device of a config, made the current one where it has a number (kernels launch there).
+    """The device with a config's `device` as name. A GPU with a number becomes the current one of
+    this process, since kernels are launched there.
 
-    Raises: ValueError if it does not exist here.
+    Raises: ValueError if it does not exist on this machine.
     """
     if name == "auto":
         return torch.device(kind_of(name))
@@ -26,7 +29,7 @@ def pick(name: str) -> torch.device:
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
         raise ValueError(
-            f"device: {name!r} asked for, but {count} CUDA devices are visible; use cpu"
+            f"device: expected one of the {count} visible CUDA devices, or cpu; got {name!r}"
         )
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
@@ -34,9 +37,9 @@ def pick(name: str) -> torch.device:
 
 
 def prepare(config: Config) -> torch.device:
-    """Sets this process up for a config. Returns: its device.
+    """Sets the device and the number of CPU threads of this process. Returns: the device.
 
-    Raises: ValueError for a device or a number of threads that this machine does not have.
+    Raises: ValueError if this machine does not have the device, or too few cores for the threads.
     """
     device = pick(config.device)
     cores = os.cpu_count() or 1
@@ -45,7 +48,7 @@ def prepare(config: Config) -> torch.device:
         if threads > most:
             raise ValueError(
                 f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
-                f"{threads}; 0 is one for each core"
+                f"{threads}; 0 means one per core"
             )
     torch.set_num_threads(config.threads or cores)
     return device

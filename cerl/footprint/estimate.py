@@ -1,11 +1,12 @@
-"""How much memory a run will take, found by building it once from tensors without memory.
+"""Estimates how much memory a run will take, by building it once from tensors without memory.
 
-`estimate` builds the parts of a run on torch's `meta` device and takes one step of each, so the
-sizes are those of the code itself: networks, optimisers, replay, caches, batches, activations. It
-leaves out Python and the libraries, buffers inside kernels, and the saving of a checkpoint.
-Measured peaks of fourteen runs on a CPU are 0.6 to 1.6 times the estimate, most of them 0.7 to 1.2
-times: tensors that live as long as the run are counted exactly, for temporary ones the C library's
-heap decides.
+`estimate` builds the parts of a run on torch's `meta` device and lets each take one step. So the
+sizes of networks, optimisers, replay, caches, batches and activations are those of the real code.
+Not included are Python and its libraries, buffers inside kernels, and the saving of a checkpoint.
+
+Measured peaks of fourteen runs on a CPU were 0.6 to 1.6 times the estimate, most of them 0.7 to 1.2
+times. Tensors that live as long as the run are counted exactly; the memory of temporary ones
+depends on the heap of the C library.
 """
 
 import contextlib
@@ -30,13 +31,13 @@ from cerl.learn import Learner
 from cerl.replay import Replay
 from cerl.sampler import sampler_of
 
-BEYOND = 1 << 62  # bytes: stands for sizes that no 64-bit integer can count
+BEYOND = 1 << 62  # bytes; stands for sizes that do not fit into a 64-bit integer
 HOST = "cpu"
-HEAP = 1.75  # bytes of heap that the C library holds for each byte of temporary tensors
-FEW = 8, 16  # learnt rows of the two short windows from which a long one is extrapolated
+HEAP = 1.75  # bytes of heap that the C library takes for each byte of temporary tensors (measured)
+FEW = 8, 16  # learnt rows of the two short windows from which the size of a long one is computed
 MAKE_AGENT = Callable[[Config, EnvSpec, torch.device], Agent[Any, Any, Any]]
 
-# The options that a part grows with, shapes of the environment left out.
+# For each part of a run the options on which its size depends, apart from those of observations.
 _SIZES = ("net.hidden", "net.channels", "agent.critics", "agent.quantiles", "ensemble.horizons")
 _SEQUENCE = ("encoder.layers", "encoder.width", "encoder.ratio")
 _NETWORK = ("seeds", "ensemble.members", *_SIZES, *_SEQUENCE)
@@ -57,41 +58,44 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Bytes of a simulator on the host, measured, by family.
+# Measured bytes of one simulator on the host, by family; then those of any other family.
 SIMULATOR = {"atari": 2_000_000, "mujoco": 1_000_000, "dmc": 12_500_000}
 OTHER_SIMULATOR = 50_000
 
 
 class Part(NamedTuple):
-    """Bytes that one part of a run takes in one place."""
+    """The memory that one part of a run takes on one device."""
 
     name: str  # key of OPTIONS
-    place: str  # cpu or cuda:N
+    place: str  # the device: cpu (host memory) or cuda:N
     size: int  # bytes
 
 
 class Needs(NamedTuple):
-    """The memory that a run takes, part by part; the sizes come from the options of `config`."""
+    """The memory that a run with the options of `config` takes, part by part.
+
+    A place is a device whose memory is used: cpu (host memory) or cuda:N.
+    """
 
     parts: tuple[Part, ...]
     config: Config
 
     def total(self) -> dict[str, int]:
-        """Bytes by place."""
+        """Bytes of all parts, by place."""
         totals: dict[str, int] = {}
         for part in self.parts:
             totals[part.place] = totals.get(part.place, 0) + part.size
         return totals
 
     def largest(self, place: str) -> Part:
-        """The part that takes most of a place."""
+        """The largest part in a place."""
         return max((p for p in self.parts if p.place == place), key=lambda part: part.size)
 
     def listed(self, place: str) -> str:
-        """The parts in a place, largest first, in words: `9.1 GB: replay 7.1, networks 0.6`."""
+        """The parts in a place, largest first, e.g. `9.1 GB: replay 7.1, networks 0.6`."""
         total = self.total()[place]
         if total >= BEYOND:
-            return f"more than can be counted: {self.largest(place).name}"
+            return f"more than a 64-bit number of bytes: {self.largest(place).name}"
         unit, name = _unit(total)
         parts = sorted((p for p in self.parts if p.place == place), key=lambda p: -p.size)
         shown = [(p.name, f"{p.size / unit:,.1f}") for p in parts]
@@ -99,7 +103,10 @@ class Needs(NamedTuple):
         return f"{total / unit:,.1f} {name}: {named}"
 
     def culprits(self, place: str) -> str:
-        """Options that the largest part in a place grows with, large values first, seeds last."""
+        """The options that make the largest part in a place large, e.g. `replay.capacity (100000)`.
+
+        At most three with large values, the largest first, and then the number of seeds.
+        """
         part, found, seeds = self.largest(place), [], ""
         shapes = [f"env.{name}" for name in _OBSERVED if hasattr(self.config.env, name)]
         for key in (*OPTIONS[part.name], *shapes):
@@ -114,14 +121,14 @@ class Needs(NamedTuple):
             else:
                 found.append((value or 0, f"{key} ({value})"))
         found.sort(key=lambda one: -one[0])
-        # Values far below the largest one are not the reason.
+        # Options with values far below the largest one are unlikely to be the reason.
         least = max(2, found[0][0] ** (1 / 3))
         named = [words for value, words in found[:3] if value >= least]
         return ", ".join([*named, *filter(None, [seeds])])
 
 
 def gigabytes(size: int) -> str:
-    """A size in words, in decimal units."""
+    """A number of bytes as text in decimal units, e.g. 9.1 GB."""
     unit, name = _unit(size)
     return f"{size / unit:,.1f} {name}"
 
@@ -133,10 +140,11 @@ def _unit(size: int) -> tuple[int, str]:
 def estimate(
     config: Config, *, device: torch.device, agent: MAKE_AGENT, evaluating: bool = False
 ) -> Needs:
-    """What a run of `config` takes on `device` and on the host; allocates next to nothing.
+    """Estimates the memory of a run on `device` and on the host, without allocating it.
 
-    Args:   agent makes the agent of a config; evaluating: only networks and one evaluation.
-    Raises: ValueError where the run itself would, for options that do not fit together.
+    Args:   agent, a function that makes the agent of a config (`cerl.wiring.make_agent`);
+            evaluating, count only what `cerl eval` needs: networks and one evaluation.
+    Raises: ValueError for options that do not fit together, as the run itself would.
     """
     one = None if config.env.resident else _simulator(config)
 
@@ -146,7 +154,8 @@ def estimate(
     learnt = config.rows_of_window.learnt
     slow = isinstance(config.encoder, GruConfig) and device.type == "cpu" and learnt > FEW[1]
     if slow:
-        # Recurrent units go row by row on a CPU; each row of a window takes the same.
+        # On a CPU a GRU steps row by row, which makes long windows slow to simulate. Each row
+        # takes the same memory, so two short windows give the size of a long one.
         few, more = (measured(_windows(config, rows)) for rows in FEW)
         rest = (learnt - FEW[0]) / (FEW[1] - FEW[0])
         sizes = {name: round(few[name] + rest * (more[name] - few[name])) for name in few}
@@ -163,20 +172,23 @@ def estimate(
 
 
 def _windows(config: Config, rows: int) -> Config:
-    """The config with so many learnt rows in a window."""
+    """The config with `rows` learnt rows in a window."""
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"learnt": rows})})
 
 
 def _sizes(
     config: Config, one: EnvSpec | None, *, kind: str, agent: MAKE_AGENT, evaluating: bool
 ) -> dict[str, int]:
-    """Bytes of every part on a kind of device; BEYOND for a part too large to count."""
+    """Bytes of every part of a run; BEYOND if a part is too large to count.
+
+    Args: one, the spec of a simulator, None if environments are on the device; kind, cpu or cuda.
+    """
     ledger = Ledger()
     try:
         with ledger, standing_for(kind):
             held = _wired(config, one, ledger, agent, fused=kind == "cuda", evaluating=evaluating)
             sizes = dict(ledger.live)
-            del held  # the parts live up to here, as they do in a run
+            del held  # the parts must live until their bytes were read from the ledger
     except (RuntimeError, OverflowError, TypeError) as error:
         if not _countless(error):
             raise
@@ -185,8 +197,8 @@ def _sizes(
         # Each captured graph keeps the memory of its own intermediate results.
         sizes |= {name: ledger.peak[name] for name in ("acting", "batches", "evaluation")}
     rest, at = max(ledger.highest - sum(sizes.values()), 0), ledger.highest_in
-    # Temporary tensors of the networks are made once, when they are filled; all others again and
-    # again, and the heap grows over them.
+    # Temporary tensors that are allocated again and again fragment the heap of the C library, which
+    # then takes more memory than they have. Those of initialising networks are allocated once.
     if kind == "cpu" and at != "networks":
         rest = int(HEAP * rest)
     sizes[at] = sizes.get(at, 0) + rest
@@ -194,7 +206,7 @@ def _sizes(
 
 
 def place_of(device: torch.device) -> str:
-    """The name of a device: cpu, cuda:0, ..."""
+    """The name of a device, always with its number: cpu, cuda:0, ..."""
     if device.type != "cuda" or device.index is not None:
         return str(device)
     return f"cuda:{torch.cuda.current_device()}"
@@ -209,10 +221,12 @@ def _wired(
     fused: bool,
     evaluating: bool,
 ) -> list[Any]:
-    """The parts of a run, after a step of each.
+    """Builds the parts of a run on the meta device and lets each take a step.
 
-    Args: one, the spec of a simulator where environments live on the host; fused, optimisers need
-          no memory to step; evaluating, only networks and an evaluation.
+    Args:    one, the spec of a simulator, None if environments are on the device; fused, whether
+             optimiser steps are fused kernels, which need no temporary memory; evaluating, build
+             only networks and an evaluation.
+    Returns: the parts, which the caller keeps alive.
     """
     keys = draw.seed_keys(config.seeds, device=META)
     ledger.account = "evaluation"
@@ -254,11 +268,11 @@ def _wired(
 
 
 def _nothing(grads: object) -> None:
-    """A step that allocates nothing."""
+    """Takes the place of an optimiser step that allocates nothing."""
 
 
 def _envs(config: Config, one: EnvSpec | None, count: int, *, salt: int) -> VecEnv:
-    """`count` environments of every seed, without memory."""
+    """`count` environments of every seed, on the meta device."""
     if one is not None:
         return _Blank(one._replace(envs=count), len(config.seeds))
     env = config.env.model_copy(update={"envs": count})
@@ -266,7 +280,7 @@ def _envs(config: Config, one: EnvSpec | None, count: int, *, salt: int) -> VecE
 
 
 def _simulator(config: Config) -> EnvSpec:
-    """The spec of a config's simulators, asked of one of them."""
+    """The spec of a config's simulators, taken from one that is made and closed again."""
     env = config.env.model_copy(update={"envs": 1})
     one = envs.make(env, seeds=config.seeds[:1], salt=0, device="cpu")
     try:
@@ -276,7 +290,7 @@ def _simulator(config: Config) -> EnvSpec:
 
 
 class _Blank:
-    """Environments that show nothing, in place of simulators on the host."""
+    """Takes the place of simulators on the host; all observations are tensors without memory."""
 
     note = ""
 
@@ -306,18 +320,18 @@ class _Blank:
 
 
 def _countless(error: Exception) -> bool:
-    """Whether a tensor had more bytes or elements than an integer counts."""
+    """Whether an error means that the size of a tensor does not fit into an integer."""
     text = str(error).lower()
     return isinstance(error, OverflowError) or "overflow" in text or out_of_memory(error)
 
 
 def refusal(needs: Needs, place: str, *, free: int, reserved: int = 0) -> str:
-    """The error message of a run that does not fit.
+    """The error message for a run that does not fit into the memory of a place.
 
-    Args: free, bytes of the place that are left to this run; reserved, bytes taken off before that
-          because other runs will need them.
+    Args: free, bytes that are left for this run; reserved, free bytes that other runs have reserved
+          (not included in `free`).
     """
-    others = f" ({gigabytes(reserved)} more are kept for other runs)" if reserved else ""
+    others = f" ({gigabytes(reserved)} more are reserved by other runs)" if reserved else ""
     return (
         f"memory: the run needs {needs.listed(place)}; {gigabytes(free)} are free on {place}"
         f"{others}. {_advice(needs, place)}"
@@ -325,6 +339,7 @@ def refusal(needs: Needs, place: str, *, free: int, reserved: int = 0) -> str:
 
 
 def _advice(needs: Needs, place: str) -> str:
+    """The part of an error message that says which options to make smaller."""
     part = needs.largest(place).name
     culprits = needs.culprits(place)
     text = f"Most goes to {part}"
@@ -336,9 +351,9 @@ def _advice(needs: Needs, place: str) -> str:
 
 
 def explained(error: BaseException, needs: Needs | None) -> RuntimeError | None:
-    """An allocator's error in words of options; None for other errors.
+    """Translates an out-of-memory error into one that names options; None for other errors.
 
-    Args: needs of the run in which it happened, if they are known.
+    Args: needs, the estimate for the run, None if there is none.
     """
     if not out_of_memory(error):
         return None
@@ -359,7 +374,7 @@ def explained(error: BaseException, needs: Needs | None) -> RuntimeError | None:
 
 @contextlib.contextmanager
 def explaining(needs: Needs | None) -> Iterator[None]:
-    """Raises RuntimeError in words of options where an allocation inside does not succeed."""
+    """A context that raises RuntimeError, with advice on options, if memory runs out inside."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

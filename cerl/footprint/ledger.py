@@ -1,7 +1,7 @@
 """Counts the bytes that code would allocate, without allocating them.
 
-Torch's `meta` device runs code on shapes alone. A `Ledger` sees every operation there and counts
-each tensor from when it is made until nothing holds it or a view of it any more.
+On torch's `meta` device tensors have a shape but no memory. A `Ledger` sees every operation there.
+It counts the bytes of a tensor from its creation until it and all views of it are deleted.
 """
 
 import functools
@@ -20,8 +20,10 @@ _aten = torch.ops.aten
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes in use and their peaks, by account: tensors belong to the `account` that was set when
-    they were made.
+    """A context that counts the bytes of meta tensors, by account.
+
+    A tensor belongs to the `account` that was set when it was created. `live` are the bytes in use
+    by account, `peak` their largest values; `total` and `highest` are the same for all accounts.
     """
 
     def __init__(self) -> None:
@@ -30,12 +32,12 @@ class Ledger(TorchDispatchMode):
         self.live: dict[str, int] = defaultdict(int)
         self.peak: dict[str, int] = defaultdict(int)
         self.total = 0
-        self.highest, self.highest_in = 0, ""  # peak of the total, and the account set then
+        self.highest, self.highest_in = 0, ""  # peak of `total`, and the account at that time
         self._known: dict[int, weakref.ref] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a second
+        return False  # with True torch would import its compiler, which takes a second
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -72,7 +74,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors of arguments or results, those in lists included."""
+    """All tensors in arguments or results, also those inside lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -80,25 +82,28 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-# Torch works out the results of many operations by Python code whose first call imports its
-# compiler, a second at the start of every run. Those that runs use are worked out here.
+# For many operations on meta tensors torch computes the shapes of the results in Python code whose
+# first call imports its compiler. That would add a second to the start of every run, so the
+# functions below compute the results of those operations that runs use.
 
 
 def _broadcast(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Results of the shape that the inputs broadcast to; types as of numbers on the CPU."""
+    """Elementwise operations: results have the shape that the inputs broadcast to. The operation on
+    tensors of one element on the CPU tells the types."""
     shape = torch.broadcast_shapes(*(x.shape for x in _tensors(args)))
     small = [torch.ones([1] * x.dim(), dtype=x.dtype) if isinstance(x, Tensor) else x for x in args]
     return _like(func(*small, **kwargs), lambda _: shape)
 
 
 def _in_place(func: Any, args: tuple, kwargs: dict) -> Tensor:
+    """Operations in place: the result is the first input."""
     return args[0]
 
 
 def _reduced(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Results whose axes are some of those of the first input.
+    """Reductions and scans: the result has some of the axes of the first input.
 
-    Which ones is read off the result for a small input on the CPU, whose axes all differ in size.
+    To find out which, the operation runs on a small CPU tensor whose axes all have different sizes.
     """
     sizes = range(2, 2 + args[0].dim())
     whole = dict(zip(sizes, args[0].shape, strict=True)) | {1: 1}
@@ -114,7 +119,7 @@ def _like(small: Any, shape: Callable[[Sequence[int]], Sequence[int]]) -> Any:
 
 def _cat(func: Any, args: tuple, kwargs: dict) -> Tensor:
     parts, axis = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    full = [x for x in parts if x.shape != (0,)] or parts  # torch takes such an empty one anywhere
+    full = [x for x in parts if x.shape != (0,)] or parts  # torch.cat ignores tensors of shape (0,)
     shape = list(full[0].shape)
     shape[axis] = sum(x.shape[axis] for x in full)
     return torch.empty(shape, dtype=_promoted(parts), device=META)

@@ -1,8 +1,9 @@
-"""Whether a run fits beside what other runs of this user have reserved, and reserving its memory.
+"""Reserves memory for a run, and checks that it fits beside the other runs of this user.
 
-A run takes hours to fill what it will need, so free memory says little where runs start together.
-Each process therefore leaves a file of what it will take, in a folder of this user alone; whoever
-comes next takes off free memory what those that are alive have not yet taken.
+A run may take hours until it uses all the memory that it needs (replay fills slowly), so free
+memory alone does not tell whether another run fits. Each process therefore writes a file with what
+it will need, into a folder of this user. A new run subtracts from free memory what processes that
+are alive have reserved and not taken yet.
 """
 
 import contextlib
@@ -21,24 +22,24 @@ from cerl.device import free
 from cerl.footprint.estimate import HOST, Needs, gigabytes, refusal
 from cerl.record import files
 
-SHARE = 0.95  # of free memory, at most, that a run may need
-PATIENCE = 10.0  # seconds that others may hold the lock
+SHARE = 0.95  # largest share of free memory that a run may need
+PATIENCE = 10.0  # seconds to wait for the lock of the folder
 
 
 class Claim(NamedTuple):
-    """Memory that another process reserved and has not taken yet."""
+    """Memory that another process has reserved and not taken yet."""
 
-    process: int
-    left: dict[str, int]  # bytes by place: HOST, or the name of a GPU
-    groups: list[str]  # folders of the control groups that the process is in
+    process: int  # its number
+    left: dict[str, int]  # bytes by place: HOST, or the name of a GPU (`free.gpu_name`)
+    groups: list[str]  # folders of the control groups of the process
 
 
 def check_fits(needs: Needs, *, root: Path = free.ROOT, folder: Path | None = None) -> str:
-    """Compares what a run needs with what is free beside what other processes reserved.
+    """Compares what a run needs with free memory that no other run has reserved.
 
-    Args:    root, see `free.free_bytes`; folder of reservations, if not this user's.
-    Returns: both in words: `needs 9.1 GB: replay 7.1, networks 0.6; free 20.1 GB on cuda:0`.
-    Raises:  RuntimeError with the same numbers and what to do, where it does not fit.
+    Args:    root, see `free.free_bytes`; folder of reservations, None for the usual one.
+    Returns: both as text: `needs 9.1 GB: replay 7.1, networks 0.6; free 20.1 GB on cuda:0`.
+    Raises:  RuntimeError with the same numbers and advice, if the run does not fit.
     """
     with _shared(folder) as place:
         return _compared(needs, place, root)
@@ -48,9 +49,11 @@ def check_fits(needs: Needs, *, root: Path = free.ROOT, folder: Path | None = No
 def reserved(
     needs: Needs, *, root: Path = free.ROOT, folder: Path | None = None
 ) -> Iterator["Reservation"]:
-    """Checks as `check_fits` does, and keeps the memory from other runs while the block runs.
+    """A context that reserves memory for a run, after checking as `check_fits` does.
 
-    Where no file can be written the run goes on without. Raises: RuntimeError as `check_fits`.
+    If the file cannot be written, the run goes on without a reservation.
+
+    Raises: RuntimeError as `check_fits`.
     """
     with _shared(folder) as place:
         words = _compared(needs, place, root)
@@ -64,17 +67,21 @@ def reserved(
 
 
 class Reservation:
-    """The file in which this process says what it will take; `words` are those of `check_fits`."""
+    """The file that tells other processes what this one will need.
+
+    `words` is the text that `check_fits` returns.
+    """
 
     def __init__(self, needs: Needs, file: Path | None, root: Path, words: str) -> None:
         self.words = words
         self._needs, self._file, self._root = needs, file, root
-        self._before = free.pages("self", 1, root=root)  # resident, not of this run
+        self._before = free.pages("self", 1, root=root)  # bytes resident before the run's own
 
     def write(self) -> None:
-        """Writes what is still to be taken; called again once the run has taken some of it.
+        """Writes the file; called again when the run has taken more of its memory.
 
-        Nobody else can see how much of a GPU a process holds, so it takes that off itself.
+        Other processes see how much host memory this one has taken, but not how much GPU memory. So
+        the file has all that the run needs on the host, and only what is still missing on a GPU.
         """
         if self._file is None:
             return
@@ -97,13 +104,14 @@ class Reservation:
             files.write_text(self._file, json.dumps(said))
 
     def end(self) -> None:
-        """Gives the memory back to others."""
+        """Ends the reservation."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.unlink()
 
 
 def _compared(needs: Needs, folder: Path | None, root: Path) -> str:
+    """The text of `check_fits`. Raises: RuntimeError if the run does not fit."""
     claims = [] if folder is None else list(_claims(folder, root))
     words = []
     for place, wanted in needs.total().items():
@@ -123,15 +131,18 @@ def _compared(needs: Needs, folder: Path | None, root: Path) -> str:
 
 
 def _within(claim: Claim, scope: str, place: str) -> bool:
-    """Whether what another process still wants counts against a limit: it is on this GPU, on this
-    machine, or in the control group that the limit is of."""
+    """Whether the claim of another process has to be subtracted from a limit.
+
+    It has to, if the limit is that of a GPU or of the machine, or of a control group that the
+    process is in.
+    """
     if place != HOST or scope == free.MACHINE:
         return True
     return scope in claim.groups
 
 
 def _claims(folder: Path, root: Path) -> Iterator[Claim]:
-    """What processes that are alive have reserved and not yet taken; files of the dead go."""
+    """The claims of all other processes that are alive; deletes the files of dead ones."""
     for file in sorted(folder.glob("*.json")):
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
@@ -139,7 +150,7 @@ def _claims(folder: Path, root: Path) -> Iterator[Claim]:
             wanted = {str(name): int(size) for name, size in said["wanted"].items()}
             groups, before = [str(group) for group in said["groups"]], int(said["before"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # of another version, or gone just now
+            continue  # the file is of another version of cerl, or was deleted meanwhile
         if process == os.getpid():
             continue
         if not _alive(process) or _started(process, root) != started:
@@ -147,7 +158,8 @@ def _claims(folder: Path, root: Path) -> Iterator[Claim]:
                 file.unlink()
             continue
         resident = free.pages(process, 1, root=root)
-        if not resident:  # unknown here: free memory may be without it already
+        # If its resident memory is unknown, free memory may already be without what it has taken.
+        if not resident:
             wanted.pop(HOST, None)
         elif HOST in wanted:
             wanted[HOST] = max(0, wanted[HOST] - max(0, resident - before))
@@ -159,23 +171,27 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # alive, of another user
+    except OSError:  # it is alive and belongs to another user
         return True
     return True
 
 
 def _started(process: int, root: Path) -> str:
-    """When a process began, which tells it from a later one of the same number; "" if unknown."""
+    """The start time of a process, which tells it from a later process with the same number; "" if
+    unknown."""
     try:
         text = (root / f"proc/{process}/stat").read_text()
     except OSError:
         return ""
-    return text.rpartition(")")[2].split()[19]  # the name before it may hold anything
+    # Field 22 of the file. The name of the program, in brackets, may contain blanks and brackets,
+    # so fields are counted after the last bracket.
+    return text.rpartition(")")[2].split()[19]
 
 
 @contextlib.contextmanager
 def _shared(folder: Path | None) -> Iterator[Path | None]:
-    """The folder of reservations, locked; None where there can be none."""
+    """A context that locks the folder of reservations. Yields: the folder; None if it cannot be
+    made or locked."""
     place = _folder(folder)
     if place is None:
         yield None
@@ -193,7 +209,7 @@ def _shared(folder: Path | None) -> Iterator[Path | None]:
 
 
 def _folder(folder: Path | None) -> Path | None:
-    """A folder that is this user's and nobody else's to write in, made if missing; or None."""
+    """The folder of reservations, created if missing; None if others could write into it."""
     if not hasattr(os, "getuid"):
         return None
     user = os.getuid()

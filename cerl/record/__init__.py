@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, rows and metrics, checkpoints, and who may write them."""
+"""The run folder: config, result rows, metrics, TensorBoard events, checkpoints, lock, console."""

@@ -1,8 +1,9 @@
 """Checkpoints of a run: numbered files in its folder, written whole or not at all, checked on load.
 
-A checkpoint is written beside the others and renamed only once it is on the disk, so a crash or a
-full disk leaves the ones before it as they are. torch does not verify its own archive; loading
-does. Rows of replay lie beside it, in pieces that it names (`cerl/record/pieces.py`).
+A checkpoint is written under a temporary name and renamed once it is on the disk, so a crash or a
+full disk does not harm the older ones. `torch.load` does not verify the checksums of its archive;
+this module does. The rows of replay are in other files, the pieces, which the checkpoint names
+(`cerl/record/pieces.py`).
 """
 
 import contextlib
@@ -28,11 +29,11 @@ from cerl.record.spool import Spool
 from cerl.replay import Replay
 from cerl.state import CheckpointError, lost, plain, size
 
-FORMAT = 5  # raised where what a checkpoint holds has another shape, or leaves other names
-KEEP = 2  # checkpoints of a run folder
+FORMAT = 5  # raised whenever the structure of the content of a checkpoint changes
+KEEP = 2  # newest checkpoints that stay in a run folder
 _NAME = re.compile(r"checkpoint-(\d{6,18})\.pt")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What the standard library raises over an archive whose bytes are wrong.
+# Errors that the standard library raises for an archive with wrong bytes.
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, ValueError, RuntimeError, KeyError, OverflowError),
@@ -40,20 +41,21 @@ _BROKEN = (
 
 
 class Damaged(CheckpointError):
-    """A checkpoint that cannot be used; says only what is wrong with it ("damaged (...)")."""
+    """A checkpoint that cannot be used. The message is the end of a sentence: "damaged (...)"."""
 
 
 class Loaded(NamedTuple):
     """A checkpoint that was read."""
 
-    state: dict[str, Any]  # on the CPU mapped to the file, until it is copied
+    state: dict[str, Any]  # on the CPU its tensors are memory-mapped from the file
     file: Path
-    damaged: list[str]  # a sentence on each newer one
-    replay: Manifest | None  # its rows of replay, still on the disk
+    damaged: list[str]  # a sentence on each newer checkpoint that could not be used
+    replay: Manifest | None  # names the files with its rows of replay, which are not read yet
 
 
 class _File:
-    """Hands torch's writes to a file and keeps the error that torch would replace by its own."""
+    """A file for `torch.save`. It keeps an OSError of a write, which torch replaces by its own
+    error without the reason."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.error = file, None
@@ -70,19 +72,19 @@ class _File:
 
 
 class Checkpoints:
-    """Saves a run into its folder: what `save` is given, and the rows of its replay.
+    """Saves checkpoints of one run into its folder, and the rows of its replay.
 
-    Args of the constructor: replay, None where checkpoints leave it out.
+    Args of the constructor: replay, or None if checkpoints leave it out (log.save_replay).
     """
 
     def __init__(self, folder: Path, replay: Replay | None) -> None:
         self.folder = folder
         self.spool = None if replay is None else Spool(folder, replay)
-        # Files of pieces that each checkpoint needs; None where that cannot be read.
+        # For each checkpoint the names of the pieces that it needs; None if it cannot be read.
         self.needed = {file.name: _needed(file) for file in files(folder)}
 
     def restore(self, loaded: Loaded) -> None:
-        """Reads the rows of replay of a checkpoint in place.
+        """Reads the rows of replay of a checkpoint into the replay, in place.
 
         Raises: CheckpointError if they are damaged, or belong to a run with other options.
         """
@@ -91,10 +93,11 @@ class Checkpoints:
         self._sweep()
 
     def stream(self) -> None:
-        """Hands new rows of replay to a thread that writes them, once they fill a piece.
+        """Passes new rows of replay to a thread that writes them, once they fill a piece.
 
-        To be called once an iteration; nearly always it only counts.
-        Raises: CheckpointError if rows could not be written; they are tried again later.
+        Called once in every iteration; most calls only count.
+
+        Raises: CheckpointError if rows could not be written; later calls try again.
         """
         if self.spool is None:
             return
@@ -104,10 +107,12 @@ class Checkpoints:
             self._sweep()
 
     def save(self, state: dict[str, Any]) -> Path:
-        """Writes a checkpoint of a state (see `save`) and of replay. Returns: its file.
+        """Writes a checkpoint of a state and of the rows of replay.
 
-        Raises: CheckpointError if it could not be written; the older ones are then as they were,
-                and the next call tries again.
+        Args:    state, as in the function `save` of this module.
+        Returns: the file.
+        Raises:  CheckpointError if it could not be written; the older ones are then unharmed, and
+                 the next call tries again.
         """
         needed = size(state)
         rows = None
@@ -120,32 +125,33 @@ class Checkpoints:
         return file
 
     def close(self) -> None:
-        """Ends the thread; rows that are not in a checkpoint yet are given up."""
+        """Ends the thread that writes rows; rows that no checkpoint names yet are given up."""
         if self.spool is not None:
             self.spool.close()
 
     def needs(self, state: dict[str, Any], *, every: int, iterations: int) -> int:
-        """Bytes on the disk that a run needs at most, if rows do not shrink when compressed.
+        """The most bytes on the disk that the checkpoints of a run need, without compression.
 
-        Args: state, what is going to be saved; every, iterations between checkpoints; iterations
+        Args: state, what `save` will be given; every, iterations between checkpoints; iterations
               of the whole run.
         """
         needed = (KEEP + 1) * size(state)
         if self.spool is not None:
             rows = self.spool.replay.rows
-            # The older checkpoint's rows and all that came since; no checkpoint needs more than
-            # its own ring, and what lies behind the ring goes at once.
+            # The rows of the oldest checkpoint that is kept, and all newer ones. Each checkpoint
+            # needs at most one ring of rows, and pieces with only overwritten rows are deleted.
             kept = rows + KEEP * min(every, rows)
             needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
         return needed
 
     def taken(self) -> int:
-        """Bytes on the disk that checkpoints and pieces of this run take already."""
+        """Bytes on the disk that the present checkpoints and pieces of this run take."""
         found = [*files(self.folder), *(self.folder / pieces.FOLDER).glob("*")]
         return sum(file.lstat().st_size for file in found)
 
     def _sweep(self) -> None:
-        """Deletes pieces that neither a checkpoint nor the ring needs."""
+        """Deletes pieces that neither a checkpoint nor the present ring of replay needs. If a
+        checkpoint cannot be read, nothing is deleted, since it may need any of them."""
         self.needed = {file.name: self.needed.get(file.name) for file in files(self.folder)}
         keep = set() if self.spool is None else self.spool.names
         for names in self.needed.values():
@@ -163,7 +169,7 @@ class Checkpoints:
 
 
 def _needed(file: Path) -> set[str] | None:
-    """Names of the pieces of a checkpoint, without reading its tensors."""
+    """Names of the pieces that a checkpoint needs; None if it cannot be read."""
     try:
         _, replay = _content(file, torch.device("cpu"))
     except CheckpointError:
@@ -172,7 +178,7 @@ def _needed(file: Path) -> set[str] | None:
 
 
 def files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Checkpoints of a run folder, the oldest first; whether they are intact is not looked at."""
+    """The checkpoints of a run folder, oldest first. Whether they are intact is not checked."""
     folder = Path(folder)
     names = os.listdir(folder) if folder.is_dir() else []
     return [folder / name for name in sorted(filter(_NAME.fullmatch, names), key=_number)]
@@ -190,15 +196,16 @@ def save(
     replay: Manifest | None = None,
     keep: int = KEEP,
 ) -> Path:
-    """Writes `checkpoint-<number>.pt`, one number above the newest, then deletes all but `keep`.
+    """Writes `checkpoint-<number>.pt`, one number above the newest, then deletes all but the newest
+    `keep` checkpoints.
 
-    Args:    state, nested dicts, lists and tuples of tensors, numbers, strings, bytes and None.
-             Tensors may be on any device; each travels to the host on its own. replay: its rows,
-             which are on the disk.
+    Args:    state, nested dicts, lists and tuples of tensors, numbers, strings, bytes and None;
+             tensors may be on any device, and are copied to the host one at a time. replay, names
+             the files with the rows of replay, which are already on the disk.
     Returns: the file.
-    Raises:  ValueError if the state holds anything else (it could not be loaded), or keep < 1;
-             CheckpointError if the disk is full or the folder not writable: the temporary file is
-             removed, and what was there stays.
+    Raises:  ValueError if the state has anything else, which could not be loaded again, or if
+             keep < 1; CheckpointError if the disk is full or the folder cannot be written to: the
+             temporary file is then removed, and older checkpoints are unharmed.
     """
     folder = Path(folder)
     if keep < 1:
@@ -220,7 +227,7 @@ def save(
 
 
 def _write(raw: BinaryIO, content: dict[str, Any]) -> None:
-    """Raises: OSError."""
+    """Writes the archive of a checkpoint. Raises: OSError."""
     file = _File(raw)
     try:
         torch.save(content, file)  # pyright: ignore[reportArgumentType]
@@ -231,12 +238,13 @@ def _write(raw: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Refuses before anything is written where the tensors alone do not fit."""
+    """Raises: OSError if the free space is less than `needed` bytes, those of the tensors."""
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _unsaved(folder: Path, needed: int, error: OSError) -> str:
+    """The error message if a checkpoint could not be written. Args: needed, bytes; 0: unknown."""
     before = files(folder)
     last = f"the newest is still {before[-1].name}" if before else "there is none yet"
     if error.errno not in _FULL:
@@ -255,7 +263,7 @@ def _unsaved(folder: Path, needed: int, error: OSError) -> str:
 
 
 def in_words(count: float) -> str:
-    """Bytes in a unit that reads well."""
+    """A number of bytes in words, e.g. 12.3 MB."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -269,22 +277,23 @@ def newest(
     replay: bool = True,
     map_location: torch.device | str = "cpu",
 ) -> Loaded:
-    """The newest intact checkpoint of a run folder, to go on from it; newer ones are set aside.
+    """Finds the newest intact checkpoint of a run folder, to resume from it.
 
-    Every byte is checked, of rows of replay too unless `replay` is false. A damaged file is renamed
-    to `damaged-<name>`, and why is written beside it.
-    Raises: CheckpointError if there is no checkpoint, or none is intact, or the newest intact one
-            is of another format; nothing is renamed then.
+    Every byte is checked, also of the rows of replay unless `replay` is False. Newer checkpoints
+    that are damaged are renamed to `damaged-<name>`, and a text file beside each says why.
+
+    Raises: CheckpointError if there is no intact checkpoint, or if the newest intact one has
+            another format; nothing is renamed then.
     """
     loaded, damaged = _search(Path(folder), torch.device(map_location), rows=replay)
     return loaded._replace(damaged=[_set_aside(file, reason) for file, reason in damaged])
 
 
 def load(path: str | os.PathLike[str], *, map_location: torch.device | str = "cpu") -> Loaded:
-    """A checkpoint for looking at it: changes nothing in its folder, and needs no rows of replay.
+    """Reads a checkpoint without changing anything in its folder, and without rows of replay.
 
-    Args:   path of a checkpoint, or of a run folder: its newest intact one.
-    Raises: CheckpointError if there is none, or it is of another format.
+    Args:   path of a checkpoint, or of a run folder, whose newest intact checkpoint is read.
+    Raises: CheckpointError if there is none, or if it has another format.
     """
     path, device = Path(path), torch.device(map_location)
     if path.is_dir():
@@ -299,7 +308,10 @@ def load(path: str | os.PathLike[str], *, map_location: torch.device | str = "cp
 def _search(
     folder: Path, device: torch.device, *, rows: bool
 ) -> tuple[Loaded, list[tuple[Path, str]]]:
-    """The newest intact checkpoint, and newer ones with what is wrong with them."""
+    """The newest intact checkpoint, and all newer ones, each with what is wrong with it.
+
+    Args: rows, whether to check the rows of replay too.
+    """
     found = files(folder)
     if not found:
         raise CheckpointError(
@@ -322,15 +334,15 @@ def _search(
     advice = "start the run again with `cerl train`"
     if usable is not None:
         advice = (
-            f"of {usable.name} only rows of replay are damaged: `cerl train --resume {folder} "
-            "--log.no-save-replay` goes on from it and fills a new replay first"
+            f"{usable.name} is intact except for its rows of replay: `cerl train --resume {folder} "
+            "--log.no-save-replay` resumes from it and refills the replay first"
         )
     said = "; ".join(f"{file.name} is {reason}" for file, reason in damaged)
     raise CheckpointError(f"{folder}: no intact checkpoint: {said}. Nothing was changed; {advice}")
 
 
 def _set_aside(file: Path, reason: str) -> str:
-    """Renames a damaged checkpoint. Returns: a sentence on it."""
+    """Renames a damaged checkpoint. Returns: a sentence that says so."""
     target, count = file.with_name(f"damaged-{file.name}"), 1
     while os.path.lexists(target):
         count += 1
@@ -344,7 +356,7 @@ def _set_aside(file: Path, reason: str) -> str:
 
 
 def _alternative(file: Path, device: torch.device) -> str:
-    """What to do about a damaged checkpoint: the newest intact one before it, if any."""
+    """Advice for a damaged checkpoint: names the newest older one that is intact, if any."""
     for older in reversed([f for f in files(file.parent) if _number(f.name) < _number(file.name)]):
         with contextlib.suppress(CheckpointError):
             return f"{_intact(older, device).file} is intact"
@@ -352,9 +364,9 @@ def _alternative(file: Path, device: torch.device) -> str:
 
 
 def _intact(file: Path, device: torch.device) -> Loaded:
-    """A checkpoint whose bytes are as they were written; its rows of replay are not looked at.
+    """Reads a checkpoint after verifying its checksums; its rows of replay are not looked at.
 
-    Raises: Damaged; CheckpointError if it is of another format or may not be read.
+    Raises: Damaged; CheckpointError if it has another format or cannot be read.
     """
     if not os.path.lexists(file):
         raise CheckpointError(f"{file}: expected a checkpoint or a run folder, found no such file")
@@ -378,13 +390,14 @@ def _intact(file: Path, device: torch.device) -> Loaded:
 
 
 def _check_stored(archive: zipfile.ZipFile) -> None:
-    """torch compresses nothing; what is compressed could fill the memory on being read."""
+    """Refuses compressed content. torch never compresses, and a small compressed file could fill
+    the memory when it is read."""
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
         raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
 
 
 def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest | None]:
-    """State and rows of replay of a checkpoint whose bytes are taken for granted."""
+    """The state in a checkpoint and the manifest of its rows of replay; verifies no checksums."""
     foreign = "intact, but no checkpoint of cerl"
     try:
         with safe.read(file) as raw, zipfile.ZipFile(raw) as archive:
@@ -422,10 +435,10 @@ def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest
 
 
 def _refusal(error: Exception) -> str:
-    """Why torch did not load an archive, in words of our own."""
+    """Why torch refused to load an archive, for an error message."""
     asked = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
     if asked is not None:
-        return f"it asks for code ({asked.group(1)}), which a checkpoint never does; refused"
+        return f"it would run code ({asked.group(1)}), which a checkpoint never does; refused"
     if isinstance(error, pickle.UnpicklingError):
-        return "it asks for more than plain data and tensors; refused"
+        return "it contains more than plain data and tensors; refused"
     return plain(str(error).strip().partition("\n")[0])

@@ -1,5 +1,5 @@
-"""The Console of a run: lines, and on a terminal a bar that is redrawn. The only place that prints
-while a run trains."""
+"""The Console of a run: prints lines and, on a terminal, a progress bar. Nothing else prints while
+a run trains."""
 
 import time
 
@@ -16,10 +16,10 @@ REFRESH = 0.25  # seconds between two drawings of the bar
 
 
 class Console:
-    """What a user sees of a run.
+    """Prints the progress of a run.
 
-    Args of the constructor: seeds, how many train side by side; steps, agent steps of one seed in
-    the whole run; quiet, prints notes only.
+    Args of the constructor: seeds, S; steps, agent steps of one seed in the whole run; quiet, print
+    notes only.
     """
 
     def __init__(self, *, seeds: int, steps: int, quiet: bool) -> None:
@@ -29,14 +29,14 @@ class Console:
         self.drawn = 0.0
 
     def start(self) -> None:
-        """Begins to draw the bar, where lines go to a terminal."""
+        """Starts the progress bar, if the output is a terminal."""
         if self.screen.console.is_terminal and not self.quiet:
             self.bar = Live(console=self.screen.console, auto_refresh=False)
             with self.screen.spared():
                 self.bar.start()
 
     def stop(self, step: int, scores: str) -> None:
-        """Draws the bar for the last time."""
+        """Draws the bar for the last time. Args: step, scores as in `draw`."""
         self.draw(step, scores)
         if self.bar is not None:
             with self.screen.spared():
@@ -44,7 +44,7 @@ class Console:
             self.bar = None
 
     def note(self, text: str) -> None:
-        """Prints a sentence that the user must see, quiet or not."""
+        """Prints a sentence that the user must see, even if quiet."""
         self.screen.line(text)
 
     def line(self, text: str) -> None:
@@ -53,7 +53,7 @@ class Console:
             self.screen.line(text)
 
     def is_due(self) -> bool:
-        """Whether the bar was drawn long enough ago to be drawn again."""
+        """Whether at least REFRESH seconds have passed since the bar was drawn."""
         now = time.monotonic()
         if now - self.drawn < REFRESH:
             return False
@@ -61,7 +61,10 @@ class Console:
         return True
 
     def draw(self, step: int, scores: str) -> None:
-        """Redraws the bar, where there is one. Args: scores, words of the latest ones."""
+        """Redraws the bar, if there is one.
+
+        Args: step, agent steps of one seed so far; scores, the latest ones as text.
+        """
         if self.bar is not None:
             grid = Table.grid(padding=(0, 1))
             bar = ProgressBar(total=self.pace.total, completed=step, width=10)
@@ -70,12 +73,12 @@ class Console:
                 self.bar.update(Group(grid, Text(scores)), refresh=True)
 
     def headline(self, step: int, scores: str) -> None:
-        """Where there is no bar: a line that says the same."""
+        """Prints the same as the bar on a line, if there is no bar."""
         if self.bar is None:
             self.line(f"{self.position(step)}  {scores}".rstrip())
 
     def position(self, step: int) -> str:
-        """Where the run is, and its pace, in words."""
+        """The steps done, time left and speed as text. Args: step, agent steps of one seed."""
         steps, updates = self.pace.rates()
         seeds = f" x {self.seeds} seeds" if self.seeds > 1 else ""
         return (

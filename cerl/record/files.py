@@ -1,8 +1,8 @@
-"""Writing files so that nothing is lost and nothing outside the folder is touched.
+"""Reads and writes files safely: no half-written files, and no access through symbolic links.
 
-A file is written under a fresh name that is created exclusively, brought to the disk, and renamed
-over the old one: a reader sees the old or the new file whole, and a link that somebody left in the
-folder is replaced, never written through.
+A file is written under a new temporary name, flushed to the disk (fsync), and renamed over the old
+one. So a reader sees either the old or the new file, each complete. A symbolic link of that name is
+replaced and never followed, so nothing outside the folder is touched.
 """
 
 import errno
@@ -13,20 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".tmp"  # suffix of a file that is being written; one found later is of a dead writer
+TEMPORARY = ".tmp"  # suffix of a file that is being written; killed processes leave such files
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe without a writer would block forever
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def create(path: Path, *, mode: int = 0o644) -> BinaryIO:
-    """A new file for writing. Raises: FileExistsError if anything, or a link, has that name."""
+    """Creates a file for writing. Raises: FileExistsError if the name exists, even as a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _PLAIN
     return os.fdopen(os.open(path, flags, mode), "wb")
 
 
 def read(path: Path) -> BinaryIO:
-    """A file for reading. Raises: OSError if the name is a link, or of no plain file."""
+    """Opens a file for reading. Raises: OSError if it is a link, or not a regular file."""
     if path.is_symlink():
         raise OSError(
             errno.ELOOP, "expected a file, got a link: nothing is read through links", str(path)
@@ -39,9 +39,10 @@ def read(path: Path) -> BinaryIO:
 
 
 def read_small(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
-    """What a file of at most so many bytes holds, and what the system knows of it.
+    """The content of a small file, and its `os.stat_result`.
 
-    Raises: OSError as `read` does, and if the file is larger, before it fills the memory.
+    Args:   most, bytes that the file may have; a larger one is not read into memory.
+    Raises: OSError as `read` does, and if the file is larger.
     """
     with read(path) as file:
         facts, content = os.fstat(file.fileno()), file.read(most + 1)
@@ -51,20 +52,21 @@ def read_small(path: Path, *, most: int) -> tuple[bytes, os.stat_result]:
 
 
 def append(path: Path) -> BinaryIO:
-    """A file to write on at its end, made if missing. Raises: OSError if the name is a link."""
+    """Opens a file for appending; creates it if missing. Raises: OSError if it is a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_FOLLOW | _PLAIN
     return os.fdopen(os.open(path, flags, 0o644), "ab")
 
 
 def temporary(path: Path) -> Path:
-    """A fresh name beside `path` for a file that will replace it."""
+    """A new random name in the same folder, for a file that will replace `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces a file by what `write` writes, once it is on the disk.
+    """Replaces a file, or creates it.
 
-    Raises: OSError; the old file is then as it was and no temporary file stays.
+    Args:   write, called with the new file, writes its content.
+    Raises: OSError; the old file is then unchanged, and no temporary file is left.
     """
     fresh = temporary(path)
     try:
@@ -80,12 +82,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomically` of a text in UTF-8."""
+    """Replaces a file by a text in UTF-8, see `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut, where the file system can (POSIX)."""
+    """Makes renames in a folder survive a power cut (on POSIX; elsewhere it does nothing)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -95,15 +97,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Deletes what killed writers left in a folder; for the only writer of the folder."""
+    """Deletes temporary files that killed processes left; only for the writer of the folder."""
     for left in folder.glob(f".*{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 
 def own_folder(folder: Path) -> Path:
-    """A folder to write into, made if it is missing.
+    """The folder itself, created if it is missing.
 
-    Raises: OSError if the name is a link: files would land outside the folder that holds it.
+    Raises: OSError if it is a link: files would be written outside its parent folder.
     """
     if folder.is_symlink():
         raise OSError(

@@ -1,4 +1,4 @@
-"""The mark in a run folder that says that its run came to its end."""
+"""The file `finished` in a run folder, which says that the run has trained to its end."""
 
 import hashlib
 from pathlib import Path
@@ -9,17 +9,14 @@ FILE = "finished"
 
 
 def mark(folder: Path, steps: int) -> None:
-    """Says that a run has trained for so many agent steps of one seed, all that it was asked for.
-
-    Raises: OSError.
-    """
+    """Writes the file `finished`. Args: steps, agent steps of one seed. Raises: OSError."""
     write_text(folder / FILE, _line(steps))
 
 
 def finished(folder: Path, *, steps: int) -> bool:
-    """Whether the run of a folder came to its end, and trained for at least `steps`.
+    """Whether a run is finished and has trained for at least `steps` agent steps of one seed.
 
-    `schedule.steps` may have been raised since: the run is then not finished any more.
+    If schedule.steps was raised after it finished, the run counts as unfinished.
     """
     try:
         content, _ = read_small(folder / FILE, most=200)
@@ -30,6 +27,6 @@ def finished(folder: Path, *, steps: int) -> bool:
 
 
 def _line(steps: int) -> str:
-    """What the file says; a number with a flipped bit is not taken for another."""
+    """The content of the file. A hash guards the number against flipped bits."""
     digest = hashlib.sha256(str(steps).encode()).hexdigest()[:12]
     return f"{steps} agent steps of one seed ({digest})\n"

@@ -1,6 +1,8 @@
-"""The folder of a run and its config.yaml, which is sealed: only options of `CHANGEABLE` change.
+"""Makes run folders, and reads and writes their config.yaml.
 
-Everything that a resume, a sweep or a report wants to know of a run is read from its folder.
+That file is sealed: its last line is a hash of the rest, so that edits are noticed. Only the
+options of `CHANGEABLE` can change in an existing run. Resume, sweep and report learn everything
+about a run from its folder.
 """
 
 import contextlib
@@ -21,16 +23,17 @@ from cerl.record import files, seal
 from cerl.text import visible
 
 FILE = "config.yaml"  # of a run folder
-# Options of a run that may change when it goes on, or groups of them: no part of what it is.
+# Options, or groups of options, that may change when a run is resumed.
 CHANGEABLE = ("schedule.steps", "log", "diverged", "device", "threads", "out")
 CHANGEABLE_WORDS = "schedule.steps, log.*, diverged, device, threads or out"
 
 
 def load_file(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Config:
-    """The Config that `dump` saved.
+    """The Config in a sealed config.yaml.
 
-    Args:   changes of options of `CHANGEABLE`, by dotted key; they are not written.
-    Raises: ConfigError, also if the file was changed or cut since.
+    Args:   path of the file; changes, new values of options of `CHANGEABLE` by dotted key, which
+            are applied but not written to the file.
+    Raises: ConfigError, also if the file was edited or is incomplete.
     """
     path = Path(path)
     tree = _changed(_sealed(path), changes or {}, path)
@@ -38,16 +41,18 @@ def load_file(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = 
 
 
 def change(folder: Path, changes: Mapping[str, Any]) -> Config:
-    """Changes options of a run in its config.yaml; for the only writer of the folder.
+    """Changes options of a run in its config.yaml; only for the writer of the folder.
 
-    Args:   changes of options of `CHANGEABLE`, by dotted key.
-    Raises: ConfigError, with nothing changed.
+    Args:    changes, new values of options of `CHANGEABLE` by dotted key.
+    Returns: the new Config.
+    Raises:  ConfigError; nothing is written then.
     """
     path = folder / FILE
     tree = _changed(_sealed(path), changes, path)
     config = validated(upgraded(tree, where=str(path)), where=str(path))
     if changes:
-        # The file stays one of the version that wrote it: with its options, by their names then.
+        # A file of version 0.1 keeps the option names of that version, since hashes in the
+        # checkpoints and tables of the run depend on them.
         files.write_text(path, _text(tree, path, own=seal.opened(path).own))
     return config
 
@@ -59,7 +64,7 @@ def _changed(tree: preset.Tree, changes: Mapping[str, Any], path: Path) -> prese
 
 
 def unchangeable(keys: Sequence[str], path: Path) -> str:
-    """A sentence that says which options of a run cannot change, and what to do instead."""
+    """The error message for options that cannot change in a run. Args: path of its config.yaml."""
     return (
         f"{path}: {', '.join(keys)} cannot change in a run; expected one of {CHANGEABLE_WORDS}. "
         f"To train with other options start another run: cerl train {path} --{keys[0]} ..."
@@ -72,11 +77,11 @@ def changeable(key: str) -> bool:
 
 
 def fixed(run: Config | Path) -> dict[str, str]:
-    """The options of a run that may not change in it, as JSON by dotted key.
+    """The options of a run that cannot change, as JSON texts by dotted key.
 
-    Args:   run, or its folder: then those that its file states, so that a newer cerl with more
-            options finds the same.
-    Raises: ConfigError if the file was changed or cut.
+    Args:   run, a Config, or a run folder: then only options that are in its config.yaml count, so
+            that a newer version of cerl with more options gets the same result.
+    Raises: ConfigError if the file was edited or is incomplete.
     """
     tree = _sealed(run / FILE) if isinstance(run, Path) else run.model_dump(mode="json")
     found = {key: json.dumps(value, sort_keys=True) for key, value in preset.leaves(tree)}
@@ -84,16 +89,17 @@ def fixed(run: Config | Path) -> dict[str, str]:
 
 
 def fixed_hash(run: Config | Path) -> str:
-    """SHA-256 in hex digits of `fixed`, seeds included."""
+    """SHA-256 (hex digits) of `fixed`: identifies the configuration of a run, with its seeds."""
     return hashlib.sha256(json.dumps(fixed(run), sort_keys=True).encode()).hexdigest()
 
 
 def check_fixed(folder: Path, made: str | Mapping[str, str], *, where: str) -> None:
-    """Whether what a file of a run folder holds was made by the run of its config.yaml.
+    """Checks that a file in a run folder was made with the folder's config.yaml.
 
-    Args:   made, what the file says that it was made by: `fixed_hash`, or `fixed` itself; where,
-            the file, for the message.
-    Raises: ConfigError naming options that differ, as far as `made` tells.
+    Args:   made, the configuration that the file says it was made with: `fixed_hash` of it, or
+            `fixed` itself; where, what error messages call the file.
+    Raises: ConfigError if it was made with another one; names the options that differ if `made`
+            has them.
     """
     own = fixed(folder)
     if made == own or made == fixed_hash(folder):
@@ -105,13 +111,13 @@ def check_fixed(folder: Path, made: str | Mapping[str, str], *, where: str) -> N
         what += f" and {len(different) - 5} more" if len(different) > 5 else ""
         what += " (config.yaml: " + ", ".join(own.get(key, "none") for key in different[:5]) + ")"
     raise ConfigError(
-        f"{where}: expected what the run of {folder / FILE} made, got that of {what}; put back the "
-        "config.yaml that the run had"
+        f"{where}: expected a file made with {folder / FILE}, but it was made with {what}; put "
+        "back the config.yaml that the run had"
     )
 
 
 def dump(config: Config, path: str | os.PathLike[str]) -> None:
-    """Saves every resolved option as YAML, sealed; `load_file` gives the same Config back."""
+    """Writes all options as a sealed YAML file; `load_file` reads the same Config back."""
     path = Path(path)
     files.write_text(path, _text(config.model_dump(mode="json"), path))
 
@@ -127,12 +133,12 @@ def _sealed(path: Path) -> preset.Tree:
 
 
 def new_folder(config: Config) -> Path:
-    """A new run folder below `config.out`, with config.yaml in it.
+    """Makes a new run folder in `config.out` and writes config.yaml into it.
 
-    Raises: ConfigError if none can be made there.
+    Raises: ConfigError if it cannot be made.
     """
     words = re.sub(r"[^\w.+-]+", "-", f"{config.preset or 'run'}-{config.env.name}")
-    # A file system takes names of 255 bytes.
+    # File systems take names of up to 255 bytes; 150 leave room for the time and a number.
     plain = words.encode()[:150].decode(errors="ignore").lstrip(".-")
     name = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(config.out)
@@ -147,7 +153,7 @@ def new_folder(config: Config) -> Path:
 
 
 def _made(out: Path, name: str) -> Path:
-    """A new folder in `out`, numbered where the name is taken. Raises: OSError."""
+    """Makes a new folder in `out`; appends a number if the name is taken. Raises: OSError."""
     for count in itertools.count(1):
         folder = out / (name if count == 1 else f"{name}-{count}")
         with contextlib.suppress(FileExistsError):
@@ -157,7 +163,11 @@ def _made(out: Path, name: str) -> Path:
 
 
 def check_out(out: str | os.PathLike[str], *, option: str = "--out") -> None:
-    """Finds out early whether a folder can be made and written to. Raises: ConfigError."""
+    """Checks early that a folder can be made and written to.
+
+    Args:   option that names the folder, for the error message.
+    Raises: ConfigError.
+    """
     try:
         path = Path(out).absolute()
         while not os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""A run folder has one writer at a time, which others can see."""
+"""The lock of a run folder: only one process trains a run, and others can see that it does."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,15 +6,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"  # file of a run folder; whoever trains the run holds it, and lets go when it dies
-PATIENCE = 1.0  # seconds to wait for one who only looks whether the lock is free
+LOCK = ".lock"  # file in a run folder that the training process locks; freed when it dies
+# Seconds to wait for the lock: `under_way` of another process holds it for a moment.
+PATIENCE = 1.0
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps others from training the run of a folder.
+    """A context that keeps other processes from training the run of a folder.
 
-    Raises: ValueError if one does already; OSError if no lock can be made in the folder.
+    Raises: ValueError if another process trains it already; OSError if the lock file cannot be
+            made.
     """
     try:
         with _lock(folder, patience=PATIENCE):
@@ -45,7 +47,7 @@ def _lock(folder: Path, *, patience: float) -> Iterator[None]:
 
 
 def under_way(folder: Path) -> bool:
-    """Whether someone is training the run of a folder."""
+    """Whether a process is training the run of a folder."""
     if not (folder / LOCK).exists():
         return False
     try:

@@ -1,7 +1,7 @@
-"""The Logger: what a run tells, kept in its folder and shown on the console.
+"""The Logger: writes metrics and scores of a run to its folder and shows them on the console.
 
-Training hands it tensors as they are; it copies them to the host, and with the Evaluator it is the
-only one that waits for a device.
+The training loop passes tensors on the device; the Logger copies them to the host. Only the Logger,
+the Evaluator and the watch for divergence wait for the device.
 """
 
 import time
@@ -22,18 +22,18 @@ from cerl.record.progress import Clock, duration
 from cerl.record.record import Moment, Record, over_episodes
 from cerl.record.results import RowsError
 
-FLUSH = 60.0  # seconds after which metrics are written even without a checkpoint
+FLUSH = 60.0  # metrics are written to the disk at least this often, in seconds
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """A copy as float64 on the host; waits for the device."""
+    """A copy of a tensor as a float64 array on the host; waits for the device."""
     return np.array(values.detach().cpu().double().numpy())
 
 
 class Logger:
-    """Record, console and clock of one run; used as a context around its loop.
+    """The record, console and clock of one run; a context around its training loop.
 
-    Steps are agent steps of one seed.
+    In all methods `step` counts agent steps of one seed.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class Logger:
         run: str = "",
         quiet: bool = False,
     ) -> None:
-        """Args: folder of the run, exists; diverged {index of a seed: step from which on it is
-        marked}, which may change; run, the hash of its options that stands in its tables; quiet,
-        prints notes only.
+        """Args: folder of the run, exists; diverged {index of a seed: step from which on its rows
+        are marked}, a mapping that the watch changes; run, the hash of the run's options that its
+        tables contain; quiet, print notes only.
 
-        Nothing is written before the first call, so `load_state_dict` may follow.
+        Nothing is written before another method is called; `load_state_dict` may come first.
         """
         self.folder, self.config = folder, config
         marks = {} if diverged is None else diverged
@@ -59,7 +59,7 @@ class Logger:
         self.clock = Clock()
         self.step, self.updates = 0, 0
         self.flushed = time.monotonic()
-        self.complaint = ""  # what was said of a write that failed
+        self.complaint = ""  # the last note about a failed write, so that it is not repeated
 
     def __enter__(self) -> "Logger":
         self.clock.start()
@@ -101,23 +101,23 @@ class Logger:
                 line(f"  {name}: {text.strip()}")
 
     def note(self, text: str) -> None:
-        """Prints a sentence that the user must see, quiet or not."""
+        """Prints a sentence that the user must see, even if quiet."""
         self.console.note(text)
 
     def progress(self, step: int, updates: int) -> None:
-        """Called every iteration; looks at the clock, and redraws four times a second."""
+        """Called in every iteration; redraws the progress bar at most four times a second."""
         self.step, self.updates = step, updates
         if self.console.is_due():
             self.console.pace.add(step, updates)
             self.console.draw(step, self._scores())
 
     def _scores(self) -> str:
-        """The latest scores, means over seeds, in words."""
+        """The latest scores (means over seeds) and the seeds that diverged, as text."""
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self.record.latest.items())
         return f"{scores}  {self.record.marked()}".strip()
 
     def training(self, step: int, updates: int, metrics: Mapping[str, Tensor]) -> None:
-        """Metrics and diagnostics at a step. Args: metrics {name: [S, N] or [S]}, NaN allowed."""
+        """Logs metrics and diagnostics. Args: metrics {name: [S, N] or [S]}; NaN is allowed."""
         values = {name: on_host(value) for name, value in metrics.items()}
         self.record.training(self._at(step, updates), values, rate=self.console.pace.rates()[0])
         self._flush_if_old()
@@ -125,9 +125,10 @@ class Logger:
     def episodes(
         self, step: int, updates: int, real_steps: Tensor, finished: Mapping[str, Tensor]
     ) -> None:
-        """Training episodes since the last call, as `Collector.take_finished` gives them.
+        """Logs the training episodes since the last call.
 
-        Args: real_steps [S] so far.
+        Args: real_steps [S], agent steps so far without reset steps; finished, as
+              `Collector.take_finished` returns it.
         """
         values = {name: on_host(value) for name, value in finished.items()}
         self.record.episodes(self._at(step, updates), on_host(real_steps), values)
@@ -139,9 +140,10 @@ class Logger:
     def evaluation(
         self, step: int, updates: int, real_steps: Tensor, results: Mapping[str, Result]
     ) -> None:
-        """Scores of every evaluated policy; writes the rows to disk.
+        """Logs the scores of an evaluation and writes the result rows to the disk.
 
-        Args: real_steps [S] of training so far.
+        Args: real_steps [S], agent steps of training so far without reset steps; results, by
+              policy.
         """
         at, real = self._at(step, updates), on_host(real_steps)
         for policy, result in results.items():
@@ -165,11 +167,12 @@ class Logger:
             self.flush()
 
     def flush(self, *, metrics: bool = True, final: bool = False) -> bool:
-        """Writes rows, and metrics too unless told not to: their table soon is the larger one.
+        """Writes tables and events to the disk. A failure is noted, and the next call tries again.
 
-        A full disk is noted and tried again at the next flush.
-        Returns: whether all rows that it was to write are on the disk.
-        Raises: RowsError if this is the last chance, or the folder holds another run's rows.
+        Args:    metrics, also write the table of metrics, which soon is larger than that of rows;
+                 final, the run ends, so there is no next call.
+        Returns: whether everything was written.
+        Raises:  RowsError if a final write fails, or the folder has rows of another run.
         """
         if metrics:
             self.flushed = time.monotonic()
@@ -177,18 +180,20 @@ class Logger:
         written = not complaint
         if complaint and final:
             raise RowsError(f"{complaint}; its last rows are lost. Free some space")
-        if written and board.error is not None:
+        if complaint:
+            complaint += "; rows stay in memory, and the run goes on"
+        elif board.error is not None:
             reason = board.error.strerror or board.error
-            complaint = f"{board.folder}: no more TensorBoard events ({reason}); rows go on"
+            complaint = f"{board.folder}: no more TensorBoard events are written ({reason})"
         if complaint and complaint != self.complaint:
-            self.note(f"{complaint}; rows stay in memory, and the run goes on")
+            self.note(complaint)
         self.complaint = complaint
         return written
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, time and latest numbers of the record.
+        """The step, the run's duration and the latest scores.
 
-        Flush it first: a checkpoint must not hold a later step than the tables on the disk.
+        Call `flush` before: a checkpoint must not be ahead of the tables on the disk.
         """
         return {
             "step": self.step,
@@ -199,23 +204,24 @@ class Logger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the folder's record: rows, metrics and events later than the state are dropped.
+        """Continues the tables in the folder. Rows, metrics and events that are later than the
+        state are dropped.
 
         Raises: RowsError if a file is damaged.
         """
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self.clock.earlier, self.record.latest = float(state["wall_seconds"]), dict(state["latest"])
-        # A newer cerl may know more options; the rows of one run stay one configuration.
+        # A newer version of cerl might compute another hash. All rows of a run keep the first one.
         self.record.fixed["config_hash"] = str(state["config_hash"])
         for sentence in self.record.keep_until(self.step):
             self.note(sentence)
 
     def fell_back(self, sentence: str) -> None:
-        """Says and records that a newer checkpoint could not be used."""
+        """Notes and records that a newer checkpoint was damaged. Args: sentence, the note."""
         self.note(sentence)
         self.record.damaged(self._at(self.step, self.updates))
 
     def forget(self) -> None:
-        """Starts the record anew, for a run without a checkpoint; what it has is kept aside."""
+        """Starts with empty tables, for a run without a checkpoint; existing files are renamed."""
         for sentence in self.record.forget():
             self.note(sentence)

@@ -1,8 +1,9 @@
-"""Rows of replay on the disk: pieces that are written once, and manifests that name them.
+"""Rows of replay on the disk: files that are written once (pieces), and manifests that name them.
 
-The ring is append-only in absolute time indices, so what was written of rows [first, last) stays
-true, and a checkpoint only has to name the pieces that cover the ring. A piece holds its fields one
-after the other, [S, rows, E, ...] each, in chunks of zstd with their length before them.
+Replay is a ring buffer; its rows are numbered over the whole run by their time index. A row does
+not change until it is overwritten, so a piece with the rows [first, last) stays valid, and a
+checkpoint only has to name the pieces that cover the ring. A piece holds the fields one after the
+other, [S, rows, E, ...] each, as chunks compressed by zstd; the length of a chunk stands before it.
 """
 
 import contextlib
@@ -25,14 +26,17 @@ from torch import Tensor
 from cerl.record import files
 from cerl.state import CheckpointError, Free, kind, lost, match
 
-FOLDER = "replay"  # of a run folder
+FOLDER = "replay"  # folder of the pieces inside a run folder
 CHUNK = 4 * 2**20  # bytes that are compressed at a time
-LEVEL = 1  # of zstd: frames shrink 90 times and more, random numbers by a tenth; about 1 GB/s
+# Compression level of zstd. It runs at about 1 GB/s; Atari frames shrink 90 times and more, random
+# numbers by a tenth.
+LEVEL = 1
 
 _NAME = re.compile(r"\d{1,18}-\d{1,18}-[0-9a-f]{12}\.rows")
 _LENGTH = struct.Struct("<I")
 
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # of one time index: [S, E, ...]
+# Type and shape [S, E, ...] of every field at one time index.
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Piece(NamedTuple):
@@ -46,26 +50,26 @@ class Piece(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a checkpoint says of replay; its pieces cover the last min(total, rows) time indices."""
+    """The part of a checkpoint about replay; names pieces with the last min(total, rows) rows."""
 
-    total: int  # time indices ever written
+    total: int  # time indices written since the run began
     rows: int  # R, time indices that the ring holds
-    misses: list[int]  # of every seed
+    misses: list[int]  # for every seed, slots of batches for which sampling found no valid row
     layout: dict[str, str]  # type and shape [S, E, ...] of one time index of every field
     pieces: list[Piece]
 
     def state(self) -> dict[str, Any]:
-        """Plain data, as a checkpoint holds it."""
+        """The manifest as plain data, for a checkpoint."""
         return self._asdict() | {"pieces": [tuple(piece) for piece in self.pieces]}
 
     @property
     def names(self) -> set[str]:
-        """Files that must stay as long as the checkpoint does."""
+        """Names of the files that the checkpoint needs."""
         return {piece.name for piece in self.pieces}
 
 
 def manifest(state: Any) -> Manifest:
-    """What `Manifest.state` wrote. Raises: CheckpointError if this is anything else."""
+    """The manifest whose plain data this is. Raises: CheckpointError if it is none."""
     where = "checkpoint.replay"
     free = {"misses": Free(_numbers), "layout": Free(_texts), "pieces": Free(_pieces)}
     match({"total": 0, "rows": 0, **free}, state, where)
@@ -102,12 +106,16 @@ def _pieces(value: Any) -> str | None:
 
 
 def layout(rings: Mapping[str, Tensor]) -> Layout:
-    """Types and shapes of a time index, the widest types first: so that all lie aligned."""
+    """Types and shapes of the fields; the widest types come first, so that all are aligned.
+
+    Args: rings [S, R, E, ...], the fields of replay by name.
+    """
     fields = {name: (ring.dtype, (len(ring), *ring.shape[2:])) for name, ring in rings.items()}
     return dict(sorted(fields.items(), key=lambda field: -field[1][0].itemsize))
 
 
 def described(fields: Layout) -> dict[str, str]:
+    """The layout as texts for a manifest, e.g. {"reward": "float32 [2, 8]"}."""
     return {
         name: f"{str(dtype).removeprefix('torch.')} {list(shape)}"
         for name, (dtype, shape) in fields.items()
@@ -115,12 +123,15 @@ def described(fields: Layout) -> dict[str, str]:
 
 
 def width(fields: Layout) -> int:
-    """Bytes of one time index of all seeds and environments."""
+    """Bytes of one time index, for all seeds and environments."""
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in fields.values())
 
 
 def split(flat: Tensor, fields: Layout, count: int) -> Iterator[tuple[str, Tensor]]:
-    """The bytes of a piece as [S, count, E, ...] of every field."""
+    """Views of the bytes of a piece, [S, count, E, ...] for every field.
+
+    Args: flat [bytes] uint8; count, time indices of the piece.
+    """
     at = 0
     for name, (dtype, (seeds, *rest)) in fields.items():
         size = dtype.itemsize * seeds * count * math.prod(rest)
@@ -129,7 +140,11 @@ def split(flat: Tensor, fields: Layout, count: int) -> Iterator[tuple[str, Tenso
 
 
 def spans(first: int, last: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Where rows [first, last) lie in a ring, and where from `first` on."""
+    """Slices that copy rows [first, last) between a ring and an array that starts at `first`.
+
+    Args:   rows, R.
+    Yields: a slice of the ring and the matching slice of the array; two pairs if the ring wraps.
+    """
     at = first
     while at < last:
         place = at % rows
@@ -139,7 +154,11 @@ def spans(first: int, last: int, rows: int) -> Iterator[tuple[slice, slice]]:
 
 
 def write(path: Path, rows: memoryview) -> tuple[int, int]:
-    """Compresses rows into a new file, on the disk when this returns. Returns: size, checksum."""
+    """Compresses rows into a new file and waits until it is on the disk.
+
+    Returns: bytes of the file, and its CRC-32.
+    Raises:  OSError; the file is removed then.
+    """
     codec = pa.Codec("zstd", compression_level=LEVEL)
     size = checksum = 0
     file = files.create(path)
@@ -160,9 +179,9 @@ def write(path: Path, rows: memoryview) -> tuple[int, int]:
 
 
 def damage(folder: Path, of: Manifest) -> str | None:
-    """What is wrong with the pieces of a run folder; None if every byte is as it was written.
+    """What is wrong with the pieces of a manifest; None if sizes and checksums are right.
 
-    Raises: CheckpointError if a file may not be read.
+    Raises: CheckpointError if a file cannot be read for a reason that may pass, e.g. rights.
     """
     for piece in of.pieces:
         reason = _damage(folder, piece)
@@ -191,9 +210,9 @@ def _open(folder: Path, piece: Piece) -> Any:
 
 
 def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
-    """Copies the rows of a manifest into rings [S, R, E, ...], piece by piece.
+    """Copies the rows of a manifest into the rings [S, R, E, ...] of replay, in place.
 
-    Raises: CheckpointError if a piece is damaged; the rings are then partly written.
+    Raises: CheckpointError if a piece is damaged; the rings are then partly overwritten.
     """
     fields = layout(rings)
     longest = max((piece.last - piece.first for piece in of.pieces), default=0)
@@ -213,7 +232,7 @@ def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
 
 
 def whole(folder: Path, of: Manifest) -> dict[str, Tensor]:
-    """The ring of a manifest as `Replay.state_dict` has it, in memory of its own.
+    """Reads the rows of a manifest into new tensors, in the format of `Replay.state_dict`.
 
     Raises: CheckpointError if a piece is damaged.
     """
@@ -227,7 +246,10 @@ def whole(folder: Path, of: Manifest) -> dict[str, Tensor]:
 
 
 def _unpack(folder: Path, piece: Piece, flat: Tensor) -> None:
-    """Fills bytes with the rows of a piece. Raises: CheckpointError if there are more, or less."""
+    """Decompresses a piece into `flat` [bytes] uint8.
+
+    Raises: CheckpointError if the piece has more or fewer bytes.
+    """
     codec = pa.Codec("zstd")
     try:
         with _open(folder, piece) as file:
@@ -245,7 +267,7 @@ def _unpack(folder: Path, piece: Piece, flat: Tensor) -> None:
 
 
 def sweep(folder: Path, keep: Collection[str]) -> None:
-    """Deletes the pieces of a run folder that nobody needs; for the only writer of the folder."""
+    """Deletes all pieces of a run folder except `keep`; only for the writer of the folder."""
     place = folder / FOLDER
     if place.is_symlink() or not place.is_dir():
         return

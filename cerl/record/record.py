@@ -1,8 +1,9 @@
 """The Record of a run: result rows, metrics, and the same numbers for TensorBoard.
 
-Rows and metrics are tables on the disk (`cerl/record/results.py`), TensorBoard shows what they hold
-(`cerl/record/tensorboard.py`). The metric `value_error` is Q minus the Monte Carlo return, positive
-where Q is too high: the opposite sign of what the original code logs as `Overestimation`.
+Rows and metrics are two tables on the disk (`cerl/record/results.py`); TensorBoard gets the same
+numbers (`cerl/record/tensorboard.py`). The metric `value_error` is Q minus the Monte Carlo return,
+so it is positive where Q is too high. What the code of Lin et al. 2024 logs as `Overestimation` has
+the opposite sign.
 """
 
 import math
@@ -28,22 +29,24 @@ class Moment(NamedTuple):
 
     step: int  # agent steps of one seed
     updates: int
-    wall_seconds: float  # that all sessions of the run have lasted
+    wall_seconds: float  # seconds that all sessions of the run have lasted
 
 
 def over_episodes(returns: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics over the last axis; an episode whose length is NaN was not played.
+    """Means and standard deviations over episodes.
 
-    Args:    returns, lengths [S, K, episodes] float64.
-    Returns: episodes, return, return_std (divisor `episodes`), length, [S, K] each; NaN without
-             episodes, and where a return is NaN.
+    Args:    returns, lengths [S, K, episodes] float64; a length of NaN marks an episode that was
+             not played.
+    Returns: episodes (their number), return, return_std (divisor `episodes`), length, [S, K] each;
+             NaN without episodes, and where a return is NaN.
     """
     played = ~np.isnan(lengths)
     count = played.sum(-1)
     share = np.where(count > 0, count, np.nan)
 
     def total(amounts: np.ndarray) -> np.ndarray:
-        # One after the other: columns that only other seeds have played then change no bit.
+        # A cumulative sum adds from left to right, so trailing zeros for episodes that only other
+        # seeds have played do not change a bit of this seed's result. `sum` may add in any order.
         return np.where(played, amounts, 0.0).cumsum(-1)[..., -1]
 
     mean = total(returns) / share
@@ -53,10 +56,10 @@ def over_episodes(returns: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndar
 
 
 class Record:
-    """Tables and events of one run, appended to in memory and written by `flush`.
+    """The tables and TensorBoard events of one run. `flush` writes them to the disk.
 
-    All arrays are on the host, [S, N] or [S]. `latest` holds the newest mean returns over the
-    seeds, by policy; a checkpoint keeps it. Nothing is written before the first call, so
+    All arrays are on the host, [S, N] or [S]. `latest` maps each policy to its newest mean return
+    over the seeds; it is part of checkpoints. Nothing is written before another method is called;
     `keep_until` may come first.
     """
 
@@ -69,8 +72,9 @@ class Record:
         diverged: Mapping[int, int],
         run: str,
     ) -> None:
-        """Args: folder of the run, exists; diverged {index of a seed: step from which on it is
-        marked}, which may change; run, the hash of its options that stands in its tables.
+        """Args: folder of the run, exists; diverged {index of a seed: step from which on its rows
+        are marked}, a mapping that the watch changes; run, the hash of the run's options that its
+        tables contain.
         """
         self.config, self.spec, self.diverged = config, spec, diverged
         self.seeds = np.asarray(config.seeds, dtype=np.int64)
@@ -89,7 +93,10 @@ class Record:
         }
 
     def training(self, at: Moment, metrics: Arrays, *, rate: float) -> None:
-        """Metrics and diagnostics. Args: rate, agent steps of one seed per second; NaN: unknown."""
+        """Appends metrics and diagnostics.
+
+        Args: metrics {name: [S, N] or [S]}; rate, agent steps of one seed per second; NaN: unknown.
+        """
         self._measure(at, metrics)
         step = torch.tensor(at.step, dtype=torch.int64)
         epsilon = float(explore.epsilon(self.config.epsilon_schedule, step))
@@ -102,11 +109,12 @@ class Record:
             self.board.write(s, at.step, scalars)
 
     def episodes(self, at: Moment, real_steps: np.ndarray, finished: Arrays) -> None:
-        """Training episodes, by the member that acted.
+        """Appends the training episodes of every member that acted. Members without an episode get
+        no row.
 
-        Args: real_steps [S] so far; finished {name: [S, N]}, the count "episodes" and means over
-              them: "return", "length", "value" (the acting member's largest Q), "mc" (discounted
-              clipped return-to-go). Members without an episode get no row.
+        Args: real_steps [S], agent steps so far without reset steps; finished {name: [S, N]}, the
+              number "episodes" and means over them: "return", "length", "value" (the acting
+              member's largest Q), "mc" (discounted clipped return-to-go).
         """
         values = {**finished, "value_error": finished["value"] - finished["mc"]}
         played, kept = values["episodes"], self._kept(at)
@@ -139,10 +147,11 @@ class Record:
         *,
         drawn: bool,
     ) -> None:
-        """Scores of one policy.
+        """Appends the scores of one policy.
 
-        Args: real_steps [S] of training so far; scores as `over_episodes` gives them; diversity
-              [S, K] of the members' actions; drawn, the policy `random` is evaluated too.
+        Args: real_steps [S], agent steps of training so far without reset steps; scores as
+              `over_episodes` returns them; diversity [S, K] of the members' actions; drawn, whether
+              the policy `random` is evaluated too.
         """
         s, k = (index.ravel() for index in np.indices(scores["return"].shape))
         each = policy in INDIVIDUAL
@@ -173,20 +182,21 @@ class Record:
             self.latest[policy] = tensorboard.mean(returns)
 
     def damaged(self, at: Moment) -> None:
-        """Records that a checkpoint newer than the one taken could not be used."""
+        """Records in the metrics that a newer checkpoint was damaged."""
         self._measure(at, {"checkpoints_damaged": np.ones(len(self.seeds))})
 
     def _role(self, member: int) -> str:
         return ("active", "passive")[member] if self.tandem else "member"
 
     def _kept(self, at: Moment) -> list[int]:
-        """Indices of the seeds that are recorded at this step."""
+        """Indices of the seeds that are recorded at this step: all, except that with `diverged:
+        cut` a seed ends when it diverges."""
         cut = self.config.diverged == "cut"
         ends = {s: step for s, step in self.diverged.items() if cut}
         return [s for s in range(len(self.seeds)) if at.step <= ends.get(s, at.step)]
 
     def marked(self) -> str:
-        """Which seeds diverged, and when, in words; empty if none did."""
+        """Which seeds diverged, and when, as text; "" if none did."""
         own: dict[int, list[str]] = {}
         for s, step in sorted(self.diverged.items()):
             own.setdefault(step, []).append(str(self.seeds[s]))
@@ -206,7 +216,11 @@ class Record:
         role: list[str],
         scores: Arrays,
     ) -> None:
-        """Appends result rows. Args: seed, indices in 0..S; member, role, scores: one a row."""
+        """Appends result rows.
+
+        Args: real_steps [S]; seed, member, role and every array of scores have one entry for each
+              row; seed is an index in [0, S).
+        """
         kept = np.flatnonzero(np.isin(seed, self._kept(at)))
         seed, member, role = seed[kept], member[kept], [role[k] for k in kept.tolist()]
         scores = {name: values[kept] for name, values in scores.items()}
@@ -232,7 +246,7 @@ class Record:
         self.rows.append({name: columns[name] for name in results.ROWS.names})
 
     def _measure(self, at: Moment, values: Arrays, skip: np.ndarray | None = None) -> None:
-        """Appends metrics {name: [S, N] or [S]}; skip [S, N] bool, what was not measured."""
+        """Appends metrics. Args: values {name: [S, N] or [S]}; skip [S, N] bool, True: no value."""
         for name, value in values.items():
             index = np.indices(value.shape).reshape(value.ndim, -1)
             if skip is not None:
@@ -249,10 +263,11 @@ class Record:
             self.metrics.append(columns)
 
     def flush(self, *, metrics: bool = True) -> str:
-        """Writes rows, and metrics too unless told not to; events as well.
+        """Writes the tables and events to the disk.
 
-        Returns: what could not be written, and why; empty if all was. Rows stay in memory then.
-        Raises:  RowsError if the folder holds another run's rows.
+        Args:    metrics, also write the table of metrics.
+        Returns: an error message if a table could not be written, else "". Its rows stay in memory.
+        Raises:  RowsError if the folder has rows of another run.
         """
         complaint = ""
         for table in (self.rows, self.metrics) if metrics else (self.rows,):
@@ -264,24 +279,25 @@ class Record:
         return complaint
 
     def forget(self) -> list[str]:
-        """Starts the record anew; the tables there are kept aside. Returns: a sentence on each."""
+        """Starts with empty tables; existing files are renamed. Returns: a sentence on each."""
         self.board.after, said = -1, []
         for table in (self.rows, self.metrics):
             if table.path.is_file() and not table.path.is_symlink():
                 aside = table.path.with_name(f"dropped-{time.time_ns()}-{table.path.name}")
                 table.path.rename(aside)
-                said.append(f"{table.path.name} of before is kept aside as {aside.name}")
+                said.append(f"the existing {table.path.name} was renamed to {aside.name}")
             table.keep_until(-1)
         return said
 
     def keep_until(self, step: int) -> list[str]:
-        """Drops rows, metrics and events later than a step. Returns: a sentence on each lost table.
+        """Continues the tables in the folder, without rows and events later than `step`.
 
-        Raises: RowsError if a file is damaged.
+        Returns: a sentence on each table whose file is missing.
+        Raises:  RowsError if a file is damaged.
         """
         self.board.after, said = step, []
         for table in (self.rows, self.metrics):
             if not table.path.is_file():
-                said.append(f"{table.path} is gone, and with it all before step {step:,}")
+                said.append(f"{table.path} is missing; its content before step {step:,} is lost")
             table.keep_until(step)
         return said

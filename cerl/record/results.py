@@ -1,7 +1,8 @@
-"""Result rows: what a run scored, in two long tables beside its config; their only definition.
+"""The two tables of a run folder: result rows (scores) and metrics. Their only definition.
 
-`rows.parquet` has one row for each score (seed, member or aggregate, policy, step);
-`metrics.parquet` one for each diagnostic. Files are replaced whole: a reader never sees half a one.
+`rows.parquet` has one row for each score (seed, member or aggregate, policy, step), and
+`metrics.parquet` has one row for each value of a metric. Files are replaced as a whole, so a reader
+never sees a half-written one.
 """
 
 import hashlib
@@ -32,15 +33,15 @@ ROWS = pa.schema(
         ("frames", pa.int64()),  # emulator frames that this seed played: real_steps x frame skip
         ("real_steps", pa.int64()),  # agent steps of this seed without reset rows
         ("updates", pa.int64()),  # gradient steps so far
-        ("episodes", pa.int64()),  # how many the next three are over
+        ("episodes", pa.int64()),  # number of episodes that the next three columns are means over
         ("return", pa.float64()),  # mean undiscounted, unclipped return
         ("return_std", pa.float64()),  # over the episodes, divisor `episodes`; null: not recorded
         ("length", pa.float64()),  # mean agent steps of an episode
-        ("wall_seconds", pa.float64()),  # since the run began, all sessions, pauses excluded
+        ("wall_seconds", pa.float64()),  # seconds that the run has trained, without pauses
         ("members", pa.int64()),  # N
         ("config_hash", pa.string()),  # `config_hash`: runs that differ only in seeds share it
         ("version", pa.string()),  # of cerl
-        ("diverged", pa.bool_()),  # from when the watch saw that this seed's numbers went wrong
+        ("diverged", pa.bool_()),  # true from the step on at which the seed was found diverged
     ]
 )
 
@@ -48,34 +49,34 @@ METRICS = pa.schema(
     [
         ("step", pa.int64()),  # agent steps of one seed
         ("seed", pa.int64()),
-        ("member", pa.int64()),  # -1: one value for the seed
-        ("name", pa.string()),
+        ("member", pa.int64()),  # -1: one value for the whole seed
+        ("name", pa.string()),  # of the metric
         ("value", pa.float64()),  # null: not measured at this step; NaN: measured, not a number
     ]
 )
 
 
-# Keys of what a file says of itself: the hash of its content, and whose rows it holds.
+# Keys of a file's metadata: the hash of its content, and the hash of the run's options.
 _CONTENT, _RUN = b"cerl.content", b"cerl.run"
 
-ABSENT = {"diverged": False}  # columns that older files lack, and what they then hold
+ABSENT = {"diverged": False}  # columns that files of older versions lack, and their value then
 
 
 class RowsError(RuntimeError):
-    """Result rows that cannot be read or written: says which file, and what to do."""
+    """Result rows that cannot be read or written; the message says which file, and what to do."""
 
 
-# Options that decide no score: names, how long a run is, where it runs and what it writes. The rows
-# of a seed that `diverged` concerns are marked.
+# Options that do not influence scores: names, length of the run, device, and what it writes.
+# `diverged` only changes rows of diverged seeds, which are marked.
 ASIDE = ("preset", "seeds", "device", "threads", "env.threads", "out", "log", "diverged")
 ASIDE += ("schedule.steps",)
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits of everything that decides a score, seeds excepted.
+    """A hash (twelve hex digits) of all options that influence scores, without the seeds.
 
-    Of options that differ from their defaults (`cerl.config.effects.differences`), so that a new
-    option leaves the hash of every run alone that does not set it. Left out are those of `ASIDE`.
+    It covers the options that differ from their defaults (`cerl.config.effects.differences`),
+    except those of `ASIDE`. So a new option changes the hash only of runs that set it.
     """
     found = {
         key: value
@@ -86,20 +87,22 @@ def config_hash(config: Config) -> str:
 
 
 def env_name(config: Config) -> str:
-    """family/name, as in `ROWS`; the name alone where both are the same. A memory task's name comes
-    with its size, so that mazes of two lengths are two environments."""
+    """The column `env`: family/name, or the name alone if both are equal.
+
+    The name of a memory task includes its size, so mazes of two lengths are two environments.
+    """
     family, name = config.env.family, config.env.title
     return name if name == family else f"{family}/{name}"
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
-    """A table of this schema, columns in its order; other columns are left out.
+    """Reads a table with the columns of `schema`, in this order; other columns are left out.
 
-    Raises: RowsError if the file is missing, damaged, or lacks a column that is not of `ABSENT`.
+    Raises: RowsError if the file is missing or damaged, or lacks a column that is not in `ABSENT`.
     """
     if not path.is_file():
         raise RowsError(f"{path}: no such file; expected the rows of a run")
-    advice = "restore it from a copy, or move it away to go on without its rows"
+    advice = "restore it from a copy, or move it away to continue without its rows"
     try:
         with files.read(path) as file:
             table = pq.read_table(file, memory_map=False, page_checksum_verification=True)
@@ -119,7 +122,7 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
     if missing:
         raise RowsError(
             f"{path}: expected the columns {', '.join(schema.names)}; got none named "
-            f"{', '.join(missing)}: it is not a table of cerl, or of a version too far away"
+            f"{', '.join(missing)}: it is not a table of cerl, or one of another version"
         )
     try:
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
@@ -128,9 +131,9 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def content_hash(table: pa.Table) -> str:
-    """SHA-256 of the names, types and values of a table's columns.
+    """SHA-256 (hex digits) of the names, types and values of a table's columns.
 
-    Parquet has checksums of its pages, but none of its footer, which says how to read them.
+    Parquet has checksums of its pages only; the footer, which says how to read them, has none.
     """
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -147,12 +150,12 @@ def content_hash(table: pa.Table) -> str:
 
 
 def made_by(table: pa.Table) -> str | None:
-    """What the file of a table says of the run that made it (`cerl.record.folder.fixed_hash`)."""
+    """The `cerl.record.folder.fixed_hash` of the run that wrote a table; None if it has none."""
     return _known(table, _RUN)
 
 
 def _known(table: pa.Table, key: bytes) -> str | None:
-    """What a file says of itself."""
+    """An entry of a table's metadata; None if it is missing."""
     value = (table.schema.metadata or {}).get(key)
     return None if value is None else value.decode(errors="replace")
 
@@ -160,24 +163,25 @@ def _known(table: pa.Table, key: bytes) -> str | None:
 class Rows:
     """One growing table and its file.
 
-    Args of the constructor: run, hash of the options of the run whose rows they are; it stands in
-    the file.
+    Args of the constructor: path of the file; schema, ROWS or METRICS; run, hash of the options of
+    the run, which is written to the file.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, run: str = "") -> None:
         self.path, self.schema, self.run = path, schema, run
         self.table = schema.empty_table()
         self.pending: list[pa.Table] = []
-        self.owned = False  # whether the file, if there is one, is this table's
+        self.owned = False  # whether an existing file belongs to this table and may be replaced
 
     def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Adds rows, given by column; every column of the schema, all of the same length."""
+        """Appends rows in memory. Args: columns {name: values}, all columns of the schema."""
         self.pending.append(pa.table(dict(columns), schema=self.schema))
 
     def keep_until(self, step: int) -> int:
-        """Takes over the file's rows up to a step and forgets later ones.
+        """Reads the rows of the file up to a step; later ones are dropped.
 
         Returns: how many were dropped.
+        Raises:  RowsError if the file is damaged, or has rows of another run.
         """
         self.owned = True
         if not self.path.is_file():
@@ -186,23 +190,23 @@ class Rows:
         run = made_by(table)
         if self.run and run is not None and run != self.run:
             raise RowsError(
-                f"{self.path}: expected rows of the run of this folder's config.yaml, got those of "
-                "a run with other options; put back the one that belongs to the other"
+                f"{self.path}: expected rows made with this folder's config.yaml, got rows made "
+                "with other options; put back the file that belongs to the folder"
             )
         self.table = table.filter(pc.field("step") <= step).replace_schema_metadata()
         self.pending = []
         return table.num_rows - self.table.num_rows
 
     def flush(self) -> None:
-        """Writes everything.
+        """Writes all rows to the file.
 
-        Raises: RowsError if the file is another run's; OSError (the file is then as it was and
-                the rows stay in memory for the next attempt).
+        Raises: RowsError if the file belongs to another run; OSError (the file is then unchanged,
+                and the rows stay in memory for the next attempt).
         """
         if not self.owned and self.path.exists():
             raise RowsError(
-                f"{self.path}: there are rows of another run in this folder; resume that run, or "
-                "start this one in a new folder"
+                f"{self.path}: this folder has rows of another run; resume that run, or start this "
+                "one in a new folder"
             )
         if not self.pending and self.path.exists():
             return

@@ -1,4 +1,4 @@
-"""The Saver: writes checkpoints when asked, and tries again later where the disk takes none."""
+"""The Saver: writes checkpoints, and tries again later if the disk is full or fails."""
 
 import math
 import time
@@ -9,14 +9,15 @@ from cerl.record.checkpoint import Checkpoints
 from cerl.record.log import Logger
 from cerl.state import CheckpointError
 
-RETRY = 60.0  # seconds before something that could not be written is tried again
+RETRY = 60.0  # seconds after a failed write until the next attempt
 
 
 class Saver:
-    """Saves a run, its rows first; a failure is said once, and the run goes on.
+    """Saves a run: first its tables, then a checkpoint. If that fails, the run goes on, and the
+    user is told once.
 
-    `saved` names the state of the newest checkpoint, in whatever terms the caller uses. `owed` says
-    that a checkpoint was due and could not be written.
+    `saved` is the name of the state in the newest checkpoint, any value that the caller gave to
+    `save`. `owed` is True while a checkpoint is due that could not be written.
     """
 
     def __init__(self, checkpoints: Checkpoints, logger: Logger) -> None:
@@ -26,10 +27,12 @@ class Saver:
         self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
     def save(self, state: Callable[[], dict[str, Any]], *, name: object, must: bool) -> None:
-        """Writes a checkpoint of a state, unless the newest one is of this very state.
+        """Writes a checkpoint of a state, unless the newest checkpoint has this state already.
 
-        Args: name, of the state, see `saved`; must, raise CheckpointError where it cannot be
-              written (else that is noted, and tried again a minute later).
+        Args:   state, a function that returns the state; name, any value that differs between
+                states; must, raise an error if it cannot be written. Otherwise a failure is noted,
+                and a call at least RETRY seconds later tries again.
+        Raises: CheckpointError, if `must`.
         """
         if self.saved == name:
             return
@@ -38,11 +41,12 @@ class Saver:
             return
 
         def write() -> None:
-            # A checkpoint never leads the record: rows that are lost would not be made again.
+            # A checkpoint must not be ahead of the tables: a run resumed from it would never
+            # compute the missing rows again.
             if not self.logger.flush():
                 raise CheckpointError(
-                    f"{self.checkpoints.folder}: no checkpoint was saved, since the rows up to it "
-                    "could not be written either; free some space"
+                    f"{self.checkpoints.folder}: no checkpoint was saved, since the result rows "
+                    "before it could not be written; free some space"
                 )
             self.checkpoints.save(state())
 
@@ -54,21 +58,21 @@ class Saver:
         self.owed, self.complaint = False, ""
 
     def stream(self) -> None:
-        """Hands new rows of replay to the disk; what it does not take is tried again later."""
+        """Writes new rows of replay to the disk; rows that cannot be written are tried again."""
         if self._patient():
             self._written(self.checkpoints.stream)
 
     def late(self, minutes: float) -> bool:
-        """Whether a checkpoint is owed, or the newest one is that old (never for 0 minutes)."""
+        """Whether a checkpoint is owed, or the newest one is older than `minutes` (0: no limit)."""
         old = minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
         return old or self.owed
 
     def _patient(self) -> bool:
-        """Whether the last failure is long enough ago to try again."""
+        """Whether the last failure is at least RETRY seconds ago."""
         return time.monotonic() - self.tried_at > RETRY
 
     def _written(self, write: Callable[[], object]) -> bool:
-        """Whether a write to the disk succeeded; a failure is said once."""
+        """Calls `write`. Returns: whether it succeeded; a failure is noted once."""
         try:
             write()
         except CheckpointError as error:

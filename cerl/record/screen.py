@@ -1,8 +1,8 @@
-"""What runs print: plain text, and never worth a run.
+"""Prints plain text so that a failure to print never ends a run.
 
-A reader of the output may go away (`cerl train ... | head`), a terminal may be closed, the disk
-behind the output be full, its alphabet too small. Training goes on then; what it has to tell is in
-the run's folder.
+The reader of a pipe may go away (`cerl train ... | head`), a terminal may be closed, the disk may
+be full, or the encoding of the output may lack a character. Training goes on in all these cases;
+everything of importance is in the run folder too.
 """
 
 import contextlib
@@ -17,39 +17,41 @@ from cerl.text import visible
 
 
 class PipeConsole(Console):
-    """A console whose reader may go away: then it says nothing more."""
+    """A console that falls silent, instead of failing, when its output is closed."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # Python flushes the output once more when it ends, and would fail there.
+        # Python flushes stdout once more when it exits. Without this redirection that would fail.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def drop(self) -> None:
-        """Forgets what could not be printed, which would be tried again with the next line."""
+        """Clears rich's buffer of text that could not be printed. Otherwise rich would print it
+        again with the next line, and fail again."""
         quiet, self.quiet = self.quiet, True
         self.print()
         self.quiet = quiet
 
 
 class Screen:
-    """Prints lines of text; brackets in them are no markup."""
+    """Prints lines of text as they are: rich's markup in brackets is not interpreted."""
 
     def __init__(self) -> None:
         self.console = PipeConsole(highlight=False, soft_wrap=True)
 
     def line(self, text: str, *, style: str = "") -> None:
-        """Prints a line, if it can be printed."""
+        """Prints a line; a failure is ignored. Args: style, of rich, e.g. bold."""
         with self.spared():
             self.console.print(Text(visible(text, lines=True), style=style))
 
     @contextlib.contextmanager
     def spared(self) -> Iterator[None]:
-        """Around what prints: an output that fails is given up, for good."""
+        """A context for printing: after a failed write nothing more is printed, and no error
+        leaves the context."""
         try:
             yield
         except OSError:
             self.console.on_broken_pipe()
             self.console.drop()
-        except ValueError:  # of a text that the output's encoding does not have, or a closed stream
+        except ValueError:  # the stream is closed, or its encoding lacks a character
             self.console.drop()

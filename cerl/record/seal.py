@@ -1,10 +1,10 @@
-"""The seal of a run's config.yaml: its last line, by which a cut or changed file is noticed.
+"""The seal of a run's config.yaml: its last line, which shows whether the file was changed.
 
-    # seal: <HMAC-SHA256 of the text above, or -> <SHA-256 of all that stands before it in the file>
+    # seal: <HMAC-SHA256 of the lines above, or -> <SHA-256 of everything before it in the file>
 
-The hash guards against accidents: anybody can compute it. The HMAC is made with a key that only
-this user has, and tells runs of this user from those of others (`cerl/record/trust.py`). A file
-system cannot: whoever unpacks an archive owns what was in it.
+The SHA-256 guards against accidental changes; anybody can compute it. The HMAC needs a secret key
+of this user, so it tells this user's own runs from those of others (`cerl/record/trust.py`). The
+owner of the file does not tell, since whoever unpacks an archive owns the files in it.
 """
 
 import contextlib
@@ -20,26 +20,29 @@ from cerl.record import files
 from cerl.text import visible
 
 _MARK = "# seal: "
-_LARGEST = 1 << 20  # bytes of a config.yaml, at most
+_LARGEST = 1 << 20  # most bytes of a config.yaml
 _KEY_BYTES = 32
 
 
 class Opened(NamedTuple):
-    """A sealed text that is whole."""
+    """The content of a sealed file whose seal is right."""
 
-    text: str  # without its seal
-    own: bool  # sealed with this user's key
+    text: str  # without the seal
+    own: bool  # whether it was sealed with this user's key
 
 
 def sealed(text: str, *, own: bool = True) -> str:
-    """A text with its seal below it; not `own`: as a run of somebody else's."""
+    """A text with its seal as last line. Args: own, whether to use this user's key."""
     code = (_code(text.encode()) if own else None) or "-"
     head = f"{text}{_MARK}{code} "
     return f"{head}{hashlib.sha256(head.encode()).hexdigest()}\n"
 
 
 def opened(path: Path) -> Opened:
-    """The text of a sealed file. Raises: ConfigError if it cannot be read, was changed or cut."""
+    """Reads a sealed file.
+
+    Raises: ConfigError if it cannot be read, was edited or is incomplete.
+    """
     try:
         content, _ = files.read_small(path, most=_LARGEST)
     except OSError as error:
@@ -48,7 +51,11 @@ def opened(path: Path) -> Opened:
 
 
 def unsealed(content: bytes, path: Path) -> Opened:
-    """The text in the content of a sealed file. Raises: ConfigError if it was changed or cut."""
+    """The text in the content of a sealed file.
+
+    Args:   path of the file, for error messages.
+    Raises: ConfigError if the file was edited or is incomplete.
+    """
     text, line = _split(content)
     words = line.decode("ascii", "replace").removeprefix(_MARK).removesuffix("\n").split(" ")
     if not line.startswith(_MARK.encode()) or len(words) != 2:
@@ -63,7 +70,7 @@ def unsealed(content: bytes, path: Path) -> Opened:
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:
-    """All lines but the last one, and that."""
+    """All lines but the last one, and the last one."""
     at = content.rfind(b"\n", 0, -1) + 1
     return content[:at], content[at:]
 
@@ -77,7 +84,7 @@ def _changed(path: Path, expected: str, got: str) -> str:
 
 
 def _code(text: bytes) -> str | None:
-    """The HMAC of a text; None where this user has no key."""
+    """The HMAC of a text with this user's key, in hex digits; None if there is no key."""
     try:
         return hmac.new(key(), text, hashlib.sha256).hexdigest()
     except (OSError, RuntimeError):
@@ -85,16 +92,16 @@ def _code(text: bytes) -> str | None:
 
 
 def key_file() -> Path:
-    """Where this user's key lies. Raises: RuntimeError if the user has no home."""
+    """The file of this user's key. Raises: RuntimeError if the user has no home folder."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     return (state if state.is_absolute() else Path.home() / ".local" / "state") / "cerl" / "key"
 
 
 def key() -> bytes:
-    """This user's secret, made when it is first asked for.
+    """This user's secret key, created at its first use.
 
-    Raises: OSError if it cannot be made, or somebody else could have read or made it; RuntimeError
-            if the user has no home.
+    Raises: OSError if it cannot be created, or if others could have read or made its file;
+            RuntimeError if the user has no home folder.
     """
     path = key_file()
     if not path.exists():
@@ -109,7 +116,8 @@ def key() -> bytes:
 
 
 def _make(path: Path) -> None:
-    """A new key, unless another process is first: a link to a whole file appears or fails."""
+    """Creates a key file. It is written under another name and then hard-linked to `path`, so that
+    of two processes one wins and no half-written key is ever seen."""
     fresh = files.temporary(path)
     try:
         with files.create(fresh, mode=0o600) as file:

@@ -1,9 +1,10 @@
-"""Writes a ring of replay into pieces, beside training.
+"""Writes the rows of replay to the disk in pieces, while training goes on.
 
-Whole pieces are copied out of the ring as soon as their rows are there; one thread compresses and
-writes them. The rows since then, less than a piece, are written anew by every checkpoint (the
-tail), as is a ring that is no larger than a piece. If the disk is too slow, training waits, so a
-checkpoint never has more than `STAGED` pieces and a tail to write.
+As soon as there are enough new rows for a piece, they are copied out of the ring buffer, and a
+thread compresses and writes them. The newest rows, fewer than a piece, are the tail; every
+checkpoint writes them to a file of their own. A ring that is no larger than one piece is written
+completely by every checkpoint. If the disk is too slow, training waits, so a checkpoint never has
+more than `STAGED` pieces and a tail left to write.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ from cerl.replay import Replay
 from cerl.state import CheckpointError, Free, match, plain
 
 PIECE = 64 * 2**20  # bytes of rows in a piece, before compression
-STAGED = 2  # pieces that have left the ring and are not on the disk yet, at most
+STAGED = 2  # most pieces that are copied out of the ring and not on the disk yet
 
 
 class _Thread:
-    """Runs calls one after the other, beside the caller; ends with the process, finished or not."""
+    """A thread that runs calls one after the other. It does not keep the process from ending."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[tuple[Future, Callable[[], Any]] | None] = SimpleQueue()
@@ -56,21 +57,21 @@ class _Thread:
 
 
 class _Job(NamedTuple):
-    """A piece on its way to the disk."""
+    """A piece that the thread is going to write or is writing."""
 
     name: str
     first: int
     last: int
-    tail: bool
+    tail: bool  # whether it is the tail
     buffer: Tensor
-    future: Future  # of (size, checksum)
+    future: Future  # its result is (size, checksum)
 
 
 class Spool:
-    """Writes a ring into the pieces of a run folder.
+    """Writes the rows of replay into pieces in a run folder.
 
-    `stream` and `save` raise OSError where the disk does; what was not written is then tried again
-    by later calls for as long as the ring still holds it, and nothing on the disk is lost.
+    `stream` and `save` raise OSError if the disk fails. Later calls then try again with the rows
+    that the ring still holds; files that are on the disk already are unharmed.
     """
 
     def __init__(self, folder: Path, replay: Replay) -> None:
@@ -78,32 +79,35 @@ class Spool:
         self.rings = replay.rings()
         self.layout = pieces.layout(self.rings)
         self.width = pieces.width(self.layout)
-        # A ring that is no larger than a piece is written whole by every checkpoint.
+        # A ring that is no larger than a piece is written completely by every checkpoint.
         self.whole = replay.rows * self.width <= PIECE
         self.count = min(replay.rows, max(1, PIECE // self.width))  # time indices of a piece
-        self.live: list[Piece] = []  # whole pieces of rows that the ring still holds
+        self.live: list[Piece] = []  # written pieces, except the tail, with rows of the ring
         self.tail: Piece | None = None
-        self.sent = 0  # rows before this one are in pieces, written or on their way
-        self.total = 0  # of the ring when it was last asked
-        self.calls = 0  # of `stream` since
+        self.sent = 0  # first row that is neither written nor passed to the thread
+        self.total = 0  # `replay.total` when it was last read
+        self.calls = 0  # calls of `stream` since then
         self.jobs: deque[_Job] = deque()
-        # Made before training, of which making them would be the longest pause.
+        # Allocated here, since allocating pinned memory during training would pause it for long.
         self.buffers = [] if self.whole else [self._buffer() for _ in range(STAGED)]
         self.thread: _Thread | None = None
 
     @property
     def staging(self) -> int:
-        """Bytes of host memory that rows on their way to the disk take (pinned, with a GPU)."""
+        """Bytes of host memory for the buffers of rows (pinned memory with a GPU)."""
         return (1 if self.whole else STAGED) * self.count * self.width
 
     @property
     def names(self) -> set[str]:
-        """Files that the next checkpoint may name."""
+        """Names of all files that the next checkpoint may name."""
         tail = [self.tail] if self.tail is not None else []
         return {piece.name for piece in (*self.live, *tail)} | {job.name for job in self.jobs}
 
     def load(self, of: Manifest) -> None:
-        """Reads the ring, in place. Raises: CheckpointError if it is another run's, or damaged."""
+        """Reads the rows of a manifest into the replay, in place.
+
+        Raises: CheckpointError if they are damaged, or have other shapes than the replay.
+        """
         expected = {"rows": self.replay.rows, "misses": [0] * len(self.replay.misses)}
         expected |= {"layout": pieces.described(self.layout), "total": 0, "pieces": Free()}
         match(expected, of.state(), "checkpoint.replay")
@@ -124,20 +128,29 @@ class Spool:
             self.live, self.sent = [], 0
 
     def stream(self) -> bool:
-        """Sends the rows of whole pieces to the disk; cheap where there are none. Call it once
-        a time index. Returns: True if a piece has been written since the last call."""
+        """Passes new rows to the thread once they fill a piece; most calls do almost nothing. To be
+        called once for every time index.
+
+        Returns: True if a piece has been written since the last call.
+        Raises:  OSError.
+        """
         self.calls += 1
         written = self._settle(wait=False) if self.jobs else False
-        # Asking the ring waits for the device, so it is done only once there may be enough.
+        # Reading replay.total waits for the device, so calls are counted here, and it is read only
+        # when there may be enough rows for a piece.
         if self.whole or self.calls < self.count:
             return written
-        self.calls = 0  # where this fails, it is tried again after another piece of rows
+        self.calls = 0  # if sending fails, the next attempt comes after another piece of rows
         written |= self._send_whole()
         self.calls = self.total - self.sent
         return written
 
     def save(self) -> Manifest:
-        """Brings all rows of the ring to the disk. Returns: what a checkpoint says of them."""
+        """Writes all rows of the ring that are not on the disk yet, and waits for that.
+
+        Returns: the manifest for a checkpoint.
+        Raises:  OSError.
+        """
         self._settle(wait=True)
         self._look_again()
         self._send_whole()
@@ -157,20 +170,22 @@ class Spool:
         return pieces.manifest(made.state())
 
     def close(self) -> None:
-        """Ends the thread. Rows on their way, which no checkpoint names, are not waited for."""
+        """Ends the thread without waiting for rows that are being written: no checkpoint names
+        them."""
         if self.thread is not None:
             self.thread.close(wait=not self.jobs)
             self.thread = None
 
     def _begin(self) -> int:
-        """The first row that is not on its way to the disk and still is in the ring."""
+        """The first row of the ring that is neither written nor passed to the thread. Also forgets
+        pieces whose rows the ring has overwritten."""
         self.sent = max(self.sent, self.total - self.replay.rows)
         behind = self.total - self.replay.rows
         self.live = [piece for piece in self.live if piece.last > behind]
         return self.sent
 
     def _look_again(self) -> None:
-        """Forgets pieces that somebody has deleted, so that their rows are written again."""
+        """Forgets pieces whose files are gone, so that their rows are written again."""
         if self.tail is not None and not self._lies(self.tail):
             self.tail = None
         for index, piece in enumerate(self.live):
@@ -180,18 +195,23 @@ class Spool:
                 return
 
     def _lies(self, piece: Piece) -> bool:
-        """Whether a piece still is on the disk."""
+        """Whether the file of a piece exists and has the right size."""
         path = self.folder / pieces.FOLDER / piece.name
         return path.is_file() and path.stat().st_size == piece.size
 
     def _send_whole(self) -> bool:
+        """Passes all new rows that fill a piece to the thread. Returns: as `_send`."""
         self.total, written = int(self.replay.total), False
         while not self.whole and self.total - self._begin() >= self.count:
             written |= self._send(self.sent, self.sent + self.count, tail=False)
         return written
 
     def _send(self, first: int, last: int, *, tail: bool) -> bool:
-        """Copies rows out of the ring for the thread, waiting while it is too far behind."""
+        """Copies rows out of the ring and passes them to the thread. Waits first, if the thread is
+        STAGED pieces behind.
+
+        Returns: whether a piece was written meanwhile.
+        """
         written = False
         while len(self.jobs) >= STAGED:
             written |= self._settle(wait=True, only=1)
@@ -200,7 +220,7 @@ class Spool:
         flat = buffer[: (last - first) * self.width]
         for name, block in pieces.split(flat, self.layout, last - first):
             for ring, part in pieces.spans(first, last, self.replay.rows):
-                # Seed by seed both sides are one block of memory, which needs no copy between.
+                # For one seed both sides are contiguous, so torch copies without a temporary.
                 for seed in range(len(block)):
                     block[seed, part].copy_(self.rings[name][seed, ring], non_blocking=True)
         if self.rings["obs"].is_cuda:
@@ -219,10 +239,12 @@ class Spool:
         return torch.zeros(self.count * self.width, dtype=torch.uint8, pin_memory=pin)
 
     def _settle(self, *, wait: bool, only: int = 0) -> bool:
-        """Takes over what the thread has written, in order. Returns: whether there was any.
+        """Collects the pieces that the thread has written, in order.
 
-        Args:   wait for what is under way; only, that many pieces (0: all).
-        Raises: OSError, or whatever else stopped the thread; the rows count as not sent then.
+        Args:    wait, until pieces are written that are not yet; only, at most this many pieces
+                 (0: all).
+        Returns: whether there were any.
+        Raises:  OSError, or any other error of the thread; their rows will be sent again.
         """
         done = 0
         while self.jobs and (wait or self.jobs[0].future.done()) and (not only or done < only):
@@ -242,7 +264,8 @@ class Spool:
         return done > 0
 
     def _abandon(self) -> None:
-        """Takes back everything from the first piece on that could not be written."""
+        """Drops the first piece, which could not be written, and all after it; `sent` goes back, so
+        that their rows will be sent again."""
         self.sent = min(self.sent, self.jobs[0].first)
         self.calls = 0
         while self.jobs:

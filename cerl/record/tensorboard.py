@@ -1,10 +1,11 @@
-"""TensorBoard: event files, one sub-folder a seed, and the tags that scores and metrics go under.
+"""TensorBoard events: their files, one sub-folder for each seed, and the tags of all numbers.
 
-Tags are CleanRL's (charts/, losses/) and those of the original code (Lin et al. 2024: Eval/,
-Train/, Agent/). One name differs in kind: the original's `Overestimation` is its Monte Carlo return
-minus Q, so positive where Q is too *low*; here `value_error` = Q - Monte Carlo return, positive
-where Q is too high. `Eval/Random` is the mean over all members where they are evaluated one by one:
-what the original estimates by drawing a member for each episode.
+Tags are those of CleanRL (charts/, losses/) and of the code of Lin et al. 2024 (Eval/, Train/,
+Agent/). Two things differ from that code:
+- Its `Overestimation` is the Monte Carlo return minus Q, which is positive where Q is too *low*.
+  Here `value_error` is Q minus the Monte Carlo return, positive where Q is too high.
+- Its `Eval/Random` is estimated by drawing a member for each episode. Here it is the mean over all
+  members, unless the policy `random` is evaluated too.
 """
 
 import math
@@ -21,20 +22,20 @@ from cerl.record.files import create, own_folder
 
 Scalars = dict[str, float]
 
-# Metrics of the learner -> the original's names under Agent/.
+# Names of metrics here, and their names in the code of Lin et al. 2024, under Agent/ and Train/.
 AGENT = {"loss": "loss", "q_data": "q_values_data", "q_pi": "q_values_pi", "mico_loss": "mico_loss"}
 TRAIN = {"return": "AverageReturns", "value": "AverageQValues", "mc": "AverageMCReturns"}
 
 
 class Events:
-    """A new file of events. TensorBoard's own writer has a thread, which dies on a full disk and
-    prints a traceback; here whoever writes gets the error."""
+    """Writes a new event file. Unlike TensorBoard's own writer it has no thread, so that on a full
+    disk the caller gets the error, instead of a traceback on the screen."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # Files are read in the order of their names.
+        # TensorBoard reads files in the order of their names, so the time comes first.
         seconds, fraction = divmod(time.time_ns(), 10**9)
         when = f"{seconds:010d}.{fraction:09d}"
         name = f"events.out.tfevents.{when}.{platform.node()}.{os.getpid()}"
@@ -53,17 +54,24 @@ class Events:
 
 
 class Board:
-    """TensorBoard events, one sub-folder a seed; many scalars make one event."""
+    """The TensorBoard events of a run, in one sub-folder for each seed.
+
+    After an OSError (`error`) nothing more is written.
+    """
 
     def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
         self.folder, self.seeds = folder, tuple(seeds)
         self.writers: list[Any] = []
-        self.after: int | None = None  # events later than this step are void (a resumed run)
+        self.after: int | None = None  # tell TensorBoard to drop events later than this step
         self.error: OSError | None = None
 
     def write(self, seed: int, step: int, scalars: Mapping[str, float]) -> None:
-        """Args: seed, its index in 0..S; scalars {tag: value}, NaN allowed."""
-        # Imported here: a second of start-up that `cerl list` need not pay.
+        """Writes scalars of one seed as one event.
+
+        Args: seed, its index in [0, S); step, agent steps of one seed; scalars {tag: value}; NaN is
+              allowed.
+        """
+        # Imported here, since the import takes a second, which `cerl list` need not wait for.
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
@@ -104,20 +112,20 @@ class Board:
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN without any."""
+    """Mean of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan
 
 
 def weighted(values: np.ndarray, weights: np.ndarray) -> float:
-    """Mean of the values that have weight; NaN without any."""
+    """Weighted mean of the values whose weight is above 0; NaN if there are none."""
     used = weights > 0
     total = weights[used].sum()
     return float((values[used] * weights[used]).sum() / total) if used.any() else math.nan
 
 
 def training_scalars(metrics: Mapping[str, np.ndarray], seed: int) -> Scalars:
-    """Scalars of one seed. Args: metrics {name: [S, N] or [S]}; seed, its index."""
+    """The metrics of one seed by tag. Args: metrics {name: [S, N] or [S]}; seed, its index."""
     out: Scalars = {}
     for name, values in metrics.items():
         own = values[seed]
@@ -134,7 +142,10 @@ def training_scalars(metrics: Mapping[str, np.ndarray], seed: int) -> Scalars:
 
 
 def episode_scalars(finished: Mapping[str, np.ndarray], seed: int) -> Scalars:
-    """Scalars of one seed. Args: finished {episodes, return, length, value, mc: [S, N]}."""
+    """The training episodes of one seed by tag.
+
+    Args: finished {episodes, return, length, value, mc: [S, N]}; seed, its index.
+    """
     count = finished["episodes"][seed]
     out = {"Train/NumEpisodes": float(count.sum())}
     if count.sum() > 0:
@@ -154,11 +165,12 @@ def episode_scalars(finished: Mapping[str, np.ndarray], seed: int) -> Scalars:
 def evaluation_scalars(
     policy: str, scores: Mapping[str, np.ndarray], seed: int, *, tandem: bool, drawn: bool
 ) -> Scalars:
-    """Scalars of one seed and policy.
+    """The scores of one seed and policy by tag.
 
-    Args: scores {episodes, return and maybe entropy or variance: [S, K]}; tandem, member 0 is the
-          active one and 1 the passive; drawn, the policy `random` is evaluated too and owns its
-          tag. Policies that play modes have tags of their own, e.g. Eval/RandomMode.
+    Args: scores {episodes, return, and entropy or variance if present: [S, K]}; seed, its index;
+          tandem, whether member 0 is the active and member 1 the passive one; drawn, whether the
+          policy `random` is evaluated too, which then uses the tag Eval/Random. Policies that play
+          modes have tags of their own, e.g. Eval/RandomMode.
     """
     own = {name: values[seed] for name, values in scores.items()}
     base, _, mode = policy.partition("_")

@@ -1,7 +1,8 @@
-"""Whose code a run folder would run: the name of a task in a config can make cerl import a module.
+"""Protects users from run folders of others: a config can make cerl import a Python module.
 
-`cerl train PRESET` does what its caller wrote. A run folder may come from somebody else; then what
-its config would import or execute is told instead, and done only when it is asked for.
+A command such as `cerl train PRESET` imports what its user asked for. A run folder may come from
+somebody else. If its config would import a module or run code, cerl refuses and says what it would
+run, unless the user passes --trust.
 """
 
 import re
@@ -15,39 +16,42 @@ from cerl.text import visible
 
 
 def check(config: Config, folder: Path, *, trusted: bool) -> None:
-    """Lets a run of this user, or a trusted one, do as its config says.
+    """Refuses a run that would run code, unless it is this user's own or trusted.
 
-    A run is this user's if its config.yaml was sealed with the user's key. Who hands out a folder
-    of theirs with another module of the same name in it can still deceive its maker.
+    A run is this user's own if its config.yaml was sealed with the user's key. That does not cover
+    the module itself: if the user's own folder comes back from somebody else with a changed module
+    in it, cerl imports that.
 
-    Args:   folder, that of the run; trusted, --trust was given.
-    Raises: ConfigError if the config of somebody else's run would run code.
+    Args:   config of the run; folder of the run; trusted, whether --trust was given.
+    Raises: ConfigError if the run is somebody else's, not trusted, and would run code.
     """
     found = list(code(config))
     if found and not trusted and not seal.opened(folder / "config.yaml").own:
         raise ConfigError(
             f"{folder}: this run was not made by you (or its config was changed){_keyless()}: it "
-            f"would {' and '.join(found)}; read it first, then pass --trust"
+            f"would {' and '.join(found)}; read that code first, then pass --trust"
         )
 
 
 def _keyless() -> str:
-    """Why this user's own runs cannot be told from others, if so."""
+    """The part of the message that says that this user's key cannot be read; "" if it can."""
     try:
         seal.key()
     except (OSError, RuntimeError) as error:
-        return f", as far as can be told without a key of yours ({error})"
+        return f", as far as cerl can tell without your key ({error})"
     return ""
 
 
 def code(config: Config) -> Iterator[str]:
-    """What a config makes Python run beyond cerl and installed packages, as ends of a sentence."""
-    if not isinstance(config.env, GymEnv | GameEnv):  # other families know all of their names
+    """What a run would execute besides cerl and its dependencies, as ends of a sentence that begins
+    with "it would"."""
+    if not isinstance(config.env, GymEnv | GameEnv):  # in other families no name imports a module
         return
     module, colon, _ = config.env.name.partition(":")
     if colon:
         yield f"import the module {visible(module)} and run its code"
-    # A task may take names of modules and files as arguments, e.g. one that adapts the old gym.
+    # Constructors may take names of modules and files (those that adapt the old gym, for example),
+    # so texts with characters such as dots, colons or slashes are suspicious.
     taker = "the task's constructor" if isinstance(config.env, GymEnv) else "the game's function"
     for key, word in _words(dict(config.env.kwargs), "env.kwargs"):
         if not re.fullmatch(r"[\w -]*", word):
@@ -55,7 +59,7 @@ def code(config: Config) -> Iterator[str]:
 
 
 def _words(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in a tree of plain values, with its key path."""
+    """Every text in nested dicts and lists, with its dotted key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):

@@ -1,6 +1,7 @@
-"""versions.yaml: under what each session of a run computed, one entry a session, the oldest first.
+"""versions.yaml: the versions and device of every session of a run, oldest first.
 
-A resumed run continues bit for bit only under the same versions and on the same kind of device.
+A session is one process that trains the run. A resumed run continues bit for bit only with the same
+versions and on the same kind of device.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from cerl.text import visible
 
 FILE = "versions.yaml"
 _LARGEST = 1 << 22  # bytes
-# Packages that compute: another version of one may round otherwise.
+# Packages whose version may change results, e.g. by rounding differently.
 PACKAGES = (
     "torch",
     "triton",
@@ -37,7 +38,7 @@ Entry = dict[str, Any]
 
 
 def versions() -> dict[str, str]:
-    """What a result may depend on: cerl, Python, the machine, the packages that compute."""
+    """The versions that results may depend on: of cerl, Python, the system, and `PACKAGES`."""
     found = {"cerl": __version__, "python": platform.python_version()}
     found["machine"] = platform.platform()
     for package in PACKAGES:
@@ -47,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def device_kind(device: Any) -> str:
-    """What computes, e.g. NVIDIA H200 or cpu. Args: device, a torch.device or its name."""
+    """The model of a device, e.g. NVIDIA H200, or cpu. Args: device, a torch.device or its name."""
     import torch  # its import takes seconds, and presets are loaded without it
 
     device = torch.device(device)
@@ -55,11 +56,11 @@ def device_kind(device: Any) -> str:
 
 
 def record_versions(folder: Path, device: Any) -> list[str]:
-    """Adds an entry for a session that begins.
+    """Adds an entry for the session that starts; only for the writer of the folder.
 
-    Args:    folder of the run, which only this process writes; device, a torch.device.
-    Returns: sentences on what differs from the session before, and on a file that cannot be read
-             (it is kept aside).
+    Args:    folder of the run; device, a torch.device.
+    Returns: sentences on what differs from the session before. If the file cannot be read, it is
+             renamed, and a sentence says so.
     Raises:  OSError if the file cannot be written.
     """
     path, sentences = folder / FILE, []
@@ -72,7 +73,7 @@ def record_versions(folder: Path, device: Any) -> list[str]:
         reason = str(error)
         if isinstance(error, OSError):
             reason = f"{path}: {error.strerror or error}"
-        sentences.append(f"{visible(reason)}; kept aside as {aside.name}")
+        sentences.append(f"{visible(reason)}; renamed to {aside.name}")
     now = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     now |= {"device": device_kind(device)} | versions()
     if entries:
@@ -82,7 +83,7 @@ def record_versions(folder: Path, device: Any) -> list[str]:
 
 
 def differences(before: Entry, now: Entry) -> list[str]:
-    """Sentences on what a session computes with that differs from the one before."""
+    """Sentences on versions and device that differ between two sessions."""
     changed = []
     for name in ("device", "cerl", *PACKAGES):
         old, new = (visible(str(entry.get(name) or "none")) for entry in (before, now))
@@ -93,7 +94,7 @@ def differences(before: Entry, now: Entry) -> list[str]:
 
 
 def _read(path: Path) -> list[Entry]:
-    """Entries of the file; none if it is missing. Raises: OSError, ConfigError."""
+    """The entries of the file; [] if it is missing. Raises: OSError, ConfigError."""
     try:
         content, _ = files.read_small(path, most=_LARGEST)
     except FileNotFoundError:

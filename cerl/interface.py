@@ -1,0 +1,38 @@
+"""The interface from Python (docs/python.md): `cerl.train`, `cerl.resume` and `cerl.load`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cerl import config as options
+from cerl import training
+from cerl.config import Config
+from cerl.policy import load as load
+
+
+def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Trains a population from the start.
+
+    Args:    config, or the name of a preset or path of a YAML file; then overrides are options that
+             differ from it, nested or with dotted keys: {"seeds": [0, 1], "schedule.steps": 2_000}.
+    Returns: the run folder, a new one in the folder `out` of the config.
+    Raises:  ConfigError if the options cannot be read or contradict each other; RuntimeError if the
+             run does not fit into memory; Stopped (a KeyboardInterrupt) if it was told to stop, and
+             saved.
+    """
+    if isinstance(config, str):
+        return training.train(options.load(config, overrides))
+    if overrides:
+        raise ValueError("overrides: expected with the name of a preset, got them with a Config")
+    return training.train(config)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    trusted: bool = False,
+) -> Path:
+    """Resumes a run from the newest intact checkpoint in its folder, as `cerl.training.resume`."""
+    return training.resume(Path(run), changes=changes, trusted=trusted)
