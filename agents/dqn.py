@@ -94,7 +94,8 @@ class QNet(nn.Module):
     def layers(self, x: Tensor) -> list[Tensor]:
         """Activations after every ReLU, in order.
 
-        The gradient is scaled by 1/N at the output of the last layer that all members share.
+        With agent.gradient_scale the gradient is multiplied by 1/N at the output of the last layer
+        that all members share.
         """
         outputs: list[Tensor] = []
         for layer in [*self.convs, *self.hidden]:
