@@ -371,7 +371,7 @@ class DQN:
         return loss, metrics
 
     def activations(self, net: QNet, window: Window) -> list[Tensor]:
-        """Outputs of the hidden layers; if the last one forks, that of head 0, the member's own."""
+        """Outputs of the hidden layers; a layer that forks gives the output of head 0, the own."""
         (x,) = net.look(window, self.batch(net, window).now)
         outputs = net.layers(x)
         if isinstance(net.final, ForkedHeads):
@@ -397,9 +397,9 @@ def mico(
     """MICo metric loss of the encoder (Castro et al. 2021, arXiv:2106.08229, section 5).
 
     The distance of two states is U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) of their
-    features, those of x from the online and those of y from the target network. The Huber loss
-    regresses it to |r_x - r_y| + gamma U(x', y') at the next states, with the target network's
-    features of both.
+    features: the online network gives the features of x, the target network the features of y. The
+    Huber loss regresses U to |r_x - r_y| + gamma U(x', y') at the next states x' and y', whose
+    features both come from the target network.
 
     Args:    online, target, target_next: features [S, N or 1, B, D]; reward, weight [S, M, B];
              gamma, discount between a state and its next.

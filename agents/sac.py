@@ -75,7 +75,7 @@ class SAC:
         self.options = of_kind(config.agent, SacConfig)
         gamma = config.loss.gamma
         self.table = head_table(config.ensemble, gamma=gamma, device=self.device)
-        # Whether a critic values the next actions of all members, or only that of its own member.
+        # Whether a critic values the next actions of all members, or only its own member's action.
         self.crossed = self.table.crossed or self.options.spread_temperature > 0
 
     def build(self, *, keys: Tensor) -> SACNet:
@@ -223,7 +223,7 @@ class SAC:
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
         q = soft = q.amin(2)  # [S, N, K, rows, heads]
         if options.backup_entropy:
-            # Axis K holds the actions of all members, or only that of the critics' own member.
+            # Axis K holds the actions of all members, or only the action of the critics' owner.
             actor = 1 if self.crossed else 2
             alpha, log_p = (x.unsqueeze(actor) for x in (net.log_alpha.exp(), log_p))
             soft = torch.addcmul(q, alpha.unsqueeze(-1), log_p.unsqueeze(-1), value=-1)
@@ -277,9 +277,9 @@ class SAC:
     def policy_losses(self, net: SACNet, window: Window, samples: Samples) -> PolicyLosses:
         """Losses of policies, alpha log pi(a | s) - Q(s, a), and of temperatures.
 
-        Q is that of the member's own head. The temperature's loss is alpha (entropy - goal), which
-        keeps the entropy, the mean of -log pi, near its goal. `cerl.kernels.sac.objective` defines
-        both.
+        Q is the value of the member's own head. The temperature's loss is alpha (entropy - goal),
+        which keeps the entropy, the mean of -log pi, near its goal. `cerl.kernels.sac.objective`
+        defines both losses.
 
         Source: Haarnoja et al. 2018, equations 7 and 18.
         """

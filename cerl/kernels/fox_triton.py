@@ -32,7 +32,7 @@ def _previous(
 ):
     """Columns d of the row before each row, 0 where `begins`.
 
-    The row before the first of a sequence is that of p_before if BEFORE, else 0.
+    Before the first row of a sequence comes its row of p_before if BEFORE, else 0.
     """
     t = row % steps
     b = _row(p, row - 1, d, m & (t > 0) & (begins == 0), stride, D)
@@ -125,7 +125,7 @@ def _forward(
 
 @triton.jit
 def _normed_gradient(b_x, b_grad, b_scale, eps, D: tl.constexpr):
-    """Gradients of y = x / rms(x) * scale: that of x, and each row's term in that of scale."""
+    """For y = x / rms(x) * scale: the gradient of x, and each row's term in scale's gradient."""
     b_r = tl.rsqrt(tl.sum(b_x * b_x, 1) / D + eps)[:, None]
     b_u = b_x * b_r
     b_g = b_grad * b_scale[None, :]

@@ -139,10 +139,11 @@ def _backward(
 ):
     """Gradients of BR rows of one network, from the last step to the first.
 
-    p_dx [G, B, W, 3 D] takes those of the inputs' terms in r, z and n; p_ds [G, B, W, D] that of
-    the state's term in n (in r and z they equal those of the inputs); p_dh [G, B, D] that of the
-    state before row 0. p_last [G, B, W, D] holds the state before every row, p_product the
-    products of these states with the weights.
+    Results: p_dx [G, B, W, 3 D], gradients of the inputs' terms in r, z and n; p_ds [G, B, W, D],
+             gradient of the state's term in n (in r and z it equals that of the inputs' term);
+             p_dh [G, B, D], gradient of the state before row 0.
+    Args:    p_last [G, B, W, D], the state before every row; p_product [G, B, W, 3 D], the products
+             of these states with the weights.
     """
     blocks = tl.cdiv(batch, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)

@@ -41,8 +41,7 @@ def pick(leaf: Tensor, duty: Duty | None) -> Tensor:
 def networks(leaf: Tensor, duty: Duty | None) -> Tensor:
     """A parameter with one entry for each network that runs.
 
-    These are the networks of all members or, with `duty`, one network an environment: that of its
-    acting member.
+    Without `duty` the networks of all members run, with it the acting member's of each environment.
 
     Args:    leaf [S, N, *rest].
     Returns: [S * N, *rest], with `duty` [S * E, *rest].

@@ -108,7 +108,7 @@ class Fox(nn.Module):
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None
     ) -> tuple[Tensor, Past]:
-        """Attention of each row to the rows before it, those of `past` included.
+        """Attention of each row to itself and earlier rows, including the rows of `past`.
 
         Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past of
                  the rows before, or None; duty, the acting members, for which N is 1 and axis B are
@@ -268,7 +268,7 @@ class Fox(nn.Module):
 def gate_biases(heads: int, scales: tuple[float, float] | None) -> Tensor:
     """Biases of the forget gates [H]: 0, or one time scale tau a head, so that f = exp(-1 / tau).
 
-    Args: scales, shortest and longest tau in steps; those of the heads are log-spaced between them.
+    Args: scales, shortest and longest tau in steps; the heads' tau are log-spaced between them.
     """
     if scales is None:
         return torch.zeros(heads)

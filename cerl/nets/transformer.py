@@ -46,7 +46,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None
     ) -> tuple[Tensor, Past]:
-        """Attention of each row to the rows before it, those of `past` included.
+        """Attention of each row to itself and earlier rows, including the rows of `past`.
 
         Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past of
                  the rows before, or None; duty, the acting members, for which N is 1 and axis B are
@@ -196,9 +196,9 @@ def rotated(x: Tensor, at: Tensor) -> Tensor:
 
 
 def visible(start: Tensor, queries: int, window: int) -> Tensor:
-    """Which keys each of the last `queries` rows sees: those of its own episode and no later row.
+    """Which keys each of the last `queries` rows sees.
 
-    These are at most the last `window`, its own key included.
+    A row sees the keys of its own episode up to its own key, and of these at most `window`.
 
     Args:    start [S, M, B, keys] bool.
     Returns: [S, M, B, queries, keys] bool.
