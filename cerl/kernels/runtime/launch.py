@@ -18,8 +18,7 @@ class Launcher:
     """A kernel together with its compile-time constants and launch options.
 
     The parameters of the kernel are tensors, then integers, then one float, then the constants that
-    `options` names. Python globals that the kernel reads must not change, since a cached binary
-    keeps their values.
+    `options` names. Python globals that the kernel reads must keep their values.
     """
 
     def __init__(self, kernel: KernelInterface, **options: Any) -> None:
