@@ -1,9 +1,9 @@
 """Double DQN and its ensembles: Bootstrapped DQN, layer sharing, CERL, tandem, multi-horizon, MICo.
 
-One network, one acting rule, one loss; which of them it is depends on sizes and on the head table
-(`cerl/heads.py`). Lin et al. 2024 (arXiv:2405.04342); van Hasselt et al. 2016 for the double
-target. Stateless: everything that changes lives in the network, the carry and the counters of the
-callers.
+All of them are one network, one acting rule and one loss: sizes in the config and the head table
+(`cerl/heads.py`) say which algorithm it is. Lin et al. 2024 (arXiv:2405.04342); van Hasselt et al.
+2016 for the double target. The agent is stateless: all that changes lives in the network, the carry
+and the callers' counters.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from cerl.returns import Batch, masked
 
 
 class QNet(nn.Module):
-    """Convolutions or trunk, hidden layers and J value heads of every member.
+    """Convolutions or a trunk, hidden layers and J value heads of every member.
 
-    A head has `atoms` numbers per action.
+    A head gives `atoms` numbers for every action (`cerl/agents/values.py`).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class QNet(nn.Module):
         return self.reader.carry(envs=envs, evaluating=evaluating, device=device)
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
-        """Input of `layers` for one new row, in a list of one; carry moves on in place."""
+        """Input of `layers` for one new row, in a list of one; `carry` is written in place."""
         return [self.reader.step(seen, carry, evaluating=evaluating)]
 
     def refill(
@@ -92,7 +92,11 @@ class QNet(nn.Module):
         self.reader.refill(window, carry, member, evaluating=evaluating)
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Activations after every ReLU, in order; gradients scaled behind the last shared layer."""
+        """Activations after every ReLU, in order.
+
+        With agent.gradient_scale the gradient is multiplied by 1/N at the output of the last layer
+        that all members share.
+        """
         outputs: list[Tensor] = []
         for layer in [*self.convs, *self.hidden]:
             if isinstance(layer, Linear) and x.dim() > 4:
@@ -104,7 +108,10 @@ class QNet(nn.Module):
         return outputs
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of the convolutions, and inputs of the heads, both [S, M or N, rows, D]."""
+        """Output of the convolutions (without any: x) and input of the heads.
+
+        Both are [S, M or N, rows, D], with a D of their own.
+        """
         outputs = self.layers(x)
         convs = len(self.convs)
         encoded = (outputs[convs - 1] if convs else x).flatten(3)
@@ -130,16 +137,16 @@ class QNet(nn.Module):
 
 
 class Values(NamedTuple):
-    """What the loss of a batch is made of."""
+    """The values behind the loss of a batch."""
 
     q: Tensor  # [S, N, B, T, J, A, *atoms]
     taken: Tensor  # [S, N, B, T, J, *atoms] of the action taken
     target: Tensor  # [S, N, B, T, J, *atoms]
-    encoded: Tensor  # [S, N or 1, B * T, D] output of the convolutions, or the inputs
+    encoded: Tensor  # [S, N or 1, B * T, D] output of the convolutions (without any: their input)
 
 
 class DQN:
-    """Agent of `config`: build, act, loss (`cerl/agent.py`)."""
+    """The agent of a config with discrete actions: build, act and loss (`cerl.agent.Agent`)."""
 
     def __init__(
         self, config: Config, spec: EnvSpec, *, kind: ValueKind, device: torch.device | str
@@ -164,15 +171,15 @@ class DQN:
         return net
 
     def followed(self, net: QNet) -> QNet:
-        """The target network is a copy of the whole."""
+        """The target network is a copy of the whole network."""
         return net
 
     def stages(self, net: QNet) -> list[Stage[QNet, QNet, None]]:
-        """One step of all parameters."""
+        """An update is one gradient step of all parameters."""
         return [Stage(self.loss, [Group(list(net.parameters()), self.config.optim)])]
 
     def dice(self, keys: Tensor, step: Tensor) -> None:
-        """No random numbers: the loss draws nothing."""
+        """None: the loss draws no random numbers."""
 
     def act(
         self,
@@ -183,11 +190,11 @@ class DQN:
         noise: Noise,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
-        """Epsilon-greedy actions of the acting members; the first of equal actions is taken.
+        """Epsilon-greedy actions of the acting members; of equally good actions the first.
 
-        Args: evaluating, aggregates that `seen.member` counts from N on: "vote", the most voted
-              greedy action, ties broken uniformly; "mean", the greedy action of the mean Q; None
-              while training.
+        Args: evaluating, names of the aggregates, or None while training. `seen.member` = N + k
+              stands for aggregate k: "vote" takes the action that is greedy for most members, ties
+              broken uniformly; "mean" takes the greedy action of the members' mean Q.
         """
         (x,) = net.step(seen, carry, evaluating=evaluating is not None)
         envs, members = seen.start.shape[1], self.config.ensemble.members
@@ -212,19 +219,23 @@ class DQN:
 
     @torch.no_grad()
     def judge(self, net: QNet, seen: ActInput, carry: Carry) -> Tensor:
-        """Values of all actions for the acting members, [S, E, A]."""
+        """Q-values of all actions by the acting members, [S, E, A]; `carry` is written in place."""
         (x,) = net.step(seen, carry, evaluating=False)
         q = self.kind.mean(net(x, 1).squeeze(3))  # [S, N, E, A]
         return q.gather(1, seen.member[:, None, :, None].expand(-1, 1, -1, q.shape[3]))[:, 0]
 
     def _own_values(self, net: QNet, x: Tensor, member: Tensor) -> Tensor:
-        """Values of the acting members, from their weights alone, x [S, 1, E, ...] -> [S, E, A]."""
+        """The acting members' Q-values, computed with their weights alone.
+
+        Args:    x [S, 1, E, ...]; member [S, E].
+        Returns: [S, E, A].
+        """
         leaves = gathered(net, member)
         q = functional_call(net, leaves, (x.transpose(1, 2), 1))  # [S, E, 1, 1, A, ...]
         return self.kind.mean(q.squeeze(3)).squeeze(2)
 
     def batch(self, net: QNet, window: Window) -> Batch:
-        """Learnt rows, their n-step returns and the rows that bootstrap them."""
+        """Learnt rows, their n-step returns and the later rows that these bootstrap from."""
         reader = net.reader
         return returns.batch(
             window,
@@ -235,7 +246,7 @@ class DQN:
         )
 
     def head_losses(self, net: QNet, target: QNet, batch: Batch) -> tuple[Tensor, Values]:
-        """Mean loss of every head over the batch [S, N, J] and the values behind it."""
+        """Mean loss of every head over the batch [S, N, J], and the values behind it."""
         encoded, q, choose, value = self._values(net, target, batch)
         y = double_q(
             self.table, reward=batch.reward, discount=batch.discount, choose=choose, value=value
@@ -250,22 +261,24 @@ class DQN:
     def _values(
         self, net: QNet, target: QNet, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The networks at the learnt and the later rows, side by side on a GPU.
+        """Runs both networks at the learnt rows and at the later rows, in parallel on a GPU.
+
+        The later rows are those that the learnt rows bootstrap from (`batch.later`).
 
         Returns: the convolutions' output at the learnt rows; values there [S, N, B, T, J, A,
-                 *atoms]; at the later rows, without gradient, the values that choose the next
-                 action [S, N, B, T, 1, A] and those of the target network [S, N, B, T, heads, A,
-                 *atoms].
+                 *atoms]; and, without gradient, two kinds of values at the later rows: those that
+                 choose the next action [S, N, B, T, 1, A], and the target network's
+                 [S, N, B, T, heads, A, *atoms].
         """
         device, double = batch.action.device, self.options.double
         valued = partial(self._later, target, batch, heads=self.table.value_heads)
         if not double:
             (encoded, q, _), (value,) = parallel(device, partial(self._now, net, batch), valued)
             return encoded, q, self.kind.mean(value)[..., :1, :], value
-        if net.reader.whole:  # one look over the window serves both kinds of rows
+        if net.reader.whole:  # one pass over the window gives the learnt and the later rows
             now = partial(self._now, net, batch, choose=True)
             (encoded, q, choose), (value,) = parallel(device, now, valued)
-            assert choose is not None, "asked for"
+            assert choose is not None, "_now returns the choice if asked to"
             return encoded, q, choose, value
         chosen = partial(self._choice, net, batch)
         (encoded, q, _), (value, choose) = parallel(
@@ -276,7 +289,10 @@ class DQN:
     def _now(
         self, net: QNet, batch: Batch, *, choose: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Convolutions' output and values at the learnt rows; if asked the choice at later ones."""
+        """The convolutions' output and the values at the learnt rows.
+
+        With `choose` also the values at the later rows by which the next actions are chosen.
+        """
         x, *x_later = net.look(batch.window, batch.now, *([batch.later] if choose else []))
         encoded, features = net.features(x)
         q = net.values(features, self.table.heads).unflatten(2, batch.action.shape[2:])
@@ -288,13 +304,13 @@ class DQN:
 
     @torch.no_grad()
     def _later(self, net: QNet, batch: Batch, *, heads: int) -> Tensor:
-        """Values of the first heads at the later rows, [S, N, B, T, heads, A, *atoms]."""
+        """Values of the first `heads` heads at the later rows, [S, N, B, T, heads, A, *atoms]."""
         (x_later,) = net.look(batch.window, batch.later)
         return net(x_later, heads).unflatten(2, batch.action.shape[2:])
 
     @torch.no_grad()
     def _choice(self, net: QNet, batch: Batch) -> Tensor:
-        """Values by which the next actions are chosen, [S, N, B, T, 1, A]."""
+        """Values at the later rows by which the next actions are chosen, [S, N, B, T, 1, A]."""
         return self.kind.mean(self._later(net, batch, heads=1))
 
     def loss(
@@ -307,11 +323,15 @@ class DQN:
         dice: None = None,
         prepared: None = None,
     ) -> Losses:
-        """Loss of every member, summed over heads, and what the originals log.
+        """Loss of every member, its metrics, and the errors of rows.
 
         The error of a row is that of expected values, also where values are distributions.
 
-        Args: window with context + T + n rows; mask as in `cerl.agent.StageLoss`.
+        Args:    window of context + T + n rows; mask as in `cerl.agent.StageLoss`; dice and
+                 prepared are not used.
+        Returns: loss [S, N], summed over heads; metrics {name: [S, N]}, detached: of head 0 the
+                 loss, and the mean values of the actions taken (q_data) and of the greedy ones
+                 (q_pi).
         """
         batch = self.batch(net, window)
         batch = batch._replace(weight=masked(batch.weight, mask))
@@ -326,7 +346,10 @@ class DQN:
     def member_losses(
         self, net: QNet, target: QNet, batch: Batch, losses: Tensor, values: Values
     ) -> tuple[Tensor, Metrics]:
-        """Loss and metrics from the losses of the heads: their sum, with MICo where asked."""
+        """Loss and metrics of every member from the losses of its heads.
+
+        The loss is their sum, or with agent.mico_weight w it is (1 - w) sum + w MICo loss.
+        """
         loss, weight = losses.sum(-1), self.options.mico_weight
         metrics = {
             "loss": losses[..., 0].detach(),
@@ -348,13 +371,14 @@ class DQN:
                 gamma=self.table.own_gamma**self.config.loss.n_step,
                 beta=self.options.mico_beta,
             )
-            # Shared layers have one metric loss, spread so that the members' sum holds it once.
+            # If members share the convolutions there is one metric loss for all of them. Each gets
+            # 1/N of it, so that the sum over members counts it once.
             loss = (1.0 - weight) * loss + weight * metric * (metric.shape[1] / loss.shape[1])
             metrics["mico_loss"] = metric.detach().expand_as(loss)
         return loss, metrics
 
     def activations(self, net: QNet, window: Window) -> list[Tensor]:
-        """Outputs of the hidden layers; of a hidden layer that forks, the member's own head's."""
+        """Outputs of the hidden layers; a layer that forks gives the output of head 0, the own."""
         (x,) = net.look(window, self.batch(net, window).now)
         outputs = net.layers(x)
         if isinstance(net.final, ForkedHeads):
@@ -363,7 +387,7 @@ class DQN:
         return outputs
 
     def measures(self, net: QNet, window: Window, dice: None) -> Metrics:
-        """Nothing beyond what every agent has."""
+        """Empty: this agent has no diagnostics beyond those of every agent."""
         return {}
 
 
@@ -379,12 +403,14 @@ def mico(
 ) -> Tensor:
     """MICo metric loss of the encoder (Castro et al. 2021, arXiv:2106.08229, section 5).
 
-    U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) between online features and the target
-    network's is pulled, by Huber, towards |r_x - r_y| + gamma U(x', y') of the target network, over
-    all pairs.
+    The distance of two states is U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) of their
+    features: the online network gives the features of x, the target network the features of y. The
+    Huber loss regresses U to |r_x - r_y| + gamma U(x', y') at the next states x' and y', whose
+    features both come from the target network.
 
-    Args:    features [S, N or 1, B, D]; reward, weight [S, M, B].
-    Returns: [S, N or 1], mean over pairs.
+    Args:    online, target, target_next: features [S, N or 1, B, D]; reward, weight [S, M, B];
+             gamma, discount between a state and its next.
+    Returns: [S, N or 1], the mean over all pairs of the batch, by the product of their weights.
     """
 
     def distance(x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Set-up that the checks from outside share: one batch of given transitions, given parameters.
+"""Given transitions as a batch and given parameters in a network, to compare implementations.
 
-`parity_dqn.py` and `parity_sac.py` run updates on them and map leaf names of the authors' code.
+`parity_dqn.py` and `parity_sac.py` run our updates on them, and map the leaf names of the authors'
+code to ours. A leaf is a parameter tensor.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ Leaves = Mapping[str, Tensor]
 
 
 def check_frames(reader: Reader, config: Config) -> None:
-    """Raises: ValueError for a network that does not read single observations."""
+    """Checks that a network reads single observations. Raises: ValueError if it does not."""
     if reader.whole:
         raise ValueError(
             "given transitions are of single observations; expected encoder frames, got "
@@ -28,7 +29,8 @@ def check_frames(reader: Reader, config: Config) -> None:
 def load(module: nn.Module, leaves: Leaves, *, what: str) -> None:
     """Copies given parameters into a network.
 
-    Raises: ValueError if a leaf is missing, unknown or of another shape; `what` names them there.
+    Args:   what, the name of the given parameters in an error message.
+    Raises: ValueError if a leaf is missing, unknown or of another shape.
     """
     own = dict(module.named_parameters())
     given = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -42,7 +44,7 @@ def load(module: nn.Module, leaves: Leaves, *, what: str) -> None:
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by leaf name, as they are now."""
+    """Copies of the parameters, by leaf name."""
     return {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
 
 
@@ -56,11 +58,11 @@ def given_batch(
     weight: Tensor,
     power: Tensor,
 ) -> Batch:
-    """Given transitions as a batch of one seed: a window holds the frames of both states.
+    """Given transitions as a batch of one seed, whose windows hold the frames of both states.
 
     Args: frames, next_frames [M, B, stack, *observation]; action [M, B] or [M, B, A]; reward
-          [M, B], n-step sums; terminal [M, B], 1 where nothing follows; weight [1, M, B, T];
-          power [J], gamma^n of every head.
+          [M, B], n-step sums; terminal [M, B], 1 where the episode terminates; weight
+          [1, M, B, T] of the rows; power [J], gamma^n of every head.
     """
     obs = torch.cat([frames, next_frames], 2).unsqueeze(0)  # [1, M, B, 2 * stack, ...]
     stack, lead = frames.shape[2], obs.shape[:3]

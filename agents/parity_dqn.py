@@ -1,8 +1,8 @@
-"""The DQN loss for checking from outside: explicit parameters and one batch in, numbers out.
+"""DQN updates on given parameters and one given batch, to compare with other implementations.
 
-Nothing of a run is needed: parameters and target parameters by leaf name, transitions as arrays,
+No run is needed: parameters and target parameters are given by leaf name, transitions as arrays and
 options as a `Config`. `from_original` maps the leaf names of the authors' JAX code
-(zhixuan-lin/ensemble-rl-discrete) to ours, `to_original` back:
+(zhixuan-lin/ensemble-rl-discrete) to ours, `to_original` maps them back:
 
     theirs (member axis first; absent where shared)          ours (leading [S, N] or [S, 1])
     params/Encoder/DQNZooConv_k/Conv_0/kernel [N,h,w,c,out]  convs.k.weight [1,N,h*w*c,out]
@@ -19,9 +19,9 @@ options as a `Config`. `from_original` maps the leaf names of the authors' JAX c
     params/VmapQuantileNetwork_0/Conv_k/...   as DQNZooConv_k, Dense_0 as Penult
     params/VmapQuantileNetwork_0/Dense_1/...  [N,in,A*K]     final.weight, [N,A*K] final.bias
 
-Their Final leaf has no head axis without CERL. With it, their head axis names the member whose
-value the head predicts, ours is rotated: ours[i, j] = theirs[(i + j) mod N, i]; multi-horizon heads
-are not rotated: ours[i, h] = theirs[h, i].
+Without CERL their Final leaf has no head axis. With CERL, head m of theirs predicts the value of
+member m, while head j of our member i predicts that of member (i + j) mod N: ours[i, j] =
+theirs[(i + j) mod N, i]. Multi-horizon heads have the same order: ours[i, h] = theirs[h, i].
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ from cerl.returns import masked
 
 
 class Outcome(NamedTuple):
-    """What k updates on one batch did; values and targets belong to the first one."""
+    """Results of k updates on one batch; values and targets are those of the first update."""
 
     values: Tensor  # [N, B, J, A] (or [..., A, atoms]) of the given parameters at the states
     targets: Tensor  # [N, B, J] (or [..., atoms]) regression target of every head
@@ -66,21 +66,21 @@ def run_updates(
     action_count: int,
     updates: int = 1,
 ) -> Outcome:
-    """Runs `updates` gradient steps of one seed on one fixed batch; target parameters stay.
+    """Runs `updates` gradient steps of one seed on one batch; the target parameters stay fixed.
 
-    With config.loss.batches other than shared, every member has a batch of its own: all five arrays
-    then lead with N.
+    With config.loss.batches other than shared, every member has a batch of its own, and the five
+    arrays of transitions lead with N.
 
-    Args:    parameters, target_parameters {leaf name: [1, N or 1, ...]} as the table above;
-             states, next_states [B, height, width, stack] or [B, features], raw (scaled inside by
-             config.net.scale); actions [B] int64; rewards [B], n-step sums where n_step > 1;
-             terminals [B], 1 where nothing follows; mask [N, B], 1 where a member learns from a
-             row, for a loss.mask_probability below 1 (whose own draws are not made); action_count
-             A.
+    Args:    parameters, target_parameters {leaf name: [1, N or 1, ...]} as in the table above;
+             states, next_states [B, height, width, stack] or [B, features], not yet divided by
+             config.net.scale; actions [B] int64; rewards [B], n-step sums where n_step > 1;
+             terminals [B], 1 where the episode terminates; mask [N, B], 1 where a member learns
+             from a row, which takes the place of random draws and is given exactly if
+             loss.mask_probability is below 1; action_count, A.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, if
-             batches or mask do not fit the config, or if that asks for a sequence network.
-    Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`, on given
-             transitions.
+             batches or mask do not fit the config, or if the config asks for a sequence network
+             or for agent sac.
+    Source:  Lin et al. 2024 (arXiv:2405.04342); the loss is that of `DQN.loss`.
     """
     apart = config.loss.batches != "shared"
     _check_rows(config, actions, mask)
@@ -97,7 +97,7 @@ def run_updates(
     check_frames(net.reader, config)
 
     def frames(raw: Tensor) -> Tensor:
-        """States [N or 1, B, stack, ...], the frames of a stack in front."""
+        """States as [N or 1, B, stack, ...]: the axis of the stack comes before the pixels."""
         rows = raw if apart else raw.unsqueeze(0)
         return rows.movedim(-1, 2) if image else rows.unsqueeze(2)
 
@@ -130,7 +130,7 @@ def run_updates(
 
 
 def _check_rows(config: Config, actions: Tensor, mask: Tensor | None) -> None:
-    """Raises: ValueError if a batch or a mask is not of the kind that the config asks for."""
+    """Checks a batch and its mask. Raises: ValueError if the config asks for another kind."""
     loss, members = config.loss, config.ensemble.members
     lead = [] if loss.batches == "shared" else [members]
     expected = [*lead, actions.shape[-1] if actions.dim() else "B"]
@@ -175,7 +175,7 @@ def _our_name(theirs: str, *, forked: bool) -> str:
 
 
 def _heads_axis(member: int, heads: int, *, rotated: bool) -> list[int]:
-    """Their head index of every head of ours."""
+    """For each of our heads of a member, the index of the same head in the original."""
     return [(member + j) % heads if rotated else j for j in range(heads)]
 
 
@@ -184,9 +184,10 @@ def from_original(
 ) -> dict[str, Tensor]:
     """Leaves of the original by our names, with our axes.
 
-    Args: heads: their Final has a head axis; rotated: CERL's order (False: multi-horizon);
-          shared: their convolutions have no member axis if >= 3, nor the hidden layer if >= 4;
-          forked: their Penult has a head axis too (`both`).
+    Args: heads: whether their Final has a head axis; rotated: whether heads are CERL's, whose order
+          differs from ours (False: multi-horizon, whose order does not); shared: how many of the
+          first layers (three convolutions, then the hidden layer) all members share, whose leaves
+          have no member axis there; forked: whether their Penult has a head axis too (`both`).
     """
     result = {}
     for name, leaf in leaves.items():
@@ -216,7 +217,10 @@ def to_original(
     rotated: bool,
     forked: bool = False,
 ) -> dict[str, Tensor]:
-    """Our leaves by the original's names, with its axes and `shapes`."""
+    """Our leaves by the original's names, with its axes; options as in `from_original`.
+
+    Args: shapes {name: shape} of the original's leaves.
+    """
     result = {}
     for name, shape in shapes.items():
         ours = _our_name(name, forked=forked)

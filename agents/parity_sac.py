@@ -1,7 +1,7 @@
-"""The SAC update for checking from outside: parameters, one batch and noise in, numbers out.
+"""SAC updates on given parameters, batch and noise, to compare with other implementations.
 
 The counterpart of `cerl/agents/parity_dqn.py`. `from_original` maps the leaf names of the authors'
-JAX code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
+JAX code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` maps them back:
 
     theirs (member axis first)                          ours (leading [S, N])
     actor, below VmapNormalTanhPolicyParams_0/
@@ -12,8 +12,8 @@ JAX code (zhixuan-lin/ensemble-rl-continuous) to ours, `to_original` back:
       MLP_0/Dense_K, the last                           critic.final.{weight,bias}
     log temperature [N]                                 log_alpha [1,N,1]
 
-Output j of their last layer predicts member j, ours is rotated: ours[i, ..., j] = theirs[i, ...,
-(i + j) mod N].
+Output m of their last layer predicts the value of member m, while output j of our member i predicts
+that of member (i + j) mod N: ours[i, ..., j] = theirs[i, ..., (i + j) mod N].
 """
 
 import re
@@ -32,7 +32,11 @@ from cerl.optim import Optimiser
 
 
 class Update(NamedTuple):
-    """What one update did; losses are those before it, of the critics, and with the new critics."""
+    """Results of one update.
+
+    Values, targets and critics' losses are those before the update; the losses of policies and
+    temperatures are computed with the updated critics.
+    """
 
     values: Tensor  # [N, C, B, J] of the critics at the actions taken
     targets: Tensor  # [N, B, J] regression target of every head
@@ -60,28 +64,27 @@ def run_sac_updates(
     config: Config,
     updates: int = 1,
 ) -> list[Update]:
-    """Runs updates of one seed on one fixed batch with fixed noise.
+    """Runs `updates` updates of one seed on one batch, all with the same noise.
 
-    Each is a step of the critics, a move of their targets, a step of policies and temperatures.
+    An update steps the critics, moves their targets, and then steps policies and temperatures.
 
-    Args:    parameters {leaf name: [1, N, ...]} as the table above; target_parameters, those of the
-             critics without the leading `critic.`; states, next_states [B, features]; actions
+    Args:    parameters {leaf name: [1, N, ...]} as in the table above; target_parameters, those of
+             the critics without the leading `critic.`; states, next_states [B, features]; actions
              [B, A] in [-1, 1]; rewards [B], n-step sums where n_step > 1; terminals [B], 1 where
-             nothing follows; next_noise, noise [N, B, A] standard normal, of the policies' actions
-             at the next states and at the states.
+             the episode terminates; next_noise, noise [N, B, A] standard normal, for the policies'
+             actions at the next states and at the states.
     Raises:  ValueError if a leaf is missing, unknown or of another shape, if updates < 1, or if the
-             config draws critics at random, which needs more than this noise, or asks for a
+             config asks for targets of randomly chosen critics (this noise chooses none), a
              sequence network or convolutions.
-    Source:  Lin et al. 2024 (arXiv:2405.04342); the losses are those of `SAC`, on given
-             transitions.
+    Source:  Lin et al. 2024 (arXiv:2405.04342); the losses are those of `SAC`.
     """
     if updates < 1:
         raise ValueError(f"updates: expected at least 1, got {updates}")
     critics = of_kind(config.agent, SacConfig).target_critics
     if critics:
         raise ValueError(
-            "agent.target_critics: the target of given transitions is the smallest of all critics; "
-            f"expected 0, got {critics}"
+            "agent.target_critics: given transitions come without the random numbers that choose "
+            f"the critics of a target; expected 0, all critics, got {critics}"
         )
     if config.net.channels:
         raise ValueError(
@@ -156,7 +159,7 @@ _NAME = re.compile(r".*/Dense_(\d)/(kernel|bias)")
 
 
 def _ours(name: str, depth: int) -> str:
-    """Our name of one of their leaves, without `actor.` or `critic.`."""
+    """Our name of one of their leaves, without `actor.` or `critic.`; depth, hidden layers."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"expected a leaf of an MLP's Dense layer, got {name!r}")
@@ -168,7 +171,7 @@ def _ours(name: str, depth: int) -> str:
 
 
 def _rotated(leaf: Tensor, sign: int) -> Tensor:
-    """Every member's outputs (the last axis of [N, ...]) moved by its number."""
+    """Rolls the outputs of every member (the last axis of [N, ...]) by `sign` times its number."""
     return torch.stack([leaf[i].roll(sign * i, -1) for i in range(len(leaf))])
 
 

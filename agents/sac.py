@@ -1,10 +1,11 @@
 """Soft actor-critic and its ensembles: SAC, Ensemble SAC, CERL, tandem, REDQ, weighted backups.
 
 Every member has a policy, C critics and a temperature of its own. Under CERL the critics have J
-heads that regress to the other members' targets (`cerl/heads.py`); policies only ever see a
-member's own head. Haarnoja et al. 2018 (arXiv:1812.05905); Lin et al. 2024 (arXiv:2405.04342),
-whose code sums the losses of heads without the gradient scaling of the discrete agents; Chen et al.
-2021 (REDQ, arXiv:2101.05982); Lee et al. 2021 (SUNRISE, arXiv:2007.04938) for the weights.
+heads, of which all but the first regress to other members' targets (`cerl/heads.py`); a policy is
+trained on the first alone, its member's own. Haarnoja et al. 2018 (arXiv:1812.05905); Lin et al.
+2024 (arXiv:2405.04342), whose code sums the losses of heads without the gradient scaling of the
+discrete agents; Chen et al. 2021 (REDQ, arXiv:2101.05982) for targets of randomly chosen critics;
+Lee et al. 2021 (SUNRISE, arXiv:2007.04938) for weighted backups.
 """
 
 from collections.abc import Sequence
@@ -32,13 +33,14 @@ from cerl.returns import Batch, masked
 class Dice(NamedTuple):
     """Random numbers of one update."""
 
-    later: Tensor  # [S, N, rows, A] standard normal, of the next actions
-    now: Tensor  # [S, N, rows, A] standard normal, of the policies' actions at the learnt rows
-    critics: Tensor | None  # [S, N, C] uniform, the largest pick a target's critics; None: all do
+    later: Tensor  # [S, N, rows, A] standard normal, for the next actions of targets
+    now: Tensor  # [S, N, rows, A] standard normal, for the policies' actions at the learnt rows
+    # [S, N, C] uniform: targets use the critics with the largest numbers; None: all critics.
+    critics: Tensor | None
 
 
 class CriticLosses(NamedTuple):
-    """The parts of the critics' loss."""
+    """The critics' losses, and the values and targets behind them."""
 
     heads: Tensor  # [S, N, C, J] mean over the batch
     q: Tensor  # [S, N, C, rows, J] values of the actions taken
@@ -46,10 +48,10 @@ class CriticLosses(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The policies' actions at the learnt rows."""
+    """Actions that the policies sample at the learnt rows."""
 
     now: Tensor  # [S, M, B, T] positions of those rows in W
-    weight: Tensor  # [S, M, B, T], 0 where there is nothing to learn
+    weight: Tensor  # [S, M, B, T], 0 where a row is not learnt from
     action: Tensor  # [S, N, rows, A]
     log_p: Tensor  # [S, N, rows]
 
@@ -64,7 +66,7 @@ class PolicyLosses(NamedTuple):
 
 
 class SAC:
-    """Agent of `config`: build, act, the losses of critics and policies (`cerl/agent.py`)."""
+    """The agent of a config with continuous actions: build, act and losses (`cerl.agent.Agent`)."""
 
     metrics = ("loss", "q_data", "q_pi", "actor_loss", "temperature_loss", "entropy", "alpha")
 
@@ -73,7 +75,7 @@ class SAC:
         self.options = of_kind(config.agent, SacConfig)
         gamma = config.loss.gamma
         self.table = head_table(config.ensemble, gamma=gamma, device=self.device)
-        # Whether every critic values every member's next action, or only its own member's.
+        # Whether a critic values the next actions of all members, or only its own member's action.
         self.crossed = self.table.crossed or self.options.spread_temperature > 0
 
     def build(self, *, keys: Tensor) -> SACNet:
@@ -83,11 +85,11 @@ class SAC:
         return net
 
     def followed(self, net: SACNet) -> Critic:
-        """Only critics have targets."""
+        """Only the critics have target networks."""
         return net.critic
 
     def stages(self, net: SACNet) -> list[Stage[SACNet, Critic, Dice]]:
-        """The critics; then policies and temperatures, which see the new critics."""
+        """A step of the critics; then one of policies and temperatures, with the new critics."""
         optim = self.config.optim
         policy = optim.model_copy(update={"lr": self.options.actor_lr or optim.lr})
         alpha = optim.model_copy(update={"lr": self.options.temperature_lr or optim.lr})
@@ -101,7 +103,7 @@ class SAC:
         ]
 
     def dice(self, keys: Tensor, step: Tensor) -> Dice:
-        """Noise of the next and of the present actions, and the choice of target critics."""
+        """Noise for the actions at later and at learnt rows, and the choice of target critics."""
         members, critics = self.config.ensemble.members, self.options.critics
         rows = self.config.replay.batch * self.config.rows_of_window.learnt
         shape = (2, members, rows, self.spec.actions)
@@ -119,10 +121,11 @@ class SAC:
         noise: Noise,
         evaluating: Sequence[str] | None = None,
     ) -> Decision:
-        """Samples of the acting members' policies; the aggregate `mean` is the mean of all.
+        """Actions sampled from the acting members' policies; `mean` averages those of all members.
 
-        Diversity is the variance across members of an action component, each member's action a mean
-        of K samples: unbiased, 0 for a single member.
+        While evaluating, diversity is the unbiased variance of actions across members, averaged
+        over action components; a member's action is the mean of its K samples. It is 0 for a single
+        member.
         """
         x, *critics = net.step(seen, carry, evaluating=evaluating is not None)
         mean, log_std = net.actor(x)
@@ -149,7 +152,7 @@ class SAC:
 
     @torch.no_grad()
     def judge(self, net: SACNet, seen: ActInput, carry: Carry) -> Tensor:
-        """Value of the policy's mode for the acting members, [S, E, 1]."""
+        """The acting members' values of their policies' modes, [S, E, 1]; writes `carry`."""
         x, critics = net.step(seen, carry, evaluating=False)
         mean, _ = net.actor(x)
         mode = torch.tanh(mean).transpose(1, 2)  # [S, E, N, A]
@@ -166,7 +169,7 @@ class SAC:
         dice: Dice,
         prepared: None = None,
     ) -> Losses:
-        """First stage, as in `cerl.agent.StageLoss`: the sum over critics and heads.
+        """Loss of the first stage (`cerl.agent.StageLoss`): the sum over critics and heads.
 
         The error of a row is the mean over a member's critics.
         """
@@ -215,10 +218,11 @@ class SAC:
     def next_values(
         self, net: SACNet, target: Critic, batch: Batch, dice: Dice
     ) -> tuple[Tensor, Tensor | None]:
-        """V'(s') = min over critics of Q'(s', a') - alpha log pi(a' | s'), a' of the policies.
+        """V'(s') = min over critics of Q'(s', a') - alpha log pi(a' | s'), with a' of the policies.
 
-        Returns: of every head [S, N, rows, J]; the weights of rows [S, N, rows, J], None without
-                 `agent.spread_temperature`.
+        Returns: V' of every head [S, N, rows, J]; weights of the rows [S, N, rows, J], which are
+                 smaller where critics of different members disagree, or None if
+                 agent.spread_temperature is 0.
         Source:  Haarnoja et al. 2018, equation 3; weights: Lee et al. 2021, equation 5.
         """
         options = self.options
@@ -235,14 +239,14 @@ class SAC:
             q = q.gather(2, chosen[..., None, None, None].expand(-1, -1, -1, *q.shape[3:]))
         q = soft = q.amin(2)  # [S, N, K, rows, heads]
         if options.backup_entropy:
-            # The K actions are those of all members, or of each critic's own member.
+            # Axis K holds the actions of all members, or only the action of the critics' owner.
             actor = 1 if self.crossed else 2
             alpha, log_p = (x.unsqueeze(actor) for x in (net.log_alpha.exp(), log_p))
             soft = torch.addcmul(q, alpha.unsqueeze(-1), log_p.unsqueeze(-1), value=-1)
         value = next_action_values(self.table, soft)
         if not options.spread_temperature:
             return value, None
-        # std over the critics' owners; one number for every member's action.
+        # How much the members' critics disagree about the action of each member.
         spread = q[..., 0].std(1, correction=0)  # [S, N, rows]
         weight = sigmoid(-options.spread_temperature * spread) + 0.5
         return value, of_choosers(self.table, weight)
@@ -257,7 +261,7 @@ class SAC:
         dice: Dice,
         prepared: Samples | None = None,
     ) -> Losses:
-        """Second stage, as in `cerl.agent.StageLoss`; the critics get no gradient from it."""
+        """Loss of the second stage (`cerl.agent.StageLoss`); the critics get no gradient of it."""
         samples = prepared or self.policy_samples(net, window, dice)
         samples = samples._replace(weight=masked(samples.weight, mask))
         losses = self.policy_losses(net, window, samples)
@@ -273,7 +277,7 @@ class SAC:
     def policy_samples(self, net: SACNet, window: Window, dice: Dice) -> Samples:
         """Actions of all policies at the learnt rows.
 
-        They do not depend on the critics' step, so that they can be drawn beside it.
+        They do not depend on the critics, so that a GPU can compute them beside the critics' step.
         """
         reader, n = net.reader, self.config.loss.n_step
         now, weight = returns.learnt(window, first=reader.context, n=n, begins=reader.begins)
@@ -282,15 +286,16 @@ class SAC:
     def samples(
         self, net: SACNet, window: Window, now: Tensor, weight: Tensor, dice: Dice
     ) -> Samples:
-        """Actions of all policies at given rows. Args: now, weight [S, M, B, T]."""
+        """Actions of all policies at rows `now` [S, M, B, T] of the window, with their weights."""
         (x,) = net.actor.look(window, now)
         return Samples(now, weight, *net.actor.sample(x, dice.now))
 
     def policy_losses(self, net: SACNet, window: Window, samples: Samples) -> PolicyLosses:
-        """alpha log pi(a | s) - Q(s, a) of a policy, whose temperature holds its entropy.
+        """Losses of policies, alpha log pi(a | s) - Q(s, a), and of temperatures.
 
-        Q is that of the member's own head. The temperature's loss is alpha (entropy - goal), where
-        the entropy is the mean of -log pi. `cerl.kernels.sac.objective` defines both.
+        Q is the value of the member's own head. The temperature's loss is alpha (entropy - goal),
+        which keeps the entropy, the mean of -log pi, near its goal. `cerl.kernels.sac.objective`
+        defines both losses.
 
         Source: Haarnoja et al. 2018, equations 7 and 18.
         """
@@ -314,12 +319,12 @@ class SAC:
         return net.critic.activations(x, batch.action.flatten(2, 3))
 
     def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
-        """Off-policyness and diversity at the replayed states.
+        """How far off-policy the replayed actions are, and how much the members' policies differ.
 
         Returns: log_prob, mean log-density of the replayed actions under each member's own policy;
-                 log_prob_own and log_prob_others, over what the member generated and what it did
-                 not (NaN where the batch has no such row); action_variance, as `act` defines
-                 diversity, of one sample each; alike for all members.
+                 log_prob_own and log_prob_others, the same over the rows that the member generated
+                 and over all others (NaN where the batch has no such row); action_variance, the
+                 diversity as in `act` from one sample a member, the same number for all members.
         """
         batch = self.batch(net, window)
         (x,) = net.actor.look(window, batch.now)
@@ -340,11 +345,11 @@ class SAC:
         return result
 
     def _value(self, q: Tensor) -> Tensor:
-        """A member's value from those of its C critics [S, N, C, rows], [S, N, rows]."""
+        """Members' values [S, N, rows] from those of their C critics [S, N, C, rows]."""
         return q.mean(2) if self.options.actor_value == "mean" else q.amin(2)
 
     def batch(self, net: SACNet, window: Window) -> Batch:
-        """Learnt rows, their n-step returns and the rows that bootstrap them."""
+        """Learnt rows, their n-step returns and the later rows that these bootstrap from."""
         reader = net.reader
         return returns.batch(
             window,
@@ -356,11 +361,11 @@ class SAC:
 
 
 def _of(values: Tensor, member: Tensor) -> Tensor:
-    """values [S, E, N, A] of the members named, member [S, E] -> [S, E, A]."""
+    """Selects members: values [S, E, N, A], member [S, E] -> [S, E, A]."""
     index = member[..., None, None].expand(-1, -1, 1, values.shape[3])
     return values.gather(2, index)[:, :, 0]
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over rows [S, N, rows] -> [S, N]; NaN without weight."""
+    """Weighted mean over rows, [S, N, rows] -> [S, N]; NaN where the weights sum to 0."""
     return (values * weight).sum(2) / weight.sum(2)

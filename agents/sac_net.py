@@ -1,9 +1,9 @@
 """Networks of soft actor-critic: the policies, critics and temperatures of all members.
 
-Policies and critics have convolutions or a trunk each, as each has its optimiser, and the critics'
-are copied for their targets. A sequence network is twice the parameters and the acting of one, and
-runs five times over a window in an update, two of them with gradients (a value network: two and
-one).
+Policies and critics have convolutions or trunks of their own, because they have optimisers of their
+own and only the critics are copied for targets. With sequence networks that means two trunks, which
+take twice the parameters and twice the time to act. An update then runs trunks over the window five
+times, two of them with gradients (a value network: twice, once with gradients).
 """
 
 import math
@@ -24,7 +24,7 @@ from cerl.nets.reader import Reader, Sight, sights
 
 
 class Actor(nn.Module):
-    """Hidden layers, mean and log standard deviation of every member's policy before the tanh."""
+    """Every member's policy: hidden layers, then mean and log deviation of a tanh Gaussian."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Actor(nn.Module):
         for size in net.hidden:
             self.hidden.append(Linear(seeds, members, width, size))
             width = size
-        # One layer, of A means and A log deviations, so that one product computes both.
+        # One layer for A means and A log standard deviations, so that one product computes both.
         blocks = ((actions, math.sqrt(2.0)), (actions, 1.0))
         self.moments = Linear(seeds, members, width, 2 * actions, blocks=blocks)
         self.fused = fits(net.hidden)
@@ -66,7 +66,7 @@ class Actor(nn.Module):
         return sac.squashed(self.raw(x), normal, low=self.low, high=self.high, clip=self.clip)
 
     def raw(self, x: Tensor) -> Tensor:
-        """Output of the last layer [S, N, rows, 2 A], means and raw log deviations."""
+        """Output of the last layer [S, N, rows, 2 A]: means and unbounded log deviations."""
         if self.fused:
             layers = [*self.hidden, self.moments]
             return mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
@@ -76,9 +76,9 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """C critics of every member on observation and action, with J value heads each.
+    """C critics of every member, which value an action in a state with J value heads each.
 
-    The critics of a member share convolutions or trunk.
+    The critics of a member share their convolutions or trunk.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Critic(nn.Module):
         return [see(self.convs, x) for x in self.reader.look(window, *places)]
 
     def layers(self, x: Tensor, action: Tensor) -> list[Tensor]:
-        """Inputs, then activations after every ReLU [S, N, C, rows, D].
+        """The joined input [S, N, 1, rows, D], then activations after ReLUs [S, N, C, rows, D].
 
         Args: x [S, M, rows, D]; action [S, 1 or N, rows, A].
         """
@@ -125,7 +125,7 @@ class Critic(nn.Module):
     def activations(self, x: Tensor, action: Tensor) -> list[Tensor]:
         """Outputs of convolutions and of the first critic's hidden layers, in order.
 
-        Args: x as the reader gives it; action [S, 1 or N, rows, A].
+        Args: x as the reader gives it, before the convolutions; action [S, 1 or N, rows, A].
         """
         images = []
         for conv in self.convs:
@@ -136,8 +136,8 @@ class Critic(nn.Module):
     def forward(self, x: Tensor, action: Tensor, heads: int, *, frozen: bool = False) -> Tensor:
         """Values of the first `heads` heads [S, N, C, rows, heads].
 
-        Args: x, action as in `layers`; frozen: the parameters of the fused layers are constants,
-              for whose gradient nothing is stored.
+        Args: x, action as in `layers`; frozen: the parameters of fused layers count as constants,
+              so that no activations are stored for their gradient.
         """
         if not self.fused:
             return self.final(self.layers(x, action)[-1], heads)
@@ -153,17 +153,17 @@ class Critic(nn.Module):
 
         Args: x [S, M, rows, D]; action [S, N, rows, A].
         """
-        if len(self.convs):  # features of images are too wide to repeat
+        if len(self.convs):  # features of images are too wide to repeat for every member
             each = [self(x, taken.unsqueeze(1), heads) for taken in action.unbind(1)]
             return torch.stack(each, 3)
         members, rows = action.shape[1:3]
         repeated = x.unsqueeze(2).expand(-1, -1, members, -1, -1).flatten(2, 3)
-        q = self(repeated, action.flatten(1, 2).unsqueeze(1), heads)  # of N * rows rows
+        q = self(repeated, action.flatten(1, 2).unsqueeze(1), heads)  # [S, N, C, N * rows, heads]
         return q.unflatten(3, (members, rows))
 
 
 def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Log-density of actions [..., A] in [-1, 1]; those at the bounds count as just inside."""
+    """Log-density [...] of actions [..., A] in [-1, 1]; a bound counts as a number just inside."""
     u = atanh(action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
     return sac.density(u, log_std, (u - mean) * (-log_std).exp())
 
@@ -184,7 +184,7 @@ class SACNet(nn.Module):
 
     @property
     def reader(self) -> Reader:
-        """That of the policies; the critics' needs the same rows of a window."""
+        """The policies' reader; the critics' reader needs the same rows of a window."""
         return self.actor.reader
 
     def carry(self, *, envs: int, evaluating: bool) -> Carry:
@@ -195,7 +195,7 @@ class SACNet(nn.Module):
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
         """Features [S, 1 or N, E, D] of one new row for the policies and, while training, critics.
 
-        The carry moves on in place.
+        `carry` is written in place.
         """
         readers = self._readers(evaluating)
         inputs = carries.step(readers, seen, carry, evaluating=evaluating)
@@ -210,9 +210,9 @@ class SACNet(nn.Module):
         carries.refill(readers, window, carry, member, evaluating=evaluating)
 
     def _acting(self, evaluating: bool) -> "list[Actor | Critic]":
-        """Parts that act: critics value the actions of training."""
+        """Parts that run while acting: policies and, while training, critics to value actions."""
         return [self.actor] if evaluating else [self.actor, self.critic]
 
     def _readers(self, evaluating: bool) -> list[Reader]:
-        """Those of the parts that act; parts without memory have one in common."""
+        """Readers of the parts that run while acting; parts without memory share one."""
         return list(dict.fromkeys(part.reader for part in self._acting(evaluating)))

@@ -1,6 +1,6 @@
-"""What a network's output says about a value: the number itself, or a distribution.
+"""The kinds of value that a network of discrete actions predicts: an expectation or quantiles.
 
-Heads, sharing, tandem and acting are the same lines for both kinds (`cerl/agents/dqn.py`).
+Heads, sharing, tandem and acting are the same code for both kinds (`cerl/agents/dqn.py`).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from cerl.config import DqnConfig, QuantileConfig
 
 
 class ValueKind(NamedTuple):
-    """How outputs of a network are read as values, and compared with a target."""
+    """How a network's outputs become values, and their error against a target."""
 
     # Numbers per action; where it is 1, outputs and losses have no axis of atoms.
     atoms: int
@@ -24,12 +24,15 @@ class ValueKind(NamedTuple):
 
 
 def value_kind(agent: DqnConfig | QuantileConfig) -> ValueKind:
-    """What a value is to an agent of discrete actions."""
+    """The kind of value that an agent of discrete actions predicts."""
     return quantile_value(agent) if isinstance(agent, QuantileConfig) else expected_value(agent)
 
 
 def expected_value(agent: DqnConfig) -> ValueKind:
-    """Expected values with Huber or squared error (`mse` without the 1/2, as the original's)."""
+    """Expected values with Huber or squared error.
+
+    `mse` has no factor 1/2, as in the code of Lin et al. 2024.
+    """
 
     def error(q: Tensor, target: Tensor) -> Tensor:
         if agent.loss == "mse":
@@ -40,9 +43,10 @@ def expected_value(agent: DqnConfig) -> ValueKind:
 
 
 def quantile_value(agent: QuantileConfig) -> ValueKind:
-    """`agent.quantiles` quantiles per action, kappa = `agent.huber_delta`.
+    """`agent.quantiles` quantiles per action (QR-DQN, Dabney et al. 2018).
 
-    Their mean acts, the quantile Huber loss regresses them (QR-DQN, Dabney et al. 2018).
+    Their mean is the value by which actions are chosen. They are trained by the quantile Huber
+    loss, with kappa = `agent.huber_delta`.
     """
 
     def error(theta: Tensor, target: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def test_operator_is_one_that_torch_compiles():
         (dict(bias=torch.zeros(2, 4, dtype=torch.float64)), "expected bias"),
         (dict(h=torch.zeros(2, 4)), r"expected h \[2, 3, 4\]"),
         (dict(start=torch.zeros(2, 3, 4)), "expected start"),
-        (dict(start=torch.zeros(4, 3, 4, dtype=torch.bool)), "4 entries and 2 networks"),
+        (dict(start=torch.zeros(4, 3, 4, dtype=torch.bool)), "got P = 4 and 2 networks"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):

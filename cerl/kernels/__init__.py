@@ -71,7 +71,10 @@ def standing_for(kind: str) -> Iterator[None]:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The type that autocast asks of products on a device; None where it is off or unknown."""
+    """The type that autocast gives to products on a device; None if autocast is off there.
+
+    None also for `meta` tensors, which have no autocast.
+    """
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
@@ -79,7 +82,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Turns autocast off inside, for the type of a device; `meta` tensors have no autocast."""
+    """A context without autocast on a device; for `meta` tensors, which have none, it is empty."""
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,8 +1,8 @@
 """2-D convolution of an ensemble, channels last, with bias and ReLU: definition and dispatch.
 
-On CUDA it is an implicit matrix product that never writes patches to memory (`conv_triton.py`); the
-definition writes them (im2col). A member axis of one is shared: an input by all members, or a
-weight by all inputs.
+On CUDA the convolution is a matrix product that never writes the patches to memory
+(`conv_triton.py`); the definition writes them (im2col). A member axis of size 1 means shared: one
+input for the weights of all members, or one weight for the inputs of all members.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ def conv2d(
     relu: bool,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Valid convolution, plus bias, then ReLU if asked.
+    """Convolution without padding, plus bias, then a ReLU if `relu`.
 
-    Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under
-    autocast x and weight are cast to its dtype and the output has it too, sums stay float32.
+    Products of float32 are in tf32 where `torch.backends.cuda.matmul.allow_tf32` says so. Under
+    autocast x, weight and output have autocast's dtype; sums stay float32.
 
     Args:    x [S, M, B, height, width, channels]; weight [S, N, kernel * kernel * channels,
              filters] ordered (ky, kx, c); bias [S, N, filters]; M and N equal or one of them 1;
@@ -40,7 +40,8 @@ def conv2d(
     members, device = weight.shape[1], x.device
     if (dtype := autocast_dtype(device)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
-    # Groups [G] that share nothing; within one, every weight meets every row.
+    # The work splits into G groups that share nothing. Within a group, every weight is applied to
+    # every row.
     if members == 1:
         x = x.flatten(1, 2)  # [S, M * B, ...]
     elif inputs == 1:
@@ -74,8 +75,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, *, kernel: int) -> None:
         )
     if x.shape[1] != weight.shape[1] and 1 not in (x.shape[1], weight.shape[1]):
         raise ValueError(
-            f"conv2d: inputs of {x.shape[1]} members met weights of {weight.shape[1]}; the two "
-            "must be equal or one of them 1"
+            f"conv2d: expected inputs and weights of equally many members, or one of them 1, got "
+            f"{x.shape[1]} and {weight.shape[1]}"
         )
     if min(x.shape[3], x.shape[4]) < kernel:
         raise ValueError(
@@ -87,7 +88,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, *, kernel: int) -> None:
 def _definition(
     x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, relu: bool
 ) -> Tensor:
-    """The definition, group by group.
+    """The convolution in plain torch, for groups that share nothing.
 
     Args:    x [G, B, h, w, c]; weight [G, N, fan in, filters]; bias [G, N, filters].
     Returns: [G, N, B, h', w', filters].

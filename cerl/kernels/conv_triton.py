@@ -1,8 +1,9 @@
 """Ensemble convolution in Triton: forward, gradient of the input, gradients of weight and bias.
 
-Each is a matrix product that reads patches straight from the image: channels last, the entries of a
-patch that share ky lie side by side. Group g of G holds rows that all its N weights see; filters of
-several members are columns of one product. Sums run in a fixed order.
+Each is a matrix product that reads patches straight from the image. With channels last, the entries
+of a patch that share ky (its row in the kernel) lie side by side in memory. The rows of a group
+meet the weights of all its N members, whose filters are columns of one product. Sums run in a fixed
+order.
 """
 
 import torch
@@ -107,8 +108,9 @@ def _output_gradient(
 ):
     """Gradient before the ReLU, rounded for the products, and its sums over shares of the rows.
 
-    p_turned [G * N, F, rows] and, if PLAIN, p_out [G * N, rows, F] take the gradient;
-    p_part [shares, G * N, F] the sums, of what was not rounded, for the gradient of the bias.
+    The rounded gradient goes to p_turned [G * N, F, rows] and, if PLAIN, to p_out [G * N, rows, F].
+    The sums of the gradient before rounding go to p_part [shares, G * N, F]; added up, they are the
+    gradient of the bias.
     """
     i_net = tl.program_id(0) // shares
     i_share = tl.program_id(0) % shares
@@ -153,9 +155,10 @@ def _input_gradient(
 ):
     """One tile of the gradient of x: BR blocks of STRIDE x STRIDE pixels by BQ (py, px, channel).
 
-    Pixel (STRIDE by + py, STRIDE bx + px) is reached by tap (STRIDE jy + py, STRIDE jx + px) from
-    the output cell (by - jy, bx - jx): all pixels of a block read the same cells, with weights of
-    their own. The sum runs over members, taps (jy, jx) and filters.
+    In the forward pass, pixel (STRIDE by + py, STRIDE bx + px) enters the output cell
+    (by - jy, bx - jx) through the kernel's entry (STRIDE jy + py, STRIDE jx + px). So all pixels
+    of a block get their gradients from the same cells, each through entries of its own. The sum
+    runs over members, (jy, jx) and filters.
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -232,8 +235,9 @@ def _weight_gradient(
 ):
     """One tile of the gradient of the weight, BK patch entries by BF columns (member, filter).
 
-    The sum runs over one of `splits` shares of the rows, `steps` BR rows each; unless that is the
-    WHOLE of them, p_weight is [splits, G, N, fan in, F].
+    A program sums over one of `splits` shares of the rows, steps * BR rows each. If there are
+    several shares (WHOLE is false), p_weight is [splits, G, N, fan in, F], and `_add_shares` adds
+    them.
     """
     OH: tl.constexpr = (H - KERNEL) // STRIDE + 1
     OW: tl.constexpr = (W - KERNEL) // STRIDE + 1
@@ -258,7 +262,7 @@ def _weight_gradient(
     m_column = column < columns
     o_column = column * rows
     start = i_share * steps * BR
-    # The transpose of the tile, so that both operands reach the matrix units as they lie.
+    # The transposed tile is summed: both operands then have the layout that matrix units read.
     acc = tl.zeros([BF, BK], tl.float32)
     for first in range(start, tl.minimum(start + steps * BR, rows), BR):
         row = first + tl.arange(0, BR)
@@ -283,6 +287,7 @@ def _weight_gradient(
 
 @triton.jit
 def _add(p_part, p_out, i_block, size, splits, SHARES: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds `splits` shares of one block of elements; SHARES is the next power of two."""
     i = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     share = tl.arange(0, SHARES)
     o = (share.to(tl.int64) * size)[:, None] + i[None, :]
@@ -305,10 +310,12 @@ def _add_shares(
     SHARES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds the shares of the weight's gradient (the first `blocks` programs) and of the bias's.
+    """Adds the shares of the weight's gradient and of the bias's gradient.
+
+    The first `blocks` programs do the weight's, the others the bias's; each reads BLOCK elements.
 
     Args: p_weights [splits, size]; p_biases [shares, bias_size]; SPLITS >= splits and
-          SHARES >= shares, powers of two; a program reads BLOCK elements.
+          SHARES >= shares, powers of two.
     """
     i_block = tl.program_id(0)
     if i_block < blocks:
@@ -346,7 +353,11 @@ def _gradient(ctx, grad):
 
 @operator("conv2d", shapes=_shapes, save=_save, gradient=_gradient)
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, relu: bool) -> Tensor:
-    """x [G, B, h, w, c], weight [G, N, fan in, F], bias [G, N, F] -> [G, N, B, h', w', F]."""
+    """The convolution of `conv.conv2d` on its group axis.
+
+    Args:    x [G, B, h, w, c]; weight [G, N, fan in, F]; bias [G, N, F].
+    Returns: [G, N, B, h', w', F].
+    """
     groups, batch, height, width, channels = x.shape
     members, filters = weight.shape[1], weight.shape[3]
     y = _shapes(x, weight, bias, kernel, stride, relu)
@@ -388,7 +399,7 @@ def conv2d_backward(
     relu: bool,
     wants_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless wanted), weight and, in float32, bias."""
+    """Gradients of x (empty unless `wants_x`), of weight and, in float32, of bias."""
     grad, turned, part = output_gradient(grad, y, relu=relu, plain=wants_x)
     grad_weight, grad_bias = weight_gradient(turned, part, x, kernel=kernel, stride=stride)
     if not wants_x:
@@ -403,9 +414,9 @@ def output_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient before the ReLU, in the two layouts that the gradients of x and of the weight read.
 
-    Returns: that gradient [G, N, B, h', w', F], rounded to tf32 where products are (empty unless
-             `plain`); the same, turned, [G, N, F, B, h', w']; its sums before rounding over shares
-             of the rows, float32 [shares, G, N, F].
+    Returns: that gradient [G, N, B, h', w', F], rounded to tf32 if products are in tf32 (empty
+             unless `plain`); the same with the filters first, [G, N, F, B, h', w']; sums of the
+             gradient before rounding over shares of the rows, float32 [shares, G, N, F].
     """
     groups, members, *cells, filters = y.shape
     rows, wide = cells[0] * cells[1] * cells[2], power_of_two(filters)
@@ -443,7 +454,10 @@ def input_gradient(
     kernel: int,
     stride: int,
 ) -> Tensor:
-    """Gradient of x [G, B, *size, c], summed over members, from `output_gradient`'s."""
+    """Gradient of x [G, B, *size, c], summed over members.
+
+    Args: grad, the first result of `output_gradient`; size, height and width of x.
+    """
     groups, members, batch = grad.shape[:3]
     channels, filters = weight.shape[2] // kernel**2, weight.shape[3]
     out = grad.new_empty(groups, batch, *size, channels)
@@ -536,7 +550,7 @@ def weight_gradient(
 
 
 def _check_sizes(x: Tensor, y: Tensor) -> None:
-    """Refuses what offsets inside a group, which are 32-bit, cannot reach."""
+    """Refuses tensors that are too large for 32-bit offsets inside a group."""
     for name, tensor in (("input", x), ("output", y)):
         if tensor[0].numel() >= 2**31:
             raise ValueError(
@@ -551,8 +565,9 @@ def _wide(size: int) -> int:
 
 
 # Tiles below are the best of some twenty tried on an H200 (tf32, B = 32, the three convolutions of
-# the Nature network with N = 1 and 10, and 10 x 10 boards with S = N = 10). Two warps a tile: four
-# would use wgmma, which wants both float32 operands laid out along the sum and transposes them.
+# the Nature network with N = 1 and 10, and 10 x 10 boards with S = N = 10). Two warps avoid wgmma,
+# which four would use: it needs both float32 operands contiguous along the sum, and so transposes
+# them first.
 
 
 def _forward_blocks(groups: int, rows: int, columns: int, *, kernel: int, run: int) -> Blocks:

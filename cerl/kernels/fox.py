@@ -1,8 +1,8 @@
-"""Inputs of the attention of FoX's Pro block, from its one wide product: definition, dispatch.
+"""Inputs of attention in FoX's Pro block, from its one wide projection: definition and dispatch.
 
-Shift of k and v, norms of q and k, logarithm of the forget gate. On CUDA that is one launch in
-either direction (`fox_triton.py`), which reads every number of the product once.
-Lin et al. 2025 (arXiv:2503.02130).
+These steps are the shift of k and v, the norms of q and k and the logarithm of the forget gate. On
+CUDA they are one launch forward and one backward (`fox_triton.py`), which read every number of the
+projection once. Lin et al. 2025 (arXiv:2503.02130).
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ EPS = 1e-5  # of the norms of q and k
 
 
 class Inputs(NamedTuple):
-    """What attention takes, and the logits of the output gate."""
+    """Inputs of attention, and the logits of the output gate."""
 
     q: Tensor  # [G B, W, H, Dh]
     k: Tensor  # [G B, W, H, Dh]
@@ -38,17 +38,19 @@ def fox_inputs(
     *,
     impl: Impl = "auto",
 ) -> Inputs:
-    """Queries, keys, values and gates of G networks' rows.
+    """Queries, keys, values and gates for the rows of G networks.
 
-    k and v of a row are mixed with those of the row before, a z_(t-1) + (1 - a) z_t, which count as
-    0 where an episode begins. Norms and shifts are computed in float32.
+    The shift mixes k and v of a row with those of the row before, z_t <- a z_(t-1) + (1 - a) z_t,
+    where z_(t-1) counts as 0 if the row begins an episode. Norms and shifts are computed in
+    float32.
 
-    Args:    y [G, B, W, P], P at least 4 D + 3 H: columns q, k, v and the output gate, D = H Dh
-             each, then the logits of forget gate, shift of k and shift of v, H each, then columns
-             that are not read; bias [G, H] of the forget gate; q_scale, k_scale [G, H, Dh]; start
-             [G B, W] bool; before_k, before_v [G B, H, Dh], raw k and v of the row before the
-             first, 0 if not given, that get no gradient. impl as in `cerl.kernels`.
-    Returns: the first three and gate in the type of y.
+    Args:    y [G, B, W, P], the projection, P at least 4 D + 3 H: columns of q, k, v and the output
+             gate, D = H Dh each, then the logits of forget gate, shift of k and shift of v, H each,
+             then columns that are not read; bias [G, H] of the forget gate; q_scale, k_scale
+             [G, H, Dh] of the norms; start [G B, W] bool, the row begins an episode; before_k,
+             before_v [G B, H, Dh], k and v (not shifted) of the row before the first, None for 0,
+             which get no gradient; impl as in `cerl.kernels`.
+    Returns: q, k, v and gate in the type of y; log_f in float32 (float64 if y is).
     Raises:  ValueError where shapes or types do not fit together.
     """
     _check(y, bias, q_scale, k_scale, start, before_k, before_v)
@@ -74,6 +76,7 @@ def definition(
     before_k: Tensor | None,
     before_v: Tensor | None,
 ) -> Inputs:
+    """The definition in plain torch; arguments as in `fox_inputs`."""
     nets, heads, head = q_scale.shape
     parts = columns(y.flatten(0, 1), heads, head)
     q, k, v, gate = parts[:4]
@@ -92,9 +95,9 @@ def definition(
 def shifted(z: Tensor, before: Tensor | None, logit: Tensor, start: Tensor) -> Tensor:
     """Mixes every row with the one before it: a z_(t-1) + (1 - a) z_t, a = sigmoid(logit).
 
-    Args:    z [X, W, H, Dh]; before [X, H, Dh], the row before the first; logit [X, W, H]; start
-             [X, W]: z_(t-1) counts as 0.
-    Returns: at least float32.
+    Args:    z [X, W, H, Dh]; before [X, H, Dh], the row before the first, None for 0; logit
+             [X, W, H]; start [X, W] bool: z_(t-1) of such a row counts as 0.
+    Returns: [X, W, H, Dh] in at least float32.
     """
     wide = torch.promote_types(z.dtype, torch.float32)
     previous = F.pad(z[:, :-1], (0, 0, 0, 0, 1, 0))
@@ -106,7 +109,10 @@ def shifted(z: Tensor, before: Tensor | None, logit: Tensor, start: Tensor) -> T
 
 
 def columns(y: Tensor, heads: int, head: int) -> list[Tensor]:
-    """q, k, v, gate [..., H, Dh]; logits of f, shift of k and v [..., H]; of y [..., P]."""
+    """Splits the columns of y [..., P].
+
+    Returns: q, k, v and gate [..., H, Dh]; logits of forget gate, shift of k and of v [..., H].
+    """
     width = heads * head
     rest = y.shape[-1] - 4 * width - 3 * heads
     parts = y.split([*[width] * 4, *[heads] * 3, rest], -1)

@@ -1,8 +1,8 @@
 """Inputs of FoX's Pro attention in Triton: one launch forward, one backward and a sum.
 
-A program takes a block of rows of one network and one head. Backward it computes the norm of k
-again, for the rows of the block and for those after them, to which the shift has carried its k.
-Gradients of the parameters are summed over the rows of a program there, over programs after it.
+A program takes a block of rows of one network and one head. The shift mixes k of a row into the
+next row, so the backward program recomputes the norms of k for its rows and for the rows that
+follow them. It sums the gradients of the parameters over its rows; torch then adds the programs.
 """
 
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor
 from cerl.kernels.runtime.blocks import power_of_two
 from cerl.kernels.runtime.operator import operator
 
-# Numbers of a head, rows times columns, in a program. With twice as many a multiprocessor holds
-# half as many programs (registers as reported for sm_90). Rows of y are read in 16-byte words where
-# P is a multiple of 16.
+# Rows times columns of a program. With twice as many, a multiprocessor would hold half as many
+# programs (by the registers that the compiler reports for sm_90). Rows of y are read in 16-byte
+# words if P, the number of its columns, is a multiple of 16.
 ELEMENTS = 1024
 
 
 @triton.jit
 def _row(p, row, d, m, stride, D: tl.constexpr):
-    """Columns d of rows, float32, 0 outside the mask."""
+    """Columns d of the given rows in float32, 0 outside the mask."""
     o = row[:, None] * stride + d[None, :]
     return tl.load(p + o, m[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
 
@@ -30,7 +30,10 @@ def _row(p, row, d, m, stride, D: tl.constexpr):
 def _previous(
     p, p_before, row, d, m, begins, stride, steps, H, D: tl.constexpr, BEFORE: tl.constexpr
 ):
-    """Columns d of the row before each, 0 where that is of another episode or does not exist."""
+    """Columns d of the row before each row, 0 where `begins`.
+
+    Before the first row of a sequence comes its row of p_before if BEFORE, else 0.
+    """
     t = row % steps
     b = _row(p, row - 1, d, m & (t > 0) & (begins == 0), stride, D)
     if BEFORE:
@@ -73,6 +76,7 @@ def _forward(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
+    """log_f, q, k, v and gate (computed in this order) of BR rows of one network and head."""
     blocks = tl.cdiv(rows, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
     i_h = tl.program_id(1)
@@ -121,7 +125,7 @@ def _forward(
 
 @triton.jit
 def _normed_gradient(b_x, b_grad, b_scale, eps, D: tl.constexpr):
-    """Gradients of rows x and, a row each, of the scale of x / rms(x) * scale."""
+    """For y = x / rms(x) * scale: the gradient of x, and each row's term in scale's gradient."""
     b_r = tl.rsqrt(tl.sum(b_x * b_x, 1) / D + eps)[:, None]
     b_u = b_x * b_r
     b_g = b_grad * b_scale[None, :]
@@ -155,10 +159,11 @@ def _backward(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Gradients of BR rows of y, and terms of the parameters' gradients.
+    """Gradients of BR rows of y in one head, and their terms in the parameters' gradients.
 
-    p_sums [G, blocks, H, 2 D + 1] takes the sums over a program's rows of the gradients of the
-    scale of q, the scale of k and the bias.
+    The columns of the forget gate's logit, q, k, v, the output gate and the unused rest of y are
+    computed in this order. p_sums [G, blocks, H, 2 D + 1] takes the terms, summed over the
+    program's rows, of the scale of q, the scale of k and the bias.
     """
     blocks = tl.cdiv(rows, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
@@ -207,6 +212,7 @@ def _backward(
     b_l = tl.sum(b_g * (b_o - b_x), 1)[:, None] * b_a * (1.0 - b_a)
     tl.store(p_dy + (o_logit + H)[:, None], b_l.to(to), m[:, None])
     b_g *= 1.0 - b_a
+    # k also enters the next row by the shift, so that row's norm is differentiated again here.
     b_a = _sigmoid(tl.load(p_y + o_logit + H + stride, m_next, other=0.0).to(tl.float32))[:, None]
     b_n = _row(p_y + H * D, row + 1, d, m_next, stride, D)
     b_x = b_n + b_a * (b_x - b_n)
@@ -264,7 +270,7 @@ def fox_inputs(
     before_v: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v, log_f and gate; arguments as `fox.fox_inputs` checked them; eps of the norms."""
+    """q, k, v, log_f and gate; arguments as in `fox.fox_inputs`, and eps of the norms."""
     nets, batch, steps, stride = y.shape
     heads, head = q_scale.shape[1:]
     _check_size(batch * steps, stride)
@@ -354,13 +360,13 @@ def fox_inputs_backward(
 
 
 def _block(head: int, rows: int) -> tuple[int, int]:
-    """Rows of a program; its columns, the width of a head rounded up to a power of two."""
+    """Rows and columns of a program; columns are the head's width, up to a power of two."""
     wide = power_of_two(head)
     return min(max(ELEMENTS // wide, 16), power_of_two(rows)), wide
 
 
 def _check_size(rows: int, stride: int) -> None:
-    """Refuses what offsets inside a network, which are 32-bit, cannot reach."""
+    """Refuses tensors that are too large for 32-bit offsets inside a network."""
     if (rows + 1) * stride >= 2**31:
         raise ValueError(
             f"fox_inputs: {rows} rows of {stride} numbers are too many for one network, fewer than "

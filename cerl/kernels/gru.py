@@ -1,9 +1,10 @@
-"""Scan of gated recurrent units, every network with its own weights: definition, dispatch.
+"""Scan of gated recurrent units, every network with its own weights: definition and dispatch.
 
-cuDNN's recurrent layers share one weight over a batch, and single steps would be thousands of
-launches; on CUDA all steps of a block of rows are one program (`gru_triton.py`). The caller makes
-the products with the inputs, as one product over all rows, since they do not depend on the state.
-Cho et al. 2014 (arXiv:1406.1078), with the reset gate behind the recurrent product as in cuDNN.
+cuDNN's recurrent layers use one weight for the whole batch, and one launch a step would be
+thousands of launches. On CUDA one program runs all steps of a block of rows (`gru_triton.py`). The
+caller computes the products with the inputs, which do not depend on the state, as one product over
+all rows. Cho et al. 2014 (arXiv:1406.1078), with the reset gate applied after the recurrent product
+as in cuDNN.
 """
 
 import torch
@@ -24,10 +25,11 @@ def gru(
 ) -> Tensor:
     """State after every row of a sequence; it is 0 before a row where an episode begins.
 
-    Args:    x [G, B, W, 3 D], the inputs' share of the gates r, z and n, biases included; weight
-             [G, D, 3 D] of the state, of the type of x; bias [G, D] float32 of the state's share of
-             n; h [G, B, D] float32 before row 0; start [P, B, W] bool, P a divisor of G: entry i
-             serves the G / P networks from i G / P on. impl as in `cerl.kernels`.
+    Args:    x [G, B, W, 3 D], the inputs' terms in the reset gate r, the update gate z and the
+             candidate n, biases included; weight [G, D, 3 D] of the state, of the type of x; bias
+             [G, D] float32, added to the state's product in n; h [G, B, D] float32, the state
+             before row 0; start [P, B, W] bool, the row begins an episode: P divides G, and entry i
+             belongs to the G / P networks from i G / P on; impl as in `cerl.kernels`.
     Returns: [G, B, W, D] float32.
     Raises:  ValueError where shapes or types do not fit together, or for a state that does not fit
              on chip.
@@ -46,10 +48,10 @@ def gru(
 
 
 def cell(x: Tensor, product: Tensor, bias: Tensor, h: Tensor) -> Tensor:
-    """One step.
+    """One step: the next state.
 
-    Args:    x, product [..., 3 D], the shares of input and state in r, z and n; bias [..., D]; h
-             [..., D].
+    Args:    x, product [..., 3 D], the terms of inputs and state in r, z and n; bias [..., D],
+             added to the state's term in n; h [..., D], the state.
     Returns: [..., D] in the type of h.
     """
     x, product = x.to(h.dtype), product.to(h.dtype)
@@ -75,7 +77,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) ->
     if x.dim() != 4 or x.shape[3] % 3 or 0 in x.shape:
         raise ValueError(
             f"gru: expected x [G, B, W, 3 D] with no empty axis, got {list(x.shape)}; it holds the "
-            "inputs' share of three gates"
+            "inputs' terms in three gates"
         )
     nets, batch, rows, width = *x.shape[:3], x.shape[3] // 3
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -93,6 +95,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, h: Tensor, start: Tensor) ->
             )
     if start.shape[0] < 1 or nets % start.shape[0]:
         raise ValueError(
-            f"gru: entries of start serve equal numbers of networks, got {start.shape[0]} entries "
-            f"and {nets} networks"
+            f"gru: expected start [P, B, W] with a P that divides the number of networks, got P = "
+            f"{start.shape[0]} and {nets} networks"
         )

@@ -1,11 +1,11 @@
-"""Scan of gated recurrent units in Triton: all steps of a block of rows are one program.
+"""Scan of gated recurrent units in Triton: one program computes all steps of a block of rows.
 
-Up to 128 units in tf32 or 16 bits the recurrent weights are read once and stay on chip, as does the
-state. Larger weights are read a tile at a time in every step. The state then goes through memory: a
-program writes it, waits at a barrier and reads it back. Every sum runs in a fixed order.
+With up to 128 units, in tf32 or 16 bits, the recurrent weights are read once and stay on chip, and
+so does the state. Larger weights are read tile by tile in every step. The state then goes through
+memory: a program writes it, waits at a barrier and reads it back. Every sum runs in a fixed order.
 
-The forward pass saves the states alone; the products with them are computed again as one matrix
-product over all rows before the backward pass goes down the steps.
+The forward pass saves only the states. The backward pass first recomputes the products with them as
+one matrix product over all rows, and then runs from the last step to the first.
 """
 
 import torch
@@ -35,7 +35,7 @@ def _tanh(b):
 
 @triton.jit
 def _tile(p, k, n, gate, stride, D: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows k and columns n of a gate's weight [D, D], whose row is `stride` apart from the next."""
+    """Rows k and columns n of a gate's weight [D, D], of which each row begins `stride` later."""
     o = k[:, None] * stride + gate + n[None, :]
     return round_operand(tl.load(p + o, (k < D)[:, None] & (n < D)[None, :], other=0.0), PRECISION)
 
@@ -137,10 +137,13 @@ def _backward(
     BD: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Gradients of the gates of BR rows of one network, down the steps.
+    """Gradients of BR rows of one network, from the last step to the first.
 
-    p_dx [G, B, W, 3 D] takes those of the inputs' shares, p_ds [G, B, W, D] that of the state's
-    share of n (of r and z they are the inputs'), p_dh [G, B, D] that of the first state.
+    Results: p_dx [G, B, W, 3 D], gradients of the inputs' terms in r, z and n; p_ds [G, B, W, D],
+             gradient of the state's term in n (in r and z it equals that of the inputs' term);
+             p_dh [G, B, D], gradient of the state before row 0.
+    Args:    p_last [G, B, W, D], the state before every row; p_product [G, B, W, 3 D], the products
+             of these states with the weights.
     """
     blocks = tl.cdiv(batch, BR)
     i_net = (tl.program_id(0) // blocks).to(tl.int64)
@@ -237,7 +240,7 @@ def gru(
     *,
     blocks: Blocks | None = None,
 ) -> Tensor:
-    """States [G, B, W, D] float32; arguments as `gru.gru` checked them."""
+    """States [G, B, W, D] float32; arguments as in `gru.gru`."""
     nets, batch, rows = x.shape[:3]
     width = weight.shape[1]
     block = blocks or launch(x, width)
@@ -319,12 +322,13 @@ def gru_backward(
 
 
 # Chosen from what the compiler reports for sm_90 (registers, spills, shared memory): not measured.
-# At 128 units the weights take 105 KB of shared memory in 16 bits and 210 KB in 32; next to them
-# the products of unrounded float32 spill registers, so those read the weights in tiles.
+# At 128 units the weights take 105 KB of shared memory in 16 bits and 210 KB in 32. Beside them,
+# products of float32 that is not rounded to tf32 would spill registers, so these products read the
+# weights tile by tile.
 
 
 def launch(x: Tensor, width: int) -> Blocks:
-    """Blocks of both kernels: rows and units of a program, weight rows of a step of a product.
+    """Blocks of both kernels: rows and units of a program, and weight rows in a step of a product.
 
     Args:   x [G, B, W, 3 width].
     Raises: ValueError for a state that does not fit on chip.

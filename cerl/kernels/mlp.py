@@ -1,8 +1,8 @@
-"""Multilayer perceptrons of a whole population, two hidden layers with ReLU: definition, dispatch.
+"""Perceptrons with two hidden layers for a whole population: definition and dispatch.
 
-On CUDA all layers of a block of rows are one program with the activations on chip
-(`mlp_triton.py`). What is computed for the backward pass depends on what requires a gradient:
-detach the weights of frozen networks.
+On CUDA one program computes all layers for a block of rows, with the activations on chip
+(`mlp_triton.py`). What it stores for the backward pass depends on which tensors require a gradient:
+detach the weights of networks that are not trained.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cerl.kernels.mlp_plan import ACTIVATIONS, NOTHING, SIGNS, WIDEST
 
 
 def fits(hidden: Sequence[int]) -> bool:
-    """Whether hidden layers of these sizes are those that `mlp` takes."""
+    """Whether `mlp` takes hidden layers of these sizes."""
     return len(hidden) == 2 and max(hidden) <= WIDEST
 
 
@@ -30,15 +30,15 @@ def mlp(
 ) -> Tensor:
     """Output of relu(relu([x, tail] W1 + b1) W2 + b2) W3 + b3 for every network.
 
-    Products of float32 take tf32 where `torch.backends.cuda.matmul.allow_tf32` says so; under
-    autocast inputs and weights are cast to its dtype and hidden activations have it too, biases and
-    sums (but for those of cuBLAS) keep theirs. Hidden sizes are best powers of two: the kernel
-    rounds them up.
+    Products of float32 are in tf32 where `torch.backends.cuda.matmul.allow_tf32` says so. Under
+    autocast inputs, weights and hidden activations have autocast's dtype; biases and sums keep
+    theirs, except sums inside cuBLAS. The kernel rounds hidden sizes up to powers of two.
 
     Args:    x [*lead, rows, in]; weights of the three layers [*lead, in, out]; biases [*lead, out];
-             tail [*lead, rows, more], further inputs of every row. An axis of `lead` may be 1 in x
-             and in tail: shared by the networks along it, free of copies where all axes after it
-             are 1 too. Weights may be cut along their last axis. impl as in `cerl.kernels`.
+             tail [*lead, rows, more], further inputs of every row. In x and tail an axis of `lead`
+             may have size 1: the networks along it then share the input, which is not copied if all
+             later axes of `lead` have size 1 too. Weights may be slices along their last axis. impl
+             as in `cerl.kernels`.
     Returns: [*lead, rows, out] in the wider of the dtypes of input and last bias.
     Raises:  ValueError where shapes or dtypes do not fit together.
     """
@@ -66,7 +66,7 @@ def mlp(
 def _check(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], tail: Tensor | None
 ) -> tuple[int, ...]:
-    """The networks' axes."""
+    """Checks shapes and types; returns the axes of the networks, `lead`."""
     if len(weights) != 3 or len(biases) != 3:
         raise ValueError(
             "mlp: expected weights and biases of two hidden layers and an output, got "
@@ -110,10 +110,11 @@ def _check(
 
 
 def _folded(part: Tensor, lead: tuple[int, ...]) -> Tensor:
-    """One axis of inputs, each shared by as many networks in a row.
+    """Folds `lead` into one axis of X inputs, each of which equally many networks share.
 
     Args:    part [*lead or 1, rows, width].
-    Returns: [X, rows, width], X a divisor of the number of networks.
+    Returns: [X, rows, width]; X divides the number of networks, and those that share an input are
+             consecutive.
     """
     keep = len(lead)
     while keep and part.shape[keep - 1] == 1:
@@ -132,10 +133,10 @@ def definition(
     w3: Tensor,
     b3: Tensor,
 ) -> Tensor:
-    """The definition.
+    """The perceptrons in plain torch, for G networks on one axis.
 
     Args:    x [X, B, D]; tail [T, B, A]; w1 [G, D + A, H1]; w2 [G, H1, H2]; w3 [G, H2, O]; biases
-             [G, out]. X and T divide G: input i serves the G / X networks from i G / X on.
+             [G, out]. X and T divide G: x[i] belongs to the G / X networks from i G / X on.
     Returns: [G, B, O].
     """
     nets, count = w1.shape[0], max(x.shape[0], tail.shape[0])
@@ -143,11 +144,12 @@ def definition(
         parts = (part.repeat_interleave(count // part.shape[0], 0) for part in (x, tail))
         x = torch.cat(list(parts), -1)  # [max(X, T), B, D + A]
     fan_in, hidden = w1.shape[1:]
-    # The networks of one input as columns of one product, which reads the input once.
+    # Networks that share an input are columns of one product, which reads the input once.
     wide = w1.reshape(count, nets // count, fan_in, hidden).transpose(1, 2).flatten(2)
     y = (x @ wide).unflatten(2, (nets // count, hidden)).transpose(1, 2).flatten(0, 1)
-    # Of one input this is a view, of several a copy; sums over rows add up in another order in
-    # another layout, and the bits of a network's gradient would depend on the number of inputs.
+    # With one input y is a view, with several a copy of another layout. Without a common layout
+    # sums over rows would add up in another order, and so the bits of a network's gradient would
+    # depend on the number of inputs.
     y = y.contiguous()
     y = F.relu(y + b1.unsqueeze(1)).to(x.dtype)
     y = F.relu(y @ w2 + b2.unsqueeze(1)).to(x.dtype)

@@ -1,8 +1,8 @@
 """The Triton programs of a population's perceptrons; `mlp_triton.py` launches them.
 
-A program of the forward pass holds one hidden layer of its rows on chip; it multiplies each tile of
-the other as soon as that is made. The backward pass does the same in the other direction. Every sum
-runs in a fixed order.
+A forward program keeps one hidden layer of its rows on chip. It computes the other hidden layer
+tile by tile and uses each tile at once, so that this layer is never held whole. The backward
+program does the same with the gradients. Every sum runs in a fixed order.
 """
 
 import triton
@@ -13,7 +13,7 @@ from cerl.kernels.runtime.rounding import round_operand
 
 @triton.jit
 def _inputs(p_x, p_tail, row, k, m_row, D: tl.constexpr, A: tl.constexpr):
-    """Columns k of [x, tail], 0 beyond them."""
+    """Columns k of the joined input [x, tail], 0 beyond its last column."""
     m_x = m_row[:, None] & (k < D)[None, :]
     m_tail = m_row[:, None] & ((k >= D) & (k < D + A))[None, :]
     o_tail = row[:, None] * A + (k - D)[None, :]
@@ -42,9 +42,10 @@ def _activation(b, p_bias, n, N: tl.constexpr):
 
 @triton.jit
 def _keep(p, b, row, n, m_row, N: tl.constexpr, KEEP: tl.constexpr):
-    """Stores columns n of an activation (KEEP 2), or whether the ReLU passes its gradient (1).
+    """Keeps columns n of an activation for the backward pass.
 
-    The gradient of a NaN passes.
+    KEEP 2 stores the activation, KEEP 1 a byte that says whether the ReLU passes the gradient (it
+    does for a NaN), KEEP 0 nothing.
     """
     o, m = row[:, None] * N + n[None, :], m_row[:, None] & (n < N)[None, :]
     if KEEP == 2:
@@ -89,11 +90,12 @@ def forward(
     BT: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """BR rows of one network's output, and what KEEP says of its hidden layers.
+    """BR rows of one network's output; keeps the hidden layers as KEEP says.
 
-    Of narrow inputs a program takes BH2 units of the second hidden layer, and what they add to the
-    output: p_y is [parts, G, B, O]; the first part adds the bias. If SUM, p_sum [G, B, H1] is what
-    further inputs add to the first layer.
+    With narrow inputs (D + A <= BK) a program takes only BH2 units of the second hidden layer and
+    computes their term in the output. p_y [parts, G, B, O] holds these terms, the first with the
+    bias. If SUM, p_sum [G, B, H1] is the product of further inputs with the first weight, computed
+    beforehand.
     """
     PARTS: tl.constexpr = (H2 + BH2 - 1) // BH2
     blocks = tl.cdiv(batch, BR)
@@ -208,13 +210,16 @@ def hidden_gradient(
     BT: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """From BR rows of one network's output down to the first hidden layer, before its ReLU.
+    """Gradients of BR rows of one network, from its output to its first hidden layer and input.
 
-    A program takes BH1 units of that layer. If HIDDEN, p_below [G, B, H1] and p_above [G, B, H2]
-    take the gradients of both hidden layers and p_sum1, p_sum2 [G, blocks, H] their sums over the
-    rows; if WEIGHT, p_first [blocks, G, D + A, H1] instead of p_below what the rows add to the
-    gradient of the first layer's weight. p_inner [parts, G, B, LAST - FIRST] takes what is added
-    to those columns of the input.
+    A program takes BH1 units of the first hidden layer. Gradients of hidden layers are those before
+    their ReLUs.
+        HIDDEN: p_below [G, B, H1] and p_above [G, B, H2] take the gradients of the first and the
+            second hidden layer, p_sum1 and p_sum2 [G, blocks, H] their sums over the program's rows
+        WEIGHT: p_first [blocks, G, D + A, H1] takes the rows' terms in the gradient of the first
+            weight, and p_below is not written
+        LAST > FIRST: p_inner [parts, G, B, LAST - FIRST] takes the units' terms in the gradients of
+            the input columns from FIRST to LAST - 1
     """
     PARTS: tl.constexpr = (H1 + BH1 - 1) // BH1
     blocks = tl.cdiv(batch, BR)
@@ -303,7 +308,7 @@ def weight_gradient(
     BK: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """A tile [BK, BN] of one layer's weight gradient, and of the bias's where BK begins at 0."""
+    """A tile [BK, BN] of one layer's weight gradient; tiles of the first inputs also the bias's."""
     TILES_K: tl.constexpr = (D + A + BK - 1) // BK
     TILES_N: tl.constexpr = (N + BN - 1) // BN
     i = tl.program_id(0)

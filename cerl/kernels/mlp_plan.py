@@ -1,19 +1,20 @@
-"""Decisions about the population's perceptrons: what fits on chip, what is kept, block sizes."""
+"""Plan of the perceptron kernels: what fits on chip, what is kept, who computes what, blocks."""
 
 from cerl.kernels.runtime.blocks import PROCESSORS, Blocks, block_size
 
-# What a forward pass keeps for the backward pass: nothing; for every hidden activation a byte, its
-# sign, which is enough for the gradient of the input; or the activations themselves.
+# What a forward pass keeps for the backward pass: nothing; one byte for every hidden activation,
+# which says whether it is positive and is enough for the gradient of the input; or the activations.
 NOTHING, SIGNS, ACTIVATIONS = 0, 1, 2
 
 WIDEST = 1024  # units of a hidden layer that fit on chip
-WIDE = 64  # inputs and rows from which on cuBLAS multiplies the first layer
-NARROW = 32  # inputs up to which the backward program itself makes the first weight's gradient
-SHARED = 16  # inputs shared by several networks, each a launch of cuBLAS, at most
+WIDE = 64  # least columns and rows of an input whose product cuBLAS computes
+NARROW = 32  # most input columns for which the backward program makes the first weight's gradient
+SHARED = 16  # most inputs shared by several networks that cuBLAS multiplies, each in a launch
 
 
-# The fastest of `cerl bench sac-tiles` on an H200 in tf32, 100 and 200 networks x 256 rows, hidden
-# layers of 256; those of 512 and 1024 go by what the compiler reports (registers, shared memory).
+# The fastest in `cerl bench sac-tiles` on an H200 in tf32, for 100 and 200 networks x 256 rows with
+# hidden layers of 256 units. Those for 512 and 1024 units were chosen by the registers and the
+# shared memory that the compiler reports.
 #
 #                    FORWARD, GRADIENT, BROAD                      TILES
 #     rows           of a program                                  of a step of the sum
@@ -30,9 +31,12 @@ TILES = (Blocks(32, 64, 64, 2, 3), Blocks(32, 32, 32, 2, 3))
 def row_blocks(
     table: tuple[Blocks, ...], nets: int, rows: int, *, inputs: int, hidden: int
 ) -> Blocks:
-    """Launch of a program that goes through all layers: the first that leaves no processor idle.
+    """Blocks of a program that goes through all layers, from a table of decreasing block sizes.
 
-    Args: inputs, columns read or written of the first layer's; hidden, the wider layer's units.
+    The first entry is taken that has a program for every multiprocessor, or else the last.
+
+    Args: inputs, how many of the input's columns are read or written; hidden, units of the wider
+          hidden layer.
     """
     hidden, depth = block_size(hidden), block_size(max(inputs, 1))
     if hidden > 256:
@@ -43,13 +47,16 @@ def row_blocks(
         if nets * parts * -(-rows // block.rows) >= PROCESSORS:
             break
     columns = min(block.columns, hidden)
-    if inputs > block.depth:  # its steps take shared memory too, of which many GPUs have 99 KiB
+    if inputs > block.depth:  # steps over the inputs need shared memory too; many GPUs have 99 KiB
         columns = min(columns, 32)
     return block._replace(columns=columns, depth=min(block.depth, depth))
 
 
 def tiles(nets: int, rows: int, *, inputs: int, outputs: int) -> Blocks:
-    """Launch of `weight_gradient`: the first tile that leaves not half of the processors idle."""
+    """Blocks of `weight_gradient`: the first tile that keeps half of the multiprocessors busy.
+
+    Tiles that reach more than a fifth beyond the inputs (above 64 of them) are passed over.
+    """
     tile = TILES[-1]
     for tile in TILES:
         depth, columns = min(tile.depth, block_size(inputs)), min(tile.columns, block_size(outputs))

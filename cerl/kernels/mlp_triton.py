@@ -1,16 +1,18 @@
 """Population of two-hidden-layer perceptrons in Triton: operators and launches.
 
-All layers of a block of rows of one network are one program, forward and down again. Gradients of
-the weights are products over all rows of a network, made in one of three places:
+One program computes all layers for a block of rows of one network; another one goes back through
+them. The gradient of a weight is a product over all rows of a network, computed in one of three
+places:
 
-    a layer with few inputs      by the pass down, as its rows come by
-    a layer with few outputs     by a program for every tile of the weight
+    a layer with few inputs      in the backward program, which adds the term of its rows
+    a layer with few outputs     in a program for every tile of the weight
     any other                    by cuBLAS, in half the time of such programs
 
-Where weights want a gradient both hidden layers and their gradients are saved, as rounded operands.
-At 200 networks x 256 rows x 256 units one is 52 MB, 24 us to write and read at 4.3 TB/s; computing
-the second again takes 6.7 GFLOP, 27 us at half the peak of tf32, in each kernel that needs it. For
-inputs alone the signs of the layers do: a byte a unit, 6 us.
+If weights need a gradient, both hidden layers and their gradients are stored, rounded as operands
+of products. At 200 networks x 256 rows x 256 units one of these tensors is 52 MB, which takes 24 us
+to write and read at 4.3 TB/s. Computing the second layer again would take 6.7 GFLOP, 27 us at half
+the peak of tf32, in each kernel that needs it. If only inputs need a gradient, the signs of the
+activations are enough: one byte a unit, 6 us.
 """
 
 from typing import NamedTuple
@@ -45,7 +47,7 @@ class Hidden(NamedTuple):
     above: Tensor  # [G, B, H2]
     sum1: Tensor  # [G, blocks, H1] float32, sums over the rows of a block
     sum2: Tensor  # [G, blocks, H2]
-    first: Tensor  # [blocks, G, in, H1], terms of the first weight's gradient; if made, not `below`
+    first: Tensor  # [blocks, G, in, H1], terms of the first weight's gradient, instead of `below`
 
 
 def _shapes(x, tail, w1, b1, w2, b2, w3, b3, keep):
@@ -99,9 +101,9 @@ def mlp(
     *,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and, of both hidden layers, what `keep` says [G, B, H] (empty: NOTHING).
+    """Output [G, B, O] and, for the backward pass, both hidden layers as `keep` says.
 
-    Other arguments as in `mlp.definition`.
+    The layers are [G, B, H], empty for NOTHING. Other arguments as in `mlp.definition`.
     """
     nets, fan_in, h1 = w1.shape
     h2, out = w3.shape[1:]
@@ -175,9 +177,10 @@ def hidden_gradient(
 ) -> tuple[Hidden, Tensor]:
     """Gradients of the hidden layers before their ReLU, and of some columns of the input.
 
-    Args:    grad [G, B, O]; a1, a2 [G, B, H] as `forward` kept them; x [X, B, D] and tail
-             [T, B, A], the input; columns, first and last + 1.
-    Returns: of the hidden layers (empty unless `hidden`); float32 [G, B, columns].
+    Args:    grad [G, B, O]; a1, a2 [G, B, H] as `mlp` kept them; x [X, B, D] and tail [T, B, A],
+             the input; columns, the first and the last + 1 that need a gradient.
+    Returns: gradients of the hidden layers (empty unless `hidden`); of the columns, float32
+             [G, B, columns].
     """
     nets, fan_in, h1 = w1.shape
     weight = hidden and fan_in <= NARROW
@@ -185,7 +188,7 @@ def hidden_gradient(
     first, last = columns
     _check_sizes(rows, h1, h2, fan_in, out)
     w3 = _rowwise(w3)
-    table = GRADIENT if block_size(out) <= 32 else GRADIENT[1:]  # 64 rows of more outputs spill
+    table = GRADIENT if block_size(out) <= 32 else GRADIENT[1:]  # wider outputs spill with 64 rows
     block = blocks or row_blocks(table, nets, rows, inputs=last - first, hidden=max(h1, h2))
     units, tall = min(block.units, block_size(h1)), triton.cdiv(rows, block.rows)
     parts = triton.cdiv(h1, units)
@@ -245,8 +248,8 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one layer's weight [G, in, N] and, in float32, bias [G, N].
 
-    Args: grad [G, B, N] of what the layer put out before its ReLU; x [X, B, D] and tail [T, B, A],
-          the layer's input; out, rows of a larger weight that take the result.
+    Args: grad [G, B, N] of the layer's output before its ReLU; x [X, B, D] and tail [T, B, A], the
+          layer's input; out [G, in, N], rows of a larger tensor to write the weight's gradient to.
     """
     nets, rows, width = grad.shape[0], x.shape[1], x.shape[2]
     more = 0 if tail is None else tail.shape[2]
@@ -279,7 +282,7 @@ def weight_gradient(
 
 
 def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the first layer's weight and bias, as `weight_gradient`."""
+    """Gradients of the first layer's weight and bias, in the form of `weight_gradient`."""
     if hidden.first.numel():
         return _joined(hidden.first).to(x.dtype), hidden.sum1.sum(1)
     nets, width = hidden.below.shape[0], x.shape[2]
@@ -293,7 +296,7 @@ def first_gradient(hidden: Hidden, x: Tensor, tail: Tensor) -> tuple[Tensor, Ten
 
 
 def by_library(x: Tensor, nets: int) -> bool:
-    """Whether cuBLAS multiplies an input [X, B, D]: a wide one, for which few launches suffice.
+    """Whether cuBLAS multiplies an input x [X, B, D]: one that is wide and takes few launches.
 
     A batched product of cuBLAS has one stride between matrices, so each input that several networks
     share takes a launch of its own. The tail, which fewer networks share, is left to the kernels.
@@ -302,7 +305,12 @@ def by_library(x: Tensor, nets: int) -> bool:
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Products [G, M, N] of every network's matrices by cuBLAS: a [X, M, K], b [G, K, N]."""
+    """Products of every network's matrices, by cuBLAS.
+
+    Args:    a [X, M, K], X a divisor of G: networks that share a matrix are consecutive; b
+             [G, K, N]; out, where to write the products, if given.
+    Returns: [G, M, N].
+    """
     if out is None:
         out = b.new_empty(b.shape[0], a.shape[1], b.shape[2])
     share = b.shape[0] // a.shape[0]
@@ -314,7 +322,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _joined(parts: Tensor) -> Tensor:
-    """The sum over the first axis; without a launch where that axis has one entry."""
+    """The sum over the first axis; an axis of one entry takes no launch."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
@@ -324,7 +332,7 @@ def _rowwise(tensor: Tensor) -> Tensor:
 
 
 def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
-    """Refuses layers that do not fit on chip, and what 32-bit offsets in a network cannot reach."""
+    """Refuses layers too wide for the chip, and networks too large for 32-bit offsets."""
     if max(h1, h2) > WIDEST:
         raise ValueError(
             f"mlp: hidden layers of {h1} and {h2} units do not fit on chip, at most {WIDEST} do; "
@@ -334,8 +342,8 @@ def _check_sizes(rows: int, h1: int, h2: int, *widths: int) -> None:
     if max(rows, h1, h2) * most >= 2**31:
         raise ValueError(
             f"mlp: {rows} rows of {most} numbers, or weights of {most} x {max(h1, h2)}, are too "
-            "many for one network, at most 2^31 - 1 numbers fit; split the batch or see by fewer "
-            "features"
+            "many for one network, at most 2^31 - 1 numbers fit; split the batch or use fewer "
+            "input features"
         )
 
 
@@ -357,7 +365,7 @@ def input_gradient(
     wants_x: bool,
     wants_tail: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of tail, empty unless wanted."""
+    """Gradients of x (empty unless `wants_x`) and of tail (empty unless `wants_tail`)."""
     _, inner = hidden_gradient(
         grad,
         w1,
@@ -395,7 +403,7 @@ def mlp_backward(
     wants_x: bool,
     wants_tail: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of tail (empty unless wanted), w1, b1, w2, b2, w3, b3."""
+    """Gradients of x and tail (as in `input_gradient`), w1, b1, w2, b2, w3 and b3."""
 
     def down() -> tuple[Hidden, Tensor]:
         columns = _columns(x, tail, wants_x, wants_tail)
@@ -404,8 +412,8 @@ def mlp_backward(
     def last() -> tuple[Tensor, Tensor]:
         return weight_gradient(grad, a2)
 
-    # The last programs of a large kernel leave most of the GPU idle. Products at a lower priority
-    # run there.
+    # The last programs of a large kernel leave most of the GPU idle; products on streams of lower
+    # priority fill it.
     (hidden, inner), (third,) = parallel(x.device, down, last, patient=True)
 
     def middle() -> Tensor:
@@ -420,7 +428,7 @@ def mlp_backward(
 
 
 def _columns(x: Tensor, tail: Tensor, wants_x: bool, wants_tail: bool) -> tuple[int, int]:
-    """First and last + 1 of the input columns that want a gradient."""
+    """The first and the last + 1 of the input columns that need a gradient."""
     split, fan_in = x.shape[-1], x.shape[-1] + tail.shape[-1]
     if not (wants_x or wants_tail):
         return 0, 0
@@ -430,9 +438,9 @@ def _columns(x: Tensor, tail: Tensor, wants_x: bool, wants_tail: bool) -> tuple[
 def _parts(
     inner: Tensor, x: Tensor, tail: Tensor, wants_x: bool, wants_tail: bool
 ) -> tuple[Tensor, Tensor]:
-    """Splits the gradient of the wanted columns, and sums it over the networks of one input.
+    """Splits the gradient of the input into x and tail, and sums over networks that share them.
 
-    Args: inner [G, B, columns], float32.
+    Args: inner [G, B, columns], float32, as `hidden_gradient` returns it.
     """
     sizes = [part.shape[-1] if wanted else 0 for part, wanted in ((x, wants_x), (tail, wants_tail))]
     grads = []

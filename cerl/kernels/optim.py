@@ -1,7 +1,7 @@
-"""Optimiser passes over lists of leaves, in place: the plain-torch definitions, and their dispatch.
+"""Optimiser steps on lists of leaves (parameter tensors), in place: definitions and dispatch.
 
-On CUDA a pass is one launch for up to sixteen leaves that reads and writes everything once
-(`optim_triton.py`); the definitions read and write each tensor about three times as often.
+On CUDA one launch steps up to sixteen leaves, and reads and writes everything once
+(`optim_triton.py`). The definitions in plain torch read and write about three times as often.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ def rmsprop(
     m <- decay m + (1 - decay) g;  v <- decay v + (1 - decay) g^2;  u = lr g / sqrt(v - m^2 + eps)
     w <- w - u, or with momentum d <- momentum d + u, w <- w - d.
 
-    Args:   first, second, velocity hold m, v, d of every leaf; velocity is empty without momentum;
-            impl as in `cerl.kernels`.
-    Raises: ValueError from the kernel for tensors that are not float32, contiguous and of one shape
-            a leaf; a gradient alone may be strided.
+    Args:   first, second and velocity hold m, v and d of every leaf; velocity is empty without
+            momentum; impl as in `cerl.kernels`.
+    Raises: ValueError from the kernel if a tensor is not float32, has another shape than its leaf
+            or is not contiguous (gradients need not be).
     """
     if runs_triton(impl, leaves[0].device):
         from cerl.kernels import optim_triton
@@ -80,9 +80,9 @@ def adam(
     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), and then as `follow`
     target <- target + rate (w - target)
 
-    Args:   first, second hold m and v of every leaf; targets, one of every leaf, or none at all;
-            count int64 [] on the leaves' device is t, the number of this step, from 1; impl as in
-            `cerl.kernels`.
+    Args:   first and second hold m and v of every leaf; targets, one for every leaf, or an empty
+            list if no target network follows; count, int64 [] on the leaves' device, is t, the
+            number of this step, from 1 on; impl as in `cerl.kernels`.
     Raises: as `rmsprop`.
     """
     if runs_triton(impl, leaves[0].device):
@@ -109,5 +109,5 @@ def adam(
 
 
 def follow(leaves: Leaves, goals: Leaves, *, rate: float) -> None:
-    """Moves every leaf by a share `rate` of its distance towards its goal, in place."""
+    """Moves every leaf in place towards its goal, by the share `rate` of the distance."""
     torch._foreach_lerp_(list(leaves), list(goals), rate)

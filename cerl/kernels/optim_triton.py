@@ -1,7 +1,7 @@
-"""Optimiser passes in Triton: every element is read once and written once, many leaves a launch.
+"""Optimiser steps in Triton: a launch takes many leaves, and reads and writes each element once.
 
-A program updates one block of one leaf, which it finds by comparing its id with the first block of
-every leaf. Updates are elementwise, so the order of programs does not matter.
+A program updates one block of one leaf. It finds its leaf by comparing its id with the number of
+every leaf's first block. Updates are elementwise, so the order of programs does not matter.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from cerl.kernels.runtime.operator import operator
 
-BLOCK = 1024  # elements a program; 8 a thread: two 16-byte accesses of every tensor
-GROUP = 16  # leaves a launch, at most
+BLOCK = 1024  # elements of a program; 8 for each thread, two 16-byte accesses of every tensor
+GROUP = 16  # most leaves of a launch
 
 
 @triton.jit
 def _pointer(p_leaves, starts, i_block, ALIGNED: tl.constexpr):
-    """Pointer of the leaf that block `i_block` belongs to."""
+    """Pointer to the leaf that block `i_block` belongs to."""
     p = p_leaves[0]
     for k in tl.static_range(1, len(p_leaves)):
         p = tl.where(i_block >= starts[k], p_leaves[k], p)
@@ -29,7 +29,7 @@ def _pointer(p_leaves, starts, i_block, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _locate(starts, sizes, i_block, BLOCK: tl.constexpr):
-    """Offset of the block inside its leaf, and how many elements the leaf has from there on."""
+    """Offset of a block inside its leaf, and how many elements the leaf has from there on."""
     start = starts[0]
     size = sizes[0]
     for k in tl.static_range(1, len(starts)):
@@ -159,7 +159,7 @@ def _adam(
     p_m = _pointer(p_first, starts, i_block, ALIGNED) + offset
     p_v = _pointer(p_second, starts, i_block, ALIGNED) + offset
     p_t = _pointer(p_targets, starts, i_block, ALIGNED) + offset
-    # In float64: 1 - beta^t of an early step would lose most of its digits.
+    # In float64, because in float32 1 - beta^t would lose most of its digits in early steps.
     count = tl.load(p_count).to(tl.float64)
     scale = (lr / (1.0 - tl.exp(count * log1))).to(tl.float32)
     correction = (1.0 / tl.sqrt(1.0 - tl.exp(count * log2))).to(tl.float32)
@@ -218,7 +218,7 @@ def rmsprop(
     eps: float,
     momentum: float,
 ) -> None:
-    """`cerl.kernels.optim.rmsprop` in one pass."""
+    """`cerl.kernels.optim.rmsprop`, which reads and writes everything once."""
     velocity = velocity if momentum else leaves  # not read without momentum
     for part in _groups(leaves, grads, first, second, velocity):
         starts, sizes, blocks = _layout(part[0])
@@ -255,7 +255,7 @@ def adam(
     eps: float,
     rate: float,
 ) -> None:
-    """`cerl.kernels.optim.adam` in one pass."""
+    """`cerl.kernels.optim.adam`, which reads and writes everything once."""
     follows = len(targets) > 0
     for part in _groups(leaves, grads, first, second, targets if follows else leaves):
         starts, sizes, blocks = _layout(part[0])
@@ -281,7 +281,11 @@ def adam(
 def _groups(
     leaves: Sequence[Tensor], grads: Sequence[Tensor], *state: Sequence[Tensor]
 ) -> list[tuple[tuple[Tensor, ...], ...]]:
-    """The lists cut into launches: leaves, gradients, states of at most GROUP leaves each."""
+    """Splits the lists into launches of at most GROUP leaves.
+
+    Returns: for every launch its leaves, their gradients and their states.
+    Raises:  ValueError for a tensor that is not float32, not contiguous or not of its leaf's shape.
+    """
     grads = [grad.contiguous() for grad in grads]
     for number, tensors in enumerate(zip(leaves, grads, *state, strict=True)):
         for tensor in tensors:
@@ -314,5 +318,5 @@ def _layout(leaves: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...],
 
 
 def _aligned(part: tuple[tuple[Tensor, ...], ...]) -> bool:
-    """Whether every tensor begins on 16 bytes (a view into a larger buffer may not)."""
+    """Whether the address of every tensor is a multiple of 16 bytes (that of a view may not be)."""
     return all(tensor.data_ptr() % 16 == 0 for tensors in part for tensor in tensors)

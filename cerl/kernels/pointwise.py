@@ -2,8 +2,8 @@
 
 On the CPU PyTorch computes sigmoid, SiLU, softplus and atanh of a tensor's last few elements by
 another formula than those of all other elements, so a seed's numbers would depend on how many seeds
-stand beside it. exp, log1p, tanh and log-sigmoid have one formula each; the functions here are made
-of those.
+share its tensor. exp, log1p, tanh and log-sigmoid have one formula for all elements, and the
+functions here are made of them.
 """
 
 import torch

@@ -17,7 +17,10 @@ Number = TypeVar("Number", int, Tensor)
 
 
 def _mixed(z: Number, wrap: Callable[[Number], Number]) -> Number:
-    """The finaliser of splitmix64 (Steele et al. 2014) on signed numbers; wrap: to 64 bits."""
+    """The finaliser of splitmix64 (Steele et al. 2014), on signed 64-bit numbers.
+
+    Args: wrap, which reduces a product to 64 bits.
+    """
     # `>>` keeps the sign, so the masks make the shifts logical.
     z = wrap((z ^ ((z >> 30) & ((1 << 34) - 1))) * signed(FIRST))
     z = wrap((z ^ ((z >> 27) & ((1 << 37) - 1))) * signed(SECOND))
@@ -25,12 +28,12 @@ def _mixed(z: Number, wrap: Callable[[Number], Number]) -> Number:
 
 
 def mix(z: Tensor) -> Tensor:
-    """The hash of int64 tensors, whose products wrap by themselves."""
+    """Hashes int64 tensors, whose products wrap around to 64 bits by themselves."""
     return _mixed(z, lambda product: product)
 
 
 def mix_number(z: int) -> int:
-    """The hash of one number: its low 64 bits are hashed, as int64."""
+    """Hashes the low 64 bits of one number, to an int64."""
     return _mixed(signed(z), signed)
 
 
@@ -45,10 +48,10 @@ def gaussian(u: Tensor) -> Tensor:
 
 
 def hash_at(key: Tensor, step: Tensor | int, index: Tensor | int, *, offset: int) -> Tensor:
-    """32 random bits at each coordinate; the definition of the stream.
+    """32 random bits for each (key, step, index); this defines the streams of `cerl/draw.py`.
 
-    Args:    key, step, index int64, broadcast against each other; offset, the purpose's place in
-             the stream.
+    Args:    key, step, index int64, which broadcast; offset, by which streams for different
+             purposes differ.
     Returns: int64 in [0, 2**32).
     """
     at = step * signed(STEP) if isinstance(step, Tensor) else signed(step * STEP)
@@ -59,8 +62,7 @@ def hash_at(key: Tensor, step: Tensor | int, index: Tensor | int, *, offset: int
 def hash_grid(key: Tensor, step: Tensor, *, offset: int, count: int, impl: Impl = "auto") -> Tensor:
     """32 random bits at indices 0 .. count - 1 of every key.
 
-    Args:    key [S] int64; step [] int64; offset, the purpose's place in the stream; impl as in
-             `cerl.kernels`.
+    Args:    key [S] int64; step [] int64; offset as in `hash_at`; impl as in `cerl.kernels`.
     Returns: [S, count] int64 in [0, 2**32).
     """
     if runs_triton(impl, key.device):
@@ -77,7 +79,8 @@ def normal_grid(
     """Standard normal numbers 0 .. count - 1 of every key, by `gaussian`.
 
     Number i is made of the uniform numbers at indices 2 i and 2 i + 1.
-    Args:    as `hash_grid`.
+
+    Args:    as in `hash_grid`.
     Returns: [S, count] float32.
     """
     if runs_triton(impl, key.device):

@@ -1,4 +1,4 @@
-"""Random bits and normal numbers in Triton: see `random.py` for what they are."""
+"""Random bits and normal numbers in Triton; `random.py` defines them."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ from cerl.kernels.runtime.operator import operator
 from cerl.kernels.splitmix import FIRST, INDEX, SECOND, STEP, signed
 
 TAU = tl.constexpr(2.0 * math.pi)
-GRAIN = tl.constexpr(2.0**-24)  # between uniform numbers
+GRAIN = tl.constexpr(2.0**-24)  # distance between neighbouring uniform numbers
 
-# Factors of the hash, which kernels take as constants.
+# Factors of the hash, which the kernels take as compile-time constants.
 FACTORS = {"STEP": signed(STEP), "INDEX": signed(INDEX), "FIRST": FIRST, "SECOND": SECOND}
 
 
 @triton.jit
 def mixed(z, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """The hash of 64-bit integers, uint64."""
+    """Hashes 64-bit integers, to uint64."""
     z = z.to(tl.uint64)
     z = (z ^ (z >> 30)) * FIRST
     z = (z ^ (z >> 27)) * SECOND

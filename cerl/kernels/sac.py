@@ -1,8 +1,8 @@
-"""The small steps of soft actor-critic between its networks: definitions, dispatch.
+"""The small computations of soft actor-critic between its networks: definitions and dispatch.
 
-A squashed sample, the critics' regression and the policies' objective are each a dozen elementwise
-operations and sums, and as many again backwards; on CUDA each is one launch each way
-(`sac_triton.py`).
+They are the squashed samples, the critics' regression and the policies' objective. Each is a dozen
+elementwise operations and sums, and as many backward; on CUDA it is one launch forward and one
+backward (`sac_triton.py`).
 """
 
 import math
@@ -17,7 +17,7 @@ from cerl.kernels import Impl, runs_triton
 def moments(raw: Tensor, *, low: float, high: float, clip: bool) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation [..., A] from a policy's output [..., 2 A].
 
-    The latter is clipped to [low, high], or mapped into it by a tanh.
+    The log standard deviation is clipped to [low, high] if `clip`, else a tanh maps it there.
     """
     mean, raw = raw.chunk(2, -1)
     if clip:
@@ -28,17 +28,17 @@ def moments(raw: Tensor, *, low: float, high: float, clip: bool) -> tuple[Tensor
 def sampled(mean: Tensor, log_std: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Action of a tanh-squashed Gaussian and its log-probability.
 
-    Args:    all [..., A]; normal, standard normal noise (0: the mode).
-    Returns: [..., A] in [-1, 1], [...].
+    Args:    mean, log_std and normal [..., A]; normal is standard normal noise (0 gives the mode).
+    Returns: action [..., A] in [-1, 1], log-probability [...].
     """
     u = mean + log_std.exp() * normal
     return torch.tanh(u), density(u, log_std, normal)
 
 
 def density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
-    """Log-density of tanh(u), u = mean + exp(log_std) normal, over the last axis.
+    """Log-density [...] of tanh(u) for u = mean + exp(log_std) normal, summed over the last axis.
 
-    The Jacobian of the tanh is 2 (ln 2 - u + log sigmoid(2 u)), which stays finite where
+    The log of the Jacobian of the tanh is 2 (ln 2 - u + log sigmoid(2 u)), which stays finite where
     1 - tanh(u)^2 does not.
     """
     gaussian = -0.5 * normal.square() - log_std - 0.5 * math.log(2.0 * math.pi)
@@ -49,11 +49,13 @@ def density(u: Tensor, log_std: Tensor, normal: Tensor) -> Tensor:
 def squashed(
     raw: Tensor, normal: Tensor, *, low: float, high: float, clip: bool, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """`sampled` of the `moments` of a policy's output.
+    """Actions from a policy's output: `sampled` of its `moments`.
 
-    Args:    raw [S, N, rows, 2 A] float32; normal [S, N, rows, A].
+    Args:    raw [S, N, rows, 2 A] float32; normal [S, N, rows, A], standard normal noise; low, high
+             and clip as in `moments`; impl as in `cerl.kernels`.
     Returns: action [S, N, rows, A], log-probability [S, N, rows].
-    Raises:  ValueError if the shapes do not fit together, or the kernel gets other types.
+    Raises:  ValueError if the shapes do not fit together, or if the kernel gets tensors that are
+             not float32.
     """
     if raw.dim() != 4 or (*normal.shape[:-1], 2 * normal.shape[-1]) != raw.shape:
         raise ValueError(
@@ -74,12 +76,14 @@ def regression(
     """Mean error of every value head over the rows: squared for head 0, Huber for the others.
 
     e = q - y. The error of head 0 is e^2, that of the others 2 Huber_delta(e): e^2 where
-    |e| <= delta, 2 delta |e| - delta^2 beyond. The mean weights rows by weight / max(sum, 1).
+    |e| <= delta, 2 delta |e| - delta^2 beyond. The mean weights rows by weight / max(sum of the
+    weights, 1).
 
     Args:    q [S, N, C, rows, J]; y [S, N, rows, J] and weight [S, M, rows], M is 1 or N, get no
              gradient; delta, 0 for e^2 in all heads; impl as in `cerl.kernels`.
     Returns: [S, N, C, J].
-    Raises:  ValueError if the shapes do not fit together, or the kernel gets other than float32.
+    Raises:  ValueError if the shapes do not fit together, or if the kernel gets tensors that are
+             not float32.
     """
     seeds, members, _, rows, heads = q.shape
     own, shared = (seeds, members, rows), (seeds, 1, rows)
@@ -98,7 +102,7 @@ def regression(
 
 
 def errors(q: Tensor, y: Tensor, *, delta: float) -> Tensor:
-    """Error of every row, [S, N, C, rows, J]; args as in `regression`."""
+    """Error of every head in every row, [S, N, C, rows, J]; arguments as in `regression`."""
     error = q - y.unsqueeze(2)
     if not delta or q.shape[-1] == 1:
         return error.square()
@@ -124,13 +128,14 @@ def objective(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of policies, alpha log p - value, and of temperatures, alpha (entropy - goal).
 
-    Neither passes a gradient to the other: alpha is a constant to the policies, the entropy to the
-    temperatures.
+    Neither loss passes a gradient to the other's parameters: the policies' loss treats alpha as a
+    constant, the temperatures' loss the entropy.
 
-    Args:    q [S, N, C, rows], of which the least, or the `mean`, is the value; log_p [S, N, rows];
-             log_alpha [S, N, 1]; weight as in `regression`.
-    Returns: losses of policies and of temperatures; entropy and value, detached; all [S, N] means
-             over the rows.
+    Args:    q [S, N, C, rows]: the value is the least over the critics, or if `mean` their mean;
+             log_p [S, N, rows]; log_alpha [S, N, 1]; weight as in `regression`; goal, the entropy
+             to keep in nats; impl as in `cerl.kernels`.
+    Returns: losses of policies and of temperatures; entropy and value, detached. All are means over
+             the rows, [S, N].
     Raises:  as `regression`.
     """
     seeds, members, _, rows = q.shape

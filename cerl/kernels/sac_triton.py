@@ -1,7 +1,8 @@
-"""The small steps of soft actor-critic in Triton, one launch forward and one back: see `sac.py`.
+"""The small computations of soft actor-critic in Triton, defined in `sac.py`.
 
-Samples are independent, a program takes a block of rows; sums over rows belong to one program each
-and run in a fixed order.
+Each is one launch forward and one backward. A program of `squashed` takes a block of rows, which
+are independent. In `regression` and `objective` one program adds up all rows of a critic or member,
+in a fixed order.
 """
 
 import math
@@ -14,14 +15,14 @@ from torch import Tensor
 from cerl.kernels.runtime.blocks import power_of_two
 from cerl.kernels.runtime.operator import operator
 
-ROWS = 64  # rows of a program of `squashed`, at most
+ROWS = 64  # most rows of a program of `squashed`
 LN2 = tl.constexpr(math.log(2.0))
 HALF_LN_TAU = tl.constexpr(0.5 * math.log(2.0 * math.pi))
 
 
 @triton.jit
 def _tanh(x):
-    """tanh, and exp(-2 |x|)."""
+    """tanh(x), and exp(-2 |x|)."""
     b_e = tl.exp(-2.0 * tl.abs(x))
     b_t = (1.0 - b_e) / (1.0 + b_e)
     return tl.where(x < 0.0, -b_t, b_t), b_e
@@ -29,7 +30,11 @@ def _tanh(x):
 
 @triton.jit
 def _sample(p_raw, p_normal, row, a, m, s_seed, per_seed, low, high, A: tl.constexpr, CLIP):
-    """Noise, raw and final log deviation, deviation, sample before the tanh, [rows, BA]."""
+    """What forward and backward need of a block of samples, each [rows, BA].
+
+    Noise; raw log deviation (its tanh unless CLIP); log deviation; deviation; sample before the
+    tanh.
+    """
     b_mean = tl.load(p_raw + row[:, None] * (2 * A) + a[None, :], m, other=0.0)
     b_raw = tl.load(p_raw + row[:, None] * (2 * A) + (A + a)[None, :], m, other=0.0)
     o_normal = (row // per_seed) * s_seed + (row % per_seed) * A
@@ -112,7 +117,7 @@ def _squashed_backward(
 
 @triton.jit
 def _share(p_weight, rows, BR: tl.constexpr):
-    """1 / max(sum of the weights, 1), or NaN where a weight is NaN."""
+    """The factor that normalises weights: 1 / max(their sum, 1), or NaN if a weight is NaN."""
     total = tl.zeros([BR], tl.float32)
     for first in range(0, rows, BR):
         row = first + tl.arange(0, BR)
@@ -136,7 +141,7 @@ def _regression(
     BR: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """All heads of one critic; `shared` critics in a row share the weights of the rows."""
+    """Errors of all heads of one critic; `shared` consecutive critics use the same row weights."""
     i = tl.program_id(0).to(tl.int64)
     p_y += (i // critics) * rows * J
     p_weight += (i // shared) * rows
@@ -204,7 +209,10 @@ def _regression_backward(
 
 @triton.jit
 def _value(p_q, row, m, rows, C: tl.constexpr, MEAN: tl.constexpr):
-    """Least or mean value of C critics, and how many of them have the least; NaN where one is."""
+    """Value of a row by C critics, NaN if one of them is; and how many critics it comes from.
+
+    MEAN: their mean, from all C; else the least, from those that are equal to it.
+    """
     b_v = tl.load(p_q + row, m, other=0.0)
     for c in tl.static_range(1, C):
         b_q = tl.load(p_q + c * rows + row, m, other=0.0)
@@ -234,7 +242,7 @@ def _objective(
     MEAN: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """One member; `shared` members in a row share the weights of the rows."""
+    """Losses of one member; `shared` consecutive members use the same row weights."""
     i = tl.program_id(0).to(tl.int64)
     p_q += i * C * rows
     p_log_p += i * rows
@@ -305,7 +313,7 @@ def _objective_backward(
 
 
 def _samples(raw: Tensor, normal: Tensor) -> tuple[Tensor, Tensor, int, tuple[int], dict]:
-    """Checked tensors, rows, grid and sizes of a launch over samples."""
+    """Arguments of a launch over samples: contiguous tensors, number of rows, grid and sizes."""
     raw = raw.contiguous()
     if not normal[0].is_contiguous():
         normal = normal.contiguous()
@@ -360,7 +368,7 @@ def squashed_backward(
     high: float,
     clip: bool,
 ) -> Tensor:
-    """Gradient of `squashed`'s raw, [S, N, rows, 2 A]."""
+    """Gradient of raw in `squashed`, [S, N, rows, 2 A]."""
     raw, normal, rows, grid, sizes = _samples(raw, normal)
     out = torch.empty_like(raw)
     _squashed_backward[grid](
@@ -396,7 +404,7 @@ def _regression_gradient(ctx, grad):
     gradient=_regression_gradient,
 )
 def regression(q: Tensor, y: Tensor, weight: Tensor, delta: float) -> Tensor:
-    """`cerl.kernels.sac.regression` in one launch, a program a critic."""
+    """`cerl.kernels.sac.regression` in one launch, with one program for each critic."""
     seeds, members, critics, rows, heads = q.shape
     out = q.new_empty(seeds, members, critics, heads)
     _regression[(seeds * members * critics,)](
@@ -422,7 +430,7 @@ def regression(q: Tensor, y: Tensor, weight: Tensor, delta: float) -> Tensor:
     gradient_of="regression",
 )
 def regression_backward(grad: Tensor, q: Tensor, y: Tensor, weight: Tensor, delta: float) -> Tensor:
-    """Gradient of `regression`'s q."""
+    """Gradient of q in `regression`, [S, N, C, rows, J]."""
     seeds, members, critics, rows, heads = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _regression_backward[(seeds * members * critics,)](
@@ -471,7 +479,7 @@ def _objective_gradient(ctx, grad, grad_temperature, *_):
 def objective(
     q: Tensor, log_p: Tensor, log_alpha: Tensor, weight: Tensor, goal: float, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`cerl.kernels.sac.objective` in one launch, a program a member."""
+    """`cerl.kernels.sac.objective` in one launch, with one program for each member."""
     seeds, members, critics, rows = q.shape
     actor, temperature, entropy, value = (q.new_empty(seeds, members) for _ in range(4))
     _objective[(seeds * members,)](
@@ -510,7 +518,7 @@ def objective_backward(
     weight: Tensor,
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `objective`'s q, log_p and log_alpha."""
+    """Gradients of q, log_p and log_alpha in `objective`."""
     seeds, members, critics, rows = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     out_log_p, out_log_alpha = q.new_empty(seeds, members, rows), q.new_empty(log_alpha.shape)

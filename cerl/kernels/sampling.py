@@ -1,7 +1,8 @@
-"""Drawing valid rows of a replay ring and reading their windows: definitions, dispatch.
+"""Drawing valid rows of a replay ring and reading their windows: definitions and dispatch.
 
-A slot of a batch draws K candidate rows by hashing its coordinates and takes the first valid one.
-On CUDA each of the two functions is one launch (`sampling_triton.py`).
+Each slot of a batch, which is the place of one window, draws K candidate rows by hashing its
+coordinates and takes the first valid one. K is fixed, because a CUDA graph cannot draw until a row
+is valid. On CUDA each of the two functions is one launch (`sampling_triton.py`).
 """
 
 from typing import NamedTuple
@@ -13,11 +14,11 @@ from cerl.kernels import Impl, random, runs_triton
 
 
 class Picked(NamedTuple):
-    """Learnt rows, [S, M, B]."""
+    """The first learnt row of every window of a batch, [S, M, B]."""
 
-    row: Tensor  # int64 absolute time index
-    env: Tensor  # int64
-    hit: Tensor  # bool, one of the candidates was valid
+    row: Tensor  # int64, time index counted from the first row ever written
+    env: Tensor  # int64 in [0, E)
+    hit: Tensor  # bool, one of the candidates was valid; if False, the row is not to be learnt from
 
 
 def pick(
@@ -38,11 +39,14 @@ def pick(
 ) -> Picked:
     """Uniformly drawn rows with `context` rows before and `ahead` rows after them in the ring.
 
-    Args:    key [S]; step [] int64; total [] int64, time indices ever written; real, member
-             [S, R, E]; offset, owner_offset, places in the random stream; shape (M, B, K);
-             owner "any", "own" (the row's member is the slot's) or "disjoint" (a hash of the row
-             is); begins: only rows that begin an episode, of which the row before must be in the
-             ring (context of at least 1); impl as in `cerl.kernels`.
+    A candidate is valid if it is real and fits the options `owner` and `begins`.
+
+    Args: key [S] and step [] int64, which select the random numbers; total [] int64, time indices
+          ever written; real, member [S, R, E], rings; offset, owner_offset of the random streams
+          (`random.hash_at`); shape (M, B, K); owner, which rows a slot may take: "any", "own" (rows
+          in which the slot's member acted) or "disjoint" (rows that a hash gives to the slot's
+          member); begins: only rows that begin an episode, for which the row before must be in the
+          ring (context >= 1); impl as in `cerl.kernels`.
     """
     if runs_triton(impl, real.device):
         from cerl.kernels import sampling_triton
@@ -122,7 +126,7 @@ def first_valid(
 
 
 def take(ring: Tensor, flat: Tensor) -> Tensor:
-    """ring [S, R, E, *rest] at flat [S, ...] positions in R x E -> [S, ..., *rest]."""
+    """Reads a ring [S, R, E, *rest] at positions flat [S, ...] in R x E -> [S, ..., *rest]."""
     seeds, size = ring.shape[0], ring.shape[1] * ring.shape[2]
     offset = torch.arange(seeds, device=flat.device).view(-1, *([1] * (flat.dim() - 1))) * size
     picked = ring.flatten(0, 2).index_select(0, (flat + offset).flatten())
@@ -130,14 +134,14 @@ def take(ring: Tensor, flat: Tensor) -> Tensor:
 
 
 class Scalars(NamedTuple):
-    """Fields of a window's rows [S, M, B, W], and where its observations lie."""
+    """All fields of windows but the observations, [S, M, B, W], and where those lie."""
 
     action: Tensor  # int64, or float32 [S, M, B, W, A]
     reward: Tensor  # float32
     terminated: Tensor  # bool
     real: Tensor  # bool
     member: Tensor  # int64
-    place: Tensor  # int64, index into [S * R * E]
+    place: Tensor  # int64, index of the row into a ring flattened to [S * R * E]
 
 
 def windows(
@@ -152,9 +156,10 @@ def windows(
     ahead: int,
     impl: Impl = "auto",
 ) -> Scalars:
-    """Small fields of context + 1 + ahead rows around every picked one.
+    """Reads all fields but the observations, W = context + 1 + ahead rows around each picked one.
 
-    Args: rings [S, R, E]; that of actions [S, R, E] int64 or [S, R, E, A] float32; impl as in
+    Args: action, a ring [S, R, E] int64 or [S, R, E, A] float32; reward, terminated, real, member:
+          rings [S, R, E]; context, ahead: rows before and after the picked one; impl as in
           `cerl.kernels`.
     """
     if runs_triton(impl, real.device):

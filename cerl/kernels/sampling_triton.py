@@ -1,4 +1,4 @@
-"""Drawing valid rows of a replay ring and reading their windows in Triton: see `sampling.py`."""
+"""Drawing rows of a replay ring and reading their windows in Triton; `sampling.py` defines both."""
 
 import torch
 import triton
@@ -38,6 +38,7 @@ def _pick(
     BS: tl.constexpr,
     BK: tl.constexpr,
 ):
+    """BS slots of one seed: draws K candidates for each and takes the first valid one."""
     i_seed = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * BS + tl.arange(0, BS)
     k = tl.arange(0, BK)
@@ -99,6 +100,7 @@ def _windows(
     A: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Copies the fields of BLOCK rows of windows; A numbers an action."""
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = o < count
     slot = o // W
@@ -143,7 +145,7 @@ def pick(
     owner: str,
     begins: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fields of `cerl.kernels.sampling.pick`'s result, in one launch."""
+    """The fields that `cerl.kernels.sampling.pick` returns, in one launch."""
     seeds, rows, envs = real.shape
     row, env = (key.new_empty(seeds, members, batch) for _ in range(2))
     hit = key.new_empty(seeds, members, batch, dtype=torch.bool)
@@ -202,7 +204,7 @@ def windows(
     context: int,
     ahead: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Fields of `cerl.kernels.sampling.windows`' result, in one launch."""
+    """The fields that `cerl.kernels.sampling.windows` returns, in one launch."""
     fields = _read(row, env, action, reward, terminated, real, member, context, ahead)
     out_action, out_reward, out_terminated, out_real, out_member, out_place = fields
     count, block = out_place.numel(), 128

@@ -1,1 +1,1 @@
-"""Networks of a population: parameters lead with [S, N]; what looks at observations and rows."""
+"""Networks of a population, whose parameters lead with [S, N]: readers, trunks and layers."""

@@ -1,4 +1,7 @@
-"""What acting remembers, for networks of several readers: their carries lie one after the other."""
+"""Carries of networks with several readers: one tuple that holds the readers' carries in order.
+
+A carry is what acting remembers of earlier rows (`cerl.data.Carry`).
+"""
 
 from collections.abc import Sequence
 
@@ -18,7 +21,10 @@ def empty(readers: Sequence[Reader], *, envs: int, evaluating: bool, device: tor
 def step(
     readers: Sequence[Reader], seen: ActInput, carry: Carry, *, evaluating: bool
 ) -> list[Tensor]:
-    """What every reader makes of one new row, [S, 1 or N, E, ...] each; carry in place."""
+    """Feeds one new row to every reader; `carry` is written in place.
+
+    Returns: the features of each reader, [S, 1 or N, E, ...].
+    """
     parts = zip(readers, _parts(readers, carry), strict=True)
     return [reader.step(seen, part, evaluating=evaluating) for reader, part in parts]
 
@@ -32,7 +38,7 @@ def refill(
 
 
 def _parts(readers: Sequence[Reader], carry: Carry) -> list[Carry]:
-    """The carry of every reader; () for each where there is none."""
+    """Splits a carry into those of the readers, which are all () if `carry` is ()."""
     parts, rest = [], carry
     for reader in readers:
         parts.append(rest[: reader.carried])

@@ -1,8 +1,9 @@
-"""FoX: a block's attention with a forget gate, after LLaMA or Pro, for whole populations.
+"""FoX: attention with a forget gate, as a block of the trunk, in its variants LLaMA and Pro.
 
-Lin et al. 2025 (arXiv:2503.02130), pruned as in arXiv:2504.06949. Episodes are respected by gate,
-shift and attention alike. `forward` takes the rows of windows, `step` one row of every stream and
-a ring of the last R keys in place; both give the same output with a window of R.
+Lin et al. 2025 (arXiv:2503.02130), pruned as in arXiv:2504.06949. Gate, shift and attention never
+reach back across the start of an episode. `forward` takes the rows of windows. `step` takes one new
+row of every stream and keeps the last R keys in a ring, which it writes in place. In both a row
+sees at most R rows, so they give the same output.
 """
 
 import math
@@ -25,7 +26,7 @@ OUTPUT_EPS = 1e-6
 
 
 class Past(NamedTuple):
-    """Keys, values and gates of earlier rows, for the rows that follow; G = S * N * B streams."""
+    """Keys, values and gates of earlier rows, which later rows attend to; G = S * N * B streams."""
 
     k: Tensor  # [G, W, H, Dh] after shift and norm
     v: Tensor  # [G, W, H, Dh] after the shift
@@ -36,32 +37,38 @@ class Past(NamedTuple):
 
 
 class FoxCarry(NamedTuple):
-    """What acting remembers of G streams; only `pro` has the last row before the shift."""
+    """What acting remembers of G streams; raw_k and raw_v exist only in the variant `pro`."""
 
     cache: Cache
-    raw_k: Tensor | None  # [G, H, Dh]
+    raw_k: Tensor | None  # [G, H, Dh] of the last row, before the shift
     raw_v: Tensor | None  # [G, H, Dh]
 
     @classmethod
     def of(cls, tensors: list[Tensor]) -> "FoxCarry":
-        """From the tensors that `Fox.carry` lists."""
+        """Names the tensors of a carry. Args: tensors, as `Fox.carry` lists them."""
         ring = len(Cache._fields)
         return cls(Cache(*tensors[:ring]), *(tensors[ring:] or (None, None)))
 
     @property
     def before(self) -> tuple[Tensor, Tensor] | None:
-        """k and v of the last row before the shift; None without a shift."""
+        """raw_k and raw_v together; None in the variant without a shift."""
         return None if self.raw_k is None or self.raw_v is None else (self.raw_k, self.raw_v)
 
 
 class Fox(nn.Module):
-    """Forgetting attention of every member: `llama` is the gate alone, `pro` adds the rest.
+    """Forgetting attention of every member, with heads of width Dh = D / H.
 
-    wide [S, N, D, 3 D + H] holds the projections to q, k, v and the forget gate's logits; that of
-    `pro` [S, N, D, 4 D + 3 H] those to q, k, v, the output gate's logits and the logits of forget
-    gate, shift of k and shift of v. Only `pro` has scales of the norms of q, k and outputs
-    [S, N, H, Dh]. bias [S, N, H] is that of the forget gate: 0, or such that head h decays with its
-    time scale, exp(-1 / tau_h) a step; output [S, N, D, D].
+    The variant `llama` has the forget gate alone. `pro` also has an output gate, norms of q, k and
+    the outputs, and a shift of k and v, which mixes each row with the row before.
+
+    Parameters: wide, the projections that lie side by side: to q, k, v and the forget gate's logits
+                [S, N, D, 3 D + H]; in `pro` to q, k, v, the output gate's logits and the logits of
+                forget gate, shift of k and shift of v [S, N, D, 4 D + 3 H];
+                bias [S, N, H] of the forget gate (`gate_biases`); output [S, N, D, D];
+                in `pro` q_scale, k_scale and o_scale [S, N, H, Dh] of the norms.
+    Args:       cache, R, the rows that a row sees, its own included; gate_bias, shortest and
+                longest time scale of the forget gates in steps, None for biases of 0; prune,
+                natural log of the share of a softmax that may be skipped, None to skip nothing.
     """
 
     def __init__(
@@ -94,17 +101,19 @@ class Fox(nn.Module):
 
     @staticmethod
     def size(width: int, *, heads: int, variant: str) -> int:
-        """Parameters of one member."""
+        """Number of parameters of one member."""
         pro = width * width + 2 * width * heads + 3 * width if variant == "pro" else 0
         return 4 * width * width + (width + 1) * heads + pro
 
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None
     ) -> tuple[Tensor, Past]:
-        """Attention of rows to those before them, `past` first.
+        """Attention of each row to itself and earlier rows, including the rows of `past`.
 
-        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W]; on duty N is 1 and B environments.
-        Returns: [S, N, B, W, D], and the past of the rows after these.
+        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past of
+                 the rows before, or None; duty, the acting members, for which N is 1 and axis B are
+                 the E environments, or None.
+        Returns: [S, N, B, W, D], and the past for the rows after these.
         """
         lead = x.shape[:3]
         begins = start.expand(*lead, -1).flatten(0, 2)  # [G, W]
@@ -129,7 +138,7 @@ class Fox(nn.Module):
         return y, Past(k, v, log_f, begins, *raw)
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """The ring of every stream; `pro` appends the last row's k and v before the shift."""
+        """An empty carry: a ring of every stream and, in `pro`, k and v before the shift."""
         width = self.width // self.heads
         cache = Cache.new(
             batch=streams,
@@ -145,9 +154,10 @@ class Fox(nn.Module):
         return [*cache, *(torch.zeros(shape, dtype=dtype, device=device) for _ in range(shifts))]
 
     def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
-        """One row of every stream.
+        """Attention of one new row of every stream to the rows in its ring.
 
-        Args:    x [S, N, E, 1, D]; start [S, 1, E, 1]; carry as `carry` made it, written in place.
+        Args:    x [S, N, E, 1, D]; start [S, 1, E, 1] bool, the row begins an episode; carry as
+                 `carry` made it, written in place; duty as in `forward`.
         Returns: [S, N, E, 1, D].
         """
         lead = x.shape[:3]
@@ -170,7 +180,7 @@ class Fox(nn.Module):
         return self._outputs(o.unsqueeze(1).unflatten(0, lead), inputs.gate, duty)
 
     def refill(self, past: Past, carry: list[Tensor]) -> None:
-        """Writes the carry that stepping through the rows of `past` leaves, older ones absent."""
+        """Writes the carry that `step` would leave after the rows of `past` and none before."""
         held = FoxCarry.of(carry)
         cache, rows = held.cache, past.k.shape[1]
         kept = min(rows, self.cache)
@@ -197,9 +207,10 @@ class Fox(nn.Module):
         before: tuple[Tensor, Tensor] | None,
         duty: Duty | None,
     ) -> tuple[Inputs, tuple[Tensor, Tensor]]:
-        """Inputs of attention from rows [S, N, B, W, D]; k and v of the last row before the shift.
+        """The inputs of attention, and k and v of the last row before their shift.
 
-        Args: before, k and v of the row before the first one, before the shift.
+        Args: x [S, N, B, W, D]; begins [G, W], the row begins an episode; before, k and v
+              [G, H, Dh], not yet shifted, of the row before the first, or None if there is none.
         """
         y = project(x, _aligned(self.wide.weight), duty)
         nets = networks(self.bias, duty)
@@ -226,7 +237,11 @@ class Fox(nn.Module):
         return Inputs(q, k, v, log_f, None), (raw[0], raw[1])
 
     def _outputs(self, o: Tensor, gate: Tensor | None, duty: Duty | None) -> Tensor:
-        """o [S, N, B, W, H, Dh], gate [G, W, H, Dh] -> [S, N, B, W, D]."""
+        """Norm and output gate (in `pro`) and projection of what attention gives.
+
+        Args:    o [S, N, B, W, H, Dh]; gate [G, W, H, Dh] logits, or None.
+        Returns: [S, N, B, W, D].
+        """
         dtype = o.dtype
         if gate is not None:
             o = rms_norm(o, pick(self.o_scale, duty), eps=OUTPUT_EPS, dtype=torch.float32)
@@ -234,6 +249,11 @@ class Fox(nn.Module):
         return project(o.flatten(4), self.output.weight, duty)
 
     def _bound(self, q: Tensor, duty: Duty | None) -> Tensor | Literal["measured"] | None:
+        """Largest possible |q . k| / sqrt(Dh), from which attention knows which keys to skip.
+
+        `pro` normalises q and k, so that it follows from their scales, [G, H]; `llama` has it
+        measured. None: nothing is pruned.
+        """
         if self.prune is None:
             return None
         if not self.pro:
@@ -246,7 +266,10 @@ class Fox(nn.Module):
 
 
 def gate_biases(heads: int, scales: tuple[float, float] | None) -> Tensor:
-    """Biases of the forget gates [H]: 0, or log-spaced time scales in steps, f = exp(-1 / tau)."""
+    """Biases of the forget gates [H]: 0, or one time scale tau a head, so that f = exp(-1 / tau).
+
+    Args: scales, shortest and longest tau in steps; the heads' tau are log-spaced between them.
+    """
     if scales is None:
         return torch.zeros(heads)
     shortest, longest = (math.log(scale) for scale in scales)
@@ -255,6 +278,6 @@ def gate_biases(heads: int, scales: tuple[float, float] | None) -> Tensor:
 
 
 def _aligned(weight: Tensor) -> Tensor:
-    """Columns of zeros appended up to a multiple of 16: kernels then read rows in wide words."""
+    """Appends columns of zeros up to a multiple of 16, so that kernels read rows in wide words."""
     columns = weight.shape[3]
     return F.pad(weight, (0, -columns % 16))

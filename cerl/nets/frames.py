@@ -1,8 +1,8 @@
-"""The reader of networks without memory, which stacks frames; convolutions.
+"""The reader of networks without memory, which stacks frames; and the convolutions of networks.
 
-`Frames` has two calls that agree: `look` at rows of a window (learning) and `step` with one new
-observation and a carry (acting). Frames before an episode's start are zero in both. It has no
-parameters: the convolutions that its images pass through belong to the networks.
+`Frames` reads rows of a window with `look` (learning) and one new observation with `step` and a
+carry (acting). Both give the same stacks, in which frames from before the episode are zero.
+`Frames` has no parameters: the convolutions that its images pass through belong to the networks.
 """
 
 import math
@@ -18,10 +18,13 @@ from cerl.nets.layers import Conv
 def convolutions(
     net: NetConfig, spec: EnvSpec, *, seeds: int, layer_members: list[int], frames: int = 1
 ) -> tuple[nn.ModuleList, int]:
-    """Convolutions of a network and the width of their flat output, or of flat observations.
+    """Convolutions of a network and the width of their flat output.
 
-    Args:   layer_members: N or 1 for every convolution; entries beyond the last one are ignored.
-    Raises: ValueError for observations that are no images, or too small.
+    Args:    layer_members: of every convolution, N or 1 (shared by all members); entries beyond
+             the last convolution are ignored; frames, how many are stacked.
+    Returns: the convolutions in order, and features of a row behind them; without convolutions
+             (net.channels empty) the size of a stack of flat observations.
+    Raises:  ValueError for observations that are no images, or too small.
     """
     convs = nn.ModuleList()
     if not net.channels:
@@ -63,9 +66,10 @@ def convolutions(
 
 
 def see(convs: nn.ModuleList, x: Tensor) -> Tensor:
-    """Images [S, M, rows, height, width, channels] through all convolutions and their ReLUs.
+    """Runs images through all convolutions, each followed by a ReLU.
 
-    Returns: flat [S, M or N, rows, D]; without convolutions x [S, M, rows, D] as it is.
+    Args:    x [S, M, rows, height, width, channels], or without convolutions [S, M, rows, D].
+    Returns: flat features [S, M or N, rows, D]; without convolutions x itself.
     """
     for conv in convs:
         x = conv(x, relu=True)
@@ -73,14 +77,14 @@ def see(convs: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 class Frames:
-    """Stacks of frames as images for convolutions; without convolutions flat vectors.
+    """Reads rows as stacks of frames: images for convolutions, flat vectors without them.
 
-    `context` rows come before the learnt row, of which a window has `learnt`. See
-    `cerl.nets.reader.Reader` for the calls.
+    A window has one learnt row and before it `context` = frames - 1 rows, which complete its stack.
+    See `cerl.nets.reader.Reader` for the attributes and calls.
     """
 
     learnt, begins, whole = 1, False, False
-    layers = 0  # a look runs no layers
+    layers = 0  # `look` runs no layers
     carried = 1
 
     def __init__(self, net: NetConfig, spec: EnvSpec, *, frames: int, seeds: int) -> None:
@@ -92,7 +96,7 @@ class Frames:
     def look(self, window: Window, *places: Tensor) -> list[Tensor]:
         """Inputs of the first layer, float32.
 
-        Args:    places, positions [S, M, B, T] int64 in W, each >= context.
+        Args:    places, each positions [S, M, B, T] int64 in the W rows, all >= context.
         Returns: [S, M, B * T, height, width, stack * channels] for each place, or without
                  convolutions [S, M, B * T, D].
         """
@@ -104,11 +108,14 @@ class Frames:
         return [self._pixels(stack) for stack in stacks]
 
     def _stacked(self, obs: Tensor, start: Tensor, place: Tensor) -> Tensor:
-        """The last `stack` frames of every row, [S, M, B * T, stack, *observation]."""
+        """The last `stack` frames up to each place, [S, M, B * T, stack, *observation].
+
+        Args: obs [S, M, B, W, *observation]; start [S, M, B, W] bool; place [S, M, B, T].
+        """
         back = torch.arange(self.stack - 1, -1, -1, device=place.device)
         at = place.unsqueeze(-1) - back  # [S, M, B, T, stack]
         frames = take(obs, at.flatten(3)).unflatten(3, at.shape[3:])
-        # A frame belongs to the stack if no episode starts after it, up to the row.
+        # A frame belongs to the stack if no episode starts between it and the row at `place`.
         starts = take(start, at.flatten(3)).unflatten(3, at.shape[3:]).long()
         later = starts.flip(-1).cumsum(-1).flip(-1) - starts
         keep = (later == 0).view(*at.shape, *([1] * len(self.shape)))
@@ -126,12 +133,12 @@ class Frames:
         return x if self.scale == 1.0 else x / self.scale
 
     def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
-        """The last stack - 1 frames [S, E, stack - 1, *observation], zero before an episode."""
+        """The last stack - 1 frames [S, E, stack - 1, *observation], all zero at first."""
         shape = (self.seeds, envs, self.stack - 1, *self.shape)
         return (torch.zeros(shape, dtype=self.dtype, device=device),)
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:
-        """Input of the first layer [S, 1, E, ...] for one new observation; carry in place."""
+        """Input of the first layer [S, 1, E, ...] for one new row; `carry` is written in place."""
         (past,) = carry
         keep = (~seen.start).view(*seen.start.shape, *([1] * (past.dim() - 2)))
         frames = torch.cat([past * keep, seen.obs.unsqueeze(2)], 2)
@@ -142,13 +149,13 @@ class Frames:
     def refill(
         self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
     ) -> None:
-        """Writes the carry that steps through the rows of a window [S, 1, E, W] would leave."""
+        """Writes the carry that `step` would leave after the rows of a window [S, 1, E, W]."""
         rows = window.reward.shape[3]
         kept = min(self.stack - 1, rows)
         if not carry or not self.stack - 1:
             return
         starts = window.starts()[:, 0].long()  # [S, E, W]
-        # A frame stays as long as no episode starts after it.
+        # A frame belongs to the carry if no episode starts after it.
         later = starts.flip(-1).cumsum(-1).flip(-1) - starts
         keep = (later == 0)[..., rows - kept :]
         frames = window.obs[:, 0, :, rows - kept :]
@@ -160,10 +167,10 @@ class Frames:
 
 
 def take(field: Tensor, rows: Tensor) -> Tensor:
-    """field [S, M, B, W, *rest] at rows [S, M or 1, B, K] -> [S, M, B, K, *rest]."""
+    """Selects rows: field [S, M, B, W, *rest], rows [S, M or 1, B, K] -> [S, M, B, K, *rest]."""
     rows = rows.expand(-1, field.shape[1], -1, -1)
     common = zip(rows.shape[:3], rows.stride(), strict=False)
     if all(size == 1 or stride == 0 for size, stride in common):
-        return field.index_select(3, rows[0, 0, 0])  # all windows name the same rows
+        return field.index_select(3, rows[0, 0, 0])  # the same rows of every window
     index = rows.view(*rows.shape, *([1] * (field.dim() - 4)))
     return field.gather(3, index.expand(*rows.shape, *field.shape[4:]))

@@ -14,7 +14,12 @@ from cerl.nets.layers import Linear, Projection
 
 
 class Gru(nn.Module):
-    """inputs [S, N, D, 3 D] with a bias, recurrent [S, N, D, 3 D], bias [S, N, D] of n's state."""
+    """A gated recurrent unit of every member, with a state of D numbers.
+
+    Parameters: inputs and recurrent [S, N, D, 3 D], the weights that inputs and state have in the
+                reset gate r, the update gate z and the candidate n, side by side; inputs has a
+                bias [S, N, 3 D]; bias [S, N, D] is added to the state's product in n.
+    """
 
     def __init__(self, seeds: int, members: int, *, width: int, impl: Impl) -> None:
         super().__init__()
@@ -26,7 +31,7 @@ class Gru(nn.Module):
 
     @staticmethod
     def size(width: int) -> int:
-        """Parameters of one member."""
+        """Number of parameters of one member."""
         return 6 * width * width + 4 * width
 
     def forward(
@@ -34,9 +39,10 @@ class Gru(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """States after every row.
 
-        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W]; past [S, N, B, D], the state before
-                 row 0, 0 if not given; on duty N is 1 and B environments.
-        Returns: [S, N, B, W, D] float32, and the last state.
+        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past
+                 [S, N, B, D], the state before row 0, or None for 0; duty, the acting members, for
+                 which N is 1 and axis B are the E environments, or None.
+        Returns: [S, N, B, W, D] float32, and the last state [S, N, B, D].
         """
         lead = x.shape[:3]
         share = self._from_inputs(x, duty)
@@ -44,9 +50,9 @@ class Gru(nn.Module):
             past = torch.zeros(*lead, self.width, dtype=torch.float32, device=x.device)
         weight = networks(self.recurrent.weight.to(x.dtype), duty)
         bias = networks(self.bias, duty)
-        if self.bias.shape[1] == 1:  # shared: one network over all members' rows
+        if self.bias.shape[1] == 1:  # the members share one network, which runs over all their rows
             start = start.expand(*lead, -1).flatten(1, 2).unsqueeze(1)
-        elif duty is not None:  # every environment is a network of its own
+        elif duty is not None:  # every environment has a network of its own
             start = start.flatten(0, 2).unflatten(0, (-1, 1, 1))
         share = share.reshape(len(weight), -1, *share.shape[3:])
         h = past.reshape(len(weight), -1, self.width)
@@ -54,11 +60,15 @@ class Gru(nn.Module):
         return y, y[:, :, :, -1]
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """The state of every stream, float32 whatever the type of the products."""
+        """A state of 0 for every stream, float32 whatever the type of the products."""
         return [torch.zeros(streams, self.width, device=device)]
 
     def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
-        """One row of every stream: x [S, N, E, 1, D], start [S, 1, E, 1], carry in place."""
+        """The state after one new row of every stream; `carry` is written in place.
+
+        Args:    x [S, N, E, 1, D]; start [S, 1, E, 1] bool; duty as in `forward`.
+        Returns: [S, N, E, 1, D] float32.
+        """
         h = carry[0].view(*x.shape[:3], 1, self.width).masked_fill(start.unsqueeze(4), 0.0)
         product = project(h.to(x.dtype), self.recurrent.weight, duty)
         h = cell(self._from_inputs(x, duty), product, pick(self.bias, duty), h)
@@ -66,10 +76,10 @@ class Gru(nn.Module):
         return h
 
     def refill(self, past: Tensor, carry: list[Tensor]) -> None:
-        """Writes the carry that steps through the rows before a state would leave: the state."""
+        """Writes a state that `forward` returned, [S, N, E, D], into the carry."""
         carry[0].copy_(past.flatten(0, 2))
 
     def _from_inputs(self, x: Tensor, duty: Duty | None) -> Tensor:
-        """What the inputs add to the gates [S, N, B, W, 3 D], in the type of x."""
+        """The terms of the inputs in r, z and n, [S, N, B, W, 3 D] in the type of x."""
         share = project(x, self.inputs.weight, duty)
         return share + pick(self.inputs.bias, duty).to(x.dtype)

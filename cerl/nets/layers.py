@@ -28,14 +28,14 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """The identity, whose gradient is multiplied by `factor`."""
+    """Returns x; its gradient is multiplied by `factor` on the way back."""
     return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
 
 
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """Product of every member's rows with its weights, either side shared by the members or not.
+    """Multiplies every member's rows by its weights; all members may share the rows or the weights.
 
-    Args:    x [S, M, rows, in]; weight [S, N, in, out] with M, N equal or one of them 1.
+    Args:    x [S, M, rows, in]; weight [S, N, in, out]; M and N equal, or one of them 1 (shared).
     Returns: [S, max(M, N), rows, out].
     """
     seeds, inputs, rows, width = x.shape
@@ -43,7 +43,8 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
     if inputs > 1 and members == 1:
         return (x.reshape(seeds, inputs * rows, width) @ weight[:, 0]).unflatten(1, (inputs, rows))
     if inputs == 1 and members > 1 and rows >= out:
-        # One wide product reads x once; copying the smaller operand is the cheaper side.
+        # All members' weights become one wide matrix, so that x is read once. That copies the
+        # weights, which are no larger than x here.
         wide = weight.transpose(1, 2).reshape(seeds, width, members * out)
         return (x[:, 0] @ wide).unflatten(2, (members, out)).transpose(1, 2)
     return x @ weight
@@ -52,10 +53,10 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 class Linear(nn.Module):
     """x W + b for every member. weight [S, N, in, out], bias [S, N, out].
 
-    Args:   blocks, (outputs, gain) of matrices that lie side by side in W and are initialised as
-            layers of their own, all of one width; not given: one, of gain sqrt(2). Gains are those
-            of the orthogonal initialisation.
-    Raises: ValueError if the blocks' outputs differ, or are not `fan_out` together.
+    Args:   blocks, (outputs, gain) of the matrices that lie side by side in W, each initialised
+            like a layer of its own. They have equally many outputs; a gain is that of the
+            orthogonal initialisation. Without `blocks` W is one matrix, of gain sqrt(2).
+    Raises: ValueError if the blocks' outputs differ, or do not sum to `fan_out`.
     """
 
     def __init__(
@@ -109,18 +110,19 @@ class Critics(nn.Module):
         self.fan_in, self.fan_out = fan_in, fan_out
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """The first `outputs` outputs (None: all).
+        """The first `outputs` of the layer's outputs (None: all).
 
-        Args:    x [S, M, K, rows, in], M is 1 or N, K is 1 (all critics see the same) or C.
+        Args:    x [S, M, K, rows, in]; M is 1 (all members see the same rows) or N, K is 1 (all
+                 critics of a member see the same rows) or C.
         Returns: [S, N, C, rows, outputs].
         """
         return x @ self.weight[..., :outputs] + self.bias[..., :outputs].unsqueeze(-2)
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis of every row (Ba et al. 2016), C critics of every member.
+    """Layer normalisation for C critics of every member, over the last axis (Ba et al. 2016).
 
-    scale and offset [S, N, C, D], 1 and 0 at the start; absent where not `affine`.
+    scale and offset [S, N, C, D] are 1 and 0 before training; None where not `affine`.
     """
 
     def __init__(self, seeds: int, members: int, critics: int, width: int, *, affine: bool) -> None:
@@ -138,10 +140,10 @@ class LayerNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, scale: Tensor, *, eps: float, dtype: torch.dtype) -> Tensor:
-    """Rows of root mean square `scale` (Zhang and Sennrich 2019), computed in at least float32.
+    """x / rms(x) * scale over the last axis (Zhang and Sennrich 2019), in at least float32.
 
-    Args:    x [..., D]; scale broadcastable to x.
-    Returns: as x, of `dtype`.
+    Args:    x [..., D]; scale, which broadcasts over x.
+    Returns: [..., D] of `dtype`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     return (F.rms_norm(x.to(wide), x.shape[-1:], eps=eps) * scale).to(dtype)
@@ -173,12 +175,16 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.empty(seeds, members, filters))
 
     def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters], its ReLU if asked."""
+        """x [S, M, rows, h, w, c] -> [S, max(M, N), rows, h', w', filters], after a ReLU if `relu`.
+
+        M and N are equal, or one of them is 1.
+        """
         if self.padding == "same":
             x = F.pad(x, (0, 0, *self._pads(x.shape[4]), *self._pads(x.shape[3])))
         return conv2d(x, self.weight, self.bias, kernel=self.kernel, stride=self.stride, relu=relu)
 
     def _pads(self, size: int) -> tuple[int, int]:
+        """Zeros before and after `size` cells, for an output of ceil(size / stride) cells."""
         total = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)
         return total // 2, total - total // 2
 
@@ -190,10 +196,10 @@ class Conv(nn.Module):
 
 
 class Heads(nn.Module):
-    """Output layer with J value heads of `width` numbers each, forking at this layer.
+    """Output layer with J value heads of `width` numbers each; the heads share all layers below.
 
-    weight [S, N, in, J, width]; bias [S, N, J, width], or [S, N, J, 1]: one scalar a head, shared
-    by all actions (the original's output bias, spec of Lin et al. 2024's code).
+    weight [S, N, in, J, width]; bias [S, N, J, width], or if `shared_bias` [S, N, J, 1], which is
+    one scalar a head for all of its outputs (as in the code of Lin et al. 2024).
     """
 
     def __init__(
@@ -212,7 +218,7 @@ class Heads(nn.Module):
 
 
 class ForkedHeads(nn.Module):
-    """Hidden and output layer of J separate heads (the `both` variant).
+    """Output and last hidden layer of J value heads that share neither (ensemble.fork `both`).
 
     hidden [S, N, J, in, hidden], hidden_bias [S, N, J, hidden]; weight [S, N, J, hidden, width];
     bias as in `Heads`.
@@ -246,13 +252,14 @@ class ForkedHeads(nn.Module):
         return F.relu(y + self.hidden_bias[:, :, :heads].unsqueeze(3))
 
     def output(self, features: Tensor) -> Tensor:
+        """Hidden activations [S, N, heads, rows, hidden] -> [S, N, rows, heads, width]."""
         heads = features.shape[2]
         y = features @ self.weight[:, :, :heads] + self.bias[:, :, :heads].unsqueeze(3)
         return y.transpose(2, 3)
 
 
 def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
-    """Every parameter of a layer by name, with the layer's fan-in and fan-out."""
+    """Parameters of all layers of this file: name in the layer, tensor, fan-in and fan-out."""
     for module in net.modules():
         if isinstance(module, ForkedHeads):
             for name, leaf in module.named_parameters(recurse=False):
@@ -266,17 +273,18 @@ def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, int, int]]:
 
 @torch.no_grad()
 def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
-    """Fills every parameter from counter-based draws; each seed and member from its own numbers.
+    """Fills the parameters of all layers with random numbers; seeds and members draw their own.
 
-    Parameters of other modules keep what their constructors gave them: scales of norms, the biases
-    of forget gates.
+    Other parameters, which are scales of norms and biases of forget gates, keep the values that
+    their constructors gave them.
 
-    Args:    keys [S] from `draw.seed_keys`; scheme `fan_in` (weights and biases
-             U(+-1/sqrt(fan_in)), PyTorch's and DQN Zoo's default), `xavier` (weights
-             U(+-sqrt(6/(fan_in+fan_out))), biases 0), `variance` (weights
-             U(+-sqrt(sqrt(3)/fan_in)), biases 0; Dopamine's quantile network), `orthogonal`
-             (of the layer's gain, biases 0; not of Heads and ForkedHeads).
-    Raises:  ValueError for an unknown scheme, or a layer that it does not know.
+    Args:    keys [S] from `draw.seed_keys`; scheme, with U(a) for uniform numbers in [-a, a]:
+             `fan_in`      weights and biases U(1/sqrt(fan_in)), the default of PyTorch and DQN Zoo
+             `xavier`      weights U(sqrt(6/(fan_in+fan_out))), biases 0
+             `variance`    weights U(sqrt(sqrt(3)/fan_in)), biases 0, as Dopamine's quantile network
+             `orthogonal`  orthogonal weights times the layer's gain, biases 0
+    Raises:  ValueError for an unknown scheme, and for `orthogonal` with Heads or ForkedHeads, which
+             have no gain.
     """
     if scheme == "orthogonal":
         _orthogonal(net, keys)
@@ -300,7 +308,7 @@ def initialise(net: nn.Module, *, keys: Tensor, scheme: str) -> None:
 
 
 def _orthogonal(net: nn.Module, keys: Tensor) -> None:
-    """Matrices with orthonormal rows or columns times the layer's gain (Saxe et al. 2014)."""
+    """Weights with orthonormal rows or columns, times the layer's gain (Saxe et al. 2014)."""
     number = 0
     for module in net.modules():
         if isinstance(module, Heads | ForkedHeads):

@@ -1,7 +1,8 @@
-"""How a network sees rows: the contract of a reader, and the one place that makes one.
+"""How a network reads rows: the contract of a reader, and the one place that makes readers.
 
-`Frames` (networks without memory) and `Tokens` (sequence networks) differ by what they look at.
-Everyone else names positions in a window and asks a reader, or the network that it belongs to.
+A reader turns rows into the inputs of a network's feed-forward layers. `Frames` (networks without
+memory) stacks a few frames, `Tokens` (sequence networks) runs a trunk over all rows. Everyone else
+only names positions in a window and asks the reader, or the network that it belongs to.
 """
 
 from typing import NamedTuple, Protocol
@@ -17,80 +18,91 @@ from cerl.nets.trunk import Trunk, make_trunk
 
 
 class Reader(Protocol):
-    """Rows of windows (learning) and single rows (acting) as inputs of feed-forward layers."""
+    """Turns rows into inputs of feed-forward layers: `look` in windows, `step` while acting."""
 
     @property
     def context(self) -> int:
-        """Rows of a window before the learnt ones."""
+        """Number of context rows, which come before the learnt rows of a window."""
         ...
 
     @property
     def learnt(self) -> int:
-        """T, learnt rows of a window."""
+        """T, the number of learnt rows of a window."""
         ...
 
     @property
     def begins(self) -> bool:
-        """Whether the learnt rows of a window begin with an episode."""
+        """Whether the first learnt row of a window is the first row of an episode."""
         ...
 
     @property
     def whole(self) -> bool:
-        """Whether a look runs over all of a window, so that two looks cost twice as much."""
+        """Whether `look` computes all rows of a window, however few are asked for.
+
+        Two calls of `look` then cost twice as much as one call for both places.
+        """
         ...
 
     @property
     def layers(self) -> int:
-        """Layers that a look runs, of those that `ensemble.shared_layers` counts."""
+        """How many of the layers that `ensemble.shared_layers` counts run inside the reader."""
         ...
 
     @property
     def carried(self) -> int:
-        """Tensors of a carry."""
+        """Number of tensors in a carry."""
         ...
 
     def look(self, window: Window, *places: Tensor) -> list[Tensor]:
-        """Inputs of the feed-forward part [S, M or N, B * T, ...] at positions [S, M, B, T] in W.
+        """Inputs of the feed-forward layers at some rows of a window.
 
-        One of each place; only the first carries a gradient to what the reader runs.
+        Args:    places, each positions [S, M, B, T] int64 in the W rows.
+        Returns: [S, M or N, B * T, ...] for each place. Only the first of them carries a gradient
+                 to the parameters that the reader runs.
         """
         ...
 
     def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
-        """What acting remembers of no rows at all."""
+        """What acting remembers before the first row."""
         ...
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:
-        """The same as `look` for one new row, [S, 1 or N, E, ...]; carry moves on in place."""
+        """The input that `look` gives, for one new row; `carry` is written in place.
+
+        Returns: [S, 1, E, ...] for the acting members, or [S, N, E, ...] for all members.
+        """
         ...
 
     def refill(
         self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
     ) -> None:
-        """Recomputes a carry in place, with the parameters of now.
+        """Recomputes a carry in place, with the present parameters.
 
-        Args: window [S, 1, E, W], the last rows that were acted on; carry, or () to compute and
-              write nothing; member [S, E], who acts.
+        Args: window [S, 1, E, W], the last W rows of every environment; carry, or () to compute but
+              write nothing; member [S, E], the acting members.
         """
         ...
 
 
 class Sight(NamedTuple):
-    """What a network, or each of its parts, sees rows by, before its hidden layers."""
+    """All that comes before the hidden layers of a network, or of one of its parts."""
 
     reader: Reader
-    convs: nn.ModuleList  # of networks without memory, run on what the reader gives; may be empty
-    trunk: Trunk | None  # of sequence networks, run by the reader; the network registers it
-    width: int  # features of a row behind convolutions or trunk
-    layers: int  # convolutions, or 1 for a trunk
+    convs: nn.ModuleList  # convolutions that the network runs on the reader's output; often empty
+    trunk: Trunk | None  # of sequence networks: run by the reader, registered by the network
+    width: int  # features of a row, the input of the first hidden layer
+    layers: int  # layers that these are: the number of convolutions, or 1 for a trunk
 
 
 def sights(
     config: Config, spec: EnvSpec, *, seeds: int, members: int, shared: int, parts: int = 1
 ) -> list[Sight]:
-    """What the parts of a network see by. Args: shared, first layers that all members share.
+    """A `Sight` for each part of a network.
 
-    Frame stacks have no parameters, so that the parts share a reader and its carry.
+    Parts without memory share one reader and its carry, since stacking frames takes no parameters.
+
+    Args: shared, how many of the first layers all members share; parts, how many there are, such as
+          2 for policies and critics.
     """
     if isinstance(config.encoder, FramesConfig):
         frames = config.encoder.frames
@@ -108,7 +120,7 @@ def sights(
 
 
 def _sequence(config: Config, spec: EnvSpec, *, seeds: int, members: int) -> Sight:
-    """The sequence network of a config, with convolutions where it reads images."""
+    """The `Sight` of a sequence network, whose trunk has convolutions if it reads images."""
     net, sequence = config.net, of_kind(config.encoder, SequenceOptions)
     fox = sequence if isinstance(sequence, FoxConfig) else FoxConfig()
     scales = fox.gate_scales

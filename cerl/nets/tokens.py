@@ -1,9 +1,9 @@
 """The reader of sequence networks, which turns the rows of a window into tokens.
 
-A token is a row's observation (after the convolutions, if any), the action before it and the reward
-before it. Every reader has its own `Trunk`, with its convolutions, that mixes tokens along time
-(`cerl/nets/trunk.py`). `look` runs it once over a window and hands out the rows that are wanted;
-`step` runs it over one new row and agrees with `look`.
+A token is a row's observation (after the convolutions, if any) beside the previous action and the
+previous reward. Every reader has its own `Trunk`, with its own convolutions, which mixes tokens
+along time (`cerl/nets/trunk.py`). `look` runs the trunk once over a window and returns the rows
+that were asked for; `step` runs it over one new row and gives the same features.
 """
 
 import torch
@@ -16,17 +16,18 @@ from cerl.nets.trunk import Trunk
 
 
 class Tokens:
-    """Reads every row of a window in order. See `cerl.nets.reader.Reader` for the calls.
+    """Reads every row of a window in order. See `cerl.nets.reader.Reader` for attributes and calls.
 
-    Args: trunk, of one member (shared) or of all; context, rows before the learnt ones, of which
-          the first `still` are computed without gradient; learnt, T; begins, whether learnt rows
-          begin with an episode; action, reward: whether a token has them; single, whether an
-          environment has one stream while training, that of its acting member, where members
-          differ.
+    Args: trunk, of one member (shared by all) or of all N; scale, by which observations are
+          divided; images, whether observations pass through convolutions; context, learnt and
+          begins, as in `Reader`; still, how many of the first rows are computed without gradient;
+          action, reward: whether a token holds the previous action, the previous reward; single:
+          where members have trunks of their own, an environment has one stream while training,
+          that of its acting member, instead of one stream for each member.
     """
 
     whole = True
-    layers = 1  # the trunk counts as one
+    layers = 1  # the trunk counts as one layer
 
     def __init__(
         self,
@@ -52,14 +53,14 @@ class Tokens:
 
     @property
     def carried(self) -> int:
-        """Tensors of a carry."""
+        """Number of tensors in a carry."""
         return self.trunk.carried
 
     def look(self, window: Window, *places: Tensor) -> list[Tensor]:
         """Features at rows of a window, from one run over all of it.
 
-        Args:    places, positions [S, M, B, T] int64 in W.
-        Returns: [S, N, B * T, D] for each place; only the first one carries a gradient.
+        Args:    places, each positions [S, M, B, T] int64 in the W rows.
+        Returns: [S, N, B * T, D] for each place; only those of the first carry a gradient.
         """
         start = window.starts()
         features = self._features(self.tokens(window, start), start, window.state)
@@ -67,30 +68,34 @@ class Tokens:
         return [rows.flatten(2, 3) for rows in found]
 
     def tokens(self, window: Window, start: Tensor) -> Tensor:
-        """Tokens of all rows of a window, [S, M or N, B, W, D]. Args: start as it gives."""
+        """Tokens of all rows of a window, [S, M or N, B, W, D]. Args: start, `window.starts()`."""
         previous = Previous(_delayed(window.action), _delayed(window.reward))
         # The first row of a window has no previous action or reward.
         blank = F.pad(start[..., 1:], (1, 0), value=True)
         return self._joined(self._pixels(window.obs), self._extra(blank, previous))
 
     def _features(self, tokens: Tensor, start: Tensor, state: Tensor) -> Tensor:
-        """[S, N, B, W, D] of all rows; the first `still` rows carry no gradient."""
+        """The trunk's features of all rows, [S, N, B, W, D]; the first `still` have no gradient.
+
+        Args: state [S, M or N, B, K], the stored states of all blocks before row 1; K may be 0.
+        """
         if state.shape[-1] == 0:
             return self.trunk(tokens, start, context=self.still)
-        # A stored state is that before row 1: what led to row 0 is not in the window.
+        # The window lacks the action and reward before row 0, so the trunk starts from the stored
+        # state at row 1. Row 0 is a context row, whose features nobody uses.
         past = list(state.split(self.trunk.width, -1))
         rest = self.trunk(tokens[:, :, :, 1:], start[..., 1:], context=self.still - 1, past=past)
         return F.pad(rest, (0, 0, 1, 0))
 
     def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
-        """What the trunk remembers of no rows: of the acting members' streams, or of all."""
+        """The trunk's carry before the first row, for the acting members' streams or for all."""
         members = 1 if self.single and not evaluating else self.trunk.members
         return self.trunk.carry(seeds=self.seeds, members=members, envs=envs, device=device)
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:
-        """Features of one new row; carry in place.
+        """Features of one new row; `carry` is written in place.
 
-        Returns: [S, 1, E, D] of the acting members, or [S, N, E, D] of all members' streams.
+        Returns: [S, 1, E, D] of the acting members' streams, or [S, N, E, D] of all members'.
         """
         extra = self._extra(seen.start, seen.previous).unsqueeze(1)
         tokens = self._joined(self._pixels(seen.obs).unsqueeze(1), extra)
@@ -101,7 +106,7 @@ class Tokens:
     def refill(
         self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
     ) -> None:
-        """Writes the carry that steps through the rows of a window [S, 1, E, W] would leave."""
+        """Writes the carry that `step` would leave after the rows of a window [S, 1, E, W]."""
         stream = member if self.single and not evaluating else None
         start = window.starts()
         tokens = _own(self.tokens(window, start), stream)
@@ -118,7 +123,11 @@ class Tokens:
         return x if self.scale == 1.0 else x / self.scale
 
     def _extra(self, start: Tensor, previous: Previous) -> Tensor:
-        """Action and reward before a row, zero where an episode starts, [*start, K]."""
+        """Previous action (one-hot if discrete) and reward, 0 where an episode starts.
+
+        Args:    start [*rows] bool; previous, whose fields lead with the same axes.
+        Returns: [*rows, K] float32; K is 0 if tokens hold neither of them.
+        """
         parts, blank = [], start.unsqueeze(-1)
         if self.action:
             action = previous.action
@@ -132,24 +141,30 @@ class Tokens:
         return torch.cat(parts, -1)
 
     def _joined(self, pixels: Tensor, extra: Tensor) -> Tensor:
-        """pixels [S, M, *rows, ...], extra [S, M, *rows, K] -> tokens [S, M or N, *rows, D]."""
+        """Tokens [S, M or N, *rows, D] from pixels [S, M, *rows, ...] and extra [S, M, *rows, K].
+
+        The pixels pass through the convolutions first.
+        """
         lead = extra.shape[2:-1]
         x = see(self.trunk.convs, pixels.flatten(2, 1 + len(lead))).unflatten(2, lead)
         return torch.cat([x, extra.expand(-1, x.shape[1], *extra.shape[2:])], -1)
 
 
 def extras(spec: EnvSpec, *, action: bool, reward: bool) -> int:
-    """Numbers of a token beside its observation."""
+    """How many numbers a token holds beside its observation."""
     return action * spec.actions + reward
 
 
 def _delayed(field: Tensor) -> Tensor:
-    """A field [S, M, B, W, *rest] one row later, zero in the first row."""
+    """Moves a field [S, M, B, W, *rest] one row later; the first row becomes 0."""
     return torch.cat([torch.zeros_like(field[:, :, :, :1]), field[:, :, :, :-1]], 3)
 
 
 def _own(tokens: Tensor, member: Tensor | None) -> Tensor:
-    """Tokens [S, 1 or N, E, ...] as the acting members [S, E] see them, [S, 1, E, ...]."""
+    """Selects the acting members' tokens: [S, 1 or N, E, ...], member [S, E] -> [S, 1, E, ...].
+
+    Without `member`, or if all members see the same tokens, returns them as they are.
+    """
     if member is None or tokens.shape[1] == 1:
         return tokens
     index = member.view(member.shape[0], 1, -1, *([1] * (tokens.dim() - 3)))

@@ -1,7 +1,8 @@
-"""Softmax attention with rotary positions: what FoX is compared with, for whole populations.
+"""Softmax attention with rotary positions, as a block of the trunk; the baseline of FoX.
 
-Vaswani et al. 2017 (arXiv:1706.03762), positions by rotation of Su et al. 2021 (arXiv:2104.09864):
-only distances matter, so a ring of the last R keys serves episodes of any length.
+Vaswani et al. 2017 (arXiv:1706.03762), with the rotary positions of Su et al. 2021
+(arXiv:2104.09864): only the distance of two rows matters, so a ring of the last R keys is enough
+for episodes of any length.
 """
 
 from typing import Any, NamedTuple, cast
@@ -17,15 +18,19 @@ THETA = 10000.0
 
 
 class Past(NamedTuple):
-    """Keys and values of earlier rows, for the rows that follow."""
+    """Keys and values of earlier rows, which later rows attend to."""
 
-    k: Tensor  # [S, N, B, W, H, Dh] rotated by the row's index
+    k: Tensor  # [S, N, B, W, H, Dh], rotated by the index of their row
     v: Tensor  # [S, N, B, W, H, Dh]
     start: Tensor  # [S, 1 or N, B, W]
 
 
 class Transformer(nn.Module):
-    """wide [S, N, D, 3 D] to q, k and v; output [S, N, D, D]."""
+    """Softmax attention of every member, with heads of width Dh = D / H.
+
+    Parameters: wide [S, N, D, 3 D], the projections to q, k and v; output [S, N, D, D].
+    Args:       cache, R, the rows that a row sees, its own included.
+    """
 
     def __init__(self, seeds: int, members: int, *, width: int, heads: int, cache: int) -> None:
         super().__init__()
@@ -35,16 +40,18 @@ class Transformer(nn.Module):
 
     @staticmethod
     def size(width: int) -> int:
-        """Parameters of one member."""
+        """Number of parameters of one member."""
         return 4 * width * width
 
     def forward(
         self, x: Tensor, start: Tensor, past: Past | None, duty: Duty | None
     ) -> tuple[Tensor, Past]:
-        """Attention of rows to those before them, `past` first.
+        """Attention of each row to itself and earlier rows, including the rows of `past`.
 
-        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W]; on duty N is 1 and B environments.
-        Returns: [S, N, B, W, D], and the past of the rows after these.
+        Args:    x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past of
+                 the rows before, or None; duty, the acting members, for which N is 1 and axis B are
+                 the E environments, or None.
+        Returns: [S, N, B, W, D], and the past for the rows after these.
         """
         offset = 0 if past is None else past.k.shape[3]
         q, k, v = self._inputs(x, duty)
@@ -58,15 +65,24 @@ class Transformer(nn.Module):
         return project(o.flatten(4), self.output.weight, duty), Past(k, v, start)
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """Rings of rotated keys and of values [G, H, R, Dh]; rows since the stream began [G] int64,
-        whose remainder is the slot of the next key; keys that it sees [G] int32."""
+        """An empty carry of G streams, as four tensors.
+
+        Returns: rings of rotated keys and of values [G, H, R, Dh]; rows of the episode so far [G]
+                 int64, which modulo R is the place of the next key in the ring; keys that the last
+                 row saw [G] int32.
+        """
         shape = (streams, self.heads, self.cache, self.width // self.heads)
         rings = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
         counts = (torch.zeros(streams, dtype=t, device=device) for t in (torch.int64, torch.int32))
         return [*rings, *counts]
 
     def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
-        """One row of every stream: x [S, N, E, 1, D], start [S, 1, E, 1], carry in place."""
+        """Attention of one new row of every stream to the rows in its ring.
+
+        Args:    x [S, N, E, 1, D]; start [S, 1, E, 1] bool, the row begins an episode; carry as
+                 `carry` made it, written in place; duty as in `forward`.
+        Returns: [S, N, E, 1, D].
+        """
         lead = x.shape[:3]
         ring_k, ring_v, count, length = carry
         begins = start.expand(*lead, 1).flatten()  # [G]
@@ -88,7 +104,10 @@ class Transformer(nn.Module):
         return project(o.transpose(1, 2).unflatten(0, lead).flatten(4), self.output.weight, duty)
 
     def refill(self, past: Past, carry: list[Tensor]) -> None:
-        """Writes the carry that stepping through the rows of `past` leaves, older ones absent."""
+        """Writes the carry that `step` would leave after the rows of `past` and none before.
+
+        The count of rows goes on across episodes here, which changes no distance between rows.
+        """
         rows = past.k.shape[3]
         kept = min(rows, self.cache)
         turn = (rows - kept) % self.cache
@@ -101,7 +120,7 @@ class Transformer(nn.Module):
         carry[3].copy_((rows - first).clamp(max=self.cache))
 
     def _inputs(self, x: Tensor, duty: Duty | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [S, N, B, W, H, Dh]."""
+        """q, k and v [S, N, B, W, H, Dh] of rows x [S, N, B, W, D]."""
         y = project(x, self.wide.weight, duty).unflatten(-1, (3, self.heads, -1))
         q, k, v = y.unbind(4)
         return q, k, v
@@ -113,7 +132,7 @@ class Transformer(nn.Module):
             q, k, v = (part.flatten(0, 2).transpose(1, 2) for part in (q, k, v))
             o = attention(q, k, v, seen.flatten(0, 2).unsqueeze(1))
             return o.transpose(1, 2).unflatten(0, lead)
-        # Members that see the same rows become heads, which share a mask.
+        # All members see the same rows: members become heads, so that they share one mask.
         q, k, v = (part.permute(0, 2, 1, 4, 3, 5).flatten(2, 3).flatten(0, 1) for part in (q, k, v))
         mask = seen[:, 0].flatten(0, 1).unsqueeze(1)
         o = attention(q, k, v, mask)  # [S * B, N * H, rows, Dh]
@@ -122,30 +141,30 @@ class Transformer(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(Dh)) v over the keys seen; a run repeated gives the same bits.
+    """softmax(q k' / sqrt(Dh)) v over the keys seen; repeating a run gives the same bits.
 
-    Torch's own gradient of memory-efficient attention, the one for masks on a GPU, adds what blocks
-    of keys give to a query in the order in which they finish, which differs from run to run. Under
-    torch.compile, which does not trace ours, it is used all the same.
+    With a mask on a GPU torch uses memory-efficient attention. In its own gradient, blocks of keys
+    add their terms to a query's gradient in the order in which they finish, which differs from run
+    to run; ours fixes the order. torch.compile cannot trace ours and gets torch's.
 
-    Args:    q [B, H, rows, Dh]; k, v [B, H, keys, Dh]; seen [B, 1, rows, keys] bool, a key at least
-             for every row.
-    Returns: as q.
+    Args:    q [B, H, rows, Dh]; k, v [B, H, keys, Dh]; seen [B, 1, rows, keys] bool, True for at
+             least one key of every row.
+    Returns: [B, H, rows, Dh].
     """
     own = q.is_cuda and q.shape[-1] % 8 == 0 and not torch.compiler.is_compiling()
-    # Tensors without memory would go torch's slow way, which keeps all scores.
+    # For `meta` tensors torch would choose a path that stores all scores, which no GPU run does.
     if q.is_meta or (own and any(part.requires_grad for part in (q, k, v))):
         return cast(Tensor, _OneOrder.apply(q, k, v, seen))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
 class _OneOrder(torch.autograd.Function):
-    """Memory-efficient attention whose gradient goes through a query's keys in one order."""
+    """Memory-efficient attention whose gradient adds the terms of a query's keys in one order."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         rows, keys = seen.shape[2:]
-        # The kernel reads rows of the bias that are multiples of 8 apart.
+        # The kernel wants consecutive rows of the bias a multiple of 8 elements apart.
         bias = q.new_zeros(*seen.shape[:2], rows, -(-keys // 8) * 8)[..., :keys]
         bias = bias.masked_fill_(~seen, -torch.inf).expand(-1, q.shape[1], -1, -1)
         o, *about = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)
@@ -177,7 +196,9 @@ def rotated(x: Tensor, at: Tensor) -> Tensor:
 
 
 def visible(start: Tensor, queries: int, window: int) -> Tensor:
-    """Keys that the last rows see: of their episode, up to their own, `window` of them at most.
+    """Which keys each of the last `queries` rows sees.
+
+    A row sees the keys of its own episode up to its own key, and of these at most `window`.
 
     Args:    start [S, M, B, keys] bool.
     Returns: [S, M, B, queries, keys] bool.

@@ -1,9 +1,9 @@
 """The sequence network of a population: a stack of residual blocks over the rows of an episode.
 
-A block is x + mix(norm(x)) and x + mlp(norm(x)), where `mix` is FoX's attention, softmax attention,
-a recurrent unit or nothing; all kinds of one size have the same number of parameters within a few
-percent, so that a comparison is one of kinds. `forward` is the call for windows, `step` that for
-acting; with the window of the ring they agree row by row.
+A block is x + mix(norm(x)) followed by x + mlp(norm(x)), where `mix` is FoX's attention, softmax
+attention, a recurrent unit or nothing. For one width all kinds have the same number of parameters
+within a few percent, so that they can be compared. `forward` runs over windows (learning), `step`
+over one new row (acting); a row gets the same features from both if they read the same rows before.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,31 +27,36 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Mixing(Protocol):
-    """What the kinds of mixing share: every row of an episode sees the rows before it.
+    """The contract of all kinds of mixing, in which a row uses earlier rows of its episode.
 
-    `past` is what later rows need of earlier ones; only the kind that made it looks inside.
+    `past` holds what later rows need of earlier ones; only the kind that made it reads it.
     """
 
     def __call__(
         self, x: Tensor, start: Tensor, past: Any, duty: Duty | None
     ) -> tuple[Tensor, Any]:
-        """Mixed rows of windows, and the past of the rows after them.
+        """Mixed rows of windows, and the past for the rows after them.
 
-        Args: x [S, N, B, W, D]; start [S, 1 or N, B, W], the row begins an episode; past of the
-              rows before, or None; duty, whose weights each of B environments takes (N is then 1).
+        Args: x [S, N, B, W, D]; start [S, 1 or N, B, W] bool, the row begins an episode; past of
+              the rows before, or None; duty, the acting members, for which N is 1 and axis B are
+              the E environments, or None.
         """
         ...
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """What acting remembers of no rows; every tensor leads with `streams`."""
+        """What acting remembers before the first row; every tensor leads with `streams`."""
         ...
 
     def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
-        """One row [S, N, E, 1, D] of every stream, start [S, 1, E, 1]; carry in place."""
+        """Mixes one new row of every stream; `carry` is written in place.
+
+        Args:    x [S, N, E, 1, D]; start [S, 1, E, 1] bool; duty as in a call.
+        Returns: [S, N, E, 1, D].
+        """
         ...
 
     def refill(self, past: Any, carry: list[Tensor]) -> None:
-        """Writes the carry that steps through the rows of `past` would leave."""
+        """Writes the carry that `step` would leave after the rows of `past`."""
         ...
 
 
@@ -76,12 +81,12 @@ def make_trunk(
     """A trunk from plain sizes: the only place that knows the kinds of mixing.
 
     Args:   kind mlp, gru, transformer or fox; heads, of attention; variant of fox, llama or pro;
-            ratio, hidden units of fox's MLPs over width, of which gated units get 2/3; cache, rows
-            that a row sees, its own included; gate_bias, shortest and longest time scale of fox's
-            gates in steps; prune, natural log of the share of a softmax that may be skipped;
-            precision fp32 or bf16, of products and activations; inputs, features of a row; impl, of
-            all kernels, as in `cerl.kernels`; convs, which make features of images before a row
-            comes here.
+            ratio, hidden units of fox's MLPs over width before gating, which leaves 2/3 of them;
+            cache, rows that a row sees, its own included; gate_bias, shortest and longest time
+            scale of fox's forget gates in steps; prune, natural log of the share of a softmax that
+            fox may skip (None: nothing); precision fp32 or bf16, of products and activations;
+            inputs, numbers of a token; impl of the kernels, as in `cerl.kernels`; convs, which
+            belong to the trunk but are run by its reader, before a token comes here.
     Raises: ValueError for an unknown kind.
     """
     lead = {"seeds": seeds, "members": members, "width": width}
@@ -98,7 +103,7 @@ def make_trunk(
         make, size = None, 0
     else:
         raise ValueError(f"trunk: kind must be mlp, gru, transformer or fox, got {kind!r}")
-    # Each mixing has a norm in front, which counts for its size.
+    # The norm in front of a mixing has `width` parameters, which count as the mixing's.
     spare = fox_size + width - (size + width if make else 0)
     blocks = [
         Block(
@@ -123,9 +128,9 @@ def make_trunk(
 
 
 class Trunk(nn.Module):
-    """Rows of inputs to rows of features, for every seed and member.
+    """Turns rows of tokens into rows of features, for every seed and member.
 
-    Products and activations have the type `dtype` of its blocks, under autocast too.
+    Products and activations have the type `dtype`, also under autocast.
     """
 
     def __init__(
@@ -149,13 +154,15 @@ class Trunk(nn.Module):
     def forward(
         self, x: Tensor, start: Tensor, *, context: int = 0, past: list[Any] | None = None
     ) -> Tensor:
-        """Features of the rows of windows; before a window's first row is `past`, or nothing.
+        """Features of the rows of windows.
 
         Args:    x [S, M, B, W, D_in] with M = 1 (all members see the same) or N; start [S, M, B, W]
-                 bool, the row begins an episode; context: as many first rows are computed without
-                 gradient, for their own features and as what later rows remember; past, an entry
-                 a block, such as the states of recurrent units [S, N, B, D].
+                 bool, the row begins an episode; context, how many first rows are computed without
+                 gradient, neither for their features nor through later rows; past of the rows
+                 before the window, one entry a block, such as the state of a recurrent unit
+                 [S, N, B, D], or None if there are none.
         Returns: [S, N, B, W, D] float32.
+        Raises:  ValueError if no row is left after the context.
         """
         if not 0 <= context < x.shape[3]:
             raise ValueError(
@@ -171,14 +178,14 @@ class Trunk(nn.Module):
 
     @property
     def carried(self) -> int:
-        """Tensors of a carry."""
+        """Number of tensors in a carry."""
         return sum(block.carried for block in self._blocks())
 
     def carry(self, *, seeds: int, members: int, envs: int, device: torch.device | str) -> Carry:
-        """What acting remembers, as before the first row.
+        """What acting remembers before the first row.
 
-        Args:    members: 1 for one stream an environment (that of the member on duty), or N.
-        Returns: contiguous tensors that lead with seeds * members * envs streams, layer by layer.
+        Args:    members: 1 for one stream an environment (that of its acting member), or N.
+        Returns: contiguous tensors that lead with seeds * members * envs streams, block by block.
         """
         parts = (
             tensor
@@ -199,10 +206,10 @@ class Trunk(nn.Module):
     ) -> Tensor:
         """Features of one new row of every stream; `carry` is written in place.
 
-        Args:    x [S, 1 or N, E, D_in]; start [S, E] bool, the stream begins anew; carry from
-                 `carry`, of one member where `member` is given and of all where not; member [S, E]
-                 int64, on duty.
-        Returns: [S, 1, E, D] of the member on duty, or [S, N, E, D].
+        Args:    x [S, 1 or N, E, D_in]; start [S, E] bool, the row begins an episode; carry as
+                 `carry` made it, with members = 1 if `member` is given; member [S, E] int64, the
+                 acting members, or None for streams of all members.
+        Returns: [S, 1, E, D] of the acting members, or [S, N, E, D].
         """
         duty = self._duty(member)
         begins, rest = start[:, None, :, None], list(carry)
@@ -224,11 +231,13 @@ class Trunk(nn.Module):
         *,
         member: Tensor | None = None,
     ) -> Tensor:
-        """Writes the carry that steps through the last rows would leave with today's weights.
+        """Writes the carry that `step` would leave after these rows, with the present weights.
 
-        Args:    x [S, 1 or N, E, W, D_in]; start [S, 1, E, W]; carry and member as in `step`, or no
-                 carry where only the features are wanted. What came before the first row is absent.
-        Returns: features of the last row, as `step`.
+        Rows before the first one count as absent.
+
+        Args:    x [S, 1 or N, E, W, D_in]; start [S, 1, E, W] bool; carry as in `step`, or () if
+                 only the features are wanted; member as in `step`.
+        Returns: features of the last row, as `step` returns them.
         """
         duty = self._duty(member)
         y, past = self._rows(x, start, None, duty)
@@ -243,9 +252,9 @@ class Trunk(nn.Module):
     def _rows(
         self, x: Tensor, start: Tensor, past: list[Any] | None, duty: Duty | None
     ) -> tuple[Tensor, list[Any]]:
-        """Features, and each block's past for the rows that follow (None where it mixes nothing).
+        """Features, and the past of each block for the rows that follow (None without a mixing).
 
-        Args: past, that of the rows before, an entry a block, or None.
+        Args: past of the rows before, one entry a block, or None; duty, the acting members or None.
         """
         before = past or [None] * len(self.blocks)
         after = []
@@ -275,9 +284,9 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """Mixing of rows and MLP of one layer; scales of their norms [S, N, D], 1 at the start.
+    """One layer of a trunk: mixing of rows, then an MLP, each behind an RMS norm.
 
-    `mix` is a `Mixing`, or None.
+    The scales of the norms [S, N, D] are 1 before training. `mix` is a `Mixing`, or None.
     """
 
     def __init__(
@@ -293,7 +302,7 @@ class Block(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.mix = cast("Mixing | None", mix)
-        self.carried = 0  # tensors of the carry
+        self.carried = 0  # number of tensors in the carry
         if self.mix is not None:
             self.mix_scale = nn.Parameter(torch.ones(seeds, members, width))
             self.carried = len(self.mix.carry(1, dtype, "meta"))
@@ -302,7 +311,7 @@ class Block(nn.Module):
         self.down = Projection(seeds, members, units, width)
 
     def inputs(self, h: Tensor, duty: Duty | None) -> Tensor:
-        """Normalised rows [S, N, B, W, D] for the mixing, in the type of the products."""
+        """The mixing's input: normalised rows [S, N, B, W, D] in the type of the products."""
         return rms_norm(h, pick(self.mix_scale, duty), eps=EPS, dtype=self.dtype)
 
     def update(self, h: Tensor, duty: Duty | None) -> Tensor:
@@ -313,10 +322,11 @@ class Block(nn.Module):
 
 
 def hidden(width: int, *, ratio: float, spare: int) -> int:
-    """Units of the MLPs, a multiple of 16.
+    """Hidden units of a block's gated MLP, a multiple of 16.
 
-    Args: ratio, of fox's units to the width before the 2/3 of gated units; spare, parameters that
-          fox's mixing has more than this kind's, which the MLP gets instead.
+    Args: ratio, hidden units of fox's MLPs over width before gating, which leaves 2/3 of them as in
+          LLaMA; spare, how many more parameters fox's mixing has than this kind's. The MLP gets
+          that many more, so that all kinds are equally large.
     """
     fox = -(-int(width * ratio * 2.0 / 3.0) // 16) * 16
     return max(fox + 16 * round(spare / (3 * width) / 16), 16)

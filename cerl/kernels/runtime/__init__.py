@@ -1,1 +1,1 @@
-"""What all kernels share: operators of torch, launches, block sizes, streams, overlap."""
+"""Tools of all kernels: registering operators with torch, launching, block sizes, streams."""

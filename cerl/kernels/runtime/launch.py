@@ -3,7 +3,7 @@
 Triton inspects every argument on each launch, which takes longer than the launch itself. The binary
 that it chooses depends on the types of the tensors, on whether their addresses are multiples of 16
 bytes, and on the values of the integers. A launch that agrees in all of these with an earlier one
-goes straight to that one's binary.
+reuses the binary of the earlier one without a look at its arguments.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from triton.runtime import KernelInterface
 
-MANY = 1024  # binaries of a kernel that are kept; one more empties the cache
+MANY = 1024  # binaries that are kept of a kernel; the next one empties the cache first
 
 
 class Launcher:
@@ -35,8 +35,8 @@ class Launcher:
         sizes: tuple[int | tuple[int, ...], ...],
         factor: float,
     ) -> None:
-        """Launches `programs` programs on the current device, which is that of the tensors."""
-        factor = float(factor)  # of an integer Triton would make another binary
+        """Launches `programs` programs on the current device, where the tensors must be."""
+        factor = float(factor)  # for an integer Triton would compile another binary
         pointers = [x.data_ptr() for x in tensors]
         kind = sizes, tensors[0].device, tuple([x.dtype for x in tensors])
         aligned = not any([pointer & 15 for pointer in pointers])
@@ -45,7 +45,7 @@ class Launcher:
             binary[programs, 1, 1](*pointers, *sizes, factor, *self.constants)
             return
         binary = self.kernel[programs, 1, 1](*tensors, *sizes, factor, **self.options)
-        if binary is not None and aligned:  # the interpreter compiles nothing
+        if binary is not None and aligned:  # None in the interpreter, which compiles nothing
             if len(self.binaries) >= MANY:
                 self.binaries.clear()
             self.binaries[kind] = binary

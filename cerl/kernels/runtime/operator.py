@@ -1,9 +1,9 @@
-"""One decorator that makes an operator of a function that launches kernels.
+"""One decorator that turns a function which launches kernels into an operator of torch.
 
 A compiler, a dispatch mode or a transform of torch needs a registered operator: an opaque call with
-known result shapes and a known gradient. Eager code needs none of that, and the dispatch of a
-registered operator takes longer than a kernel launch; a call that nobody observes therefore goes
-straight to the function. All that a call needs is built once, when the function is decorated.
+known result shapes and a known gradient. Plain eager code needs none of that, and dispatching a
+registered operator takes longer than launching a kernel. A call that none of them observes
+therefore runs the function directly. Everything is built once, when the function is decorated.
 """
 
 import functools
@@ -48,20 +48,21 @@ def operator(
 ) -> Callable[[Callable[P, R]], Operator[P, R]]:
     """Makes the operator `cerl::name` of a function, whose annotations are the operator's schema.
 
-    The operator takes the function's positional parameters, by position alone, and the first of
-    them is a tensor or a list of tensors. Parameters behind `*` need a default and do not belong to
-    the operator; benchmarks and tests pass them to `host`.
+    The operator takes the function's positional parameters, by position alone; the first of them is
+    a tensor or a list of tensors. Parameters after `*` need a default and are not part of the
+    operator; benchmarks and tests pass them to `host`.
 
-    Args:    shapes takes the same arguments and makes empty tensors like the results (None, where
-             there are none).
+    Args:    shapes takes the same arguments and makes uninitialised tensors of the results' shapes
+             and types (None for a function without results).
              save(ctx, inputs, output) keeps what gradient(ctx, *grads) needs, as in
-             `torch.autograd.Function`; both or none. gradient returns one entry an input, and calls
-             an operator itself. Without them the results cannot be differentiated.
-             gradient_of: name of the operator whose gradient this one computes, for the refusal.
-             results: so many results come first and are the caller's, the others serve the gradient
-             alone. `save` sees them all. The function may leave out those of them for which
-             `shapes` makes empty tensors.
-             mutates: names of the parameters that are written to.
+             `torch.autograd.Function`; pass both or none. gradient returns one entry per input, and
+             must itself call an operator. Without them the results cannot be differentiated.
+             gradient_of: name of the operator whose gradient this one computes, for the message
+             that refuses second derivatives.
+             results: how many of the first results the caller gets (None: all). The others only
+             serve the gradient: `save` gets them all, and the function may leave those out for
+             which `shapes` makes tensors without elements.
+             mutates: names of the parameters that the function writes to.
     Raises:  ValueError for one of save and gradient without the other.
     """
     if (save is None) != (gradient is None):
@@ -118,10 +119,10 @@ def operator(
 
 
 def traced(x: Tensor) -> bool:
-    """Whether someone looks at calls with `x`: a compiler, a mode, a transform, a subclass.
+    """Whether a compiler, a mode, a transform or a tensor subclass observes calls with `x`.
 
-    If so a kernel has to stand behind a registered operator. Tensors without memory want one too,
-    for the shapes of its results.
+    The call must then go through a registered operator. So must a call with `meta` tensors, which
+    have no memory and need only the shapes of the results.
     """
     return (
         is_compiling()
@@ -134,14 +135,16 @@ def traced(x: Tensor) -> bool:
 
 
 def differentiated(inputs: tuple[Any, ...]) -> bool:
-    """Whether a call may be differentiated: a graph is made, or derivatives go forward."""
+    """Whether a call may be differentiated: autograd records it, or forward mode is on."""
     return (is_grad_enabled() and _any_requires_grad(*inputs)) or forward_ad._current_level >= 0
 
 
 def once(x: Tensor, of: str) -> Tensor:
-    """x itself, whose gradient cannot be differentiated again: for definitions of operators.
+    """Returns x; differentiating its gradient again raises an error, as for the kernels.
 
-    Args: of, the name of the operator, for the refusal.
+    For definitions in plain torch, which autograd could differentiate twice.
+
+    Args: of, the name of the operator, for the error message.
     """
     return _Once.apply(x, _refusal(of, of))
 
@@ -169,6 +172,7 @@ class _Never(torch.autograd.Function):
 
 
 def _refusal(name: str, gradient_of: str) -> str:
+    """The message that refuses to differentiate the results of operator `name`."""
     if not gradient_of:
         return f"{name}: this operator has no gradient; detach its inputs"
     return (
@@ -182,11 +186,11 @@ def _refuse(reason: str, ctx: Any, *grads: Any) -> NoReturn:
 
 
 def _keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:
-    """Nothing is needed where differentiation is refused."""
+    """The `save` of operators whose differentiation is refused."""
 
 
 def _positional(host: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with the positional parameters of `host` only, for `infer_schema` to look at."""
+    """`host` without its keyword-only parameters, so that `infer_schema` leaves them out."""
 
     @functools.wraps(host)
     def prototype(*inputs: Any) -> Any:

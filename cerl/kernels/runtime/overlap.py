@@ -1,7 +1,8 @@
 """Kernels whose launch overlaps the end of the kernel before (programmatic dependent launch).
 
 Such a kernel is launched with the options that `overlap` gives, and calls `follow` before it reads
-what earlier kernels wrote. On devices without the feature, and in the interpreter, both do nothing.
+what the previous kernel wrote. On devices without the feature, and in the interpreter, options and
+call have no effect.
 """
 
 import functools
@@ -17,10 +18,11 @@ OVERLAP = True
 
 @triton.jit
 def follow(OVERLAP: tl.constexpr):
-    """Waits until the kernel before this one is done, then lets the next one start.
+    """Waits until the previous kernel is done, then lets the next kernel start.
 
-    Loads before this call may only read memory that was written before the previous kernel started;
-    and the previous kernel must have called `follow` itself, so that all before it are done.
+    Code before this call runs while the previous kernel may still run. It may only read memory that
+    was written before the previous kernel started, and only if the previous kernel calls `follow`
+    too: all kernels before that one are then done.
     """
     if OVERLAP:
         gdc_wait()
@@ -29,18 +31,20 @@ def follow(OVERLAP: tl.constexpr):
 
 @functools.cache
 def _able(device: torch.device) -> bool:
+    """Whether the device can start a kernel early: compute capability 9.0 or newer."""
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def starts_early(x: Tensor) -> bool:
-    """Whether a kernel that begins with `follow` does so on the device of x."""
+    """Whether a kernel that calls `follow` starts early on the device of x."""
     return OVERLAP and x.is_cuda and _able(x.device)
 
 
 def options(early: bool) -> dict[str, bool]:
-    """Options of the launch of a kernel that begins with `follow`."""
+    """Launch options of a kernel that calls `follow`, which starts early or not."""
     return {"OVERLAP": True, "launch_pdl": True} if early else {"OVERLAP": False}
 
 
 def overlap(x: Tensor) -> dict[str, bool]:
+    """Launch options of a kernel that calls `follow`, on the device of x."""
     return options(starts_early(x))
