@@ -235,14 +235,15 @@ class Prioritised:
         priorities, then the row inside it.
         """
         keys, (seeds, rows, envs), device = self.ring.keys, self.ring.real.shape, self.units.device
-        ends = self.units.sum(-1).cumsum(-1)  # [S, blocks]
+        sums = self.units.sum(-1)  # [S, blocks]
+        ends = sums.cumsum(-1)
         whole = ends[:, -1:]
         bits = random.hash_grid(keys, step, offset=draw.purpose_offset(purpose), count=count)
         # Of double precision, since the sum has up to 62 bits.
         share = (bits.double() * 2.0**-32 * whole.double()).long()
         share = share.minimum(whole - 1).clamp(min=0)
         block = torch.searchsorted(ends, share, right=True).clamp(max=ends.shape[1] - 1)
-        before = ends.gather(1, block) - self.units.sum(-1).gather(1, block)
+        before = (ends - sums).gather(1, block)
         first = torch.arange(seeds, device=device).unsqueeze(1) * ends.shape[1]
         inside = self.units.flatten(0, 1).index_select(0, (block + first).flatten()).cumsum(-1)
         rest = (share - before).view(-1, 1)

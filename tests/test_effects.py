@@ -2,7 +2,16 @@
 
 import pytest
 
-from cerl.config import Config, ConfigError, GruConfig, SacConfig, load, of_kind, preset
+from cerl.config import (
+    Config,
+    ConfigError,
+    GruConfig,
+    PrioritisedConfig,
+    SacConfig,
+    load,
+    of_kind,
+    preset,
+)
 from cerl.config.contradictions import contradictions
 from cerl.config.effects import EFFECTS, SAME, differences, section_of
 from cerl.config.errors import unions
@@ -117,6 +126,12 @@ FOREIGN = [
     ("mujoco/sac", "agent.feature_norm", True, "agent sac has none, dqn and quantile do"),
     ("mujoco/sac", "agent.mico_weight", 0.1, "agent sac has none, dqn and quantile do"),
     ("minatar/qrdqn", "agent.loss", "mse", "agent quantile has none, dqn and sac do"),
+    (
+        "minatar/ddqn",
+        "replay.sampler.alpha",
+        0.5,
+        "replay.sampler uniform has none, prioritised does",
+    ),
 ]
 
 
@@ -134,6 +149,15 @@ ODD = [
         {"ensemble.heads": "mean", "loss.batches": "independent"},
         "heads mean",
     ),
+    (
+        "minatar/prioritised",
+        {"ensemble.members": 2, "loss.batches": "own", "replay.candidates": 64},
+        "prioritised draws rows whoever owns them",
+    ),
+    ("memory/fox", {"replay.sampler.name": "prioritised"}, "prioritised draws rows, not episodes"),
+    ("minatar/prioritised", {"replay.capacity": 2**25}, "at most 16,777,216 rows"),
+    ("minatar/prioritised", {"replay.sampler.name": "none"}, "expected uniform or prioritised"),
+    ("minatar/prioritised", {"replay.sampler.beta": 2}, "replay.sampler.beta: expected less than"),
     ("minatar/cerl", {"agent.name": "sac"}, "minatar takes discrete ones"),
     ("point_mass/sac", {"agent.spread_temperature": 1.0}, "2 or more members"),
     ("point_mass/sac", {"ensemble.fork": "both"}, "heads fork at the output"),
@@ -161,6 +185,10 @@ def test_another_kind_starts_from_its_own_defaults():
     agent = {"agent.critics": 3, "agent.name": "sac", "eval.policies": ["individual"]}
     found = load("gym/cartpole", {**agent, "env.name": "Pendulum-v1"})
     assert found.agent == SacConfig(critics=3)
+    prioritised = {"replay.sampler.name": "prioritised", "replay.sampler.beta": 0.7}
+    assert load("catch/ddqn", prioritised).replay.sampler == PrioritisedConfig(beta=0.7)
+    uniform = load("minatar/prioritised", {"replay.sampler.name": "uniform"})
+    assert uniform.replay == load("minatar/ddqn").replay
     # The same kind, stated again, changes nothing.
     assert load("memory/fox", {"encoder.name": "fox"}) == load("memory/fox")
     assert load("catch/ddqn", {"agent.name": "dqn"}) == load("catch/ddqn")
@@ -243,6 +271,7 @@ DIFFERENT = [
         {"eval.epsilon": 0.1},
         {"replay.batch": 16},
         {"precision": "fp32"},
+        {"replay.sampler.name": "prioritised"},
     ),
     *({"env.observe.flicker": 0.5}, {"explore.hold": 3}, {"ensemble.members": 2}),
 ]

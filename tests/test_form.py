@@ -21,6 +21,16 @@ def told(name, line):
         ("memory/fox", "--encoder.name=gru --encoder.layers 2", {"encoder": {"name": "gru"}}),
         ("minatar/ddqn", "--optim.name rmsprop --optim.momentum 0.9", {"optim.name": "rmsprop"}),
         ("minatar/ddqn", "--agent.name quantile --agent.quantiles 9", {"agent.name": "quantile"}),
+        (
+            "minatar/ddqn",
+            "--replay.sampler.name prioritised --replay.batch 16",
+            {"replay.sampler.name": "prioritised", "replay.batch": 16},
+        ),
+        (
+            "minatar/prioritised",
+            "--replay.sampler.name=uniform",
+            {"replay.sampler": {"name": "uniform"}},
+        ),
     ],
 )
 def test_another_kind_has_its_own_options_from_their_defaults(name, line, options):
@@ -51,6 +61,9 @@ def test_options_of_other_kinds_are_refused_with_the_kinds_that_have_them():
     assert "encoder gru has none, fox does" in told("memory/gru", "--encoder.variant llama")
     assert "agent sac has none, dqn and quantile do" in told(
         "minatar/ddqn", "--agent.name sac --agent.no-double"
+    )
+    assert "replay.sampler uniform has none, prioritised does" in told(
+        "minatar/ddqn", "--replay.sampler.alpha 0.5"
     )
     assert "--env.walls: no such option; family catch has none, point_mass does" in told(
         "catch/ddqn", "--env.walls"

@@ -36,10 +36,12 @@ CASES = [
     ("minatar/mico", MINATAR, {"seeds": (0, 1)}),
     ("minatar/own-batches", MINATAR, {"seeds": (0, 1)}),
     ("minatar/young-tian", MINATAR, {"seeds": (0, 1)}),
+    ("minatar/prioritised", MINATAR, {"seeds": (0, 1)}),
     ("minatar/qrdqn", MINATAR, {"seeds": (0,), "ensemble": {"members": 3}}),
     ("minatar/bootdqn", MINATAR, {**PAIR, "ensemble.heads": "mean"}),
     ("mujoco/cerl", ROBOT, PAIR),
     ("mujoco/paper-cerl-own-target", ROBOT, PAIR),
+    ("mujoco/cerl", ROBOT, {**PAIR, "replay.sampler.name": "prioritised"}),
     ("mujoco/sunrise", ROBOT, PAIR),
     ("mujoco/redq", ROBOT, {"seeds": (0, 1)}),
     ("mujoco/standard-sac", ROBOT, {"seeds": (0, 1), "agent": {"critic_norm": "layer"}}),
@@ -288,7 +290,10 @@ def test_updates_beside_host_environments_equal_those_that_wait():
     assert all(map(torch.equal, beside.leaves, alone.leaves))
 
 
-@pytest.mark.parametrize("name", ["minatar/cerl", "minatar/bootdqn-l1", "minatar/mico"])
+NOT_ALONE = ["minatar/cerl", "minatar/bootdqn-l1", "minatar/mico", "minatar/prioritised"]
+
+
+@pytest.mark.parametrize("name", NOT_ALONE)
 def test_nan_in_one_seed_leaves_the_others_bitwise_alone(name):
     changes = {"seeds": (0, 1), "ensemble": {"members": 3}, "replay": {"batch": 8}}
     clean, poisoned = (learner(name, MINATAR, "cpu", **changes) for _ in range(2))

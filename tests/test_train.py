@@ -98,6 +98,7 @@ def columns_without_time(folder: Path) -> dict:
         ("catch/cerl", {"env": POPGYM | {"observe": {"dropout": 0.2, "flicker": 0.2}}}),
         ("point_mass/cerl", {"env": {"envs": 2}}),
         ("point_mass/cerl", POLICY_LATE),
+        ("catch/cerl", {"replay": {"sampler": {"name": "prioritised"}}}),
         *[("catch/cerl", sequence(kind)) for kind in ("mlp", "gru", "transformer", "fox")],
         ("catch/cerl", {**sequence("fox"), "ensemble": {"switch": "step", "members": 2}}),
         (
@@ -146,8 +147,10 @@ def stop_at_first_checkpoint(monkeypatch):
 
 
 @pytest.mark.slow
-def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, capsys):
-    config = tiny(tmp_path, log={"every": 40, "checkpoint_every": 120, "save_replay": False})
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_resume_without_replay_refills_before_it_learns(tmp_path, monkeypatch, capsys, sampler):
+    log = {"every": 40, "checkpoint_every": 120, "save_replay": False}
+    config = tiny(tmp_path, log=log, replay={"sampler": {"name": sampler}})
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
         training.train(config)

@@ -121,8 +121,8 @@ def first_valid(
              [S, M, B].
     """
     first = valid.to(torch.uint8).argmax(-1, keepdim=True)
-    row, env, hit, *rest = (x.gather(-1, first).squeeze(-1) for x in (row, env, valid, *others))
-    return Picked(row, env, hit), *rest
+    taken = [x.gather(-1, first).squeeze(-1) for x in (row, env, valid, *others)]
+    return Picked(*taken[:3]), *taken[3:]
 
 
 def take(ring: Tensor, flat: Tensor) -> Tensor:
