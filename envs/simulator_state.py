@@ -107,8 +107,7 @@ def array(value: Any, shape: Sequence[int], dtype: Any, *, where: str) -> np.nda
 
 
 def save_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A numpy generator's state as plain data. Arrays become tensors of signed integers with the
-    same bits, since torch has few operations for unsigned ones."""
+    """A numpy generator's state as plain data; arrays become signed tensors with the same bits."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -310,7 +309,7 @@ def _is_robot(layer: Any) -> bool:
 
 
 def exact(env: gymnasium.Env) -> bool:
-    """Whether `save` keeps everything that later steps of a simulator and its wrappers depend on."""
+    """Whether `save` keeps everything on which a simulator and its wrappers depend."""
     *wrappers, inner = _layers(env)
     if any(_name(wrapper) not in _CHANGING for wrapper in wrappers):
         return False
