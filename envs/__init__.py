@@ -1,9 +1,9 @@
 """Environments: `make` builds what a config names, `available` lists what can be built here.
 
-A family is a config model in `cerl/config/envs.py` and a case here: in `_rules` if its games are
-device-resident (a file that returns the rules, `Game`), else in `_bare` (a file whose class keeps
-the contract of `envs/api.py`). A family's file is imported only when it is asked for: a package
-that is missing hurts nobody who does not use it.
+A family of environments is a config model in `cerl/config/envs.py` and a case in this file: in
+`_rules` if its games are device-resident (its file returns the rules, a `Game`), else in `_bare`
+(its file has a class that keeps the contract of `envs/api.py`). The file of a family is imported
+only when the family is asked for, so a package that only one family needs may be missing.
 """
 
 import importlib.util
@@ -41,11 +41,12 @@ def make(
     device: torch.device | str,
     longest: int = 0,
 ) -> VecEnv:
-    """The environments of a config.
+    """The environments of a config, S x E of them.
 
-    Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
-             evaluation) of one seed; device is where steps arrive; longest, agent steps after
-             which every episode is truncated, besides the config's own limit (0: never).
+    Args:    seeds are the user's numbers, S of them; salt, a number that gives each consumer of a
+             seed (training, evaluation) random numbers of its own; device is where steps arrive;
+             longest, agent steps after which every episode is truncated, besides the config's own
+             limit (0: never).
     Raises:  ValueError on an unknown name or an option that the family cannot express; ImportError
              naming the pip command where an extra is missing.
     """
@@ -58,7 +59,7 @@ def make(
 
 
 def _bare(config: EnvConfig, **options: Any) -> VecEnv:
-    """The environments as their family makes them; options as `make` has them."""
+    """The environments without `config.observe`; options are the other arguments of `make`."""
     match config:
         case AtariEnv():
             from cerl.envs.atari import Atari
@@ -88,10 +89,10 @@ def make_resident(
     longest: int = 0,
     fuse: bool | None = None,
 ) -> Resident:
-    """The device-resident environments of a config, without what `config.observe` asks for.
+    """The device-resident environments of a config, without `config.observe`.
 
-    Args:    fuse compiles the step into few kernels (None: on CUDA only); the others as in `make`.
-    Raises:  TypeError where the config's family simulates on the host.
+    Args:    fuse compiles the step into few kernels (None: on CUDA only); all others as in `make`.
+    Raises:  TypeError if the simulators of the config's family run on the host.
     """
     game, name, sticky, time_limit = _rules(config)
     return Resident(
@@ -109,10 +110,10 @@ def make_resident(
 
 
 def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
-    """The game of a device-resident family, and how it is to be played.
+    """The rules of a device-resident game, and the options that `Resident` applies to any game.
 
-    Returns: the rules; the name in `spec`; the probability of a sticky action; the time limit in
-             agent steps (0: none).
+    Returns: the rules; the name in `spec`; the probability that an action is replaced by the one
+             before (sticky actions); the time limit in agent steps (0: none).
     """
     match config:
         case CatchEnv():
@@ -145,15 +146,17 @@ def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where a package is installed, found without importing it; None where it is not."""
+    """The folder of an installed package, found without importing it; None if not installed."""
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
 
 
 def atari_games() -> list[str]:
-    """Atari games of the installed back ends, in camel case: their ROM files are looked for, since
-    importing the packages takes seconds."""
+    """Atari games of the installed back ends, in camel case.
+
+    They are found by their ROM files, since importing the packages would take seconds.
+    """
     from cerl.envs.ale import TWO_PLAYERS, camel_case
 
     ale, assets = _package_folder("ale_py"), _package_folder("envpool_assets")
@@ -165,7 +168,7 @@ def atari_games() -> list[str]:
 
 
 def available() -> dict[str, list[str]]:
-    """Names that `env.name` may have, by family.
+    """The names that `env.name` may have, by family.
 
     Returns: a note with the pip command where no back end of a family is installed; for gymnasium
              its built-in ids that need no further package (any registered id works); for games of

@@ -1,14 +1,14 @@
-"""Atari games by ale-py's own vector environment (C++ threads, game ROMs in the wheel).
+"""Atari games by ale-py's vector environment (C++ threads; the wheel contains the game ROMs).
 
-Differs from the environment of Lin et al. 2024: the emulator is ALE 0.12, theirs is 0.7.5, which
-checks for game over before it acts, so that a terminal comes one emulator frame later there, with
-reward 0. Other changes between these versions, in single games, are not undone. ale-py does not
-show a game's very last frame: the observation of a terminal, which no loss reads, is an earlier
-frame. Every option of their environment exists here, a start without no-op frames included.
+Differs from the environment of Lin et al. 2024: the emulator is ALE 0.12, theirs is 0.7.5. Theirs
+checks for game over before it acts, so a terminal comes one emulator frame later there, with reward
+0. Changes between the two versions in single games are not undone. ale-py does not show the last
+frame of a game: the observation after a terminal, which no loss reads, is an earlier frame. Every
+option of their environment exists here, a start without no-op frames included.
 
-A game is saved as the actions and resets since its emulator was last seeded, and restored by
-playing them again. Seeding loads the cartridge anew, which takes as long as 250 agent steps, so it
-is done every few thousand steps and not at the start of every game.
+A game is saved as the actions and resets since its emulator was last seeded, and is restored by
+playing them again. Seeding an emulator loads the cartridge anew, which takes as long as 250 agent
+steps. So it is done every few thousand steps, not at the start of every game.
 """
 
 import re
@@ -52,9 +52,9 @@ def camel_case(rom: str) -> str:
 
 
 def fire_action(config: AtariEnv) -> int | None:
-    """Index of FIRE among the game's actions, None where it has none.
+    """The index of FIRE among the game's actions; None if the game has no such action.
 
-    From the tables above, since EnvPool does not tell the meanings of actions.
+    It is taken from the tables above, since EnvPool does not say what its actions mean.
     """
     if config.name in (NO_FIRE_FULL if config.full_actions else NO_FIRE_MINIMAL):
         return None
@@ -64,7 +64,7 @@ def fire_action(config: AtariEnv) -> int | None:
 def check_known(name: str, games: Collection[str]) -> None:
     """Raises: ValueError with the nearest names if a back end's games lack this one."""
     if name not in games:
-        # Of ids of gymnasium and gym, such as ALE/Pong-v5 and PongNoFrameskip-v4, keep the game.
+        # From ids of gymnasium and gym, such as ALE/Pong-v5 and PongNoFrameskip-v4, take the game.
         game = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", name)
         raise ValueError(
             f"env.name: no Atari game is called {name!r}{nearest(game, games)}; "
@@ -72,8 +72,9 @@ def check_known(name: str, games: Collection[str]) -> None:
         )
 
 
-# Agent steps after which a game's next start seeds its emulator. Seeding then costs 5% of the
-# emulation's time, and a saved game is played again in one or two seconds.
+# If the record of a game is at least this long (agent steps), the next start of a game seeds the
+# emulator and begins a new record. With this value seeding takes 5% of the emulation's time, and a
+# saved game is played again in one or two seconds.
 _STRETCH = 5000
 # In the record of a game's actions, this bit of an action says that the game was reset after it.
 _RESET = 128
@@ -126,7 +127,7 @@ class AleGames:
         self.reseed(seeds)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
+        """Gives the emulators new seeds [G]. The caller then has to reset all games."""
         self._seeds = np.asarray(seeds, dtype=np.int64)  # [G] in [1, 2**31)
         self._seedings = np.zeros(self._count, dtype=np.int64)  # how often each emulator was seeded
         self._length = np.zeros(self._count, dtype=np.int64)  # agent steps in the record
@@ -148,7 +149,10 @@ class AleGames:
         return frame[:, 0], info["lives"]
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
+        """Starts new games in the emulators with the indices `which` (None: in all).
+
+        Returns: frames [len(which), 84, 84] uint8 and lives [len(which)].
+        """
         chosen = np.ones(self._count, dtype=bool)
         if which is not None:
             chosen[:] = False

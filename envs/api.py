@@ -3,7 +3,7 @@
 The step after an episode's last one ignores its action and returns the first observation of the
 next episode with reward 0 and both flags False (gymnasium's NEXT_STEP autoreset). A device-resident
 environment never syncs with the host, mutates its state tensors in place and steps inside a CUDA
-graph. Continuous actions are in [-1, 1]; adapters scale them to the simulator's own bounds.
+graph. Continuous actions are in [-1, 1]; an environment scales them to its simulator's bounds.
 """
 
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ class VecEnv(Protocol):
 
     @property
     def note(self) -> str:
-        """How `load_state_dict` went, in a few words; "" if there is nothing to say."""
+        """What `load_state_dict` did, in a few words for the user; "" if nothing is to be said."""
         ...
 
     def reset(self) -> Step:
@@ -31,11 +31,11 @@ class VecEnv(Protocol):
         ...
 
     def restart(self, number: int) -> Step:
-        """Starts a new episode everywhere, independent of all that came before.
+        """Starts a new episode everywhere, independent of all earlier episodes.
 
-        What follows depends only on a seed's number, the salt, the index of the environment, and
-        `number` (0 to 2**31 - 1): the same number plays the same episodes again, another number
-        plays other ones.
+        The episodes from here on depend only on the seed's number, the salt, the index of the
+        environment, `number` (0 to 2**31 - 1) and the actions. The same `number` plays the same
+        episodes again, another `number` plays other ones.
         """
         ...
 
@@ -49,12 +49,17 @@ class VecEnv(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-for-bit continuation needs; where `spec.exact_state` is False, what new
-        episodes need that differ from those before."""
+        """Where `spec.exact_state` is True, everything that a bit-for-bit continuation needs.
+
+        Otherwise only what is needed to start new episodes that differ from all earlier ones.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
-        """Restores in place. Returns None, or the first Step of new episodes if state was lost."""
+        """Restores a state in place.
+
+        Returns: None, or the first Step of new episodes where the old ones cannot be continued.
+        """
         ...
 
     def close(self) -> None:

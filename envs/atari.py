@@ -1,23 +1,26 @@
 """Atari 2600: S x E games on the host's cores, one 84x84 grey frame an agent step.
 
-`Atari` is what the agent sees: episodes, lives, time limit. One of two back ends emulates behind
-it, EnvPool (here) or ale-py (`ale.py`). They agree frame by frame; tests compare them. A frame is
-ALE's grey screen, the pixelwise maximum over the last two emulator frames of an agent step, resized
-by OpenCV's INTER_AREA. Rewards are raw: the collector clips them, replay stacks frames.
+`Atari` is the environment that the agent sees: episodes, lives, time limit. The emulators are those
+of one of two back ends, EnvPool (in this file) or ale-py (`ale.py`). Both give the same frames;
+tests compare them. A frame is ALE's grey screen, the pixelwise maximum over the last two emulator
+frames of an agent step, resized by OpenCV's INTER_AREA. Rewards are raw and frames are single: the
+collector clips rewards, and replay stacks frames.
 
 Compared with the environment of Lin et al. 2024 (ale-py 0.7.5 and Dopamine's preprocessing):
 
 - Differs: that emulator checks for game over before it acts, both back ends here check after. So
-  its terminals come one emulator frame later, which is an agent step later where the game ends on
-  the last frame of the skipped ones.
+  its terminals come one emulator frame later. Where the game ends on the last of the frames of an
+  agent step, that is one agent step later.
 - Differs under EnvPool: an episode cannot start without a no-op frame unless FIRE is pressed. So
   `noop_max: 0` without FIRE needs `backend: ale`.
-- Differs: the last frame of a game, the observation of a terminal, which no loss reads. EnvPool
-  takes the maximum with an old frame in its buffer, ale-py shows the frame before. The last frame
-  before a time limit is right in both.
-- Same: the first frame is a maximum with zeros there, and so the frame itself. Its runner cuts
-  episodes at 27,000 agent steps (gym's TimeLimit is removed); here `time_limit` does.
-- Same up to versions of OpenCV: each back end links a copy of its own.
+- Differs: the last frame of a game, that is, the observation after a terminal, which no loss reads.
+  EnvPool takes the maximum with an old frame in its buffer; ale-py shows the frame before. The last
+  frame before a time limit is right in both.
+- Same: the first frame of a game. That environment takes its maximum with zeros, which is the frame
+  itself.
+- Same: the time limit. The runner of that code cuts episodes at 27,000 agent steps and removes
+  gym's TimeLimit; here the option `time_limit` does.
+- Same up to the version of OpenCV: each back end contains its own copy.
 """
 
 import time
@@ -38,17 +41,17 @@ from cerl.envs.simulator_state import array, entries, whole
 
 
 class Games(Protocol):
-    """What a back end does: emulates G games that restart on the step after their game over."""
+    """A back end: G = S * E games that restart on the step after their game over."""
 
     actions: int  # number of actions
     fire: int | None  # index of FIRE among them; None: the game has no such action
 
     def reseed(self, seeds: np.ndarray) -> None:
-        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
+        """Gives the emulators new seeds [G]. The caller then has to reset all games."""
         ...
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Starts new games, of the indices `which` (None: of all).
+        """Starts new games in the emulators with the indices `which` (None: in all).
 
         Returns: frames [len(which), 84, 84] uint8 and lives [len(which)].
         """
@@ -70,8 +73,8 @@ class EnvPoolGames:
     """G games of EnvPool: single frames, raw rewards, no limit on the episode.
 
     Args:    seeds [G] of the emulators; threads of the emulators.
-    Raises:  ImportError without envpool; ValueError on an unknown game, or on no no-ops at the
-             start of a game that is not started by FIRE.
+    Raises:  ImportError without envpool; ValueError on an unknown game, or on `noop_max: 0` where
+             the game is not started by FIRE.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class EnvPoolGames:
             threads=threads,
             stack_num=1,
             frame_skip=config.frame_skip,
-            # EnvPool draws a number of frames in 1..noop_max, and counts that of FIRE too.
+            # EnvPool draws the number of frames in 1..noop_max, and counts the frame of FIRE too.
             noop_max=config.noop_max + int(presses),
             use_fire_reset=config.fire_reset,
             episodic_life=False,
@@ -110,18 +113,22 @@ class EnvPoolGames:
         self.actions = int(self._pool.spaces[1].n)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """Gives the emulators new seeds [G]; a reset of all games has to follow."""
+        """Gives the emulators new seeds [G]. The caller then has to reset all games."""
         self._pool.reseed(seeds)
 
     def reset(self, which: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Starts new games, of the indices `which` or of all. Returns: frames and lives."""
+        """Starts new games in the emulators with the indices `which` (None: in all).
+
+        Returns: frames [len(which), 84, 84] uint8 and lives [len(which)].
+        """
         frame, info = self._pool.reset(which)
         return frame[:, 0], info["lives"]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """One agent step: frame [G, 84, 84], raw reward [G], game over [G] bool, lives [G]."""
         frame, reward, _, _, info = self._pool.step(action.astype(np.int32))
-        # `info` tells the emulator's game over; the third value may be a truncation of EnvPool's.
+        # `info["terminated"]` is the emulator's game over. EnvPool's third value is not: it reports
+        # some terminals as truncations.
         return frame[:, 0], reward, info["terminated"].astype(bool), info["lives"]
 
     def close(self) -> None:
@@ -133,17 +140,18 @@ class Atari:
     """A VecEnv of S x E Atari games.
 
     With `life_loss`, a lost life is terminal for the agent while the game goes on. On the next step
-    the agent's action is ignored, as after any episode's end: the game plays one agent step of
+    the agent's action is ignored, as after the end of any episode: the game plays one agent step of
     no-op (of FIRE with `fire_reset`, where the game has it), the reward is dropped, and the frame
     is the first of the next episode. If the game ends in that very step, a new game starts at once.
     `time_limit` counts the agent steps of a whole game; reaching it truncates unless the game ends.
 
-    Later steps leave the memory of a Step alone. ale-py's games are restored by playing them again
-    (`note` says how long that took). EnvPool's cannot be saved: `load_state_dict` builds new ones
-    with new seeds and starts new episodes.
+    A Step that was returned is not overwritten by later steps. ale-py's games are restored by
+    playing them again (`note` says how long that took). EnvPool's cannot be saved:
+    `load_state_dict` builds new ones with new seeds and starts new episodes.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
-             seed; longest, where above 0, limits a game's agent steps as `time_limit` does.
+    Args:    seeds are the user's numbers; salt gives each consumer of a seed (training, evaluation)
+             random numbers of its own; longest, where above 0, limits a game's agent steps as
+             `time_limit` does.
     Raises:  ImportError without the back end; ValueError on an unknown game or an option that the
              back end cannot express.
     """
@@ -160,8 +168,8 @@ class Atari:
         self._config, self._shape = config, (len(seeds), config.envs)
         self._limit = min(config.time_limit, longest or config.time_limit)
         self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
-        self._generation = 0  # how often the emulators were seeded again
-        self.note = ""  # how restoring went
+        self._generation = 0  # the number that the emulators' seeds were drawn with
+        self.note = ""  # of `load_state_dict`, as in `VecEnv`
         make = EnvPoolGames if config.backend == "envpool" else AleGames
         threads = worker_threads(config.threads, simulators=len(seeds) * config.envs)
         self._games: Games = make(config, seeds=self._seeds(generation=0), threads=threads)
@@ -179,10 +187,10 @@ class Atari:
         games = len(seeds) * config.envs
         self._elapsed = np.zeros(games, dtype=np.int64)  # agent steps of the game
         self._lives = np.zeros(games, dtype=np.int64)
-        # How the last step ended each episode, if it did. A life may be lost as the limit comes.
-        self._over = np.zeros(games, dtype=bool)  # it ended; the emulator's next step restarts it
-        self._lost = np.zeros(games, dtype=bool)  # a life was lost and the game goes on
-        self._cut = np.zeros(games, dtype=bool)  # the time limit came; it has to be reset
+        # Whether and how the last step ended each episode. `_lost` and `_cut` can both be True.
+        self._over = np.zeros(games, dtype=bool)  # game over; the emulator's next step restarts it
+        self._lost = np.zeros(games, dtype=bool)  # a life was lost, and the game goes on
+        self._cut = np.zeros(games, dtype=bool)  # time limit reached; the game has to be reset
 
     def restart(self, number: int) -> Step:
         """Starts new games that depend on seeds, salt and `number` alone, as in `VecEnv`."""
@@ -230,9 +238,9 @@ class Atari:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the emulators were seeded, and under ale-py what restores the games.
+        """The generation of the emulators' seeds, and with ale-py everything to restore the games.
 
-        To be called after the first reset only.
+        May be called only after the first reset.
         """
         state: dict[str, Any] = {"generation": self._generation}
         if isinstance(self._games, AleGames):
@@ -260,7 +268,7 @@ class Atari:
         return self.restart(generation + 1)
 
     def _play_again(self, state: dict[str, Any], generation: int) -> bool:
-        """Restores ale-py's games. Returns: False if they end up elsewhere than they were saved."""
+        """Restores ale-py's games. Returns: False if frames or lives then differ from the saved."""
         assert isinstance(self._games, AleGames)
         name, games = self._config.name, len(self._over)
         elapsed = array(state["elapsed"], (games,), np.int64, where=f"{name}.elapsed")

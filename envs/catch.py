@@ -1,4 +1,4 @@
-"""Catch on the device: a ball falls one row a step, a paddle on the bottom row has to be under it.
+"""Catch on the device: a ball falls one row a step, and a paddle on the bottom row must catch it.
 
 After the dynamic task of Mnih et al. 2014 (arXiv:1406.6247), in the form of DeepMind's bsuite: the
 ball starts in a random column of the top row, the paddle in the middle; actions are left, stay,

@@ -1,9 +1,10 @@
 """Continuous control on the host's cores: S x E MuJoCo simulators, one of three back ends.
 
-`Control` is what the agent sees: actions in [-1, 1], episodes, time limits, and no NaN. Behind it
-one of three back ends simulates: EnvPool with Gym's robots (`mujoco.py`), EnvPool with dm_control's
-suite, or the dm-control package (both `dmc.py`). They are given no time limit, so an end that they
-report is always a terminal: EnvPool calls a terminal on the last step of a limit a truncation.
+`Control` is the environment that the agent sees: actions in [-1, 1], episodes, time limits, and no
+NaN. The simulators are those of one of three back ends: EnvPool with Gym's robots (`mujoco.py`),
+EnvPool with dm_control's suite, or the dm-control package (both in `dmc.py`). The back ends are
+given no time limit, because EnvPool reports a terminal on the last step before its own limit as a
+truncation. So every end that a back end reports is a terminal, and `Control` does the truncating.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from cerl.envs.simulator_state import array, entries, whole
 
 
 class Simulators(Protocol):
-    """What a back end does: simulates G episodes that restart on the step after their terminal."""
+    """A back end: G = S * E simulators whose episodes restart on the step after a terminal."""
 
     observation: tuple[int, ...]  # shape of one observation
     dtype: torch.dtype  # of observations: float32 (even if the simulator has float64) or uint8
@@ -33,11 +34,11 @@ class Simulators(Protocol):
     limit: int  # agent steps of an episode, as the task's authors set it
 
     def reseed(self, seeds: np.ndarray) -> None:
-        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
+        """Gives the simulators new seeds [G]. The caller then has to reset all of them."""
         ...
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` (None: of all).
+        """Starts new episodes in the simulators with the indices `which` (None: in all).
 
         Returns: observations [len(which), *observation].
         """
@@ -46,8 +47,8 @@ class Simulators(Protocol):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One agent step with actions [G, A] within the bounds.
 
-        Returns: observation [G, *observation], reward [G], terminal [G] bool; of an episode that
-                 was over, the first observation of the next one, 0 and False.
+        Returns: observation [G, *observation], reward [G], terminal [G] bool. For an episode that
+                 was over before the step: the first observation of the next one, 0 and False.
         """
         ...
 
@@ -59,13 +60,14 @@ class Simulators(Protocol):
 class Control:
     """A VecEnv of S x E simulators with continuous actions.
 
-    Reaching the time limit truncates unless that very step is terminal. Later steps leave the
-    memory of a Step alone. The simulators of the dm-control package are restored exactly. EnvPool's
-    cannot be saved: `load_state_dict` builds new ones with new seeds and starts new episodes
-    (`note` says so).
+    Reaching the time limit truncates an episode unless that very step is terminal. A Step that was
+    returned is not overwritten by later steps. The simulators of the dm-control package are
+    restored exactly. EnvPool's cannot be saved: `load_state_dict` builds new ones with new seeds
+    and starts new episodes (`note` says so).
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
-             seed; longest, where above 0, limits an episode's agent steps as `time_limit` does.
+    Args:    seeds are the user's numbers; salt gives each consumer of a seed (training, evaluation)
+             random numbers of its own; longest, where above 0, limits an episode's agent steps as
+             `time_limit` does.
     Raises:  ImportError without the back end; ValueError on an unknown name, unbounded actions or
              an option that the back end cannot express.
     """
@@ -81,8 +83,8 @@ class Control:
     ) -> None:
         self._config, self._shape = config, (len(seeds), config.envs)
         self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
-        self._generation = 0  # how often the simulators were seeded again
-        self.note = ""  # how restoring went
+        self._generation = 0  # the number that the simulators' seeds were drawn with
+        self.note = ""  # of `load_state_dict`, as in `VecEnv`
         self._simulators = simulators = _simulators(config, seeds=self._seeds(generation=0))
         self._bounds = Bounds(simulators.low, simulators.high, name=config.name)
         own_limit = config.time_limit or simulators.limit
@@ -128,8 +130,8 @@ class Control:
 
         Args:    action [S, E, spec.actions] float32 in [-1, 1] on any device; ignored where the
                  last step ended an episode.
-        Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError on
-                 what is not finite, naming the simulator, unless `diverged` is "cut".
+        Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError naming
+                 the simulator on numbers that are not finite, unless `diverged` is "cut".
         """
         starts = self._over | self._cut
         ignored = starts.reshape(self._shape)
@@ -150,7 +152,7 @@ class Control:
         return self._outbox.send(obs, reward, self._over, self._cut)
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the simulators were seeded, and their states where they can be saved."""
+        """The generation of the simulators' seeds, and their states where they can be saved."""
         state: dict[str, Any] = {"generation": self._generation}
         if isinstance(self._simulators, DmControl):
             state["elapsed"] = torch.from_numpy(self._elapsed.copy())

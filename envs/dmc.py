@@ -1,14 +1,15 @@
-"""dm_control's suite: by EnvPool's threads, or by the dm-control package, which also has pixels.
+"""dm_control's suite, simulated by EnvPool or by the dm-control package, which also renders pixels.
 
-Source: Tassa et al. 2018 (arXiv:1801.00690). A name is domain-task. The suite has no terminals: an
-episode is 1000 control steps and its end a truncation. EnvPool gives every task of a domain the
-observation keys of all the domain's tasks; `KEPT` lists those that a task has in dm_control, in its
-order, so that both back ends show the same numbers in the same places. Differs: observations are
-float32, float64 in dm_control.
+Source: Tassa et al. 2018 (arXiv:1801.00690). The name of a task is domain-task. The suite has no
+terminals: an episode takes 1000 control steps, and its end is a truncation. EnvPool gives every
+task of a domain the observation keys of all tasks of that domain. `KEPT` lists the keys that a task
+has in dm_control, in dm_control's order, so that observations of both back ends hold the same
+numbers in the same places. Differs: observations are float32 here and float64 in dm_control.
 
 A simulator of the package is saved as two states: that of its random generator before the episode
-began, and MuJoCo's integration state now. Restoring draws the beginning again, because it may
-change the model itself (targets, gains, a terrain), and then sets the integration state.
+began, and MuJoCo's integration state at the time of saving. Restoring first starts an episode from
+the generator's state, because a start may change the model itself (targets, gains, a terrain). Then
+it sets the integration state.
 """
 
 import contextlib
@@ -115,9 +116,10 @@ def envpool_suite(
 
 
 def _import_suite() -> Any:
-    """Imports dm_control's suite, with the first renderer that loads here and needs no window.
+    """Imports dm_control's suite, with the first renderer that can be loaded and needs no window.
 
-    Raises:  ImportError without the package, or where MUJOCO_GL asks for what cannot be loaded.
+    Raises:  ImportError without the package, or where the renderer that MUJOCO_GL names cannot be
+             loaded.
     """
     try:
         import dm_control  # noqa: F401
@@ -136,7 +138,7 @@ def _import_suite() -> Any:
     try:
         for renderer in ("egl", "osmesa", "disabled"):
             os.environ["MUJOCO_GL"] = renderer
-            # Without the renderer's library, PyOpenGL raises one of these, depending on which.
+            # If a renderer's library is missing, PyOpenGL raises one of these two errors.
             with contextlib.suppress(ImportError, AttributeError):
                 from dm_control import suite
 
@@ -159,7 +161,7 @@ class DmControl:
         _check_known(config.name, ["-".join(names) for names in suite.ALL_TASKS])
         self._config = config
         self._envs = [self._load(suite, int(seed)) for seed in seeds]
-        # The random generators' states before the episodes under way began.
+        # States that the random generators had before the current episodes began, see `_start`.
         self._drawn = [env.task.random.get_state(legacy=False) for env in self._envs]
         self._over = np.zeros(len(seeds), dtype=bool)  # the last step ended the episode
         actions = self._envs[0].action_spec()
@@ -195,7 +197,7 @@ class DmControl:
             )
         try:
             self._image(self._envs[0])
-        # The errors of OpenGL's bindings share no class but this.
+        # OpenGL's bindings raise errors of many classes, which have no common base class but this.
         except Exception as error:
             raise ImportError(
                 f"env.pixels: no image can be rendered ({error}); {_INSTALL}"
@@ -216,19 +218,23 @@ class DmControl:
             return joined.astype(np.float32)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
+        """Gives the simulators new seeds [G]. The caller then has to reset all of them."""
         for env, seed in zip(self._envs, seeds, strict=True):
             env.task.random.seed(int(seed))
 
     def _start(self, index: int) -> Any:
-        """Starts an episode, remembering the generator's state before. Returns: its observation."""
+        """Starts an episode and stores the state that its generator had before.
+
+        Returns: the parts of its first observation.
+        """
         env = self._envs[index]
         self._drawn[index] = env.task.random.get_state(legacy=False)
         return env.reset().observation
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` or of all: [len(which), *observation].
+        """Starts new episodes in the simulators with the indices `which` (None: in all).
 
+        Returns: observations [len(which), *observation].
         Raises:  ImportError without a renderer where a task needs one (quadruped-escape's terrain).
         """
         indices = range(len(self._envs)) if which is None else which
@@ -273,7 +279,7 @@ class DmControl:
         return self._show(env, step.observation), reward, bool(step.last())
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the episodes under way depends on."""
+        """Everything that the rest of the current episodes depends on, as plain data."""
         simulators = [
             {
                 "drawn": save_numbers(drawn),
@@ -285,9 +291,11 @@ class DmControl:
         return {"over": torch.from_numpy(self._over.copy()), "simulators": simulators}
 
     def restore(self, saved: Any, *, where: str) -> None:
-        """Checks the saved states of all simulators, then puts the simulators into them.
+        """Checks the saved states of all simulators, then restores all simulators.
 
-        Raises:  CheckpointError naming simulator and entry; then none of them is changed.
+        Args:    saved, from `state`; where, the name of the task, for messages.
+        Raises:  CheckpointError naming the simulator and the entry that do not fit; no simulator is
+                 changed then.
         """
         entries(saved, ["over", "simulators"], where=where)
         over = array(saved["over"], self._over.shape, bool, where=f"{where}.over")

@@ -1,8 +1,9 @@
 """Simulators of the envpool package: G of them step side by side on C++ threads.
 
-EnvPool takes seeds only where it is built, its `close` frees neither threads nor memory, and it
-calls a terminal on the last step of its own time limit a truncation. So this class builds it anew
-for new seeds, drops it to free it, and gives it no time limit.
+EnvPool has three peculiarities. It takes seeds only when it is built, so this class builds it anew
+for new seeds. Its `close` frees neither threads nor memory, so this class also drops the object.
+And it reports a terminal on the last step before its own time limit as a truncation, so this class
+gives it a limit that no episode reaches.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ import numpy as np
 class EnvPool:
     """G simulators of one EnvPool id, without a limit on the episode.
 
-    The package has to be importable: callers import it first, to say which extra of cerl brings it.
+    The package has to be importable: callers import it first, so that their error message can name
+    the extra of cerl that installs it.
 
-    Args:    task, EnvPool's id; seeds [G] of the simulators; threads of the simulators; options as
-             `envpool.make_gymnasium` has them.
+    Args:    task, EnvPool's id; seeds [G] of the simulators; threads, how many C++ threads step
+             them; options, further arguments of `envpool.make_gymnasium`.
     """
 
     def __init__(
@@ -44,13 +46,13 @@ class EnvPool:
         return self._env.observation_space, self._env.action_space
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """Builds the simulators anew; a reset of all of them has to follow. Args: seeds [G]."""
-        # Dropped before the next one is built, so that the two never hold memory at once.
+        """Builds the simulators anew; the caller then has to reset all. Args: seeds [G]."""
+        # The old object is dropped before the new one is built: memory never holds both.
         self._env = None
         self._env = self._make(seed=[int(seed) for seed in seeds])
 
     def reset(self, which: np.ndarray | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts new episodes, of the indices `which` (ascending) or of all.
+        """Starts new episodes in the simulators with the indices `which` (ascending; None: in all).
 
         Returns: observations and info of these simulators.
         """

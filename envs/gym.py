@@ -1,10 +1,10 @@
-"""Gymnasium environments with discrete or Box actions: S x E simulators of one id, in turn.
+"""Gymnasium environments with discrete or Box actions: S x E simulators of one id.
 
-They behave as in gymnasium's SyncVectorEnv with NEXT_STEP autoreset, and every simulator has a seed
-of its own. Classic control, toy text and the MuJoCo robots are saved and restored exactly
-(`simulator_state.py`). Other simulators may keep state where it cannot be read, so a resumed run
-starts new episodes in them. Differs: a step that is terminal and reaches the time limit is
-terminal only; observations and rewards become float32.
+The simulators are stepped one after the other, as in gymnasium's SyncVectorEnv with NEXT_STEP
+autoreset, and every simulator has a seed of its own. Classic control, toy text and the MuJoCo
+robots are saved and restored exactly (`simulator_state.py`). Other simulators may keep state that
+cannot be read from outside, so a resumed run starts new episodes in them. Differs: a terminal step
+that also reaches the time limit is terminal only; observations and rewards become float32.
 """
 
 import reprlib
@@ -28,14 +28,14 @@ from cerl.envs.nonfinite import Watch
 from cerl.envs.task_module import cause, import_task_module
 from cerl.text import visible
 
-# The signatures that gymnasium asks of a task, for error messages.
+# What gymnasium requires of a task's methods, for error messages.
 _STEP = "step(action) has to return (observation, reward, terminated, truncated, info)"
 _RESET = "reset(seed=..., options=...) has to return (observation, info)"
 _MOST_ACTIONS = 4096  # joint actions of a MultiDiscrete space; each is an output of the network
 
 
 class JointAction(gymnasium.ActionWrapper):
-    """MultiDiscrete actions as one number that counts them, the last component changing fastest."""
+    """Turns a MultiDiscrete action into one number; the last component changes fastest."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -51,14 +51,14 @@ class JointAction(gymnasium.ActionWrapper):
         return (values.reshape(parts.nvec.shape) + parts.start).astype(parts.dtype)
 
 
-# Modules of the simulators that need no package beside gymnasium.
+# Modules of gymnasium's simulators that need no further package.
 _PLAIN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 
 
 def _make(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.Env:
-    """One simulator, whose spaces can be used; arguments as in `create`.
+    """One simulator with spaces that `Gym` supports; arguments as in `create`.
 
-    Raises:  what `create` raises, and ValueError where actions are neither discrete nor floats, or
+    Raises:  the errors of `create`, and ValueError if actions are neither discrete nor floats, or
              observations are not numbers of a fixed size.
     """
     env = create(name, config, longest=longest, where=where)
@@ -85,7 +85,7 @@ def _make(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.E
 
 
 def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
-    """The spaces in a space, through any depth of Tuple and Dict; else the space itself."""
+    """The spaces nested in a Tuple or Dict at any depth; of any other space, the space itself."""
     if isinstance(space, spaces.Tuple | spaces.Dict):
         inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         for part in inner:
@@ -95,9 +95,9 @@ def _parts(space: spaces.Space) -> Iterator[spaces.Space]:
 
 
 def _lies_in(space: spaces.Space, value: Any) -> bool:
-    """Whether an observation has the shapes and whole numbers of its space.
+    """Whether an observation fits its space in shape and in being whole numbers or not.
 
-    The bounds of a Box of floats are not checked: many simulators go beyond them a little.
+    The bounds of a Box of floats are not checked: many simulators exceed them slightly.
     """
     if isinstance(space, spaces.Discrete) and isinstance(value, int | np.integer):
         return bool(0 <= value - space.start < space.n)  # ten times faster than `contains`
@@ -117,9 +117,9 @@ def _lies_in(space: spaces.Space, value: Any) -> bool:
 
 
 def _number(value: Any, what: str) -> float:
-    """One number that a simulator returned, possibly as an array of one element.
+    """Reads one number that a simulator returned, possibly as an array of one element.
 
-    Args:    what it is, for the message.
+    Args:    what, the name of the value in the message.
     Raises:  TypeError on anything else.
     """
     if isinstance(value, int | float):
@@ -132,7 +132,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _flag(value: Any, what: str) -> bool:
-    """True or False that a simulator returned, possibly as 1 or 0. Raises: TypeError."""
+    """Reads a flag that a simulator returned, possibly as 1 or 0. Raises: TypeError otherwise."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     number = _number(value, what)
@@ -142,7 +142,7 @@ def _flag(value: Any, what: str) -> bool:
 
 
 def _parted(result: Any, count: int, method: str) -> tuple[Any, ...]:
-    """The values that a method returned. Raises: TypeError unless it is a tuple of `count`."""
+    """The values that a method returned. Raises: TypeError unless they are a tuple of `count`."""
     if not isinstance(result, tuple) or len(result) != count:
         size = f" of {len(result)}" if isinstance(result, tuple | list) else ""
         raise TypeError(f"{method} returned a {type(result).__name__}{size}")
@@ -150,7 +150,7 @@ def _parted(result: Any, count: int, method: str) -> tuple[Any, ...]:
 
 
 def builtin_ids() -> list[str]:
-    """Gymnasium's own ids that need no further package, newest versions."""
+    """Gymnasium's own ids that need no further package, each in its newest version."""
     newest: dict[str, Any] = {}
     for spec in gymnasium.registry.values():
         old = newest.get(spec.name)
@@ -162,8 +162,8 @@ def builtin_ids() -> list[str]:
 def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.dtype]:
     """Shape and type of an observation in replay.
 
-    Args:    flags, every number is 0 or 1: one-hot or binary parts, joined.
-    Returns: bool stays, uint8 and flags are uint8, everything else is float32.
+    Args:    flags, whether every number is 0 or 1, as in joined one-hot and binary parts.
+    Returns: shape; bool for a space of bool, uint8 for one of uint8 or of flags, else float32.
     """
     if space.dtype == np.bool_:
         dtype = torch.bool
@@ -175,18 +175,20 @@ def _stored(space: spaces.Box, *, flags: bool) -> tuple[tuple[int, ...], torch.d
 class Gym:
     """A VecEnv of S x E simulators of one gymnasium id.
 
-    Observations: a Box keeps its shape (uint8 and bool stay, other numbers become float32),
-    Discrete and MultiDiscrete become one-hot, MultiBinary flags; Tuple and Dict of these are
-    flattened and joined. float32 has 24 bits: a Unix time in seconds is rounded to a multiple of
-    128, so a task should show differences of such numbers. A reward is one number, or an array of
-    one element. Actions: Discrete, MultiDiscrete as one number, or a Box of floats, flattened and
-    scaled from [-1, 1] to its bounds. Later steps leave the memory of a Step alone.
+    Observations: a Box keeps its shape (uint8 and bool stay as they are, other numbers become
+    float32), Discrete and MultiDiscrete become one-hot, MultiBinary becomes flags; a Tuple or Dict
+    of these is flattened and joined. float32 has 24 bits: a Unix time in seconds is rounded to a
+    multiple of 128, so a task should return differences of such numbers. A reward is one number, or
+    an array of one element. Actions: Discrete, MultiDiscrete as one number, or a Box of floats,
+    flattened and scaled from [-1, 1] to its bounds. A Step that was returned is not overwritten by
+    later steps.
 
-    `restart` resets the simulators with new seeds. State that a simulator keeps through a seeded
-    reset is kept here too.
+    `restart` resets the simulators with new seeds. If a simulator keeps some state when it is reset
+    with a seed, that state remains.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of a
-             seed; longest, agent steps after which an episode is truncated too (0: never).
+    Args:    seeds are the user's numbers; salt gives each consumer of a seed (training, evaluation)
+             random numbers of its own; longest, agent steps after which an episode is truncated
+             besides the config's own limit (0: never).
     Raises:  ValueError on an unknown id or argument, actions that are neither discrete nor bounded
              floats, observations without a fixed size; ImportError where a module or a package is
              missing; RuntimeError where the task's own code fails, here and in every step.
@@ -203,9 +205,9 @@ class Gym:
     ) -> None:
         self._config, self._lead = config, (len(seeds), config.envs)
         self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
-        self._generation = 0  # how often the simulators were seeded again
-        self.note = ""  # how restoring went
-        self._seeded = False  # the simulators have been reset with their seeds
+        self._generation = 0  # the number that the simulators' seeds are drawn with
+        self.note = ""  # of `load_state_dict`, as in `VecEnv`
+        self._seeded = False  # whether the simulators have been reset with their seeds
         self._watch = Watch(config.diverged, name=config.name, seeds=tuple(seeds), envs=config.envs)
         module, _, name = config.name.rpartition(":")
         if module:
@@ -222,12 +224,12 @@ class Gym:
             self._bounds = Bounds(self._actions.low, self._actions.high, name=config.name)
             count = len(self._bounds.low)
         else:
-            assert isinstance(self._actions, spaces.Discrete)  # _make checks it
+            assert isinstance(self._actions, spaces.Discrete)  # `_make` has checked it
             count = int(self._actions.n)
         flags = not any(isinstance(part, spaces.Box) for part in _parts(self._space))
         self._joined = not isinstance(self._space, spaces.Box)
         flat = spaces.flatten_space(self._space) if self._joined else self._space
-        assert isinstance(flat, spaces.Box)  # _make sees to it
+        assert isinstance(flat, spaces.Box)  # every kind of space that `_make` allows gives a Box
         shape, dtype = _stored(flat, flags=flags)
         self.spec = EnvSpec(
             name=config.name,
@@ -269,7 +271,7 @@ class Gym:
                 f"{' of whole numbers' if whole else ''}, got {values.shape} of {values.dtype}; "
                 "the simulator contradicts its observation_space"
             )
-        with np.errstate(over="ignore"):  # a number too large for float32: `_watch` finds it
+        with np.errstate(over="ignore"):  # numbers too large for float32 are handled by `_watch`
             mine[...] = values
         if whole and (mine != values).any():
             wrong = values.reshape(-1)[(mine != values).reshape(-1)][0]
@@ -279,7 +281,7 @@ class Gym:
             )
 
     def _flattened(self, obs: Any) -> Any:
-        """An observation of several parts, or of one that becomes one-hot, as one array."""
+        """An observation that is no Box (joined parts, one-hot numbers) as one array."""
         if not _lies_in(self._space, obs):
             raise TypeError(
                 f"expected an observation in {self._space}, got {reprlib.repr(obs)}; the simulator "
@@ -315,7 +317,12 @@ class Gym:
             raise RuntimeError(f"{where}: {cause(error)}; {_STEP}") from error
 
     def _controls(self, action: Tensor, ended: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        """The action for every simulator, and where the agent's was not finite, [S * E] bool."""
+        """The actions in the form that the simulators take.
+
+        Args:    ended [S * E] bool, simulators that ignore their action.
+        Returns: a list with the action for each simulator, and [S * E] bool, True where the agent's
+                 action was not finite.
+        """
         name, count, space = self._config.name, self.spec.actions, self._actions
         ignored = ended.reshape(self._lead)
         if self._bounds is None:
@@ -353,9 +360,10 @@ class Gym:
 
         Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
                  [-1, 1], on any device; ignored where the last step ended an episode.
-        Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError on
-                 what is not finite, naming the simulator, unless `diverged` is "cut", and where the
-                 task's own code fails or returns what is no observation, reward or flag.
+        Raises:  ValueError on a wrong shape, dtype or an action out of range; RuntimeError naming
+                 the simulator on numbers that are not finite, unless `diverged` is "cut", and where
+                 the task's own code fails or returns something that is no observation, reward or
+                 flag.
         """
         ended = self._terminated | self._truncated
         actions, bad = self._controls(action, ended)
@@ -374,7 +382,7 @@ class Gym:
         return self._send()
 
     def state_dict(self) -> dict[str, Any]:
-        """How often the simulators were seeded, and their states where they can be saved."""
+        """The generation of the simulators' seeds, and their states where they can be saved."""
         state: dict[str, Any] = {"generation": self._generation}
         if self.spec.exact_state:
             state["seeded"] = self._seeded
@@ -422,7 +430,7 @@ class Gym:
         for index, env in enumerate(self._envs):
             try:
                 env.close()
-            # A task's own code may raise anything here, e.g. over a viewer that does not exist.
+            # A task's own code may raise any error here, for example for a viewer never opened.
             except Exception as error:
                 where = self._watch.where(index)
                 text = f"{where}: closing it raised {type(error).__name__}: {error}"

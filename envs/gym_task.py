@@ -1,6 +1,6 @@
-"""One simulator of a gymnasium id: found, made with its arguments and limits, or refused in words.
+"""Makes one simulator of a gymnasium id, with its arguments and time limits.
 
-What fails in a task's own code becomes one sentence that names the task and keeps the cause.
+An error in the task's own code becomes one sentence that names the task and contains the cause.
 """
 
 import re
@@ -15,7 +15,7 @@ from cerl.config import GymEnv
 from cerl.envs.host import nearest
 from cerl.envs.task_module import cause, keyword_arguments, listed, unknown_argument
 
-# Arguments that gymnasium.make itself takes, so that no task can be given them.
+# Arguments of `gymnasium.make` itself, which therefore never reach the constructor of a task.
 _RESERVED = ("id", "max_episode_steps", "disable_env_checker")
 
 
@@ -23,7 +23,8 @@ def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.
     """One simulator, with the time limits of `config.time_limit` and `longest`.
 
     Args:    name, the registered id, without a module; longest, agent steps after which an episode
-             is truncated too (0: never); where, which simulator it is, for messages.
+             is truncated besides the config's own limit (0: never); where, text that names the
+             simulator in messages.
     Raises:  ValueError on an unknown id or argument; ImportError where a package is missing;
              RuntimeError where the task's constructor fails.
     """
@@ -53,11 +54,14 @@ def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.
 
 
 class _UnknownArgument(Exception):
-    """Says which argument a task does not take."""
+    """The task does not take an argument; the message says which."""
 
 
 def _check_arguments(name: str, title: str, arguments: Mapping[str, Any]) -> None:
-    """Raises: _UnknownArgument unless a task's constructor takes all of them."""
+    """Raises: _UnknownArgument unless the task's constructor takes all of the arguments.
+
+    Args: name, the registered id; title, the name in messages.
+    """
     for key in arguments:
         if key in _RESERVED:
             raise _UnknownArgument(
@@ -77,14 +81,14 @@ def _parameters(name: str) -> dict[str, Parameter] | None:
     entry = spec.entry_point
     try:
         return keyword_arguments(entry if callable(entry) else load_env_creator(entry))
-    # Compiled code has no signature. A constructor that cannot be loaded may fail in any way here;
-    # gymnasium.make then fails in the same way and its error is shown.
+    # Compiled code has no signature. And loading a constructor may fail with any error: then
+    # `gymnasium.make` fails with the same error afterwards, and that one is shown.
     except Exception:
         return None
 
 
 def _unknown(name: str, error: Exception) -> str:
-    """The error message over an id that is not registered, with the ids that may be meant."""
+    """The message for an id that is not registered, with ids that the user may have meant."""
     atari = re.fullmatch(r"ALE/(\w+)-v\d+|(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)-v\d+", name)
     if atari:
         game = atari[1] or atari[2]

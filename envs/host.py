@@ -1,8 +1,9 @@
-"""What environments on the host share: seeds of simulators, actions in, one copy out.
+"""Parts that all environments on the host share: seeds of simulators, actions, and transfers.
 
-A host environment costs two transfers in an agent step. Actions come to the host: the Collector
-starts that copy early and works on meanwhile, `host_actions` and `host_controls` wait for it. The
-results go to the device as one buffer (`Outbox`), from pinned memory and without waiting.
+An agent step of a host environment needs two transfers. The actions are copied to the host: the
+Collector starts that copy early and does other work meanwhile; `host_actions` and `host_controls`
+wait for it. The results are copied to the device as one buffer (`Outbox`), from pinned memory and
+without waiting.
 """
 
 import os
@@ -23,10 +24,11 @@ def simulator_seeds(
 ) -> np.ndarray:
     """A seed of its own for every simulator, hash(seed value, salt, generation, environment).
 
-    Args:    seeds are the user's numbers, S of them; salt separates consumers (training,
-             evaluation) of one seed; envs E per seed; generation counts how often simulators were
-             seeded again, so that a resumed run does not repeat the episodes of its beginning.
-    Returns: [S * E] int64 in [1, 2**31); those of a seed are the same alone or among other seeds.
+    Args:    seeds are the user's numbers, S of them; salt gives each consumer of a seed (training,
+             evaluation) random numbers of its own; envs, E per seed; generation, another number
+             gives other seeds, so that a resumed run does not repeat its first episodes.
+    Returns: [S * E] int64 in [1, 2**31). The seeds of a user's seed do not depend on which other
+             seeds run beside it.
     """
     key = draw.seed_keys(seeds, salt=salt)
     index = torch.arange(envs).view(1, envs)
@@ -34,7 +36,7 @@ def simulator_seeds(
 
 
 def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """Discrete actions as a numpy array; waits for the device if they are on one.
+    """Discrete actions as a numpy array; waits for the device if the tensor is on one.
 
     Args:    action [S, E] integer in [0, count) on any device; ignored [S, E] bool, environments
              whose action does not matter (0 is returned for them).
@@ -56,7 +58,7 @@ def host_actions(action: Tensor, *, name: str, count: int, ignored: np.ndarray) 
     return values
 
 
-# Bounds from this size on mean that there is none: dm_control writes 1e10 then.
+# A bound of at least this size stands for an unbounded action; dm_control writes 1e10, for example.
 _UNBOUNDED = 1e9
 
 
@@ -64,8 +66,8 @@ class Bounds:
     """The affine map from an agent's actions in [-1, 1] to a simulator's own bounds.
 
     Args:    low, high [A] bounds of the simulator's actions; name of the task, for messages.
-    Raises:  ValueError unless all bounds are below 1e9 in size and each upper one is above its
-             lower one.
+    Raises:  ValueError unless all bounds are finite, that is below 1e9 in size, and each upper
+             bound is above its lower bound.
     """
 
     def __init__(self, low: np.ndarray, high: np.ndarray, *, name: str) -> None:
@@ -85,8 +87,10 @@ class Bounds:
         self._identity = bool((low == -1).all() and (high == 1).all())
 
     def scale(self, action: np.ndarray) -> np.ndarray:
-        """The simulator's actions [..., A] float64 from those in [-1, 1]; -1 and 1 give the bounds
-        exactly."""
+        """The simulator's actions [..., A] float64, from actions [..., A] in [-1, 1].
+
+        -1 and 1 are mapped to the bounds exactly.
+        """
         if self._identity:
             return action.astype(np.float64)
         share = (action.astype(np.float64) + 1) / 2
@@ -94,11 +98,11 @@ class Bounds:
 
 
 def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray) -> np.ndarray:
-    """Continuous actions as a numpy array; waits for the device if they are on one.
+    """Continuous actions as a numpy array; waits for the device if the tensor is on one.
 
     Args:    action [S, E, count] float32 in [-1, 1] on any device; ignored [S, E] bool,
              environments whose action does not matter (0 is returned for them).
-    Returns: [S * E, count] float32; a NaN is let through for `nonfinite.Watch` to deal with.
+    Returns: [S * E, count] float32. A NaN is no error here: `nonfinite.Watch` handles it.
     Raises:  ValueError on a wrong shape, dtype or an action out of range.
     """
     shape = (*ignored.shape, count)
@@ -110,7 +114,8 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
     values = action.numpy(force=True)
     if ignored.any():
         values = np.where(ignored[..., None], np.float32(0), values)
-    # A fast test first, which fails for a NaN too; only then the one that tells them apart.
+    # The first test is fast, and fails for a number out of range and for a NaN. Only if it fails,
+    # the second test finds out whether a number is out of range.
     if not np.abs(values).max() <= 1 and (beyond := np.abs(values) > 1).any():
         seed, env, component = np.argwhere(beyond)[0]
         raise ValueError(
@@ -121,7 +126,7 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
 
 
 def worker_threads(asked: int, *, simulators: int) -> int:
-    """Number of simulator threads: `asked`, or for 0 one a core but at most one a simulator."""
+    """The number of simulator threads: `asked`; for 0 one a core, but at most one a simulator."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return asked or min(simulators, cores)
 
@@ -129,7 +134,7 @@ def worker_threads(asked: int, *, simulators: int) -> int:
 class Outbox:
     """Sends the results of a step to the device as one buffer, from pinned memory on CUDA.
 
-    Every Step is given memory of its own, which later steps leave alone.
+    Every Step has memory of its own, which later steps do not overwrite.
 
     Args:    spec of the environments; seeds S; device where steps arrive.
     """
@@ -143,10 +148,10 @@ class Outbox:
             (shape, torch.empty(0, dtype=dtype).numpy().dtype) for shape, dtype in self._fields
         ]
         used = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._fields]
-        # In the buffer, a slice of padding follows each field, so that the next one starts at a
-        # multiple of 16 bytes, as views of any type need.
+        # In the buffer, padding follows each field, so that the next field starts at a multiple of
+        # 16 bytes. Views of a buffer as another type need such an alignment.
         self._slices = [size for n in used for size in (n, -n % 16)]
-        # Two pinned buffers take turns: one is filled while the other may still be on its way.
+        # There are two pinned buffers: one can be filled while the other is still being copied.
         self._turn = 0
         self._staging: list[tuple[Tensor, list[np.ndarray], torch.cuda.Event]] = []
         if self._device.type == "cuda":
@@ -168,9 +173,11 @@ class Outbox:
     def send(
         self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
     ) -> Step:
-        """The results of a step on the device.
+        """Starts the copy of a step's results to the device.
 
-        Args:    obs [S * E, ...] with the elements of spec.observation each; the others [S * E].
+        Args:    obs [S * E, ...], whose trailing axes have as many elements as `spec.observation`;
+                 the others [S * E].
+        Returns: the results on the device, [S, E, ...].
         """
         values = (obs, reward, terminated, truncated)
         if not self._staging:

@@ -1,7 +1,8 @@
-"""MuJoCo simulated by EnvPool: Gym's robots, and the class that dm_control's suite uses (`dmc.py`).
+"""MuJoCo simulated by EnvPool: Gym's robots, and a class that `dmc.py` uses too.
 
-Dynamics and rewards are those of gymnasium's v4 and v5 environments (MuJoCo 3.6 inside). Differs:
-observations are float64 there and float32 here; a number too large for float32 becomes infinite.
+Dynamics and rewards are those of gymnasium's v4 and v5 environments; EnvPool contains MuJoCo 3.6.
+Differs: observations are float64 in gymnasium and float32 here; a number too large for float32
+becomes infinite.
 """
 
 from collections.abc import Sequence
@@ -56,11 +57,12 @@ def envpool_robots(
 class EnvPoolPhysics:
     """G simulators of one MuJoCo task of EnvPool, without a limit on the episode.
 
-    Args:    task, EnvPool's id; seeds [G] of the simulators; threads of the simulators; extra of
-             cerl that brings envpool; keys of a dict observation, in the order in which they are
-             joined (empty: all keys, or the observation is an array); repeat, simulator steps in an
-             agent step (only 1 for tasks that have terminals).
-    Raises:  ImportError without envpool; ValueError if the installed one lacks the id.
+    Args:    task, EnvPool's id; seeds [G] of the simulators; threads, how many C++ threads step
+             them; extra, the extra of cerl that installs envpool, for messages; keys of a dict
+             observation, in the order in which they are joined (empty: all keys, or the observation
+             is an array); repeat, simulator steps in an agent step (must be 1 for tasks that have
+             terminals).
+    Raises:  ImportError without envpool; ValueError if the installed envpool lacks the id.
     """
 
     dtype = torch.float32
@@ -98,7 +100,7 @@ class EnvPoolPhysics:
         self.observation = (self._joined(observations.sample(), 1).shape[-1],)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:
-        """Gives the simulators new seeds [G]; a reset of all of them has to follow."""
+        """Gives the simulators new seeds [G]. The caller then has to reset all of them."""
         self._pool.reseed(seeds)
 
     def _joined(self, obs: Any, count: int) -> np.ndarray:
@@ -110,7 +112,10 @@ class EnvPoolPhysics:
             return obs.reshape(count, -1).astype(np.float32)
 
     def reset(self, which: np.ndarray | None) -> np.ndarray:
-        """Starts new episodes, of the indices `which` (ascending) or of all: [len(which), D]."""
+        """Starts new episodes in the simulators with the indices `which` (ascending; None: in all).
+
+        Returns: observations [len(which), D] float32.
+        """
         obs, info = self._pool.reset(which)
         return self._joined(obs, len(info["env_id"]))
 

@@ -1,7 +1,7 @@
-"""What happens to NaN and infinities from a simulator or a policy.
+"""Keeps NaN and infinities, from a simulator or from a policy, out of replay.
 
-They must not reach replay: one NaN in a batch becomes a NaN in every parameter of its seed. A
-number is judged by the type in which replay stores it: a reward of 1e39 is infinite in float32.
+One NaN in a batch would become a NaN in every parameter of its seed. A number counts as finite if
+it is finite in the type in which replay stores it: a reward of 1e39 is infinite in float32.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-# A warning is given at an environment's 1st, 10th, 100th, ... cut.
+# Counts of an environment's cuts at which a warning is given: 1, 10, 100, ...
 _POWERS = frozenset(10**power for power in range(19))
 
 
@@ -25,15 +25,17 @@ def _finite(values: np.ndarray) -> bool:
 
 
 class Watch:
-    """Keeps numbers that are not finite out of replay, those of simulators and of policies.
+    """Finds numbers that are not finite, in observations and rewards and in actions.
 
-    With `diverged` "error" the run stops and the message says where. With "cut" the episode is
-    truncated there: the observation before is shown again with reward 0 (a transition that ends
-    where it began and bootstraps from there), a warning says where, and the next step starts a new
-    episode. Other environments and seeds are not affected. `cuts` [S * E] counts an environment's
-    cuts; a warning comes at the 1st, 10th, 100th, ...
+    With `diverged` "error" the run stops with a message that names the environment. With "cut" the
+    episode is truncated at that step: the step returns the previous observation again with reward 0
+    (a transition that ends where it began, and bootstraps from there), a warning names the
+    environment, and the next step starts a new episode. Other environments and seeds are not
+    affected. `cuts` [S * E] counts the cuts of each environment; a warning is given at the 1st,
+    10th, 100th, ... of them.
 
-    Args:    name of the task, for messages; seeds are the user's numbers, S of them; envs E a seed.
+    Args:    name of the task, for messages; seeds are the user's numbers, S of them; envs, E per
+             seed.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Watch:
         self.cuts = np.zeros(len(seeds) * envs, dtype=np.int64)
 
     def where(self, index: int, step: int | None = None) -> str:
-        """Names simulator `index` of S * E in words, and the agent step of its episode."""
+        """Text for messages: task, seed and environment of simulator `index` (of S * E), and the
+        agent step of its episode if `step` is given."""
         seed, env = divmod(index, self._count)
         when = {None: "", 0: ", at the start of an episode"}.get(step, f", agent step {step}")
         return f"{self._name}, seed {self._seeds[seed]}, environment {env}{when}"
@@ -52,8 +55,8 @@ class Watch:
         """Replaces actions that are not finite by 0.
 
         Args:    action [G, A], G = S * E.
-        Returns: the actions [G, A], and in which rows something was replaced, [G] bool.
-        Raises:  RuntimeError under "error".
+        Returns: the actions [G, A]; [G] bool, True in rows where a number was replaced.
+        Raises:  RuntimeError if `diverged` is "error" and a number is not finite.
         """
         if _finite(action):
             return action, np.zeros(len(action), dtype=bool)
@@ -70,14 +73,17 @@ class Watch:
         fresh: np.ndarray,
         elapsed: np.ndarray,
     ) -> np.ndarray:
-        """Looks for what is not finite in a step's results. Changes obs and reward in place: there,
-        the observation becomes the one before and the reward 0.
+        """Looks for numbers in a step's results that are not finite.
 
-        Args:    obs [G, ...] and, of the step before, before [G, ...], as replay stores them;
-                 reward [G] of any float type; fresh [G] bool, obs is the first of an episode;
-                 elapsed [G], agent steps of the episodes.
-        Returns: which episodes have to be cut, [G] bool.
-        Raises:  RuntimeError under "error", and where a first observation is not finite.
+        Where there are any, `obs` and `reward` are changed in place: the observation becomes that
+        of the step before, and the reward 0.
+
+        Args:    obs [G, ...], in the type of replay; before [G, ...], `obs` of the step before;
+                 reward [G] of any float type; fresh [G] bool, True where obs is the first of an
+                 episode; elapsed [G], agent steps of the episodes.
+        Returns: [G] bool, True for episodes that have to be cut.
+        Raises:  RuntimeError where a number is not finite if `diverged` is "error"; with "cut" only
+                 if it is in a first observation, which has none before it.
         """
         with np.errstate(over="ignore"):
             stored = reward.astype(np.float32, copy=False)
@@ -104,11 +110,16 @@ class Watch:
         *,
         cut: bool = True,
     ) -> None:
-        """Warns of the rows [G] bool, or raises RuntimeError where they may not be cut."""
+        """Counts and warns of the episodes in `rows` [G] bool.
+
+        Args:    values [G, ...], of which those in `rows` are shown; what they are and why they may
+                 not be finite, for the message; cut, whether these episodes may be cut at all.
+        Raises:  RuntimeError for the first one if it may not be cut, or `diverged` is "error".
+        """
         for index in np.flatnonzero(rows):
             where = self.where(int(index), None if elapsed is None else int(elapsed[index]))
             value = values[index]
-            # A number that the simulator's own type can hold was too large for that of replay.
+            # If the simulator's own number is finite, it became infinite only in replay's type.
             kind = " in float32" if np.isfinite(value).all() else ""
             text = f"{where}: expected a finite {what}{kind}, got {value}; {why}"
             if not (cut and self._cut):

@@ -1,10 +1,10 @@
 """Partial observability: masks, noise, dropout and flicker over any environment, on the device.
 
-One wrapper applies what a config asks for, in this order: it keeps some components, adds Gaussian
-noise, sets single components to 0 (dropout), sets the whole observation to 0 (flicker). Random
-numbers are counter-based (seed value, purpose, number of steps). They are drawn once, when an
-observation is made, and replay stores the result. Every observation is treated so, also the first
-and the last of an episode.
+One wrapper applies the options of `env.observe`, in this order: it keeps some components, adds
+Gaussian noise, sets single components to 0 (dropout), sets the whole observation to 0 (flicker).
+Random numbers are counter-based (seed value, purpose, number of steps). They are drawn once, when
+an observation is made, and replay stores the changed observation. All observations are changed in
+this way, including the first and the last of an episode.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from cerl.data import EnvSpec, Step
 from cerl.envs.api import VecEnv
 from cerl.envs.host import nearest
 
-# For each robot, the components of an observation that are positions and angles, and those that are
+# For each robot, the indices of the components that are positions or angles, and of those that are
 # velocities. Contact forces, inertias and the like are neither. The robots are those of Gym-MuJoCo,
 # versions 4 and 5, and of gymnasium's classic control.
 ROBOTS: dict[str, tuple[Sequence[int], Sequence[int]]] = {
@@ -47,10 +47,11 @@ def observed(
     salt: int,
     device: torch.device | str,
 ) -> VecEnv:
-    """The environments, wrapped where `config.observe` asks for anything.
+    """The environments; wrapped in `Observed` unless `config.observe` changes nothing.
 
-    Args:    seeds, salt and device as the environments were made with.
-    Raises:  ValueError where this kind of observation does not allow it.
+    Args:    seeds, salt and device with which the environments were made.
+    Raises:  ValueError on an option that is impossible for observations of this kind; the
+             environments are closed then.
     """
     if config.observe == ObserveConfig():
         return env
@@ -69,7 +70,7 @@ def observed(
 
 
 def _kept(spec: EnvSpec, config: EnvConfig) -> tuple[int, ...]:
-    """Indices of the components to keep, in order; empty: all.
+    """The indices of the components to keep, in order; empty: all are kept.
 
     Raises:  ValueError on an image, an index out of range or given twice, an unknown robot.
     """
@@ -100,7 +101,11 @@ def _kept(spec: EnvSpec, config: EnvConfig) -> tuple[int, ...]:
 
 
 def _named(size: int, config: EnvConfig) -> Sequence[int]:
-    """Indices of the components that `keep` names, of `size`. Raises: ValueError if unknown."""
+    """The indices of the components that the option `keep` names, position or velocity.
+
+    Args:    size, components of an observation.
+    Raises:  ValueError if they are not known for this environment.
+    """
     speeds = config.observe.keep == "velocity"
     if config.family == "point_mass":
         return range(size // 2, size) if speeds else range(size // 2)
@@ -116,10 +121,10 @@ def _named(size: int, config: EnvConfig) -> Sequence[int]:
 
 
 class Observed:
-    """A VecEnv that changes the observations of another one and nothing else.
+    """A VecEnv that changes the observations of another VecEnv and nothing else.
 
-    Args:    kept, indices of the components to keep, in order (empty: all); key [S] int64 of the
-             random numbers, on the device of the observations.
+    Args:    kept, indices of the components to keep, in order (empty: all); key [S] int64, from
+             `draw.seed_keys`, on the device of the observations.
     """
 
     def __init__(
@@ -148,11 +153,11 @@ class Observed:
         return self._seen(self._env.restart(number))
 
     def step(self, action: Tensor) -> Step:
-        """Advances every environment by one agent step; see the inner one for the arguments."""
+        """Advances every environment by one agent step; arguments are those of the wrapped one."""
         return self._seen(self._env.step(action))
 
     def _seen(self, step: Step) -> Step:
-        """The step as the agent sees it."""
+        """The step with its observations changed as the config asks."""
         config, obs = self._config, step.obs
         if self._kept is not None:
             obs = obs.index_select(-1, self._kept)
@@ -169,12 +174,13 @@ class Observed:
         return step._replace(obs=obs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the inner environments, and the number of observations so far."""
+        """The state of the wrapped environments, and how often observations were changed."""
         return {"env": self._env.state_dict(), "shown": self._counter.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Step | None:
-        """Restores in place. Returns: None, or the first Step of new episodes if state was lost.
+        """Restores a state in place.
 
+        Returns: None, or the first Step of new episodes where the old ones cannot be continued.
         Raises:  ValueError if the state was saved without `env.observe`.
         """
         if state.keys() != {"env", "shown"}:
@@ -187,5 +193,5 @@ class Observed:
         return None if fresh is None else self._seen(fresh)
 
     def close(self) -> None:
-        """Closes the inner environments."""
+        """Closes the wrapped environments."""
         self._env.close()

@@ -1,4 +1,4 @@
-"""Device-resident games of the user's own: `module:function` names what returns their rules.
+"""Device-resident games of the user's own, named by `module:function`: it returns the rules.
 
     # my_games.py
     def corridor(*, length: int = 10) -> Game:
@@ -7,8 +7,8 @@
     cerl train game/ddqn --env.name my_games:corridor --env.kwargs length=20
 
 `own_game("my_games:corridor", {"length": 20})` imports the module, calls the function, and plays a
-few steps on the CPU to see that the rules keep the contract of `Game`. So a mistake is told at the
-start, in a sentence, and not by a compiler or a GPU later.
+few steps on the CPU to check that the rules keep the contract of `Game`. So a mistake gives a
+sentence at the start of a run, instead of an error of the compiler or the GPU later.
 """
 
 import reprlib
@@ -22,12 +22,12 @@ from cerl.envs.host import nearest
 from cerl.envs.resident import Game
 from cerl.envs.task_module import cause, import_task_module, keyword_arguments, unknown_argument
 
-_GAMES, _STEPS = 3, 8  # that a check plays
-_TYPES = (torch.bool, torch.uint8, torch.float32)  # of observations that networks can read
+_GAMES, _STEPS = 3, 8  # how many games a check plays side by side, and for how many steps
+_TYPES = (torch.bool, torch.uint8, torch.float32)  # types of observations that networks can read
 
 
 def own_game(name: str, arguments: Mapping[str, Any]) -> Game:
-    """The rules that a function of the user's own returns, checked.
+    """The rules that a function of the user's own returns, after `check_game`.
 
     Args:    name, `module:function`; the module is looked for in the current folder, then among the
              installed packages. arguments are given to the function by name.
@@ -111,7 +111,7 @@ def _actions(game: Game, generator: torch.Generator) -> Tensor:
 def _play(
     game: Game, resets: Tensor, actions: Tensor, uniforms: Tensor, *, name: str
 ) -> list[Tensor]:
-    """Plays from a reset on, past the ends of episodes.
+    """Plays all steps from a reset on; games that are over are stepped on, as `Game` allows.
 
     Args:    resets [G, reset_draws]; actions [steps, G] or [steps, G, A]; uniforms [steps, G,
              draws].
@@ -160,7 +160,7 @@ def _unchanged(before: list[Tensor], state: Any, name: str) -> None:
 
 
 def _called(function: Callable[..., Any], *arguments: Any, name: str, rule: str) -> Any:
-    """What a rule returns. Raises: RuntimeError naming the rule where it fails."""
+    """Calls a rule. Returns: what it returns. Raises: RuntimeError naming the rule if it fails."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -168,7 +168,7 @@ def _called(function: Callable[..., Any], *arguments: Any, name: str, rule: str)
 
 
 def _layout(value: Any) -> str:
-    """Names, shapes and types of what rules returned, for comparing and for messages."""
+    """Names, shapes and types of a value that a rule returned, for comparisons and messages."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} of {value.dtype}"
     if isinstance(value, tuple):
@@ -179,9 +179,11 @@ def _layout(value: Any) -> str:
 
 
 def _equal(ours: list[Tensor], theirs: list[Tensor], name: str, when: str) -> None:
-    """Raises: RuntimeError unless all tensors are the same.
+    """Raises: RuntimeError unless all tensors are equal, floats up to rounding.
 
-    Floats may differ by rounding: for another number of games, a CPU may use other instructions.
+    For another number of games a CPU may use other instructions, which round otherwise.
+
+    Args: when, the end of the message's sentence "... when the same games".
     """
     for one, other in zip(ours, theirs, strict=True):
         close = one.is_floating_point() and torch.allclose(
@@ -195,5 +197,5 @@ def _equal(ours: list[Tensor], theirs: list[Tensor], name: str, when: str) -> No
 
 
 def _broken(name: str, expected: str, got: Any) -> RuntimeError:
-    """The error over rules that break the contract."""
+    """The error to raise for rules that break the contract of `Game`."""
     return RuntimeError(f"env.name: expected of {name} {expected}, got {_layout(got)}")

@@ -1,10 +1,10 @@
-"""POPGym's tasks as simulated by the popgym package (Morad et al. 2023, arXiv:2303.01859).
+"""POPGym's tasks, simulated by the popgym package (Morad et al. 2023, arXiv:2303.01859).
 
-The family's other back end is the device-resident rules of `envs/memory`. Both have the same
-observations (flattened, one-hot), actions, rewards and ends of episodes. Where the package's action
-is a pair (row, column), the agent's is one number, counted row by row; continuous actions are
-scaled from [-1, 1]. An episode that the package truncates is truncated here too, so its last state
-keeps a value; some codebases (AMAGO) treat such an end as a terminal.
+The other back end of this family is the device-resident rules in `envs/memory`. Both have the same
+observations (flattened, one-hot), actions, rewards and ends of episodes. Where an action of the
+package is a pair (row, column), the agent's action is one number, counted row by row; continuous
+actions are scaled from [-1, 1]. An episode that the package truncates is truncated here too, so
+targets bootstrap from its last state; some codebases (AMAGO) treat such an end as a terminal.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,9 @@ def package_simulators(
 ) -> Gym:
     """S x E of the package's simulators of the task that `config` names.
 
-    Args:    seeds are the user's numbers; salt separates consumers (training, evaluation) of one
-             seed; longest, agent steps after which an episode is truncated too (0: never).
+    Args:    seeds are the user's numbers; salt gives each consumer of a seed (training, evaluation)
+             random numbers of its own; longest, agent steps after which an episode is truncated
+             besides the config's own limit (0: never).
     Raises:  ImportError naming the pip command where the package is missing.
     """
     try:

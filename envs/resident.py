@@ -1,10 +1,10 @@
-"""Device-resident games: S x E copies of one game stepped by tensor arithmetic, never a host sync.
+"""Device-resident games: S x E copies of one game, stepped by tensor operations on the device.
 
 A game is three pure functions of tensors with one leading axis G = S * E (`Game`). `Resident` adds
-what every game needs: counter-based random numbers, sticky actions, autoreset on the next step, a
-time limit, and a state that is allocated once and updated in place, so that a CUDA graph can replay
-the step. A new game needs its rules only: see `envs/own_game.py`, and `envs/catch.py` as the
-shortest example.
+the parts that all games share: counter-based random numbers, sticky actions, autoreset on the next
+step, a time limit, and a state that is allocated once and updated in place, so that a CUDA graph
+can replay the step. The host never waits for the device. A new game needs only its rules: see
+`envs/own_game.py`, and `envs/catch.py` for the shortest example.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from cerl import draw
 from cerl.data import EnvSpec, Step
 from cerl.graph import fused
 
-_NEVER = 1 << 62
+_NEVER = 1 << 62  # a time limit that no episode reaches, agent steps
 
 
 class Game(NamedTuple):
@@ -48,9 +48,11 @@ class Game(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """The state of an episode beside the rules: for sticky actions, autoreset and time limit."""
+    """State of an episode that is not part of the rules: sticky actions, autoreset, time limit."""
 
-    last_action: Tensor  # [G] int64, its id in the rules, or [G, A]; kept at a reset, as in MinAtar
+    # [G] int64, the id in the rules of the last action executed, or [G, A]. A reset does not clear
+    # it, as in MinAtar.
+    last_action: Tensor
     done: Tensor  # [G] bool, the last step ended an episode
     elapsed: Tensor  # [G] int64, agent steps of the episode so far
 
@@ -58,14 +60,15 @@ class Episode(NamedTuple):
 class Resident:
     """A VecEnv of S x E copies of one game, on any device, exactly restorable.
 
-    Args:    name as in `spec`; envs E per seed; sticky the probability that an action is replaced
-             by the last one executed (at first 0); time_limit and longest in agent steps (0: none),
-             reaching the smaller of them truncates unless the game ends by itself; seeds are the
-             user's numbers, S of them; salt separates consumers (training, evaluation) of one seed;
-             fuse compiles the step into few kernels (None: on CUDA only). Compiled, whole numbers
-             and flags stay the same to the bit, floats agree up to rounding.
+    Args:    name, as in `spec`; envs, E per seed; sticky, the probability that an action is
+             replaced by the last one executed (before the first one: action 0); time_limit and
+             longest, agent steps (0: none), reaching the smaller of them truncates an episode
+             unless the game ends by itself; seeds are the user's numbers, S of them; salt gives
+             each consumer of a seed (training, evaluation) random numbers of its own; fuse compiles
+             the step into few kernels (None: on CUDA only). A compiled step gives the same whole
+             numbers and flags to the bit, and floats that agree up to rounding.
     Raises:  ValueError for no seed, envs below 1, action ids that are neither 0, 1, 2, ... nor
-             within 0..7, or a game whose actions are both ids and continuous, or neither.
+             within 0..7, or a game with both action ids and continuous actions, or with neither.
     """
 
     def __init__(
@@ -140,14 +143,18 @@ class Resident:
 
     @property
     def columns(self) -> int:
-        """Uniform numbers drawn for a game on each step: one for sticky actions, then the rules'.
+        """How many uniform numbers are drawn for a game on each step.
 
-        A game either plays or resets on a step, so both read the same columns from the second on.
+        The first one is for sticky actions, the others are for the rules. On a step a game either
+        plays or resets, so `step` and `reset` of the rules read the same columns.
         """
         return 1 + max(self._game.draws, self._game.reset_draws)
 
     def draws(self) -> Tensor:
-        """Uniform numbers of the next step, [S, E, columns] float32, those of `draw.uniform`."""
+        """The uniform numbers that the next step will use, [S, E, columns] float32.
+
+        They are those of `draw.uniform`. Tests play the original games on them.
+        """
         return self._uniforms(self.columns)
 
     def _uniforms(self, columns: int) -> Tensor:
@@ -169,8 +176,8 @@ class Resident:
         """Advances every game by one agent step.
 
         Args:    action [S, E] int64 in [0, spec.actions), or [S, E, spec.actions] float32 in
-                 [-1, 1]; ignored where the last step ended an episode. A NaN is handed to the
-                 rules; it spoils its own environment only, at most until the episode ends.
+                 [-1, 1]; ignored where the last step ended an episode. A NaN reaches the rules; it
+                 can spoil only its own environment, and only until the episode ends.
         Raises:  ValueError for another shape or type, and on the CPU for an action out of range. On
                  CUDA that check would make the host wait for the device, so it is left out, and the
                  result of such an action is undefined.
@@ -199,12 +206,14 @@ class Resident:
         return self._advance(action)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of every tensor that the next step depends on, by name; the rules' own begin with
-        `game.`."""
+        """Copies of all tensors that the next step depends on, by name.
+
+        The names of tensors that belong to the state of the rules begin with `game.`.
+        """
         return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copies a saved state into the tensors at hand, which compiled and captured steps read.
+        """Copies a saved state into the existing tensors, whose memory a captured step reads.
 
         Raises:  ValueError if a tensor is missing, unknown, or of another shape or type; nothing is
                  changed then.

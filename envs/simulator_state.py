@@ -1,9 +1,9 @@
-"""Saved states of simulators: plain data, all of which is checked before any of it is used.
+"""Saves and restores the states of simulators as plain data, checked before any of it is used.
 
 A state may come from a stranger's file. So it can set only what this file lists: the attributes
 that a step or a reset changes in known classes, numpy's five bit generators, and the integration
-state of a MuJoCo model of the same sizes. Simulators of other classes are not saved. A state that
-does not fit raises CheckpointError, and the simulators stay as they are.
+state of a MuJoCo model of the same sizes. Simulators of other classes are not saved. If any part of
+a state does not fit, CheckpointError is raised and no simulator is changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ _LARGEST = {
 
 
 def _shown(value: Any) -> str:
-    """A value from a file for an error message, short whatever it is."""
+    """A value from a file as text for an error message; short, however large the value is."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} of {value.dtype}"
     if value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < 2**64):
@@ -52,7 +52,10 @@ def _shown(value: Any) -> str:
 
 
 def refuse(where: str, expected: str, got: Any) -> CheckpointError:
-    """The error over a saved value that does not fit. Args: where, its path in the saved state."""
+    """The error to raise for a saved value that does not fit.
+
+    Args: where, the value's path in the saved state; expected, in words; got, the value.
+    """
     return CheckpointError(
         f"{where}: expected {expected}, got {_shown(got)}; the saved state is of another task, of "
         "other options, or damaged"
@@ -60,7 +63,7 @@ def refuse(where: str, expected: str, got: Any) -> CheckpointError:
 
 
 def entries(saved: Any, keys: Sequence[str], *, where: str) -> dict[str, Any]:
-    """The saved dict. Raises: CheckpointError unless it has exactly these keys."""
+    """Checks a saved dict and returns it. Raises: CheckpointError unless it has just these keys."""
     if type(saved) is not dict:
         raise refuse(where, f"a dict of {', '.join(sorted(keys)) or 'nothing'}", saved)
     if saved.keys() != set(keys):
@@ -73,7 +76,10 @@ def entries(saved: Any, keys: Sequence[str], *, where: str) -> dict[str, Any]:
 
 
 def whole(value: Any, *, where: str, largest: int = 2**62) -> int:
-    """A saved whole number. Raises: CheckpointError unless it is one from 0 to `largest`."""
+    """Checks a saved whole number and returns it.
+
+    Raises: CheckpointError unless it is one from 0 to `largest`.
+    """
     if type(value) is not int or not 0 <= value <= largest:
         raise refuse(where, f"a whole number from 0 to {largest}", value)
     return value
@@ -101,7 +107,7 @@ def array(value: Any, shape: Sequence[int], dtype: Any, *, where: str) -> np.nda
 
 
 def save_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A numpy generator's state as plain data; arrays become signed tensors of the same bits."""
+    """A numpy generator's state as plain data; arrays become signed tensors with the same bits."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -161,7 +167,7 @@ def _mujoco() -> Any:
 
 
 def _kept() -> int:
-    """The bits that select, of MuJoCo's state, all that its next step depends on."""
+    """MuJoCo's bit mask for the parts of its state on which the next step depends."""
     return int(_mujoco().mjtState.mjSTATE_INTEGRATION)
 
 
@@ -177,7 +183,7 @@ def physics_is_exact(model: Any) -> bool:
 
 
 def save_physics(model: Any, data: Any) -> Tensor:
-    """All that the next step of MuJoCo depends on, one float64 vector."""
+    """The state on which MuJoCo's next step depends, one float64 vector."""
     state = np.empty(_mujoco().mj_stateSize(model, _kept()))
     _mujoco().mj_getState(model, data, state, _kept())
     return torch.from_numpy(state)
@@ -225,7 +231,7 @@ def _flag(saved: Any, layer: Any, where: str) -> bool:
 
 
 def _cell(saved: Any, layer: Any, where: str) -> Any:
-    """The number of a state in a tabular task."""
+    """The number of a state in a tabular task; `layer` has Discrete observations."""
     value = _number(saved, layer, where)
     if not isinstance(value, int | np.integer) or not 0 <= value < layer.observation_space.n:
         raise refuse(where, f"a whole number below {layer.observation_space.n}", saved)
@@ -280,13 +286,14 @@ _CHANGING: dict[str, dict[str, _Check]] = {
     "cerl.envs.gym.JointAction": {},
 }
 _ROBOTS = "gymnasium.envs.mujoco."
-# Rewards of the robots compare positions of bodies after a step with those before it. MuJoCo left
-# the latter from the middle of the step before, so they do not follow from its state.
+# Positions of bodies, which are saved beside MuJoCo's state. Rewards of the robots compare the
+# positions after a step with those before it, and MuJoCo computes the latter in the middle of the
+# earlier step: they cannot be computed again from the state after that step.
 _PLACES = ("xpos", "xipos")
 
 
 def _layers(env: gymnasium.Env) -> Iterator[Any]:
-    """The environment under its wrappers, outermost first."""
+    """The wrappers of an environment, outermost first, and last the environment itself."""
     while isinstance(env, gymnasium.Wrapper):
         yield env
         env = env.env
@@ -302,7 +309,7 @@ def _is_robot(layer: Any) -> bool:
 
 
 def exact(env: gymnasium.Env) -> bool:
-    """Whether `save` keeps all that a simulator and its wrappers depend on."""
+    """Whether `save` keeps everything on which a simulator and its wrappers depend."""
     *wrappers, inner = _layers(env)
     if any(_name(wrapper) not in _CHANGING for wrapper in wrappers):
         return False
@@ -313,7 +320,7 @@ def exact(env: gymnasium.Env) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as plain data: numpy's arrays and scalars become tensors."""
+    """The value of an attribute as plain data: numpy's arrays and scalars become tensors."""
     if isinstance(value, np.ndarray | np.generic):
         return torch.from_numpy(np.array(value))
     return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
@@ -322,7 +329,7 @@ def _plain(value: Any) -> Any:
 def save(env: gymnasium.Env) -> list[dict[str, Any]]:
     """The state of a simulator and of its wrappers, outermost first.
 
-    Args:    env, for which `exact` holds, after its first reset.
+    Args:    env, an environment for which `exact` is True, after its first reset.
     """
     saved = [
         {key: _plain(getattr(layer, key)) for key in _CHANGING.get(_name(layer), {})}
@@ -338,9 +345,11 @@ def save(env: gymnasium.Env) -> list[dict[str, Any]]:
 
 
 def restore(envs: Sequence[gymnasium.Env], saved: Any, *, where: str) -> None:
-    """Checks the states that `save` returned for all simulators, then puts these into them.
+    """Checks the saved states of all simulators, then restores all simulators.
 
-    Raises:  CheckpointError naming simulator and attribute; then none of them is changed.
+    Args:    saved, a list of what `save` returned for each; where, for messages.
+    Raises:  CheckpointError naming the simulator and the attribute that do not fit; no simulator is
+             changed then.
     """
     if type(saved) is not list or len(saved) != len(envs):
         got = len(saved) if type(saved) is list else _shown(saved)
@@ -356,7 +365,7 @@ def restore(envs: Sequence[gymnasium.Env], saved: Any, *, where: str) -> None:
 
 
 def _changes(env: gymnasium.Env, saved: Any, *, where: str) -> list[Callable[[], None]]:
-    """Checks a saved state. Returns: calls that, together, put the simulator into it."""
+    """Checks a saved state. Returns: functions that restore the simulator when all are called."""
     layers = list(_layers(env))
     if type(saved) is not list or len(saved) != len(layers):
         raise refuse(where, f"a list of {len(layers)}, the wrappers and the simulator", saved)

@@ -1,6 +1,6 @@
-"""Modules of the user's own, which a config names as `module:name`: imported, or refused in words.
+"""Imports modules of the user's own, which a config names as `module:name`.
 
-What fails in the user's code becomes one sentence that names the task and keeps the cause.
+An error in the user's code becomes one sentence that names the task and contains the cause.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from cerl.envs.host import nearest
 
 
 def cause(error: BaseException) -> str:
-    """The class and the message of an error in a task's own code."""
+    """Text with the class and the message of an error, for another message."""
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -24,12 +24,14 @@ def cause(error: BaseException) -> str:
 def import_task_module(name: str) -> ModuleType:
     """Imports the module of a task: from the current folder, else from the installed packages.
 
-    This order holds however cerl was started. The current folder stands first in Python's search
-    path during the import only. If the module was found there, the folder stays at the end of the
-    path: modules that the task imports later are found, and none replaces an installed package.
+    This order does not depend on how cerl was started. The current folder is the first one in
+    Python's search path only during the import. If the module was found there, the folder stays at
+    the end of the path: modules that the task imports later are found, but none of them replaces an
+    installed package.
 
-    Raises:  ImportError saying where it was looked for, or what the module lacks; RuntimeError
-             where the module fails, or another one of its name is in use.
+    Raises:  ImportError naming the folder where the module was looked for, or the package that the
+             module lacks; RuntimeError if the module itself fails, or another module of its name is
+             in use.
     """
     folder = os.getcwd()
     top = name.partition(".")[0]
@@ -65,7 +67,7 @@ def import_task_module(name: str) -> ModuleType:
 def keyword_arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function or class that can be given by name.
 
-    Raises:  ValueError or TypeError where Python knows no signature, as of compiled code.
+    Raises:  ValueError or TypeError where Python knows no signature (compiled code, for example).
     """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
     parameters = inspect.signature(function).parameters
@@ -73,7 +75,7 @@ def keyword_arguments(function: Callable[..., Any]) -> dict[str, inspect.Paramet
 
 
 def listed(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """Parameters with their defaults, for an error message."""
+    """Parameters with their defaults as text, for an error message."""
     bare = (parameter.replace(annotation=parameter.empty) for parameter in parameters.values())
     return ", ".join(map(str, bare)) or "no arguments"
 
@@ -81,7 +83,7 @@ def listed(parameters: Mapping[str, inspect.Parameter]) -> str:
 def unknown_argument(
     arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], *, title: str
 ) -> str:
-    """The error message over the first argument that a task does not take; "" if it takes all.
+    """The error message for the first argument that a task does not take; "" if it takes all.
 
     Args:    parameters, those of the function or constructor; title, the task's name.
     """

@@ -1,12 +1,11 @@
-"""Fault campaigns of any length: runs that are killed, disks that fill up, bits that flip, states
-that lie.
+"""Fault campaigns: kills runs, fills disks, flips bits of files, changes structures of checkpoints.
 
     python tests/campaign.py --kills 1000 --flips 500 --mutations 300 --disks 20
 
-Everything goes through the command line (`cerl.__main__.main` in a forked process, so that torch is
-imported once; every twentieth kill is of `python -m cerl` itself). A run that was disturbed is gone
-on with until it ends, and is then compared bit for bit with one that was not: result rows, metrics,
-every leaf of the last checkpoint, every row of replay, TensorBoard's scalars. Exit code 1 if
+Runs are started by the command line (`cerl.__main__.main` in a forked process, so that torch is
+imported only once; every twentieth kill is of a real `python -m cerl`). A disturbed run is resumed
+until it ends, and is then compared bit for bit with an undisturbed one: result rows, metrics, every
+leaf of the last checkpoint, every row of replay, TensorBoard's scalars. The exit code is 1 if
 anything was lost, differs, or was read as another number.
 """
 
@@ -29,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What is compared must not depend on how many runs share the machine.
+# One thread, whatever the machine: sums by another number of threads would round differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -42,7 +41,7 @@ from cerl.record.folder import load_file
 
 
 def line(**options: Any) -> list[str]:
-    """Options as the command line has them: group_name stands for --group.name."""
+    """Options as words of the command line; the keyword group_name stands for --group.name."""
     words = []
     for key, value in options.items():
         group, _, name = key.partition("_")
@@ -58,9 +57,10 @@ SMALL: dict[str, Any] = {
     **{"explore_hold": 20, "explore_decay": 100, "eval_every": 80, "eval_episodes": 2},
     **{"log_every": 40, "log_checkpoint_every": 60},
 }
-COPIES: dict[str, Any] = {"schedule_target_every": 20}  # of target networks
+COPIES: dict[str, Any] = {"schedule_target_every": 20}  # for presets that copy target networks
 WINDOWS = {"encoder_width": 16, "encoder_context": 2, "encoder_learnt": 5}
-# Every kind of agent and encoder, simulators on the host, and a buffer whose writing takes long.
+# The runs of a campaign, by preset: all kinds of agents and encoders, simulators on the host, and
+# (the last one) a replay that takes long to write.
 SETTINGS: dict[str, list[str]] = {
     "catch/cerl": line(**SMALL, **COPIES, ensemble_members=3),
     "minatar/cerl": line(**SMALL, **COPIES, ensemble_members=2, env_envs=2),
@@ -72,16 +72,16 @@ SETTINGS: dict[str, list[str]] = {
 
 
 class Bits(NamedTuple):
-    """All that a run folder says, in a form that compares exactly."""
+    """The contents of a run folder, in a form that is equal if and only if all bits are."""
 
-    rows: dict
-    metrics: dict
-    state: dict[str, Any]
-    scalars: dict[str, list]
+    rows: dict  # result rows, by column
+    metrics: dict  # by column
+    state: dict[str, Any]  # leaves of the newest checkpoint and rows of replay, by path
+    scalars: dict[str, list]  # of TensorBoard, by seed and tag
 
 
 def read_all(folder: Path) -> Bits:
-    """Everything in a run folder that is a number, times of the clock left out."""
+    """Reads every number in a run folder, except wall-clock times."""
 
     def table(name: str, schema: Any) -> dict[str, list[str]]:
         columns = rows.read(folder / f"{name}.parquet", schema).to_pydict()
@@ -104,7 +104,7 @@ def leaves(folder: Path) -> dict[str, Any]:
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree with their paths; times of the clock left out."""
+    """The leaves of a tree with their paths, except wall-clock times."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key != "wall_seconds":
@@ -120,8 +120,8 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def scalars(folder: Path) -> dict[str, list]:
-    """Steps and values of every tag, as TensorBoard shows them; speeds left out."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # else it tells of every restart
+    """Steps and values of every tag that TensorBoard shows, except speeds."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart of a run
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}
@@ -136,7 +136,7 @@ def scalars(folder: Path) -> dict[str, list]:
 
 
 def differences(one: Bits, other: Bits) -> list[str]:
-    """Where two runs differ, in words; empty if every bit is the same."""
+    """A text for each difference between two runs; empty if every bit is the same."""
     found = []
     for part, a, b in zip(Bits._fields, one, other, strict=True):
         if a.keys() != b.keys():
@@ -147,14 +147,18 @@ def differences(one: Bits, other: Bits) -> list[str]:
 
 @contextlib.contextmanager
 def silent(words: io.StringIO | None = None) -> Iterator[None]:
-    """Nothing is printed, but all to `words`."""
+    """Within the `with` block, prints into `words` (or nowhere) instead of on the screen."""
     out = words or io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield
 
 
 def spawn(arguments: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Forks a process that runs a command line. Args: before, called in it first. Returns: pid."""
+    """Forks a process that runs cerl with some arguments.
+
+    Args:    log, file to which its output is appended; before, called first in that process.
+    Returns: the process id.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -174,8 +178,11 @@ def spawn(arguments: list[str], log: Path, before: Callable[[], None] = lambda: 
 
 
 def die_in_a_write(rng: random.Random) -> Callable[[], None]:
-    """Has a process kill itself within one of its next writes: with half of a file written, all
-    of it but not yet synced, before or after it takes its name."""
+    """A function that makes the process that calls it kill itself within one of its next writes.
+
+    It does so at one of four moments: when half of a file is written; when all of it is written but
+    not synced; before the file is renamed; or after that.
+    """
     countdown, moment = rng.randint(1, 12), rng.choice(("half", "unsynced", "unnamed", "named"))
     share = rng.random()
 
@@ -214,7 +221,7 @@ def die_in_a_write(rng: random.Random) -> Callable[[], None]:
 
 
 class Kills:
-    """Kills runs at random moments and resumes them, until so many kills are done."""
+    """Kills runs at random moments and resumes them."""
 
     def __init__(self, work: Path, *, seed: int) -> None:
         self.work, self.rng = work, random.Random(seed)
@@ -224,7 +231,7 @@ class Kills:
         self.length: dict[str, float] = {}
 
     def reference(self, name: str) -> None:
-        """The run that nobody disturbs, and how long it takes."""
+        """Trains the undisturbed run of a preset once, and measures how long it takes."""
         if name not in self.whole:
             out, began = self.work / f"whole-{name.replace('/', '-')}", time.monotonic()
             pid = spawn(["train", name, *SETTINGS[name], "--out", str(out)], self.work / "log.txt")
@@ -234,7 +241,7 @@ class Kills:
             self.whole[name] = read_all(folder)
 
     def run(self, kills: int) -> None:
-        """Runs of all settings in turn. Every run is gone on with until it ends."""
+        """Trains runs of all `SETTINGS` in turn, until there were that many kills in all."""
         names = list(SETTINGS)
         number = 0
         while self.counts["kills"] < kills:
@@ -244,7 +251,10 @@ class Kills:
             self.one(name, number, at_most=kills)
 
     def one(self, name: str, number: int, *, at_most: int) -> None:
-        """One run, killed a few times, then compared."""
+        """Trains one run, killing it a few times, and compares it with the undisturbed one.
+
+        Args: number of the run, for its folder; at_most, kills in the whole campaign.
+        """
         out, log = self.work / f"run-{number}", self.work / f"run-{number}.txt"
         left = min(self.rng.randint(4, 12), at_most - self.counts["kills"])
         while True:
@@ -279,7 +289,10 @@ class Kills:
         return any(checkpoint.files(folder) for folder in out.glob("*"))
 
     def start(self, arguments: list[str], log: Path, name: str, *, kill: bool) -> int:
-        """Runs a command line, and kills it. Returns: its exit code, -9 if it was killed."""
+        """Starts a run and waits for it. Args: kill, kill it at a random moment of some kind.
+
+        Returns: the exit code, -9 if it was killed.
+        """
         if not kill:
             return os.waitstatus_to_exitcode(os.waitpid(spawn(arguments, log), 0)[1])
         if self.rng.random() < 0.05:
@@ -309,7 +322,7 @@ class Kills:
 
 
 class Flips:
-    """Flips single bits of a run folder's files, and reads everything."""
+    """Flips single bits in files of a run folder, and reads everything in the folder again."""
 
     def __init__(self, work: Path, *, seed: int) -> None:
         self.work, self.rng = work, random.Random(seed)
@@ -317,7 +330,10 @@ class Flips:
         self.problems: list[str] = []
 
     def run(self, flips: int) -> None:
-        """Every file is as likely as any other, so that small ones have their share."""
+        """Flips bits, each in a copy of the folder.
+
+        Each file is chosen with the same probability, so that small files are tested too.
+        """
         name = "catch/cerl"
         out = self.work / "flips"
         with silent():
@@ -340,7 +356,7 @@ class Flips:
             shutil.rmtree(copy)
 
     def read(self, folder: Path) -> tuple | str:
-        """All numbers, and the config; or the words with which they are refused."""
+        """The config, all numbers, and which checkpoints are damaged; or the error message."""
         words = io.StringIO()
         try:
             with silent(words), warnings.catch_warnings():
@@ -352,7 +368,10 @@ class Flips:
             return str(error)
 
     def judge(self, whole: tuple | str, got: tuple | str, what: str) -> None:
-        """Counts what became of a flipped bit."""
+        """Counts the consequence of a flipped bit.
+
+        Args: whole, what `read` gave without the flipped bit; got, with it; what was flipped.
+        """
         assert not isinstance(whole, str)
         self.counts["flipped bits"] += 1
         if isinstance(got, str):
@@ -362,7 +381,8 @@ class Flips:
             self.counts["an older checkpoint taken, and said"] += 1
             return
         found = differences(whole[1], got[1]) if whole[0] == got[0] else ["config.yaml"]
-        # A damaged record ends what TensorBoard shows: less is read, nothing else.
+        # TensorBoard stops reading at a damaged record. Then some values are missing, which is no
+        # problem as long as the others are right.
         if found and all(self.shorter(part, whole[1], got[1]) for part in found):
             self.counts["events cut at the damage"] += 1
         elif found:
@@ -371,7 +391,7 @@ class Flips:
             self.counts["without effect"] += 1
 
     def shorter(self, part: str, whole: Bits, got: Bits) -> bool:
-        """Whether a difference is that TensorBoard's events end early."""
+        """Whether a difference is only that TensorBoard's events end earlier."""
         if not part.startswith("scalars: "):
             return False
         key = part.removeprefix("scalars: ")
@@ -382,7 +402,7 @@ class Flips:
 
 
 class Mutations:
-    """Resumes from checkpoints whose bytes are intact and whose structure is not."""
+    """Resumes from checkpoints whose bytes pass all checksums but whose structure was changed."""
 
     def __init__(self, work: Path, *, seed: int) -> None:
         self.work, self.seed = work, seed
@@ -390,7 +410,7 @@ class Mutations:
         self.problems: list[str] = []
 
     def run(self, mutated: int) -> None:
-        """Every node of the checkpoint has its turn, of each setting in turn."""
+        """Changes nodes of a checkpoint of each of the `SETTINGS`, `mutated` nodes in all."""
         names = [name for name in SETTINGS if name != "minatar/ddqn"]
         for index, name in enumerate(names):
             out = self.work / f"mutations-{index}"
@@ -430,7 +450,7 @@ class Mutations:
 
 
 def without_repeats(options: list[str]) -> list[str]:
-    """Options of which the later ones count, each given once."""
+    """Words of the command line without repeated options: the last value given is kept."""
     groups: dict[str, list[str]] = {}
     for word in options:
         if word.startswith("--"):
@@ -441,7 +461,7 @@ def without_repeats(options: list[str]) -> list[str]:
 
 
 class Disks:
-    """Trains on a disk that fills up, gives it room, goes on, and compares."""
+    """Trains on a disk that fills up, enlarges the disk, resumes the run, and compares."""
 
     def __init__(self, work: Path, *, seed: int) -> None:
         self.work, self.rng = work, random.Random(seed)
@@ -449,7 +469,10 @@ class Disks:
         self.problems: list[str] = []
 
     def run(self, disks: int) -> None:
-        """Sizes from a page to more than enough, on a file system in memory (needs root)."""
+        """Trains on disks of random sizes, from 4 kB to twice of what a run needs.
+
+        The disks are file systems in memory; mounting them needs root.
+        """
         name = "catch/cerl"
         with silent():
             assert main(["train", name, *SETTINGS[name], "--out", str(self.work / "roomy")]) == 0
@@ -466,7 +489,7 @@ class Disks:
 
     @contextlib.contextmanager
     def disk(self, kilobytes: int) -> Iterator[Path | None]:
-        """A mounted file system of that size; None where this user may not mount."""
+        """Mounts a file system of a size; gives its folder, or None if this user may not mount."""
         place = self.work / "disk"
         place.mkdir(exist_ok=True)
         mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
@@ -508,7 +531,7 @@ class Disks:
 
 
 def report(title: str, counts: Counter[str], problems: list[str]) -> bool:
-    """Prints the figures. Returns: whether all went well."""
+    """Prints counts and problems. Returns: whether there were no problems."""
     print(f"{title}:")
     for name, count in counts.items():
         print(f"  {count:6,} {name}")
@@ -519,7 +542,7 @@ def report(title: str, counts: Counter[str], problems: list[str]) -> bool:
 
 
 def campaign(*, kills: int, flips: int, mutations: int, disks: int, seed: int, work: Path) -> bool:
-    """Runs all four. Returns: whether nothing was lost, different or read wrongly."""
+    """Runs all four kinds of faults. Returns: whether nothing was lost, different or misread."""
     well = True
     for kind, count in ((Kills, kills), (Flips, flips), (Mutations, mutations), (Disks, disks)):
         if count:

@@ -1,6 +1,6 @@
-"""What every test runs under: one thread, unfilled memory is NaN, GPU tests only with a GPU.
+"""Settings of all tests: one thread, uninitialised memory is NaN, GPU tests only with a GPU.
 
-CERL_TEST_THREADS=2 runs them with two threads instead: the verdict must be the same.
+CERL_TEST_THREADS=2 runs the tests with two threads instead. All of them must still pass.
 """
 
 import os
@@ -18,22 +18,24 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     if find_spec("triton") is not None:
         spare_repeated_work()
-# Runs are sealed with a key of this process's own, not with the user's.
+# The key that seals runs is kept in XDG_STATE_HOME. Tests must not use the user's own key.
 _STATE = tempfile.TemporaryDirectory(prefix="cerl-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode requires it
 
 
 def signals_are_heard() -> None:
-    """No signal that tests send is ignored, neither here nor in the processes they start.
+    """Makes sure that this process, and those that it starts, do not ignore the signals of tests.
 
-    A job that a script starts with `&`, or one under `nohup`, inherits that interrupts or hangups
-    are ignored, and hands that on. A handler of this process is the default one in a new program.
+    If the tests run as a job that a script started with `&`, or under `nohup`, they inherit that
+    interrupts or hangups are ignored, and their child processes would inherit it too. If this
+    process has a handler for a signal, a new program starts with the default action instead.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_IGN:
             interrupt = number == signal.SIGINT
-            # Not the default action: hangups that were ignored must not end the tests themselves.
+            # A handler that does nothing, and not the default action: a hangup that was to be
+            # ignored must not end the tests themselves.
             signal.signal(number, signal.default_int_handler if interrupt else lambda *_: None)
 
 
@@ -54,10 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def unfilled_memory_is_nan(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """`torch.empty` holds NaN (the largest integer where there is none).
+    """Fills uninitialised tensors with NaN (integers with their largest value).
 
-    On the CPU every allocation does. Deterministic mode, which that needs, refuses operations that
-    the GPU path uses, so GPU tests replace only what Python code calls.
+    On the CPU, torch does this for every allocation in deterministic mode. That mode refuses
+    operations that the GPU path uses, so in GPU tests only `torch.empty` and its relatives are
+    replaced, which Python code calls.
     """
     if request.node.get_closest_marker("gpu"):
         for owner, name in (

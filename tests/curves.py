@@ -1,15 +1,16 @@
-"""Golden training curves: many short runs whose losses are stored, and a comparison of two commits.
+"""Golden training curves: short runs whose losses are stored, and a comparison of two commits.
 
     python -m tests.curves check [CASE...]         compare losses with tests/golden/curves
     python -m tests.curves write [CASE...]         store the losses of this code there
-    python -m tests.curves run --out FOLDER        keep everything that the runs made, bit for bit
+    python -m tests.curves run --out FOLDER        store all results of the runs, bit for bit
     python -m tests.curves compare OLD NEW         run two commits and compare them to the bit
     python -m tests.curves compare --folders A B   the same for two source folders, without git
-    python -m tests.curves spread                  how far rounding alone moves the curves
+    python -m tests.curves spread                  measure how far rounding alone moves the curves
 
-A case is a preset at a small size that makes 300 updates. Most cases act at random, so that their
-data do not depend on rounding and their curves agree closely on any CPU. `compare` has no
-tolerance: it holds on one machine, for code that must not change a single bit of training.
+A case is a preset at a small size that makes 300 updates. In most cases actions are random, so that
+the data do not depend on rounding, and the curves agree closely on any CPU. `compare` has no
+tolerance. It is for changes that must not change a single bit of training, and both commits run on
+the same machine.
 """
 
 import argparse
@@ -42,48 +43,51 @@ from cerl.wiring import assemble
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "curves"
 UPDATES = 300
-# Metrics that are stored, where an agent has them.
+# Metrics that are stored, as far as an agent has them.
 CURVES = ("loss", "actor_loss", "temperature_loss")
-# Columns of the tables that say when and by which version a run was made, not what it computed.
+# Columns that are not compared: they depend on the time or the version of cerl.
 ASIDE = ("config_hash", "wall_seconds", "version")
 
 
 class Case(NamedTuple):
-    """A small run."""
+    """One small run."""
 
     preset: str
-    options: dict[str, Any]  # what it changes of `SMALL`, by dotted key
-    # Largest difference of a curve, relative to its largest |value|. `spread` finds 2e-6; now and
-    # then rounding chooses between two actions that are nearly as good, which moved a curve by up
-    # to 2e-4 (4e-4 in popgym_sac_fox). A gamma that is off by 0.1% moves every curve by 5e-4 or
-    # more, a learning rate that is off by 1% by 1e-3 or more.
+    options: dict[str, Any]  # its changes of `SMALL`, by dotted key
+    # The largest difference allowed in a curve, relative to its largest |value|. On emulated CPUs
+    # `spread` measures 2e-6. Sometimes two actions are nearly equally good and rounding decides
+    # between them, which moves a curve by up to 2e-4 (4e-4 in popgym_sac_fox). A mistake of 0.1% in
+    # gamma moves every curve by at least 5e-4, one of 1% in the learning rate by at least 1e-3.
     tolerance: float = 3e-4
 
 
-# One iteration of four environments makes one update.
+# Options of all cases. An iteration steps four environments and makes one update.
 SMALL: dict[str, Any] = {
     **{"seeds": (3, 1), "net.hidden": (16, 16), "env.envs": 4},
     **{"replay.capacity": 2_000, "replay.batch": 8, "replay.start": 80},
     "schedule.update_every": 4,
     **{"explore.start": 1.0, "explore.end": 1.0},
-    # With a small epsilon Adam would make whole steps of gradients that are nothing but rounding.
+    # With a small epsilon, Adam would make steps of full size even of gradients that are only
+    # rounding errors.
     "optim.eps": 1e-3,
     **{"eval.every": 10**9, "eval.episodes": 1, "eval.time_limit": 20, "eval.share": False},
     **{"log.every": 400, "log.checkpoint_every": 10**9, "log.checkpoint_minutes": 0.0},
     "log.save_replay": False,
 }
-# Of presets whose target networks are copies.
+# For presets whose target networks are copied every so many updates.
 COPIES = {"schedule.target_every": 40}
 ACTING = {"explore.start": 0.1, "explore.end": 0.1}
 THREE = {"seeds": (3,), "ensemble.members": 3}
 TWO = {"ensemble.members": 2}
-# In place of another family's environments; one of them, so an update takes four iterations.
+# The section `env` for presets of MuJoCo, whose simulators are an optional extra: one point mass.
+# With one environment an update takes four iterations.
 ONE_POINT = {"family": "point_mass", "name": "point_mass", "envs": 1}
 MINATAR = {"net.channels": (4,), "net.hidden": (16,)}
 WINDOWS = {"net.hidden": (12,), "encoder.width": 16, "replay.batch": 4}
 MAZE = {"seeds": (3,), **WINDOWS, "env.length": 4, "replay.candidates": 128}
-# The largest value changes little where two actions are nearly as good; which action has it may
-# change, and with it what the other network says of it (double Q-learning).
+# For cases in which two actions are often nearly equally good. Rounding may then change which of
+# them is best. The largest value hardly changes by that, but in double Q-learning the value that
+# the target network has for the chosen action does. So these cases use no double Q-learning.
 MAX = {"agent.double": False}
 
 CASES: dict[str, Case] = {
@@ -137,17 +141,17 @@ CASES: dict[str, Case] = {
 
 
 class Made(NamedTuple):
-    """What a run made: everything that two commits have to agree on."""
+    """The results of a run, in which two commits have to agree."""
 
-    curves: dict[str, list[float]]  # by "metric/seed/member", one value an update
-    state: dict[str, torch.Tensor]  # parameters, targets, optimisers, by path
-    tables: dict[str, dict[str, list]]  # rows and metrics, by column
+    curves: dict[str, list[float]]  # by "metric/seed/member", one value for each update
+    state: dict[str, torch.Tensor]  # parameters, target networks, optimisers, by path
+    tables: dict[str, dict[str, list]]  # result rows and metrics, by column
 
 
 def trained(name: str, *, device: str = "cpu", threads: int = 1) -> Made:
-    """Trains a case. All that this file knows of the package's inside is in here.
+    """Trains a case. This is the only function of this file that uses internals of the package.
 
-    Raises: RuntimeError if a run on a GPU captured no graph.
+    Raises: RuntimeError if a run on a GPU captured no CUDA graph.
     """
     case = CASES[name]
     curves: dict[str, list[float]] = {}
@@ -216,13 +220,13 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def golden(name: str) -> dict[str, list[float]]:
-    """The stored curves of a case, as the numbers of float32 that they were."""
+    """The stored curves of a case, rounded to float32, in which they were computed."""
     stored = json.loads((GOLDEN / f"{name}.json").read_text())
     return {key: np.array(values, np.float32).tolist() for key, values in stored.items()}
 
 
 def store(name: str, curves: dict[str, list[float]]) -> None:
-    """Writes the golden file of a case; nine digits tell any two numbers of float32 apart."""
+    """Writes the golden file of a case; nine digits are enough to restore every float32 number."""
     lines = [
         f'"{key}": [{",".join(f"{value:.9g}" for value in values)}]'
         for key, values in curves.items()
@@ -232,8 +236,11 @@ def store(name: str, curves: dict[str, list[float]]) -> None:
 
 
 def distance(got: dict[str, list[float]], want: dict[str, list[float]]) -> float:
-    """The largest difference of two runs' curves, each relative to the largest |value| wanted of
-    its metric; infinite where a number is not finite or the curves are not the same ones."""
+    """The largest difference between the curves of two runs.
+
+    Each difference is relative to the largest |value| in `want` of the same metric. The result is
+    infinite if a number is not finite, or if one run has curves that the other has not.
+    """
     if got.keys() != want.keys():
         return math.inf
     largest: dict[str, float] = {}
@@ -260,12 +267,12 @@ def bits(tensor: torch.Tensor) -> tuple:
 class Verdict(NamedTuple):
     """How two runs of a case differ."""
 
-    losses: bool  # equal to the bit
-    state: bool  # every tensor has an equal one
-    by_content: int  # tensors that were found by their content only, under another name
-    tables: bool  # equal in the columns that both have
-    largest: float  # absolute difference of a number with one name in both
-    notes: list[str]
+    losses: bool  # all losses are equal to the bit
+    state: bool  # every tensor of one run has an equal tensor in the other run
+    by_content: int  # tensors whose equal has another name in the other run
+    tables: bool  # all columns of the old run are in the new run and equal
+    largest: float  # largest absolute difference of two numbers of the same name
+    notes: list[str]  # texts on differences, for the reader
 
     @property
     def equal(self) -> bool:
@@ -273,7 +280,10 @@ class Verdict(NamedTuple):
 
 
 def apart(old: Iterable[Any], new: Iterable[Any]) -> float:
-    """The largest |difference| of two lists' numbers; infinite where there is none to take."""
+    """The largest |difference| between the numbers of two lists.
+
+    It is infinite if the lists have different lengths, or if only one of two numbers is NaN.
+    """
     old, new = np.asarray(old, dtype=float).ravel(), np.asarray(new, dtype=float).ravel()
     if old.shape != new.shape:
         return math.inf
@@ -283,7 +293,7 @@ def apart(old: Iterable[Any], new: Iterable[Any]) -> float:
 
 
 def compared(old: Made, new: Made) -> Verdict:
-    """Compares two runs. Tensors are matched by name, and what is then left by its content."""
+    """Compares two runs. Tensors are matched by name, and those without an equal by content."""
     notes, largest = [], 0.0
     losses = repr(old.curves) == repr(new.curves)
     for key in old.curves.keys() & new.curves.keys():
@@ -352,7 +362,7 @@ def compare(old: Path, new: Path) -> bool:
 
 
 def started(source: Path, out: Path, arguments: Sequence[str]) -> subprocess.Popen:
-    """Starts `run` in a source folder, with that folder's code and cases."""
+    """Starts the command `run` with the code and the cases of a source folder."""
     if not (source / "tests" / "curves.py").is_file():
         sys.exit(f"error: {source} has no tests/curves.py, so its runs cannot be compared")
     return subprocess.Popen(
@@ -363,7 +373,7 @@ def started(source: Path, out: Path, arguments: Sequence[str]) -> subprocess.Pop
 
 
 def _python_path() -> list[str]:
-    """Folders of PYTHONPATH that packages come from; none of them holds another cerl."""
+    """The folders of PYTHONPATH, except those that contain another cerl."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
 
@@ -390,7 +400,7 @@ def compare_sources(old: Path, new: Path, *, device: str, cases: Sequence[str]) 
 
 @contextlib.contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """A temporary work tree of a commit."""
+    """A folder with the files of a commit, which is removed after the `with` block."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
@@ -403,7 +413,8 @@ def checked_out(revision: str) -> Iterator[Path]:
 
 # How far rounding moves the curves
 
-# Libraries as they are on other CPUs, which take sums in another order.
+# Environment variables and numbers of threads with which libraries take sums in another order, as
+# they do on other CPUs.
 CPUS: dict[str, tuple[dict[str, str], int]] = {
     "no vectors": (
         {
@@ -428,7 +439,7 @@ CPUS: dict[str, tuple[dict[str, str], int]] = {
 
 
 def spread(names: Sequence[str]) -> None:
-    """Prints, by case, the distance from the golden curves on emulated other CPUs."""
+    """Prints, for each case, the distance from the golden curves on emulated other CPUs."""
     found: dict[str, dict[str, float]] = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as work:
         for cpu, (variables, threads) in CPUS.items():
@@ -448,13 +459,15 @@ def spread(names: Sequence[str]) -> None:
 
 
 def run(names: Sequence[str], out: Path, *, device: str, threads: int) -> None:
+    """Trains cases and writes the results of each to a file CASE.pt in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         torch.save(trained(name, device=device, threads=threads)._asdict(), out / f"{name}.pt")
 
 
 def check(names: Sequence[str]) -> bool:
-    """Prints how far every case is from its golden file. Returns: whether all are near enough."""
+    """Prints the distance of every case from its golden file. Returns: whether all are within
+    their tolerance."""
     good = True
     for name in names:
         far, bound = distance(trained(name).curves, golden(name)), CASES[name].tolerance
@@ -493,7 +506,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"expected the cerl of {ROOT}, got {cerl.__file__}; set PYTHONPATH={ROOT}")
     names = given.cases or list(CASES)
     with tempfile.TemporaryDirectory() as state:
-        # Runs are sealed with a key of this process's own, not with the user's.
+        # The key that seals runs is kept in XDG_STATE_HOME. These runs must not use the user's key.
         os.environ["XDG_STATE_HOME"] = state
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if given.command == "check":

@@ -1,4 +1,4 @@
-"""Windows drawn from a replay buffer by a few options, the others at their plainest."""
+"""Samples windows from replay; tests give only the options that matter to them."""
 
 from typing import Any
 
@@ -18,5 +18,5 @@ PLAIN: dict[str, Any] = {
 
 
 def draws(replay: Replay, *, step: Tensor, **options: Any) -> Window:
-    """`Replay.sample`; options as of `Sampling`."""
+    """Calls `Replay.sample`. Args: options, fields of `Sampling` that differ from `PLAIN`."""
     return replay.sample(Sampling(**(PLAIN | options)), step=step)

@@ -1,8 +1,8 @@
-"""Triton's interpreter without the work that it does again at every call of a device function.
+"""Makes Triton's interpreter faster by leaving out work that it repeats to no effect.
 
-It replaces the operations of triton.language by its own at every launch of a kernel, and again, to
-no effect, at every call of a function inside; and it writes out a table of types whenever it looks
-one up. Together that is a third of its time. Results are the same.
+The interpreter replaces the operations of triton.language by its own at every launch of a kernel,
+and needlessly again at every call of a device function in the kernel. And it builds a table of
+types each time it looks up one type. Both together take a third of its time. Results are the same.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def spare_repeated_work() -> None:
-    """Changes Triton's interpreter in this process; does nothing where it is built otherwise."""
+    """Changes Triton's interpreter in this process; does nothing to a version built differently."""
     from triton.runtime import interpreter
 
     module: Any = interpreter
@@ -19,7 +19,7 @@ def spare_repeated_work() -> None:
     if not all(hasattr(module, name) for name in needed):
         return
     replace, launch = module._patch_lang, module.GridExecutor.__call__
-    replaced: list[set[Any]] = []  # by launches under way, the innermost last
+    replaced: list[set[Any]] = []  # modules replaced so far, for each active launch, innermost last
 
     def replace_once(fn: Any) -> Any:
         known = (module.tl, module.tl.core)

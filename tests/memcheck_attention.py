@@ -1,10 +1,11 @@
-"""Attention kernels at small odd shapes, for NVIDIA's memory checker. No test: run it as
+"""Runs the attention kernels at small odd shapes under NVIDIA's memory checker. Not a test; use
 
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    python tests/memcheck_attention.py          # compiles, as the checker slows that down too
+    python tests/memcheck_attention.py          # compiles the kernels; slow under the checker
     compute-sanitizer --tool memcheck --error-exitcode 1 python tests/memcheck_attention.py
 
-Without torch's caching every tensor is an allocation of its own, whose ends the checker watches.
+Without torch's caching allocator every tensor is an allocation of its own, so the checker sees each
+access beyond the end of a tensor.
 """
 
 import os
@@ -16,8 +17,9 @@ from torch import Tensor
 from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
-# B, M, N, Hq, Hkv, D, window; one block, one launch, and the long path on both sides of a chunk of
-# its scans, with and without the copy engine.
+# B, M, N, Hq, Hkv, D, window. They cover all three regimes: short (one block), medium (one launch)
+# and long, the last with lengths below and above a chunk of its scans, and with and without the
+# copy engine.
 SHAPES = (
     (3, 63, 63, 4, 2, 32, None),
     (1, 5, 100, 2, 2, 24, 7),
@@ -70,7 +72,7 @@ def main() -> int:
         print("no CUDA device here: nothing to check", file=sys.stderr)
         return 1
     if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
-        print("set PYTORCH_NO_CUDA_MEMORY_CACHING=1, or writes past an end stay unseen")
+        print("set PYTORCH_NO_CUDA_MEMORY_CACHING=1: else the checker misses writes past an end")
         return 1
     torch.manual_seed(0)
     for number, shape in enumerate(SHAPES):

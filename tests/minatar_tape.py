@@ -1,7 +1,8 @@
-"""Steps a MinAtar game of ours and of the `minatar` package side by side on the same randomness.
+"""Steps a MinAtar game of ours and of the `minatar` package side by side on shared random numbers.
 
-The package draws from `RandomState` objects; here a tape takes their place and hands out the
-uniforms that our environment uses for that game and step. The package is only ever an oracle.
+The package draws from `RandomState` objects. Here a `Tape` takes their place: it returns the
+uniform numbers that our environment uses for that game and step. The package is used only as the
+reference of tests.
 """
 
 import sys
@@ -21,11 +22,11 @@ Policy = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 class Tape:
-    """Stands in for `RandomState`: `rand` is the next uniform, `randint` a + int(u * (b - a)).
+    """Replaces `RandomState`: `rand` is the next uniform number u, `randint` a + int(u * (b - a)).
 
-    Draws are taken in order. `sections` maps the name of a package function to the column (of the
-    rules' uniforms, the sticky draw not counted) at which its draws begin on every call, for games
-    that draw different things on different steps.
+    Numbers are taken in order. Some games draw different things on different steps. For these,
+    `sections` maps the name of a function of the package to the column at which its draws begin on
+    every call. Columns are those of the rules; the number for sticky actions is not counted.
     """
 
     def __init__(self, sections: Mapping[str, int]) -> None:
@@ -59,10 +60,10 @@ class Tape:
 
 
 class Report(NamedTuple):
-    """What a comparison went through, so that a test can insist on it."""
+    """What happened in a comparison, so that a test can require that it covered enough."""
 
     steps: int  # game steps compared, resets not counted
-    episodes: int  # that ended by a terminal
+    episodes: int  # episodes that ended by a terminal
     rewards: dict[float, int]  # how often each reward came
 
 
@@ -100,7 +101,7 @@ def side_by_side(
 
     def fill() -> None:
         for tape, row in zip(tapes, ours.draws()[0].numpy(), strict=True):
-            # A step begins with the sticky draw, a reset with the rules' first.
+            # A step reads from the number for sticky actions on; `restart` skips that number.
             tape.put(row, at=0)
 
     def check(where: str, obs: torch.Tensor) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Trees of plain data and tensors, spoilt in their structure; the values of leaves stay."""
+"""Changes the structure of trees of plain data and tensors, as a damaged or hostile file would.
+
+Nodes are replaced by others, deleted, renamed or doubled. The numbers in tensors stay as they are.
+"""
 
 import random
 from collections import OrderedDict
@@ -44,7 +47,7 @@ def deep(levels: int) -> list:
 
 
 def places(tree: Any, path: Path = ()) -> Iterator[Path]:
-    """Every node below the root."""
+    """The paths of all nodes below the root."""
     if isinstance(tree, dict):
         children: Any = tree.items()
     elif isinstance(tree, list | tuple):
@@ -63,7 +66,7 @@ def found(tree: Any, path: Path) -> Any:
 
 
 def changed(tree: Any, path: Path, change: Callable[[Any], Any]) -> Any:
-    """A copy with another node; everything beside the way to it is shared."""
+    """A copy of a tree with one node replaced by `change(node)`; all other nodes are shared."""
     if not path:
         return change(tree)
     key, rest = path[0], path[1:]
@@ -75,9 +78,11 @@ def changed(tree: Any, path: Path, change: Callable[[Any], Any]) -> Any:
 def mutations(
     tree: Any, count: int, *, seed: int = 0, beside: tuple[Path, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Mutated copies, each with words on what was done where; every node has its turn.
+    """Changed copies of a tree, each with a text that says what was changed where.
 
-    Args: beside, nodes that stay as they are, with all below them.
+    Nodes are taken in random order, each of them before any is taken again.
+
+    Args: count, how many copies; beside, paths of nodes that are not changed, nor any below them.
     """
     dice = random.Random(seed)
     nodes = [p for p in places(tree) if not any(p[: len(b)] == b for b in beside)]

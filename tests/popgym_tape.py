@@ -1,8 +1,9 @@
-"""Steps a game of ours and of the `popgym` package side by side on the same randomness.
+"""Steps a game of ours and of the `popgym` package side by side on shared random numbers.
 
-The package draws from gymnasium's `np_random`; here a tape takes its place and makes decks, boards,
-starts and noise of the uniforms that our environment uses for that game and step. Observations are
-compared after `gymnasium.spaces.flatten`, which `unflatten` undoes: nothing is lost in between.
+The package draws from gymnasium's `np_random`. Here a `Tape` takes its place: it makes decks,
+boards, starts and noise of the uniform numbers that our environment uses for that game and step.
+Observations are compared after `gymnasium.spaces.flatten`. `unflatten` gives back the original, so
+flattening loses no information.
 """
 
 from collections.abc import Callable
@@ -24,11 +25,11 @@ Policy = Callable[[Resident, int, np.random.Generator], np.ndarray]
 
 
 class Tape:
-    """Stands in for `np.random.Generator`: every draw takes the next uniforms, in order."""
+    """Replaces `np.random.Generator`: every draw takes the next uniform numbers, in order."""
 
     def __init__(self, game: Any) -> None:
         self.game, self.row, self.at = game, np.zeros(0, np.float32), 0
-        self.places: list[int] = []  # what is left of a ship that is being placed
+        self.places: list[int] = []  # numbers still to be returned for the ship being placed
 
     def put(self, row: np.ndarray) -> None:
         self.row, self.at, self.places = row, 0, []
@@ -39,7 +40,11 @@ class Tape:
         return self.row[self.at - count : self.at]
 
     def shuffle(self, deck: np.ndarray) -> None:
-        """The package deals from the end of a deck, but spreads it from the beginning."""
+        """Shuffles a deck in place by a sort of the next numbers.
+
+        Most games of the package deal from the end of the deck, so the order is reversed for them.
+        Concentration lays the cards out from the beginning.
+        """
         assert (deck == np.arange(len(deck))).all()
         order = np.argsort(self._next(len(deck)), kind="stable")
         spread = type(self.game).__name__.startswith("Concentration")
@@ -64,8 +69,8 @@ class Tape:
     def integers(self, high: int, size: int) -> np.ndarray:
         """Battleship asks for a ship's first square, then for its axis and direction.
 
-        What is drawn is the place with number floor(u * places) of those that are free; were it
-        not free for the package, it would draw again and find no number left.
+        The answer is the free place with number floor(u * number of free places). If the package
+        did not find it free, it would draw again, and `_next` would fail for lack of numbers.
         """
         if not self.places:
             board, lengths = self.game.board, self.game.ship_sizes
@@ -87,11 +92,11 @@ class Tape:
 
 
 class Report(NamedTuple):
-    """What a comparison went through, so that a test can insist on it."""
+    """What happened in a comparison, so that a test can require that it covered enough."""
 
     steps: int  # game steps compared, resets not counted
     terminals: int
-    truncations: int  # at which the package did not call a terminal too
+    truncations: int  # episodes that the package truncated without a terminal on the same step
     rewards: dict[float, int]  # how often each reward came, rounded to 6 places
     error: float  # largest difference of an observation or a reward
 
@@ -191,7 +196,7 @@ def side_by_side(
 
 
 def _theirs(space: spaces.Space, action: Any) -> Any:
-    """Our action as the package takes it."""
+    """Our action in the form that the package expects."""
     if isinstance(space, spaces.MultiDiscrete):
         return divmod(int(action), int(space.nvec[1]))
     if isinstance(space, spaces.Box):
@@ -200,7 +205,7 @@ def _theirs(space: spaces.Space, action: Any) -> Any:
 
 
 def _physics(ours: Resident, game: int) -> np.ndarray:
-    """The physical state of one of our games, as gymnasium keeps it."""
+    """The physical state of one of our games, in the order of gymnasium's `state`."""
     state = ours._state
     if hasattr(state, "angle"):
         numbers = [state.angle[game], state.speed[game]]

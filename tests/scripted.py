@@ -1,4 +1,4 @@
-"""Environments whose episodes are written down in a test, and a chain to learn."""
+"""Two environments for tests: one whose episodes a test prescribes, and a chain to be learnt."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,13 @@ from cerl.data import EnvSpec, Step
 
 
 class Scripted:
-    """Plays episode k of environment e of a seed for `length(seed, e, k)` steps.
+    """An environment whose lengths, rewards and ends of episodes are functions that a test gives.
 
-    `reward(seed, e, k, t, action)`, the action an int or, where continuous, a list of floats;
-    `terminal(seed, e, k)`, else the episode is truncated. An observation is (seed, e, k, t) in
-    float32. Keeps the actions of every step in `taken`. `restart(n)` goes on with episode 1000 n.
+    Episode k of environment e of a seed has `length(seed, e, k)` steps. It ends with a terminal if
+    `terminal(seed, e, k)`, else it is truncated. The reward of its step t is
+    `reward(seed, e, k, t, action)`, where the action is an int or, if continuous, a list of floats.
+    An observation is (seed, e, k, t) in float32. `taken` holds the actions of every step.
+    `restart(n)` continues with episode 1000 n.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class Scripted:
 
 
 class Chain:
-    """Five cells in a row; right (1) from the last one pays 1 and ends, left (0) goes back.
+    """Five cells in a row: action 1 goes right, 0 left; right from the last cell pays 1 and ends.
 
-    Starts in the first cell, is truncated after 20 steps. Worth gamma^4 at the start.
+    Episodes start in the first cell, whose value under the best policy is gamma^4, and are
+    truncated after 20 steps.
     """
 
     def __init__(self, *, seeds: int, envs: int) -> None:

@@ -1,4 +1,4 @@
-"""Agents are known by their protocol alone, and give what it promises."""
+"""The agents keep the protocol of `cerl.agent`, by which alone other code knows them."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
-"""A seed is alone: what it trains, scores and measures are the same bits whoever runs beside it.
+"""A seed is alone: its training, scores and diagnostics do not depend on the other seeds.
 
-Every kind of agent and family is trained tiny: seed 2 by itself, among three seeds, in another
-order, and beside a seed whose parameters are NaN. All of its rows must be equal, but for the time.
+Every kind of agent and family is trained in a tiny size: seed 2 by itself, among three seeds, in
+another order, and beside a seed whose parameters are NaN. All of its rows must be equal to the bit,
+except for wall-clock times.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Atari: the two back ends against each other, and against an emulator stepped by hand."""
+"""Atari: the two back ends are compared with each other, and with an emulator stepped by hand."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The definition of forgetting attention against a slow loop, and what its function takes."""
+"""The definition of forgetting attention is compared with a slow loop; errors of its arguments."""
 
 import math
 from typing import Any, NamedTuple

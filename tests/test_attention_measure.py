@@ -1,4 +1,4 @@
-"""The measured threshold of pruning: the kernel against the definition and against a loop."""
+"""The measured bound for pruning: the kernel is compared with the definition and with a loop."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which kernels a call runs, on which tiles, and that buffers are as long as the kernels' own."""
+"""Which kernels a call runs with which tiles, and that its buffers have the kernels' sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which tiles the running rule skips, against a loop over tiles and rows."""
+"""Which tiles the running rule of pruning skips, compared with a loop over tiles and rows."""
 
 import math
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Forgetting attention step by step: against the sequence operator, and what a step may touch."""
+"""Acting steps of forgetting attention: equal to the sequence operator; what a step may write."""
 
 import math
 from typing import Any, NamedTuple

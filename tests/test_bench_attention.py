@@ -1,4 +1,4 @@
-"""Inputs, rows and plots of the attention benchmarks, with a clock that is told what to say."""
+"""Inputs, rows and plots of the attention benchmarks, with a fake clock."""
 
 import gc
 import json

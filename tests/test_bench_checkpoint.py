@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints prints what streaming, saving and loading take."""
+"""The benchmark of checkpoints prints its rows, with all measurements in them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Two source trees measured in turns; stand-ins for them say how long they take."""
+"""`cerl bench compare`: two source trees are run alternately; fake trees say how long they take."""
 
 import json
 import math

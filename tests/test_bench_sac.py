@@ -1,4 +1,4 @@
-"""Benchmarks of SAC on the CPU: rows, launches whatever the block sizes, bad sizes."""
+"""Benchmarks of SAC on the CPU: their rows; results for all block sizes; sizes that are refused."""
 
 import json
 

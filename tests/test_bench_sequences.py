@@ -1,4 +1,4 @@
-"""Benchmarks of sequence networks print their rows, and time what they say."""
+"""Benchmarks of sequence networks print their rows, and time the networks that they name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The table of benchmarks: what is printed, what is written, what is compared."""
+"""The table of benchmarks: the rows that it prints, writes and compares."""
 
 import json
 import subprocess
@@ -114,7 +114,7 @@ def test_what_differs_since_is_told(stored, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "other"}, "`update` in .* are of GPU, and this is other; times compare on one"),
+        ({"device": "other"}, "`update` in .* are of GPU, and this is other; times can be"),
         ({"bench": "env"}, "has no rows of `env`; measure some with --out"),
         ({"tolerance": -0.1}, "--tolerance: expected a share from 0 on"),
         ({"tolerance": float("nan")}, "--tolerance: expected a share from 0 on"),
@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_refused_before_it_is_measured(stored, option
 
 
 def test_files_that_hold_no_rows_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected a file of rows, but .* is none"):
+    with pytest.raises(ValueError, match="expected a file of rows, but .* is no file"):
         Table("update", Output(against=tmp_path / "no"), device="GPU")
     path = tmp_path / "rows"
     path.write_text('{"bench": "update"}\nno row\n')

@@ -1,4 +1,4 @@
-"""Numbers that no run can mean: refused with the option's name, before anything begins."""
+"""Options with impossible numbers are refused with the option's name before a run begins."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A short campaign of faults; `python tests/campaign.py --kills 1000` is a long one."""
+"""A short fault campaign; `python tests/campaign.py --kills 1000` is a long one."""
 
 import os
 import subprocess

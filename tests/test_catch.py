@@ -1,4 +1,4 @@
-"""Catch against a loop over single games, and a board by hand."""
+"""Catch is compared with a loop over single games, and with a board worked out by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent, checked when read, and clear about what went wrong."""
+"""Checkpoints: they restore exactly, are whole or absent, are checked, and have clear errors."""
 
 import collections
 import contextlib

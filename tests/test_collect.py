@@ -1,4 +1,4 @@
-"""The Collector on written episodes, against a plain replay of what it must have done; learning."""
+"""The Collector on scripted episodes, compared with the rows it must have written; learning."""
 
 from typing import Any
 

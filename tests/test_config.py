@@ -1,4 +1,4 @@
-"""Loading, merging and checking of configurations, and what every shipped preset says."""
+"""Loading, merging and checking of configurations, and the contents of every shipped preset."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The tests' own surroundings: signals that a parent ignored, plugins that are installed."""
+"""The environment of the tests: signals that a parent ignored, plugins that are installed."""
 
 import os
 import signal

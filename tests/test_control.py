@@ -1,4 +1,4 @@
-"""Continuous control: EnvPool against gymnasium and dm_control, limits, terminals, bad names."""
+"""Continuous control: EnvPool against gymnasium and dm_control; limits, terminals, bad names."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: who is named, what freezing leaves alone, what a run does about it."""
+"""Divergence: the seed is named, freezing it leaves the others alone, and a run reacts as told."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Options without effect cannot be written, and runs that train alike have one hash."""
+"""Options without effect are refused, and runs that train alike have the same hash."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The contract of `cerl.envs.api`, asked of every environment. Append a builder to join."""
+"""All environments keep the contract of `cerl.envs.api`. Append a builder to test another one."""
 
 import functools
 from collections.abc import Callable, Sequence

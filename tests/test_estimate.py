@@ -1,3 +1,5 @@
+"""The estimate of a run's memory: compared with its real parts, made for every preset, refusals."""
+
 import gc
 
 import pytest

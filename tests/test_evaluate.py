@@ -1,4 +1,4 @@
-"""The Evaluator on written episodes: who plays, how often, what it scored."""
+"""The Evaluator on scripted episodes: which member plays how many episodes, and the scores."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The epsilon schedule's numbers, the noise of acting, who is on duty."""
+"""The schedule of epsilon, noise when acting, and which member is on duty."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Options on the command line: those of the kinds at hand, and what is said of others."""
+"""Options on the command line: those of the chosen kinds, and the errors for others."""
 
 import dataclasses
 

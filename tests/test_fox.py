@@ -1,4 +1,4 @@
-"""FoX's attention against the paper's equations one number at a time, and its cache."""
+"""FoX's attention is compared with the paper's equations, number by number; its cache."""
 
 import math
 from typing import Any

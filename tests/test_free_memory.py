@@ -1,3 +1,5 @@
+"""Free memory, read from files of a made-up machine: control groups, limits, missing files."""
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

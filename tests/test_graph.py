@@ -1,4 +1,4 @@
-"""`captured`: the function itself on the CPU; on a GPU the k-th call is the k-th step."""
+"""`captured`: on the CPU it is the function itself; on a GPU the k-th call is the k-th step."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The recurrent block against torch's, for every member, shared or on duty."""
+"""The recurrent block is compared with torch's, for all members, shared or for those on duty."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gymnasium: against its own SyncVectorEnv, saved and restored bit for bit, and bad simulators."""
+"""Gymnasium: compared with its SyncVectorEnv; saving and restoring to the bit; bad simulators."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""The head table against the definitions of the variants, next values against loops."""
+"""The head table is compared with the definitions of the variants, next values with loops."""
 
 import pytest
 import torch

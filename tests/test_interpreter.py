@@ -1,4 +1,4 @@
-"""What is spared in Triton's interpreter: the same numbers, and nothing stays replaced."""
+"""The faster interpreter of Triton computes the same numbers, and leaves nothing replaced."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The update: captured equals eager, seeds do not touch each other, loading keeps storage."""
+"""The update: captured equals eager, seeds are independent, loading keeps tensors in place."""
 
 import pytest
 import torch

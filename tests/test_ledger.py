@@ -1,3 +1,5 @@
+"""The ledger of tensors without memory: what it counts, and the shapes that operations have."""
+
 import sys
 
 import pytest

@@ -1,4 +1,4 @@
-"""The record of a run: rows, metrics, TensorBoard, progress, and what a resumed run keeps."""
+"""The record of a run: rows, metrics, TensorBoard, progress; what remains after a resume."""
 
 import errno
 import io

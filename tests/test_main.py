@@ -1,4 +1,4 @@
-"""The command line: what it hands on, what it refuses, and how."""
+"""The command line: what it calls with which arguments, and its errors."""
 
 import dataclasses
 import errno

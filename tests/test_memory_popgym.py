@@ -1,4 +1,4 @@
-"""POPGym's games on the device: step by step against the package, and what perfect play earns."""
+"""POPGym's games on the device: compared with the package step by step; returns of perfect play."""
 
 import numpy as np
 import pytest

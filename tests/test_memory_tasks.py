@@ -1,4 +1,4 @@
-"""Levels of tasks that need memory: how long their episodes last, and what is refused."""
+"""Levels of tasks that need memory: how long their episodes are, and levels that are refused."""
 
 import pytest
 

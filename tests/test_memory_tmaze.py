@@ -1,4 +1,4 @@
-"""T-mazes on the device: against a slow loop over a drawn map, and what a policy can earn."""
+"""T-mazes on the device: compared with a slow loop over a drawn map; returns of known policies."""
 
 import pytest
 import torch

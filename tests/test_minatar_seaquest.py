@@ -1,3 +1,5 @@
+"""Seaquest of MinAtar, compared with the package step by step on shared random numbers."""
+
 from collections import Counter
 from typing import NamedTuple
 

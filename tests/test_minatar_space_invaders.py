@@ -1,3 +1,5 @@
+"""Space Invaders of MinAtar, compared with the package step by step."""
+
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

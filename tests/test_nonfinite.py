@@ -1,4 +1,4 @@
-"""What is not finite: seen at any size of the finite numbers, reported sparingly."""
+"""Numbers that are not finite are found, whatever the others are, and reported sparingly."""
 
 import re
 import warnings

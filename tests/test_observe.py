@@ -1,4 +1,4 @@
-"""What an agent gets to see: masks, noise, dropout and flicker over any environment."""
+"""Masks, noise, dropout and flicker over the observations of any environment."""
 
 import warnings
 from typing import Any

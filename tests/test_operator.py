@@ -1,4 +1,4 @@
-"""Operators made of functions: which way a call goes, gradients, refusals, the registered form."""
+"""The operator decorator: eager calls and calls by torch.library, gradients, errors."""
 
 from collections.abc import Sequence
 

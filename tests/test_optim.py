@@ -1,4 +1,4 @@
-"""Optimisers against loops in float64 and torch's Adam; members do not feel each other."""
+"""Optimisers are compared with loops in float64 and torch's Adam; members are independent."""
 
 import math
 from typing import Any

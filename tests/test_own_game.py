@@ -1,4 +1,4 @@
-"""Games of the user's own: found, checked against `Game`'s contract, played, trained on."""
+"""Device-resident games of the user's own: found, checked against `Game`, and played."""
 
 import sys
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What an installation contains, and that pins, tree and pyproject.toml agree."""
+"""The contents of an installation; pins, tree and pyproject.toml agree."""
 
 import os
 import re

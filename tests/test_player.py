@@ -1,4 +1,4 @@
-"""The Player: what is captured of an agent step, and in which order its parts run."""
+"""The Player: which parts of an agent step are captured, and in which order they run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The point mass: its motion by hand, walls, rewards, and that it can be steered."""
+"""The point mass: its motion worked out by hand, walls, rewards, and that it can be steered."""
 
 import pytest
 import torch

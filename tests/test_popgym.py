@@ -1,4 +1,4 @@
-"""The popgym family: both back ends of all 42 tasks, and what is refused."""
+"""The popgym family: both back ends of all 42 tasks, and options that are refused."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Quantile values: what an action is worth, and the loss of a distribution by hand."""
+"""Quantile values: the value of an action, and the loss of a distribution worked out by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The ring against a list of rows that never forgets; sampling against the set of valid starts."""
+"""Replay is compared with a list of all rows; sampling with the set of all valid starts."""
 
 import math
 from typing import Any

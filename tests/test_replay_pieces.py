@@ -1,4 +1,4 @@
-"""Rows of replay on the disk: bit for bit at every fill, whatever the disk does meanwhile."""
+"""Rows of replay on the disk are restored to the bit, whatever the disk does meanwhile."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""From rows to tables and curves: averages, intervals, which rows count, and what is said."""
+"""From rows to tables and curves: averages, intervals, which rows are used, and the notes."""
 
 import io
 import itertools

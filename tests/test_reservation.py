@@ -1,3 +1,5 @@
+"""Reservations of memory: what runs see of each other, dead runs, damaged files, own folders."""
+
 import json
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What device-resident games have in common: the state that is written in place."""
+"""Parts that all device-resident games share: the state that is updated in place."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Tables of results: a damaged file is refused, whichever bit it is."""
+"""Tables of result rows: a damaged file is refused, whichever bit was flipped."""
 
 import pyarrow.parquet as pq
 import pytest

@@ -1,4 +1,4 @@
-"""n-step returns and losses against loops over single rows and numbers worked out by hand."""
+"""n-step returns and losses are compared with loops over single rows and numbers by hand."""
 
 import random
 from typing import Any

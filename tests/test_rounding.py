@@ -1,4 +1,4 @@
-"""The bound on what rounding may do: other orders pass, small mistakes do not."""
+"""The bound on rounding: sums in another order pass, small mistakes do not."""
 
 import pytest
 import torch

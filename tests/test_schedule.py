@@ -1,4 +1,4 @@
-"""The Schedule against counting one agent step after the other."""
+"""The Schedule is compared with a loop that counts one agent step after the other."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""config.yaml of a run: sealed, told from those of others, changed only where it may be."""
+"""config.yaml of a run: sealed, told from files of others, changed only where it may be."""
 
 import hashlib
 import os

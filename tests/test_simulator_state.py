@@ -1,4 +1,4 @@
-"""States of simulators from files: what changes is kept, what does not fit is refused whole."""
+"""Saved states of simulators: what steps change is saved; what does not fit is refused whole."""
 
 import copy
 from collections.abc import Callable

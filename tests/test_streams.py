@@ -1,4 +1,4 @@
-"""Computations side by side: the results in order, and on a GPU those of one after the other."""
+"""Parallel CUDA streams: results come in order and equal those of sequential execution."""
 
 import pytest
 import torch

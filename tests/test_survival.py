@@ -1,4 +1,4 @@
-"""Whatever ends a run: what it had is saved, and it goes on from there."""
+"""Whatever stops a run: its state is saved, and the run can be continued."""
 
 import contextlib
 import os

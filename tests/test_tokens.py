@@ -1,4 +1,4 @@
-"""Sequence networks in agents: what they read, learn from and remember, against slow loops."""
+"""Sequence networks in agents are compared with slow loops: reading, learning, acting."""
 
 import itertools
 import math

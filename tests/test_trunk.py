@@ -1,4 +1,4 @@
-"""The stack of every kind: acting against windows, refills, gradients, sizes, refusals."""
+"""The stack of blocks of every kind: acting against windows, refills, gradients, sizes, errors."""
 
 from typing import Any, NamedTuple
 

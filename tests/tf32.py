@@ -1,8 +1,8 @@
-"""What tf32 means, for tests of kernels: products of operands rounded to 10 bits of mantissa.
+"""A definition of tf32 for tests of kernels: operands are rounded to 10 bits of mantissa.
 
-Which products torch gives to tf32 depends on the sizes (one row, or 23 columns, it may multiply in
-float32), and how cuBLAS rounds is its own business. So an error in tf32 is compared with the worse
-of two, that of torch's own products and that of these.
+Torch does not use tf32 for all sizes (a product with one row, or 23 columns, may be in float32),
+and how cuBLAS rounds is not specified. So the error of a kernel in tf32 is compared with the larger
+of two errors: that of torch's own products, and that of the products defined here.
 """
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def rounded(values: Tensor) -> Tensor:
-    """float32 with the 10 bits of mantissa of tf32, to nearest, ties to even."""
+    """float32 values rounded to the 10 bits of mantissa of tf32, to nearest, ties to even."""
     bits = values.contiguous().view(torch.int32)
     bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
     return bits.view(torch.float32)
 
 
 class RoundedProduct(torch.autograd.Function):
-    """Matrix product of operands rounded to tf32, sums in float32; its gradients are alike."""
+    """Matrix product of operands rounded to tf32, summed in float32; gradients are such, too."""
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
@@ -31,7 +31,10 @@ class RoundedProduct(torch.autograd.Function):
 
 
 def worse(results: dict, others: dict, exact: dict) -> dict:
-    """Of every tensor the one whose largest error is larger."""
+    """For every name, the tensor of the two results whose largest error is larger.
+
+    Args: results and others, tensors by name; exact, the same in float64.
+    """
 
     def error(result: dict, name: str) -> Tensor:
         return (result[name].double() - exact[name]).abs().max()

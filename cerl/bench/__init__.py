@@ -1,15 +1,16 @@
-"""Benchmarks: what a machine takes for each part of the work, and whether it got slower.
+"""Benchmarks: how long each part of the work takes on this machine, and whether it got slower.
 
-Every benchmark is a function; its keyword arguments are the options of `cerl bench NAME`, and it
-prints one table (`table.py`) of what one stopwatch (`clock.py`) measured.
+Every benchmark is a function whose keyword arguments are the options of `cerl bench NAME`. All of
+them measure with one stopwatch (`clock.py`) and print one kind of table (`table.py`).
 """
 
 import importlib
 
-# Name: the module of the function, what it measures.
+# For each benchmark: its name on the command line, the module that holds its function (of the same
+# name, with underscores), and what it measures.
 BENCHMARKS = {
     "update": ("runs", "one update with sampling from a full replay, and its parts"),
-    "train": ("runs", "a training step: act, environment, insert, update, and all in one loop"),
+    "train": ("runs", "a training step: act, environment, insert, update, and the whole loop"),
     "env": ("runs", "steps of the MinAtar games on the device"),
     "replay": ("runs", "inserting into and sampling from a full replay of frames"),
     "sac": ("sac", "one update of ensembles of SAC"),
@@ -18,21 +19,22 @@ BENCHMARKS = {
     "attention-tiles": ("tiles", "block sizes of the attention kernels"),
     "acp": ("pruning", "what adaptive computation pruning saves and costs, with a plot"),
     "memory-update": ("sequences", "one update with each sequence network"),
-    "memory-acting": ("sequences", "one step of acting, with caches and by reading anew"),
-    "memory-length": ("sequences", "time and memory of an update as windows grow"),
+    "memory-acting": ("sequences", "one step of acting, with caches and by recomputing the past"),
+    "memory-length": ("sequences", "time and memory of an update by the length of windows"),
     "checkpoint": ("checkpoint", "writing, saving and loading of checkpoints"),
-    "compare": ("compare", "a benchmark under two versions of cerl, in turns"),
+    "compare": ("compare", "a benchmark under two versions of cerl, run alternately"),
 }
 
 
 class Slower(Exception):
-    """A benchmark took longer than what it is compared with, by more than the tolerance."""
+    """A measurement is larger than the one it is compared with by more than the tolerance."""
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Runs one of `BENCHMARKS` with options of the command line.
+    """Runs one of `BENCHMARKS`.
 
-    Raises: Slower; SystemExit after --help, or where an option cannot be read.
+    Args:    name, a key of `BENCHMARKS`; arguments, the words after it on the command line.
+    Raises:  Slower; SystemExit after --help, or where an option cannot be read.
     """
     import tyro
 
@@ -45,5 +47,5 @@ def run(name: str, arguments: list[str]) -> None:
         tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
     elif asks_help(arguments):
         tyro.cli(module.Plan, args=["--help"], prog=prog)
-    else:  # what it does not know is handed to the benchmark that it runs
+    else:  # options that `compare` does not know belong to the benchmark that it runs
         function(*filled(module.Plan, arguments, prog=prog))

@@ -1,8 +1,8 @@
-"""Forgetting attention against the clock: `cerl bench attention`.
+"""Times forgetting attention: `cerl bench attention`.
 
-Rows of q and k have length sqrt(D), so no logit is larger than sqrt(D), and `threshold` is what
-pruning may use then. The gates s70 and s90 decay so fast that 70% and 90% of the pairs of a query
-and an earlier key fall below it.
+Rows of q and k have length sqrt(D), so no logit exceeds sqrt(D) in size; `threshold` is the
+threshold for pruning that follows from this bound. The gates `s70` and `s90` decay so fast that 70%
+and 90% of all pairs of a query and an earlier key fall below the threshold.
 """
 
 import importlib.util
@@ -25,11 +25,11 @@ from cerl.kernels.attention.plan import Tiles
 from cerl.kernels.attention.pruning import visited
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
-LOG_EPS = -10.0  # log of the share of a softmax that pruning may drop
+LOG_EPS = -10.0  # natural log of the share of a softmax that pruning may leave out
 GATES = ("none", "mild", "s70", "s90")
-OFTEN = ("none", "none+acp", "s70+acp", "s90+acp")
+OFTEN = ("none", "none+acp", "s70+acp", "s90+acp")  # cases of a shape that `TABLE` does not list
 RUNNING = ("s70+running", "s90+running")
-# Shapes of the table and their cases.
+# The shapes that are timed if none is given, and the cases of each.
 TABLE = {
     "4,4096,16,64": OFTEN + RUNNING,
     "2,16384,16,64": OFTEN + RUNNING,
@@ -41,22 +41,22 @@ TABLE = {
 
 
 class Shape(NamedTuple):
-    """Of q, k and v alike: B, T, H, D; of a step T is what the full cache holds."""
+    """The shape of q, k and v, which is the same for all three."""
 
-    batch: int
-    length: int
-    heads: int
-    width: int
+    batch: int  # B
+    length: int  # T, steps; for an acting step, the keys that the full cache holds
+    heads: int  # H
+    width: int  # D, numbers in a row of one head
 
 
 class Work(NamedTuple):
-    """One line of the table: a sequence, or a step after a sequence, under a gate."""
+    """What one line of the table times."""
 
-    step: bool
+    step: bool  # an acting step with a full cache; else a whole sequence
     shape: Shape
-    gate: str
+    gate: str  # one of `GATES`
     pruned: bool
-    running: bool = False  # pruned by the running rule
+    running: bool = False  # pruned by the running rule instead of a fixed threshold
 
     @property
     def what(self) -> str:
@@ -78,27 +78,27 @@ def attention(
     jobs: int = 0,
     output: Output = Output(),
 ) -> Rows:
-    """Forward, forward and backward, and one acting step of forgetting attention, in bf16.
+    """Times forgetting attention in bf16: forward, forward and backward, and one acting step.
 
-    Milliseconds of one call: `graph` replayed in a CUDA graph, `eager` as called. Calls follow each
-    other, so small inputs are found in the cache of the GPU.
+    Columns are milliseconds of one call: `graph` replayed in a CUDA graph, `eager` called from
+    Python. Calls follow each other directly, so small inputs stay in the GPU's cache.
 
     Args:
-        shapes: B,T,H,D of a sequence, or step:B,R,H,D of a step with a full cache of R
-        cases: a gate (none, mild, s70, s90), with +acp if pruned, +running if by the running
-            rule, which has no official counterpart; the usual ones if not given
-        official: folder with the authors' forgetting_attention.py, timed in the same run
+        shapes: B,T,H,D of a sequence, or step:B,R,H,D of an acting step with a full cache of R keys
+        cases: a gate (none, mild, s70, s90), followed by +acp for pruning, or by +running for
+            pruning with the running rule, which the authors' code does not have
+        official: folder with the authors' forgetting_attention.py, which is then timed too
         sdpa: also time torch's attention without a gate (flash, cuDNN), in unpruned cases
         repeats: timings of each number, of which the median is taken
-        seconds: rows that begin later than this are left out
-        jobs: processes that compile all kernels first; 0 compiles each before it is timed
+        seconds: time limit; rows that have not begun by then are left out
+        jobs: processes that compile all kernels first; 0: each is compiled before it is timed
     """
     device, timer = needed_device(), stopwatch(repeats)
     works = parsed(shapes, cases)
     reference = None if official is None else load_official(official)
     end = time.monotonic() + seconds
     if jobs:
-        # The gate decides nothing that is compiled.
+        # Works that differ in the gate alone use the same compiled kernels: one of each will do.
         kinds = {(work.step, work.shape, *work[3:]): work for work in works}.values()
         places = (None,) if official is None else (official, None)
         given = [
@@ -113,7 +113,7 @@ def attention(
 
 
 def parsed(shapes: Sequence[str], cases: Sequence[str]) -> list[Work]:
-    """All rows of the table that are asked for.
+    """The works that the options `shapes` and `cases` ask for.
 
     Raises: ValueError for a shape or case that cannot be read.
     """
@@ -133,7 +133,7 @@ def parsed(shapes: Sequence[str], cases: Sequence[str]) -> list[Work]:
 
 
 def parsed_shape(text: str) -> Shape:
-    """B,T,H,D. Raises: ValueError."""
+    """Reads a shape from text like 4,4096,16,64. Raises: ValueError where it cannot be read."""
     sizes = text.split(",")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(
@@ -154,21 +154,28 @@ def inputs(
 
 
 def threshold(shape: Shape) -> float:
-    """Natural log; what a bound of sqrt(D) on the logits allows."""
+    """The threshold on D_ij (natural log) that is safe if no logit exceeds sqrt(D) in size.
+
+    Source: docs/attention.md, "Pruning".
+    """
     return LOG_EPS - math.log(shape.length) - 2.0 * math.sqrt(shape.width)
 
 
 def decay_rate(gate: str, shape: Shape) -> float:
-    """Mean of -log f per step of the gates none, s70 and s90."""
+    """Mean of -log f per step, in nats, of the gates none, s70 and s90."""
     if gate == "none":
         return 0.0
     share = {"s70": 0.7, "s90": 0.9}[gate]
-    # The pairs that are at least w steps apart are (1 - w / T)^2 of all.
+    # A share (1 - w / T)^2 of all pairs is at least w steps apart. The rate is chosen so that the
+    # decay over w steps is the threshold, for the w that makes this share the wanted one.
     return -threshold(shape) / (shape.length * (1.0 - math.sqrt(share)))
 
 
 def gates(gate: str, shape: Shape, *, device: torch.device, seed: int = 1) -> Tensor:
-    """log_f [B, T, H] float32: uniform between 0.5 and 1.5 times the rate; mild: about -0.005."""
+    """Random gates log_f [B, T, H] float32.
+
+    Uniform between 0.5 and 1.5 times the negative `decay_rate`; for the gate mild about -0.005.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     u = torch.rand(shape[:3], device=device, generator=generator)
     if gate == "mild":
@@ -177,17 +184,22 @@ def gates(gate: str, shape: Shape, *, device: torch.device, seed: int = 1) -> Te
 
 
 class Calls(NamedTuple):
-    """What is timed of one implementation, and the share of tiles that it skips."""
+    """The calls of one implementation that are timed."""
 
     forward: Callable[[], Any]
-    both: Callable[[], tuple[Tensor, ...]] | None
-    skipped: float | None
+    both: Callable[[], tuple[Tensor, ...]] | None  # forward and backward; None: an acting step
+    skipped: float | None  # share of the tiles up to the diagonal that pruning skips
 
 
 def implementations(
     work: Work, reference: Any, device: torch.device, *, sdpa: bool = False
 ) -> dict[str, Callable[[], Calls]]:
-    """Name to what makes its calls; ours first, which the others are compared with."""
+    """Functions that prepare the calls of each implementation, by name.
+
+    Ours comes first, since `measure` compares the others with it.
+
+    Args: reference, the module of the authors' code or None; sdpa, include torch's attention.
+    """
     made: dict[str, Callable[[], Calls]] = {}
     if work.step:
         made["ours"] = lambda: step_calls(work, device)
@@ -205,7 +217,7 @@ def implementations(
 def sequence_calls(
     work: Work, device: torch.device, *, dtype: torch.dtype = torch.bfloat16
 ) -> Calls:
-    """Our operator on a whole sequence."""
+    """The calls of our operator on a whole sequence."""
     shape = work.shape
     log_f = gates(work.gate, shape, device=device)
     options: dict[str, Any] = {}
@@ -225,7 +237,10 @@ def sequence_calls(
 
 
 def paired(attend: Callable[..., Tensor], x: Sequence[Tensor], do: Tensor, skipped: float) -> Calls:
-    """Forward alone, and with the gradients of x."""
+    """The calls of an operator: forward, and forward with the gradients of all inputs.
+
+    Args: attend, the operator; x, its inputs; do, the gradient of its output.
+    """
     leaves = tuple(tensor.requires_grad_() for tensor in x)
 
     def forward() -> Tensor:
@@ -239,7 +254,7 @@ def paired(attend: Callable[..., Tensor], x: Sequence[Tensor], do: Tensor, skipp
 
 
 def official_calls(reference: Any, work: Work, device: torch.device) -> Calls:
-    """The authors' operator on the same inputs, under the same threshold."""
+    """The calls of the authors' operator on the same inputs, under the same threshold."""
     shape = work.shape
     log_f = gates(work.gate, shape, device=device)
     limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
@@ -257,7 +272,10 @@ def official_calls(reference: Any, work: Work, device: torch.device) -> Calls:
 
 
 def skipped_share(log_f: Tensor, tiles: Tiles, limit: float) -> float:
-    """Share of the tiles up to the diagonal whose largest decay is below a threshold."""
+    """Share of the tiles up to the diagonal in which even the largest D_ij is below a threshold.
+
+    Args: log_f [B, T, H]; limit, the threshold.
+    """
     length = log_f.shape[1]
     kept, causal = (
         visited(log_f, queries=length, tiles=tiles, threshold=given).sum()
@@ -267,7 +285,10 @@ def skipped_share(log_f: Tensor, tiles: Tiles, limit: float) -> float:
 
 
 def step_calls(work: Work, device: torch.device, *, dtype: torch.dtype = torch.bfloat16) -> Calls:
-    """Our step, append included, with a full cache; its gates do not vary."""
+    """The call of our acting step with a full cache, which includes appending the new key.
+
+    The gate is the same number at every step.
+    """
     batch, ring, heads, width = work.shape
     one = Shape(batch, 1, heads, width)
     q, k, v, _ = (x[:, 0] for x in inputs(one, device=device, dtype=dtype))
@@ -286,7 +307,7 @@ def step_calls(work: Work, device: torch.device, *, dtype: torch.dtype = torch.b
 
 
 def official_step_calls(reference: Any, work: Work, device: torch.device) -> Calls:
-    """One query of the authors' operator against all keys; nothing is appended."""
+    """The call of the authors' operator with one query and all keys; no key is appended."""
     shape = work.shape
     log_f = torch.full(shape[:3], -decay_rate(work.gate, shape), device=device)
     limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
@@ -301,7 +322,7 @@ def official_step_calls(reference: Any, work: Work, device: torch.device) -> Cal
 
 
 def sdpa_calls(name: str, work: Work, device: torch.device) -> Calls:
-    """Causal attention of torch, without a gate, heads first as it wants them."""
+    """The calls of torch's causal attention, which has no gate. Args: name, flash or cudnn."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kinds = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -316,9 +337,12 @@ def sdpa_calls(name: str, work: Work, device: torch.device) -> Calls:
 
 
 def load_official(folder: Path) -> types.ModuleType:
-    """The authors' kernel from its one file, which needs nothing but torch, triton and einops.
+    """Imports the authors' forgetting_attention.py from a folder.
 
-    Raises: ValueError if the file is not there.
+    The file needs only torch, triton and einops. einops need not be installed: one function of it
+    is replaced here.
+
+    Raises: ValueError if the folder does not have the file.
     """
     places = [folder / below for below in ("", "src/forgetting_transformer/ops")]
     found = [place / "forgetting_attention.py" for place in places]
@@ -331,7 +355,7 @@ def load_official(folder: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location("official_forgetting_attention", path)
     assert spec is not None and spec.loader is not None, f"{path} is a Python file"
     module = importlib.util.module_from_spec(spec)
-    # Of einops it takes rearrange alone, and only to swap time and heads.
+    # The file uses one function of einops, `rearrange`, and only to swap time and heads.
     missing = importlib.util.find_spec("einops") is None
     if missing:
         sys.modules["einops"] = types.ModuleType("einops")
@@ -352,7 +376,10 @@ def measure(
     *,
     end: float = math.inf,
 ) -> None:
-    """One row for each implementation, until `end` of the monotonic clock."""
+    """Times the implementations and adds a row for each.
+
+    Args: impls, from `implementations`; end, `time.monotonic()` after which rows are left out.
+    """
     ours = None
     for name, make in impls.items():
         row: Row = {"shape": work.what, "case": work.case, "what": name}
@@ -363,7 +390,7 @@ def measure(
             calls = make()
             forward = timer(calls.forward)
             both = None if calls.both is None else timer(calls.both)
-        except Exception as error:  # of one kernel on one shape; the others are still of use
+        except Exception as error:  # one kernel failed on one shape; the other rows are still timed
             table.fail(row, error)
             continue
         whole = both or forward
@@ -383,7 +410,10 @@ def measure(
 
 
 def call(work: Work, official: Path | None) -> None:
-    """Calls one implementation once, which compiles its kernels."""
+    """Calls one implementation once, so that its kernels are compiled.
+
+    Args: official, folder of the authors' file; None: our implementation.
+    """
     device = needed_device()
     reference = None if official is None else load_official(official)
     name = "ours" if reference is None else "official"

@@ -1,7 +1,8 @@
-"""`cerl bench checkpoint`: what saving replay costs a run, on the device and disk at hand.
+"""`cerl bench checkpoint`: what saving replay costs a run, on this machine's device and disk.
 
-Training is played by moving the write head of a full ring, so the rows are there as fast as asked.
-The rows are noise (nothing can be compressed) or frames (a picture in which some squares move).
+No agent trains: the write head of a full replay ring is moved instead, so that new rows appear at
+any rate asked for. The rows are noise, which cannot be compressed, or frames, a still picture in
+which one bar moves.
 """
 
 import tempfile
@@ -38,17 +39,17 @@ def checkpoint(
     device: str = "auto",
     output: Output = Output(),
 ) -> Rows:
-    """Writing of replay beside training, saving and loading of a checkpoint.
+    """Times writing rows of replay during training, and saving and loading a checkpoint.
 
     Args:
-        preset: whose rows, networks and optimisers are saved
+        preset: the preset whose rows, networks and optimisers are saved
         capacity: rows of the replay, per seed
-        seeds: S
-        placement: where replay is
-        content: of the observations: frames (compressible as games are) or noise (not at all)
-        pace: MB of rows that training makes in a second; 0: as fast as they can be written
-        megabytes: rows that training makes in all, at each pace
-        folder: on the disk that is measured; what is written is deleted
+        seeds: number of seeds, S
+        placement: where replay is kept
+        content: observations: frames (compressible as those of games) or noise (incompressible)
+        pace: MB of new rows a second; 0: as fast as they can be written
+        megabytes: MB of new rows in all, at each pace
+        folder: a folder on the disk that is measured; the files written are deleted
         device: cpu, cuda or auto
     """
     changes = {
@@ -75,7 +76,8 @@ def checkpoint(
 
 
 def _spec(config: Config, device: torch.device) -> EnvSpec:
-    if isinstance(config.env, AtariEnv):  # needs no emulator
+    """The spec of a config's environments; Atari's is written down, so that no ROM is needed."""
+    if isinstance(config.env, AtariEnv):
         return EnvSpec("atari", (84, 84), torch.uint8, 18, config.env.envs, 4, False, False)
     env = make(config.env, seeds=config.seeds, salt=0, device=device)
     env.close()
@@ -83,7 +85,10 @@ def _spec(config: Config, device: torch.device) -> EnvSpec:
 
 
 def _draw_frames(obs: Tensor) -> None:
-    """Still pictures, in which an eighth of the numbers change from row to row."""
+    """Fills observations with one still picture in which a bar moves.
+
+    Args: obs [S, R, E, ...], all rows of a replay. The bar is an eighth of a row's numbers.
+    """
     key = draw.seed_keys((0,), device=obs.device)
     zero = torch.zeros((), dtype=torch.int64, device=obs.device)
     flat = obs.flatten(3) if obs.dim() > 3 else obs.unsqueeze(-1)  # [S, R, E, D]
@@ -98,11 +103,12 @@ def _draw_frames(obs: Tensor) -> None:
 
 
 def _measured(learner: Learner, folder: Path, pace: float, megabytes: float) -> Row:
+    """Measures all columns of one row of the table. Args: as of `checkpoint`."""
     replay, state = learner.replay, {"learner": learner.state_dict()}
     store = checkpoints.Checkpoints(folder, replay)
     assert store.spool is not None
     replay.total.fill_(replay.rows)
-    store.save(state)  # the ring as it is: what follows are new rows
+    store.save(state)  # writes the rows of the full ring, so that only new rows are timed below
     width = store.spool.width
     steps = int(megabytes * 1e6 / width)
     begin, slept, spent = time.perf_counter(), 0.0, []

@@ -1,7 +1,8 @@
-"""The one stopwatch of benchmarks, and what serves it: compiling ahead, a list of kernels.
+"""The stopwatch that all benchmarks share; also compiling kernels ahead, and listing kernels.
 
-On a GPU, times are between device events; on a CPU, of the wall. Python's garbage collector rests
-meanwhile, as in `timeit`: a call is not charged for old objects.
+On a GPU, times are measured between device events; on a CPU, with the wall clock. Python's garbage
+collector is off during a measurement, as in `timeit`, so that no call pays for cleaning up objects
+of earlier ones.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-CALLS = 20  # in a graph, at most
-SPAN = 20.0  # ms of all of them, where calls are long: fewer, but one
-LIMIT = 200.0  # ms of the repeats of one number, where that leaves 3
+CALLS = 20  # most calls in one CUDA graph
+SPAN = 20.0  # ms that one graph should take at most: long calls get fewer, but at least 1, a graph
+LIMIT = 200.0  # ms that all repeats of a number should take at most; at least 3 repeats are made
 
 Call = Callable[[], object]
 Result = TypeVar("Result")
@@ -31,28 +32,36 @@ class Timing:
     device: str = "auto"
     """cpu, cuda, cuda:N or auto"""
     calls: int = 50
-    """calls per timing; the median of five timings is told"""
+    """calls per timing; the table shows the median of five timings"""
 
 
 class Spent(NamedTuple):
-    """Milliseconds of one call: replayed in a CUDA graph, and as called from Python."""
+    """Milliseconds of one call of a function."""
 
-    graph: float
-    eager: float
+    graph: float  # replayed in a CUDA graph
+    eager: float  # called from Python
 
 
 Timer = Callable[[Call], Spent]
 
 
 def microseconds(step: Call, device: torch.device, *, calls: int, repeats: int = 5) -> float:
-    """Median time of one call as it is made in training, after warm-up (and capture)."""
+    """Median time of one call in microseconds, after six calls that are not timed.
+
+    Args: step, the call, captured as a CUDA graph by the caller where training captures it; calls,
+          how many calls one timing holds; repeats, timings of which the median is taken.
+    """
     for _ in range(6):
         step()
     return _median(lambda: _many(step, calls), device, repeats=repeats) * 1e3 / calls
 
 
 def stopwatch(repeats: int) -> Timer:
-    """Times a call on the current CUDA device. Raises: ValueError for less than one repeat."""
+    """A timer for the current CUDA device, which measures a call in a graph and from Python.
+
+    Args:    repeats, timings of which the median is taken; fewer (but 3) where calls are long.
+    Raises:  ValueError for less than one repeat.
+    """
     if repeats < 1:
         raise ValueError(f"--repeats: expected a number from 1 on, got {repeats}")
     device = torch.device("cuda")
@@ -60,7 +69,7 @@ def stopwatch(repeats: int) -> Timer:
     def spent(call: Call) -> Spent:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles, as capture cannot
+        with torch.cuda.stream(side):  # compiles kernels, which cannot be done during a capture
             call()
             call()
         torch.cuda.current_stream().wait_stream(side)
@@ -77,13 +86,13 @@ def stopwatch(repeats: int) -> Timer:
 
 
 def untimed(call: Call) -> Spent:
-    """A timer that only calls, as compilation wants it."""
+    """A timer that calls once and measures nothing, for compiling kernels ahead."""
     call()
     return Spent(0.0, 0.0)
 
 
 def once(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """A result, and the seconds of the wall until the device has it too."""
+    """The result of a call, and the wall-clock seconds until the device has finished it."""
     begin = time.perf_counter()
     result = call()
     if device.type == "cuda":
@@ -97,7 +106,10 @@ def _many(call: Call, calls: int) -> None:
 
 
 def _median(run: Call, device: torch.device, *, repeats: int) -> float:
-    """Milliseconds of a run, after one that does not count. Only the GPU waits between runs."""
+    """Median time of a run in milliseconds, after one run that is not timed.
+
+    On a GPU all repeats are enqueued before the host waits, so no repeat is charged for a wait.
+    """
     run()
     with _uncollected():
         if device.type != "cuda":
@@ -114,7 +126,7 @@ def _median(run: Call, device: torch.device, *, repeats: int) -> float:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Python's garbage collector rests."""
+    """Turns Python's garbage collector off within the `with` block."""
     before = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -126,10 +138,10 @@ def _uncollected() -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What rows say about the machine: the name of the GPU, or of the CPU."""
+    """The name of the GPU or the CPU, which rows of benchmarks carry."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):  # of Linux only
+    with contextlib.suppress(OSError):  # only Linux has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return f"CPU, {line.partition(':')[2].strip()}"
@@ -137,18 +149,19 @@ def device_name(device: torch.device) -> str:
 
 
 def needed_device() -> torch.device:
-    """The CUDA device. Raises: RuntimeError where there is none."""
+    """The current CUDA device. Raises: RuntimeError where there is none."""
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "this benchmark times GPU kernels and found no CUDA device; run it where there is one"
+            "this benchmark times GPU kernels and found no CUDA device; run it on a machine that "
+            "has one"
         )
     return torch.device("cuda")
 
 
 def profiled(step: Call, device: torch.device, *, calls: int = 20) -> None:
-    """Prints the kernels of a call on a GPU, those that take the most time first."""
+    """Prints the GPU kernels that a call launches, those that take the most time first."""
     if device.type != "cuda":
-        print("--profile: the kernels of a GPU are listed, and this is none", flush=True)
+        print(f"--profile: lists GPU kernels, and this run is on {device}", flush=True)
         return
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
         _many(step, calls)
@@ -157,7 +170,10 @@ def profiled(step: Call, device: torch.device, *, calls: int = 20) -> None:
 
 
 def list_kernels(events: Any, *, calls: int) -> None:
-    """Args: events, averages of a profile by kernel, recorded over so many calls."""
+    """Prints time and launches of each kernel for one call.
+
+    Args: events, `key_averages()` of a profile; calls, how many calls the profile recorded.
+    """
     kernels = [event for event in events if event.self_device_time_total > 0]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     print("   us a call   launches  kernel")
@@ -171,9 +187,13 @@ def list_kernels(events: Any, *, calls: int) -> None:
 def compiled(
     task: Callable[..., object], given: Sequence[tuple[Any, ...]], *, jobs: int, seconds: float
 ) -> None:
-    """Calls a task with each tuple of arguments in processes of its own, which fill Triton's cache.
+    """Compiles kernels ahead: worker processes call a task, which fills Triton's cache on the disk.
 
-    What fails is told and left to the process that needs it.
+    A call that fails is printed and skipped; the benchmark then compiles that kernel when it needs
+    it, or fails on it.
+
+    Args: given, the arguments of each call; jobs, worker processes; seconds, after which the rest
+          is skipped.
     """
     begin, context = time.monotonic(), multiprocessing.get_context("spawn")
     with context.Pool(min(jobs, len(given))) as pool:
@@ -191,7 +211,7 @@ def compiled(
 
 
 def _finished(task: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """Calls a task, and waits for what it started on the GPU. Its result stays in the process."""
+    """Calls a task, waits for the GPU, and drops the result: the caller's process needs none."""
     task(*arguments)
     if torch.cuda.is_available():
         torch.cuda.synchronize()

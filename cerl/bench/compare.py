@@ -1,7 +1,7 @@
-"""Whether a benchmark got slower: against stored rows, or under two source trees in turns.
+"""Decides whether a benchmark got slower: against stored rows, or between two source trees.
 
-Absolute times drift with temperature, clocks and drivers, so a small difference shows only where
-the two versions run in turns on one machine: `cerl bench compare`.
+Absolute times drift with temperature, clock rates and drivers. So a difference of a few percent can
+be seen only where the two versions run alternately on one machine: `cerl bench compare`.
 """
 
 import json
@@ -25,7 +25,8 @@ from cerl.bench import BENCHMARKS, Slower
 from cerl.bench.rows import Place, Printed, Row, Rows, check_tolerance, place
 from cerl.bench.stored import measurements, partner, read, told
 
-# Benchmarks worth a look before a release, for one GPU: `cerl bench compare OLD NEW` runs them all.
+# The benchmarks that `cerl bench compare OLD NEW` runs if none is named: those to look at before a
+# release, for one GPU.
 GUARDED = (
     "update",
     "sac",
@@ -42,15 +43,16 @@ STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 class Turn(NamedTuple):
-    """A measurement under the two trees, by round."""
+    """One measurement under the two source trees, a number for each round."""
 
     old: list[float]
     new: list[float]
 
     def ratio(self) -> tuple[float, float, float]:
-        """Geometric mean of new / old, and both ends of its 95% interval.
+        """Geometric mean of new / old, and the lower and upper end of its 95% interval.
 
-        The rounds are paired, so that what drifts from round to round cancels.
+        The ratio is taken within each round, so that a drift from round to round cancels. The
+        interval is Student's t on the logarithms of the ratios.
         """
         logs = [math.log(new / old) for old, new in zip(self.old, self.new, strict=True)]
         mean = statistics.fmean(logs)
@@ -61,16 +63,16 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Run a benchmark under two source trees in turns, and compare.
+    """Run a benchmark under two source trees alternately, and compare.
 
-    Rounds are old new, new old, old new, ...; each a process of its own. Printed is, for every
-    measurement, the mean ratio new / old with its 95% interval. SLOWER, and exit code 1: the whole
-    interval lies above 1 + tolerance; unsure: a part of it does, and more rounds would tell. Other
-    options go to the benchmark:
+    The order is old new, new old, old new, ..., and every run is a process of its own. For every
+    measurement, the mean ratio new / old is printed with its 95% interval. "SLOWER" (then the exit
+    code is 1): the whole interval lies above 1 + tolerance. "unsure": a part of the interval does;
+    more rounds make it smaller. All other options are handed to the benchmark:
     `cerl bench compare ../old . update --presets minatar/cerl --calls 100`.
 
-    A tree is a folder with cerl/, and with cerl/agents, cerl/envs and cerl/configs as links or
-    folders; it needs no git and no installation.
+    A source tree is a folder with cerl/, and with cerl/agents, cerl/envs and cerl/configs as links
+    or folders. It needs neither git nor an installation.
     """
 
     old: tyro.conf.Positional[Path]
@@ -84,15 +86,16 @@ class Plan:
     rounds: int = 5
     """how often each tree runs; more make the interval smaller"""
     tolerance: float = 0.02
-    """share by which a measurement may take longer"""
+    """share by which a measurement may be larger: 0.02 allows 2%"""
     out: Path | None = None
-    """file that every measured row is appended to, with the keys `tree` and `round`"""
+    """file to which every measured row is appended, with the keys `tree` and `round`"""
 
 
 def compare(plan: Plan, options: Sequence[str]) -> None:
-    """Runs a plan, with options of the benchmark.
+    """Runs a plan.
 
-    Raises: Slower; ValueError for a plan that cannot be run; RuntimeError if a benchmark fails.
+    Args:    options, words of the command line for the benchmark.
+    Raises:  Slower; ValueError for a plan that cannot be run; RuntimeError if a benchmark fails.
     """
     if plan.rounds < 2:
         raise ValueError(f"--rounds: expected a number from 2 on, got {plan.rounds}")
@@ -113,7 +116,7 @@ def compare(plan: Plan, options: Sequence[str]) -> None:
         except RuntimeError as error:
             if len(lines) == 1:
                 raise
-            failed.append(str(error))  # the other benchmarks are still of use
+            failed.append(str(error))  # the remaining benchmarks still run
             print(error, flush=True)
     if failed:
         raise RuntimeError(f"{len(failed)} benchmarks failed, the first: {failed[0]}")
@@ -122,7 +125,11 @@ def compare(plan: Plan, options: Sequence[str]) -> None:
 
 
 def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[str]:
-    """Runs a benchmark in turns and prints the ratios. Returns: which measurements are slower."""
+    """Runs a benchmark under both trees alternately and prints the ratios.
+
+    Args:    trees, "old" and "new"; words, the benchmark's name and options.
+    Returns: a text for each measurement that is slower.
+    """
     rounds: dict[str, list[Rows]] = {"old": [], "new": []}
     title = f"cerl bench {shlex.join(words)}: {plan.new} against {plan.old}"
     for number in range(plan.rounds):
@@ -151,7 +158,7 @@ def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[
 
 
 def _turns(old: list[Rows], new: list[Rows]) -> Iterable[tuple[Place, str, Turn]]:
-    """Every measurement that all rounds of both trees have."""
+    """Every measurement that all rounds of both trees have: where, name of the column, numbers."""
     for row in new[0]:
         there = [partner(row, rows) for rows in (*old, *new)]
         found = [measurements(other) for other in there if other is not None]
@@ -165,7 +172,7 @@ def _turns(old: list[Rows], new: list[Rows]) -> Iterable[tuple[Place, str, Turn]
 
 
 def _check(tree: Path, name: str) -> None:
-    """Raises: ValueError if Python would not take cerl from the tree."""
+    """Raises: ValueError if Python, run with the tree first, imports cerl from somewhere else."""
     probe = "import cerl, os; print(os.path.dirname(os.path.realpath(cerl.__file__)))"
     done = _python(tree, "-c", probe)
     if done.returncode or Path(done.stdout.strip()) != (tree / "cerl").resolve():
@@ -173,7 +180,7 @@ def _check(tree: Path, name: str) -> None:
 
 
 def _measured(tree: Path, words: Sequence[str]) -> Rows:
-    """The rows of a benchmark under a tree. Raises: RuntimeError if it fails."""
+    """Runs a benchmark under a tree. Returns: its rows. Raises: RuntimeError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.jsonl"
         done = _python(tree, "-m", "cerl", "bench", *words, "--out", str(out))
@@ -184,8 +191,11 @@ def _measured(tree: Path, words: Sequence[str]) -> Rows:
 
 
 def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with a tree before all else; -P keeps the current folder out of its way."""
-    # Dependencies may stand in folders of PYTHONPATH; another copy of cerl there must not be found.
+    """Runs Python with a tree first in its search path.
+
+    -P: without it, Python would search the current folder first.
+    """
+    # Folders of PYTHONPATH are kept for the dependencies in them, except those with another cerl.
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     others = [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree.resolve()), *others])}

@@ -1,7 +1,8 @@
-"""What adaptive computation pruning saves, and what it costs: `cerl bench acp`.
+"""Measures what adaptive computation pruning (ACP) saves and costs: `cerl bench acp`.
 
-Time and share of skipped tiles of forgetting attention against the mean decay of its gates, for
-several lengths, with pruning on and off, and how far the pruned output is from the other one.
+For several sequence lengths and mean decays of the gates, it measures the time of forgetting
+attention with and without pruning, the share of tiles that are skipped, and the largest difference
+between the two outputs. Source of ACP: arXiv:2504.06949.
 """
 
 import math
@@ -32,16 +33,16 @@ SCHEMA = pa.schema(
         ("length", pa.int64()),  # T, steps
         ("heads", pa.int64()),
         ("width", pa.int64()),  # D
-        ("decay", pa.float64()),  # mean -log f of a step, nats
+        ("decay", pa.float64()),  # mean -log f per step, nats
         ("pruned", pa.bool_()),
         ("threshold", pa.float64()),  # natural log; null: not pruned
-        ("skipped", pa.float64()),  # share of the tiles up to the diagonal
-        ("forward", pa.float64()),  # ms in a CUDA graph, as the next one
-        ("both", pa.float64()),  # forward and backward
-        ("error", pa.float64()),  # largest |o - unpruned o|; null: not pruned
-        ("error_fp32", pa.float64()),  # of the same inputs in float32
-        ("allowed", pa.float64()),  # largest error that the threshold allows, before rounding
-        ("dtype", pa.string()),  # of the times and of `error`
+        ("skipped", pa.float64()),  # share of the tiles up to the diagonal that are skipped
+        ("forward", pa.float64()),  # ms in a CUDA graph, forward alone
+        ("both", pa.float64()),  # ms in a CUDA graph, forward and backward
+        ("error", pa.float64()),  # largest |o - unpruned o| in `dtype`; null: not pruned
+        ("error_fp32", pa.float64()),  # the same with inputs and outputs in float32
+        ("allowed", pa.float64()),  # bound on the error by the threshold, rounding not included
+        ("dtype", pa.string()),  # of the inputs that are timed
         ("device", pa.string()),
     ]
 )
@@ -61,20 +62,22 @@ def acp(
     jobs: int = 0,
     output: Output = Output(),
 ) -> list[Row]:
-    """Pruning on and off against the mean decay: rows.parquet and acp.png, bf16.
+    """Times attention with and without pruning for several mean decays of the gates, in bf16.
 
-    log f is uniform between 0.5 and 1.5 times the mean. Files of an earlier run are replaced.
+    log f is uniform between 0.5 and 1.5 times its mean. Writes rows.parquet and acp.png; files of
+    an earlier run are replaced.
 
     Args:
-        folder: receives the two files
-        lengths: steps of a sequence, T
-        decays: means of -log f per step, nats
-        positions: B x T
-        heads: H
-        width: of a head, D
+        folder: the folder that the two files are written into
+        lengths: lengths of a sequence, T, in steps
+        decays: means of -log f per step, in nats
+        positions: steps in a batch, B x T, the same for every length
+        heads: number of heads, H
+        width: numbers in a row of one head, D
         repeats: timings of each number, of which the median is taken
-        seconds: points that begin later than this are left out
-        jobs: processes that compile the kernels of every length first; 0 compiles as it goes
+        seconds: time limit; points that have not begun by then are left out
+        jobs: processes that compile the kernels of every length first; 0: each is compiled when it
+            is needed
     """
     device = needed_device()
     wrong = [length for length in lengths if length < 1 or positions % length]
@@ -113,13 +116,17 @@ def study(
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[Row]:
-    """The rows without and with pruning of one length and one mean decay."""
+    """Measures one length and one mean decay. Returns: the rows without and with pruning.
+
+    Args: decay, mean of -log f per step, nats; dtype of the inputs.
+    """
     q, k, v, do = inputs(shape, device=device, dtype=dtype)
     log_f = gates(shape, decay, device)
     limit = threshold(shape)
     error = output_error(q, k, v, log_f, limit)
     error_fp32 = output_error(q.float(), k.float(), v.float(), log_f, limit)
-    # Weights that sum to less than e are left out, and the others grow by as much.
+    # With e = exp(LOG_EPS): pruning leaves out weights that sum to at most e, and the other weights
+    # of the softmax grow by as much together. So an output moves by at most 2 e max|v|.
     allowed = 2.0 * math.exp(LOG_EPS) * float(v.abs().amax())
     rows = []
     for pruned in (False, True):
@@ -159,13 +166,13 @@ def output_error(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, limit: float) -
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Replaces the file of rows."""
+    """Writes the rows measured so far; replaces the file."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Times, skipped tiles and errors against the decay; a colour and a marker for each length."""
+    """Plots times, skipped tiles and errors against the decay, with a colour for each length."""
     figure = Figure(figsize=(10.0, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2).ravel()

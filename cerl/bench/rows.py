@@ -1,7 +1,8 @@
 """Rows of benchmarks: which columns are measurements, and how a row is printed.
 
-A column of `MEASURED` holds a measurement, one of `DERIVED` follows from measurements or describes
-a result, and all others together say what was measured: they tell the rows of a table apart.
+Columns are of three kinds. Those in `MEASURED` hold measurements. Those in `DERIVED` are computed
+from measurements or describe a result. All other columns together say what was measured, and no two
+rows of a table agree in all of them.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 Row = dict[str, Any]
 Rows = list[Row]
 
-# Name and unit of what is compared between two rows: the less, the better.
+# Columns that `--against` and `cerl bench compare` compare, with their units; less is better.
 MEASURED = {
     "microseconds": "us",
     "microseconds a step": "us",
@@ -39,12 +40,12 @@ DERIVED = frozenset(
         *("registers", "spills", "shared", "regs/spills/shared"),
     )
 )
-# What a written row says beside the columns of its table.
+# Keys that a written row has beside the columns of its table.
 ORIGIN = frozenset(("bench", "table", "device", "units", "versions", "commit"))
 
 
 class Printed:
-    """Prints rows in columns that are as wide as the widest cell so far."""
+    """Prints rows in columns, each as wide as its widest cell so far."""
 
     def __init__(self, title: str) -> None:
         self.widths: dict[str, int] = {}
@@ -74,7 +75,7 @@ class Printed:
 
 
 def cell(value: object) -> str:
-    """A value as a table shows it, numbers with four digits."""
+    """A value as text for a table; floats have four significant digits."""
     if value is None:
         return ""
     if not isinstance(value, float):
@@ -83,16 +84,17 @@ def cell(value: object) -> str:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raises: ValueError if it is no share."""
+    """Raises: ValueError if the tolerance is negative or NaN."""
     if not tolerance >= 0.0:
         raise ValueError(f"--tolerance: expected a share from 0 on, like 0.02, got {tolerance}")
 
 
-# The columns that say what was measured, as pairs of name and text.
+# What a row measured: the columns that are neither measurements nor the origin of the row, as pairs
+# of name and text. Two rows with equal places can be compared.
 Place = tuple[tuple[str, str], ...]
 
 
 def place(row: Row) -> Place:
-    """What was measured in a row."""
+    """What a row measured, for example a preset, a part of the update, and S."""
     names = row.keys() - MEASURED.keys() - DERIVED - ORIGIN
     return tuple((name, cell(row[name])) for name in row if name in names)

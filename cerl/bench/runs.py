@@ -1,6 +1,6 @@
-"""Updates, training steps, environments and replay against the clock.
+"""Times updates, training steps, environments and replay: `cerl bench {update,train,env,replay}`.
 
-`cerl bench {update,train,env,replay}`. On a GPU, captured parts are replayed as CUDA graphs.
+On a GPU, each part is captured and replayed as a CUDA graph where training does so.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ from cerl.sampler import Sampling, sampler_of
 
 
 def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learner:
-    """A learner on a full replay of random rows (episodes of 100 rows), as in mid-run."""
+    """A learner whose replay is full of random rows, so that it works as in the middle of a run.
+
+    Args: spec of the environments whose rows replay would hold; device of networks and replay.
+    """
     keys = draw.seed_keys(config.seeds, device=device)
     agent = wiring.make_agent(config, spec, device)
     replay = Replay(
@@ -40,7 +43,10 @@ def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learn
 
 
 def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
-    """Every row random, as if written over once."""
+    """Fills every row of a replay with random numbers, in episodes of 100 rows.
+
+    Args: spec of the environments that would have made the rows; members, N, who acted.
+    """
     generator = torch.Generator(replay.obs.device).manual_seed(0)
     if spec.dtype.is_floating_point:
         replay.obs.normal_(generator=generator)
@@ -74,17 +80,17 @@ def update(
     timing: Timing = Timing(calls=50),
     output: Output = Output(),
 ) -> Rows:
-    """One update with sampling from a full device replay, and its parts.
+    """Times one update with sampling from a full replay on the device, and its parts.
 
     Args:
-        presets: whose agent, batch and optimiser are timed
-        seeds: S
+        presets: presets whose agent, batch and optimiser are timed
+        seeds: number of seeds, S
         capacity: rows of the replay, per seed
-        observation: numbers of an observation (agent sac; others see 84 x 84 frames)
-        actions: components of an action (agent sac; others have 18 actions)
-        precision: of matrix products on a GPU
+        observation: numbers in an observation (agent sac; other agents see 84 x 84 frames)
+        actions: components of an action (agent sac; other agents have 18 actions)
+        precision: precision of matrix products on a GPU
         compile: fuse the loss with torch.compile
-        profile: print the kernels that take the time (CUDA)
+        profile: print the kernels of an update with their times (CUDA)
     """
     place = pick(timing.device)
     table = Table("update", output, device=device_name(place))
@@ -123,7 +129,7 @@ def update(
 
 
 def update_parts(learner: Learner, place: torch.device) -> dict[str, Callable[[], None]]:
-    """Sampling, gradients and optimisers of an update, each by itself."""
+    """The parts of an update as separate calls: sampling, gradients and optimisers, by name."""
     parts = {"sample": captured(lambda: _drop(learner.sample()), place)}
     for stage in range(len(learner.stages)):
         parts |= _stage_parts(learner, stage, place)
@@ -133,7 +139,7 @@ def update_parts(learner: Learner, place: torch.device) -> dict[str, Callable[[]
 def _stage_parts(
     learner: Learner, stage: int, place: torch.device
 ) -> dict[str, Callable[[], None]]:
-    """Gradients and optimisers of one stage of an update."""
+    """Gradients and optimisers of one stage of an update (SAC has several), as separate calls."""
     window = learner.sample()
     dice = learner.agent.dice(learner.keys, learner.updates)
     grads, _ = learner.grads(window, stage=stage, dice=dice)
@@ -163,11 +169,11 @@ def env(
     timing: Timing = Timing(calls=200),
     output: Output = Output(),
 ) -> Rows:
-    """Steps of the device-resident MinAtar games with random actions, observations included.
+    """Times steps of the MinAtar games on the device: random actions, observations included.
 
     Args:
         games: MinAtar games
-        counts: how many of them step together
+        counts: numbers of games that step together, E
     """
     place = pick(timing.device)
     table = Table("env", output, device=device_name(place), title="MinAtar")
@@ -204,11 +210,11 @@ def replay(
     timing: Timing = Timing(calls=200),
     output: Output = Output(),
 ) -> Rows:
-    """Inserting into and sampling from a full replay of 84x84 frames, stacks of 4.
+    """Times inserting into and sampling from a full replay of 84 x 84 frames, in stacks of 4.
 
     Args:
-        capacity: rows (frames)
-        batch: windows of a sample
+        capacity: rows of the replay; each holds one frame
+        batch: windows in a sample
     """
     place = pick(timing.device)
     spec = EnvSpec("random", (84, 84), torch.uint8, 18, 1, 4, True, False)
@@ -256,14 +262,14 @@ def train(
     timing: Timing = Timing(calls=200),
     output: Output = Output(),
 ) -> Rows:
-    """Where the time of a training step goes: act, env, insert, update, and all in one loop.
+    """Times the parts of a training step (act, env, insert, update) and the whole loop.
 
     Args:
-        presets: which agents
-        seeds: S
-        envs: environments per seed, each in rows of its own
+        presets: presets whose training is timed
+        seeds: number of seeds, S
+        envs: environments per seed, E; every number given has rows of its own in the table
         compile: fuse the loss with torch.compile
-        profile: print the kernels that take the time of one iteration (CUDA)
+        profile: print the kernels of one iteration with their times (CUDA)
     """
     name = device_name(pick(timing.device))
     table = Table("train", output, device=name, title="training")
@@ -304,7 +310,8 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
         parts.env.step(action)
 
     halves = collector.player.halves
-    resident = parts.env.spec.resident  # elsewhere the collector has captured its parts itself
+    # With environments on the host, the collector has captured these parts itself.
+    resident = parts.env.spec.resident
     pieces: dict[str, Callable[[], None]] = {
         "act": captured(halves.decide, place) if resident else halves.decide,
         "env": captured(env_step, place) if resident else env_step,
@@ -339,4 +346,4 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
 
 
 def _drop(_: object) -> None:
-    """Ends a captured part that returns something."""
+    """Drops the result of a part, since a captured function returns nothing."""

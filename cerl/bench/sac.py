@@ -1,4 +1,4 @@
-"""Whole updates of SAC's ensembles against the clock: `cerl bench sac`.
+"""Times whole updates of ensembles of SAC: `cerl bench sac`.
 
 An update samples its batch from a full replay on the device, and is replayed as one CUDA graph.
 """
@@ -15,22 +15,23 @@ from cerl.data import EnvSpec
 from cerl.device.pick import pick
 from cerl.graph import captured
 
-# Milliseconds of the authors' JAX step of CERL, batch on the device and sampling left out.
+# Milliseconds that one update of CERL takes in the JAX code of Lin et al. 2024 on an H200, with the
+# batch on the device already (sampling is not included). Keys are as in `Size`.
 OFFICIAL = {(1, 10, 17, 6): 1.142, (10, 10, 17, 6): 1.608, (10, 10, 376, 17): 2.875}
 OFFICIAL_BATCH = 256
 
 
 class Size(NamedTuple):
-    """Of an ensemble and its environment."""
+    """The size of an ensemble and of its environment."""
 
-    seeds: int
-    members: int
-    observation: int  # numbers
-    actions: int  # components
+    seeds: int  # S
+    members: int  # N
+    observation: int  # numbers in an observation
+    actions: int  # components of an action
 
 
 def parsed_size(text: str) -> Size:
-    """S,N,observation,actions. Raises: ValueError."""
+    """Reads a size from text like 10,10,17,6. Raises: ValueError where it cannot be read."""
     numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
     if len(numbers) != 4 or min(numbers) < 1 or text.count(",") != 3:
         raise ValueError(f"--sizes: expected S,N,observation,actions like 10,10,17,6, got {text!r}")
@@ -49,16 +50,16 @@ def sac(
     timing: Timing = Timing(calls=200),
     output: Output = Output(),
 ) -> Rows:
-    """One update of SAC's ensembles, sampling from a full device replay included, in milliseconds.
+    """Times one update of ensembles of SAC, with sampling from a full replay, in milliseconds.
 
     Args:
-        sizes: S,N,numbers of an observation,components of an action
-        preset: whose networks, heads, batch and optimisers are timed
-        precisions: of matrix products on a GPU: tf32, bf16, fp32
+        sizes: S,N,numbers in an observation,components of an action
+        preset: preset whose networks, heads, batch and optimisers are timed
+        precisions: precisions of matrix products on a GPU: tf32, bf16, fp32
         capacity: rows of the replay, per seed
         compile: fuse the losses with torch.compile
-        parts: time sampling, gradients and optimisers of each stage apart too
-        profile: print the time and the number of every kernel of an update (CUDA)
+        parts: also time sampling, gradients and optimisers of each stage separately
+        profile: print the time and the launches of every kernel of an update (CUDA)
     """
     place = pick(timing.device)
     table = Table("sac", output, device=device_name(place), title=f"{preset} update")

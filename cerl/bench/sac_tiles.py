@@ -1,7 +1,8 @@
-"""Block sizes of SAC's perceptron kernels against the clock: `cerl bench sac-tiles`.
+"""Times block sizes of SAC's perceptron kernels: `cerl bench sac-tiles`.
 
-Every candidate is timed at the shapes of an update, if its results agree with those of the
-kernel's own choice.
+The kernels choose block sizes by a table (`cerl/kernels/mlp_plan.py`). This benchmark times other
+block sizes, the candidates, at the shapes of an update. A candidate counts only if its results
+agree with those of the kernel's own choice.
 """
 
 import time
@@ -20,7 +21,8 @@ from cerl.kernels.mlp_plan import NARROW, WIDEST
 from cerl.kernels.runtime.blocks import Blocks, block_size
 
 BATCH, HIDDEN = 256, 256
-# Results of other block sizes may differ by this share of the largest: sums in another order.
+# Other block sizes take sums in another order, so results may differ by this share of the largest
+# value.
 TOLERANCE = 1e-3
 
 
@@ -28,15 +30,15 @@ class Work(NamedTuple):
     """One launch of a perceptron kernel in an update."""
 
     kernel: str  # forward, hidden_gradient, weight_gradient
-    what: str
-    seeds: int
-    critics: int  # networks of a member: 1 for policies
-    width: int  # numbers of the observation, shared by a seed's networks
-    more: int  # components of the action
-    out: int
-    layer: int = 0  # whose weight gradient
-    keep: int = 0  # what `forward` leaves, as in `mlp`
-    own_actions: bool = False  # of every member, else shared by the seed's networks
+    what: str  # which networks, for the table
+    seeds: int  # S
+    critics: int  # networks of a member: C for critics, 1 for policies
+    width: int  # numbers in an observation; all networks of a seed read the same ones
+    more: int  # components of an action, a second input of critics; 0 for policies
+    out: int  # outputs of a network
+    layer: int = 0  # 1 to 3: the layer whose weight gradient is computed
+    keep: int = 0  # what `forward` stores for the gradient, as `keep` of `mlp`
+    own_actions: bool = False  # every member has its own actions, else a seed's networks share them
 
     @property
     def name(self) -> str:
@@ -45,7 +47,7 @@ class Work(NamedTuple):
 
 
 def works(size: Size) -> list[Work]:
-    """The launches of an update that differ in more than the number of networks."""
+    """The launches of an update; of those that differ only in the number of networks, one."""
     seeds, members, width, actions = size
     sizes = (seeds, 2, width, actions)
     return [
@@ -65,7 +67,11 @@ Launch = Callable[[Any], Sequence[Tensor]]
 
 
 def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype) -> Launch:
-    """The kernel on random numbers, for a choice of block sizes (None: its own)."""
+    """A function that launches the kernel on random numbers with given block sizes.
+
+    Args:    members, N; dtype of inputs and weights.
+    Returns: a function of the block sizes (None: the kernel's own choice), which returns results.
+    """
     from cerl.kernels import mlp_triton as kernels
 
     generator = torch.Generator(device).manual_seed(0)
@@ -113,7 +119,8 @@ def launch(work: Work, members: int, device: torch.device, *, dtype: torch.dtype
     )
 
 
-# Rows, columns, depth, warps, stages, units of a program (all): see `mlp_plan`.
+# Candidates, as the fields of `Blocks`: rows, columns, depth, warps, stages, and hidden units of a
+# program (all of them if not given).
 ROWWISE = (
     *((32, 32, 32, 4, 2), (32, 32, 32, 4, 3), (32, 64, 32, 4, 2), (32, 16, 32, 4, 3)),
     *((32, 32, 32, 8, 2), (16, 32, 32, 4, 2), (64, 16, 32, 4, 3), (128, 16, 32, 8, 3)),
@@ -127,7 +134,7 @@ TILEWISE = ((32, 64, 64, 2, 3), (32, 64, 32, 2, 3), (32, 128, 64, 4, 3), (32, 12
 
 
 def candidates(work: Work) -> list[Any]:
-    """The kernel's own choice (None), then every other one that fits the layer."""
+    """The kernel's own choice (None), then all candidates, cut to the size of the layer."""
     table = TILEWISE if work.kernel == "weight_gradient" else ROWWISE
     inputs = work.width + work.more if work.layer in (0, 1) else HIDDEN
     outputs = work.out if work.layer == 3 else HIDDEN
@@ -156,16 +163,17 @@ def sac_tiles(
 ) -> Rows:
     """Times candidates for the block sizes of the perceptron kernels at the sizes of SAC's update.
 
-    Prints microseconds in a CUDA graph of the own choice and of the two fastest candidates for
-    every kernel and shape, with registers of a thread, bytes that it spills and shared memory.
-    Nothing is written back.
+    For every kernel and shape, prints microseconds in a CUDA graph of the kernel's own choice and
+    of the two fastest candidates, with registers of a thread, bytes that a thread spills, and
+    shared memory. The kernels' table of block sizes is not changed.
 
     Args:
-        sizes: S,N,numbers of an observation,components of an action
+        sizes: S,N,numbers in an observation,components of an action
         precision: tf32, fp32 or bf16
-        only: text that the names of the launches to be timed hold; all where empty
-        seconds: launches that begin later than this are left out; half of it may go to compiling
-        jobs: processes that compile the candidates first; 0 compiles each before it is timed
+        only: time only launches whose name contains this text; empty: all
+        seconds: time limit; launches that have not begun by then are left out. Compiling first may
+            take half of it
+        jobs: processes that compile the candidates first; 0: each is compiled before it is timed
         repeats: timings of each number, of which the median is taken
     """
     device, end = needed_device(), time.monotonic() + seconds
@@ -195,7 +203,7 @@ def sac_tiles(
 
 
 def call_candidate(work: Work, members: int, precision: str, number: int) -> None:
-    """Calls a kernel once with one of its `candidates`, which compiles it."""
+    """Launches a kernel once so that it is compiled. Args: number, an index of `candidates`."""
     device = needed_device()
     with products(precision, device):
         call = launch(work, members, device, dtype=_dtype(precision))
@@ -203,7 +211,7 @@ def call_candidate(work: Work, members: int, precision: str, number: int) -> Non
 
 
 def _timed(work: Work, members: int, precision: str, timer: Timer, device: torch.device) -> Rows:
-    """Rows of one launch: the own choice, then the fastest candidates that agree with it."""
+    """Times one launch. Returns: rows of the own choice and of the two fastest candidates."""
     from cerl.kernels import mlp_kernels
 
     rows, expected = Rows(), ()
@@ -220,7 +228,7 @@ def _timed(work: Work, members: int, precision: str, timer: Timer, device: torch
                 if error > TOLERANCE and precision != "bf16":
                     raise RuntimeError(f"results differ by {error:.2g} of the largest value")
                 spent = 1e3 * timer(lambda blocks=blocks: call(blocks)).graph
-            except Exception as error:  # too much shared memory, say; the other candidates go on
+            except Exception as error:  # a candidate may need too much shared memory, for example
                 text = str(error).strip().partition("\n")[0]
                 print(f"{work.name}  {name}  {type(error).__name__}: {text}", flush=True)
                 continue

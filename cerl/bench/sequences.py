@@ -1,8 +1,8 @@
-"""Sequence networks against the clock: `cerl bench {memory-update,memory-acting,memory-length}`.
+"""Times sequence networks: `cerl bench {memory-update,memory-acting,memory-length}`.
 
-Twins of FoX are softmax attention (transformer), a recurrent unit (gru) and no memory (mlp), of the
-same size; `definition` is FoX in plain torch. Rows of replay are random and of one episode without
-end, so that nothing is skipped but what pruning skips.
+FoX is compared with softmax attention (transformer), a recurrent unit (gru) and no memory (mlp), in
+networks with as many parameters; `definition` is FoX in plain torch. Replay holds random rows of
+one endless episode: attention then sees whole windows, and only pruning skips work.
 """
 
 import itertools
@@ -27,7 +27,8 @@ from cerl.learn import Learner
 from cerl.replay import Replay
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
-# name: (encoder.name, variant of fox that it is sized like, whether it is the definition)
+# Name of a network: (encoder.name, variant of FoX whose number of parameters it has, whether its
+# attention is computed by the definition in plain torch instead of the kernels).
 NETS: dict[str, tuple[str, str, bool]] = {
     "fox-llama": ("fox", "llama", False),
     "fox-pro": ("fox", "pro", False),
@@ -41,21 +42,21 @@ NETS: dict[str, tuple[str, str, bool]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of an ensemble of sequence networks."""
+    """Sizes of an ensemble of sequence networks."""
 
     members: int = 10
-    """N, each with N heads"""
+    """members of the ensemble, N; each has N value heads (CERL)"""
     layers: int = 2
     """blocks of a network"""
     width: int = 128
-    """D, features of a row"""
+    """features of a row, D"""
     heads: int = 4
-    """attention heads"""
+    """attention heads, H"""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """of the products inside the blocks"""
+    """precision of the matrix products inside the blocks"""
 
     def columns(self) -> Row:
-        """What a table says about the networks."""
+        """The columns of a table that tell the sizes."""
         return {
             "N": self.members,
             "layers": self.layers,
@@ -75,13 +76,15 @@ def memory_update(
     timing: Timing = Timing(calls=20),
     output: Output = Output(),
 ) -> Rows:
-    """One update of CERL with a sequence network, sampling included, one seed, and its attention.
+    """Times one update of CERL with a sequence network, sampling included, for one seed.
+
+    The column `attention` is the share of this time that the attention of FoX takes.
 
     Args:
         nets: fox-llama, fox-pro, transformer, gru, mlp, fox-llama definition, fox-pro definition
-        windows: rows of a window
-        batch: B, windows of a batch
-        profile: print the kernels that take the time (CUDA)
+        windows: lengths of a window, W, in rows
+        batch: windows in a batch, B
+        profile: print the kernels of an update with their times (CUDA)
     """
     place = pick(timing.device)
     title = "update of sequence networks"
@@ -110,14 +113,16 @@ def memory_acting(
     timing: Timing = Timing(calls=20),
     output: Output = Output(),
 ) -> Rows:
-    """One step of acting late in a T-maze: with caches, and by reading the episode anew.
+    """Times one step of acting late in a T-maze: with caches, and by recomputing the episode.
 
-    `all` are the streams of every member, as in evaluation; `duty` those of the members on duty.
+    A stream is the sequence of rows that one member sees in one environment. `all` times the
+    streams of every member in every environment, as in evaluation. `duty` times one stream for each
+    environment, that of the member on duty (the one that acts there), as in training.
 
     Args:
         nets: as in memory-update
-        length: of the corridor; so many rows are behind every stream
-        envs: E
+        length: cells of the corridor; every stream holds as many rows, and one more
+        envs: environments, E
     """
     place = pick(timing.device)
     title = "acting with sequence networks"
@@ -148,14 +153,16 @@ def memory_length(
     timing: Timing = Timing(calls=5),
     output: Output = Output(),
 ) -> Rows:
-    """Time and memory of an update as windows grow, with and without pruning (FoX).
+    """Times an update, and measures its memory, for windows of several lengths.
+
+    FoX is measured with and without pruning.
 
     Args:
         nets: as in memory-update
-        lengths: rows of a window
-        prune: log of the share of a softmax that pruning may leave out
-        scales: shortest and longest time scale of the gates, steps
-        batch: B, windows of a batch
+        lengths: lengths of a window, W, in rows
+        prune: natural log of the share of a softmax that pruning may leave out
+        scales: shortest and longest time scale of the gates, in steps
+        batch: windows in a batch, B
     """
     place = pick(timing.device)
     title = "length of windows"
@@ -178,7 +185,7 @@ def memory_length(
 def _lengths(
     nets: tuple[str, ...], lengths: tuple[int, ...], prune: float
 ) -> Iterator[tuple[str, int, float]]:
-    """Networks, rows of a window, and what pruning may leave out (0: it is off)."""
+    """The cases of `memory_length`: name of the network, rows of a window, and `prune` (0: off)."""
     for name, window in itertools.product(nets, lengths):
         yield name, window, 0.0
         if name in NETS and NETS[name][0] == "fox":
@@ -188,7 +195,12 @@ def _lengths(
 def _learner(
     name: str, device: torch.device, sizes: Sizes, *, window: int, batch: int, **more: Any
 ) -> Learner:
-    """A learner on random rows of one endless episode, with windows of `window` rows."""
+    """A learner with a sequence network, on random rows of one endless episode.
+
+    Args:    name, a key of `NETS`; window, rows of a window; batch, windows in a batch; more,
+             further options of the encoder.
+    Raises:  ValueError for an unknown name.
+    """
     if name not in NETS:
         raise ValueError(f"nets: expected some of {', '.join(NETS)}; got {name!r}")
     kind, variant, reference = NETS[name]
@@ -222,7 +234,10 @@ def _learner(
 
 
 def _encoder(kind: str, variant: str, sizes: Sizes, *, window: int, **more: Any) -> dict[str, Any]:
-    """Options of a sequence network with windows of `window` rows, as far as the kind has them."""
+    """Options of the section `encoder`; those that the kind does not have are left out.
+
+    Args: kind, `encoder.name`; window, rows of a window; more, further options.
+    """
     options = {
         **{"layers": sizes.layers, "width": sizes.width, "precision": sizes.precision},
         **{"heads": sizes.heads, "variant": variant, "sized_like": variant},
@@ -233,7 +248,10 @@ def _encoder(kind: str, variant: str, sizes: Sizes, *, window: int, **more: Any)
 
 
 def _attention(config: Config, device: torch.device, *, calls: int) -> float:
-    """Microseconds of the attention of an update alone: of two networks, one with its gradient."""
+    """Microseconds that attention takes in an update, measured alone.
+
+    In each layer the target network attends forward, the online network forward and backward.
+    """
     q = of_kind(config.encoder, AttentionOptions)
     rows = config.ensemble.members * config.replay.batch
     dtype = torch.bfloat16 if q.precision == "bf16" else torch.float32
@@ -261,11 +279,16 @@ def _attention(config: Config, device: torch.device, *, calls: int) -> float:
 def _acting(
     learner: Learner, *, envs: int, rows: int, evaluating: bool
 ) -> tuple[Callable[[], None], Callable[[], None], int]:
-    """A step with full caches, the same by recomputing `rows` rows, and the bytes of the caches."""
+    """Prepares the two ways to act: with full caches, and by recomputing `rows` rows.
+
+    Args:    evaluating, whether there is a stream for every member, not only the one on duty.
+    Returns: a function for each way, and the bytes of the caches.
+    """
     net, device = learner.net, learner.keys.device
     generator = torch.Generator(device).manual_seed(0)
     window = learner.replay.last(rows)
-    # As many environments as asked for; their contents do not matter for the time.
+    # Repeat the replay's environments until there are `envs` of them. What the rows hold does not
+    # change the time of a step.
     window = window._replace(
         **{
             k: v.repeat_interleave(-(-envs // ENVS), 2)[:, :, :envs]
@@ -294,7 +317,7 @@ def _acting(
 
 
 def _peak(learner: Learner, device: torch.device) -> float:
-    """Most bytes that an update holds beside what is there between updates; NaN on the CPU."""
+    """Most bytes that an update allocates on the GPU at a time; NaN on the CPU."""
     learner.update()
     if device.type != "cuda":
         return float("nan")

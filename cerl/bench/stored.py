@@ -9,9 +9,9 @@ from cerl.record.versions import versions
 
 
 def read(path: Path) -> Rows:
-    """The rows of a file, those that could not be measured left out.
+    """The rows of a file of JSON lines, without those that record an error.
 
-    Raises: ValueError for a line that is no row; OSError.
+    Raises: ValueError for a line that is no row; OSError where the file cannot be read.
     """
     rows = Rows()
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -27,12 +27,13 @@ def read(path: Path) -> Rows:
 
 
 def stored(path: Path, *, bench: str, device: str) -> Rows:
-    """The rows of a benchmark on a device.
+    """The stored rows of one benchmark on one device.
 
-    Raises: ValueError if the file has none of the benchmark, or only those of other devices.
+    Args:    bench, the benchmark's name; device, its name as from `clock.device_name`.
+    Raises:  ValueError if the file has no row of the benchmark, or only rows of other devices.
     """
     if not path.is_file():
-        raise ValueError(f"--against: expected a file of rows, but {path} is none")
+        raise ValueError(f"--against: expected a file of rows, but {path} is no file")
     rows = [row for row in read(path) if row.get("bench") == bench]
     if not rows:
         raise ValueError(
@@ -42,16 +43,19 @@ def stored(path: Path, *, bench: str, device: str) -> Rows:
     if device not in found:
         raise ValueError(
             f"--against: the rows of `{bench}` in {path} are of {', '.join(found)}, and this is "
-            f"{device}; times compare on one kind of device only. Measure rows of this one with "
-            "--out"
+            f"{device}; times can be compared only on one kind of device. Measure rows of this "
+            "device with --out"
         )
     return [row for row in rows if row["device"] == device]
 
 
 def partner(row: Row, others: Iterable[Row]) -> Row | None:
-    """The last of the others that measured the same: all columns that both have agree.
+    """The row to compare with: the last of the others that agrees in all columns that both have.
 
-    Raises: ValueError if several differ in columns that the row does not have.
+    Versions may add or drop a column, so a column that only one of the two has is not compared.
+
+    Returns: None if no other row agrees.
+    Raises:  ValueError if several rows agree that differ in columns which `row` does not have.
     """
     wanted, found = dict(place(row)), {}
     for other in others:
@@ -70,7 +74,7 @@ def told(there: Place) -> str:
 
 
 def measurements(row: Row) -> dict[str, float]:
-    """What is measured in a row, by column; what is not there (NaN, None, 0) left out."""
+    """The measurements of a row by column, without those that are missing (NaN, None or 0)."""
     found = {name: row[name] for name in MEASURED if isinstance(row.get(name), int | float)}
     return {name: float(value) for name, value in found.items() if value > 0}
 
@@ -78,8 +82,10 @@ def measurements(row: Row) -> dict[str, float]:
 def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
     """Prints the ratio of every measurement to the stored one.
 
-    Returns: how many are above 1 + tolerance, and a sentence that says so.
-    Raises:  ValueError if no row was measured before.
+    Args:    rows, new ones; old, stored ones; tolerance, a share: 0.02 allows 2% more.
+    Returns: how many ratios are above 1 + tolerance, and the beginning of a sentence that says so,
+             to be followed by the name of the file.
+    Raises:  ValueError if none of the rows was measured before.
     """
     printed, slower, count = Printed("compared with stored rows"), 0, 0
     for row in rows:
@@ -103,7 +109,7 @@ def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
 
 
 def _tell_origin(row: Row) -> None:
-    """Prints the commit of a stored row, and which versions are others now."""
+    """Prints the commit of a stored row, and the versions that have changed since."""
     before, now = row.get("versions") or {}, versions()
     names = [name for name in before | now if before.get(name) != now.get(name)]
     other = [f"{name} {before.get(name, 'none')} (now {now.get(name, 'none')})" for name in names]

@@ -1,4 +1,4 @@
-"""The one table of benchmarks: rows that are printed, and written as JSON lines, as they come."""
+"""The table that all benchmarks share: prints rows, and writes them as JSON lines, as they come."""
 
 import json
 import subprocess
@@ -13,18 +13,24 @@ from cerl.record.versions import versions
 
 @dataclass(frozen=True)
 class Output:
-    """Where rows go, and what they are compared with."""
+    """Where rows are written, and what they are compared with."""
 
     out: Path | None = None
-    """file that rows are appended to, a line of JSON each, as soon as they are measured"""
+    """file to which rows are appended, a line of JSON each, as soon as they are measured"""
     against: Path | None = None
-    """file of rows to compare with, measured on a device of the same name"""
+    """file of stored rows to compare with; only rows of a device of the same name are used"""
     tolerance: float = 0.02
-    """with --against: the share by which a row may take longer; exit code 1 if one takes more"""
+    """with --against: a measurement that is larger by more than this share gives exit code 1"""
 
 
 class Table:
-    """The rows of one benchmark."""
+    """The rows of one benchmark: printed, written to a file, and compared with stored ones.
+
+    Args:    bench, the benchmark's name; device, the name of the device that is measured; title of
+             the table (default: the benchmark's name).
+    Raises:  ValueError if `output.against` holds no row to compare with. This is checked here,
+             before anything is measured.
+    """
 
     def __init__(self, bench: str, output: Output, *, device: str, title: str = "") -> None:
         """Args:   bench, its name; device, that of the measurements; title, more than the name.
@@ -40,10 +46,11 @@ class Table:
         if output.out is not None:
             self.origin = {"device": device, "versions": versions(), "commit": commit()}
             output.out.parent.mkdir(parents=True, exist_ok=True)
-            output.out.open("a").close()  # a file that cannot be written is refused before the work
+            output.out.open("a").close()  # fails now, not after the first measurement
         self.printed = Printed(self.title)
 
     def add(self, row: Row) -> None:
+        """Takes a new row, prints it and writes it."""
         for name, value in row.items():
             known = name in MEASURED or name in DERIVED or isinstance(value, str | int | None)
             assert known, f"{name}: a number that is measured has to be in MEASURED or DERIVED"
@@ -52,7 +59,7 @@ class Table:
         self._write(row)
 
     def fail(self, row: Row, error: Exception) -> None:
-        """A row that could not be measured; the others are still of use."""
+        """Notes a row that could not be measured; the benchmark continues with the other rows."""
         text = (str(error) or type(error).__name__).strip().partition("\n")[0]
         self.failed.append(row | {"error": f"{type(error).__name__}: {text}"})
         print(*row.values(), self.failed[-1]["error"], flush=True)
@@ -67,9 +74,9 @@ class Table:
                 file.write(json.dumps(line) + "\n")
 
     def finished(self) -> Rows:
-        """All rows, after `compare`.
+        """Ends the table, and compares it if `Output.against` asks for it. Returns: all rows.
 
-        Raises: RuntimeError if some could not be measured; Slower.
+        Raises: RuntimeError if some rows could not be measured; Slower, as `compare`.
         """
         if self.failed:
             raise RuntimeError(
@@ -82,7 +89,7 @@ class Table:
     def compare(self) -> None:
         """Compares the rows with those of `Output.against`, if there is one.
 
-        Raises: Slower if some take too long; ValueError if no row was measured before.
+        Raises: Slower if a measurement exceeds the tolerance; ValueError if no row has a partner.
         """
         if self.output.against is not None:
             slower, text = against(self.rows, self.old, tolerance=self.output.tolerance)
@@ -91,7 +98,7 @@ class Table:
 
 
 def commit() -> str | None:
-    """The commit of this source tree, with + after it if files differ; None outside of git."""
+    """The commit of this source tree, followed by + if files were changed; None without git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,8 +1,9 @@
-"""Block sizes of attention kernels against the clock: `cerl bench attention-tiles`.
+"""Times block sizes of the attention kernels: `cerl bench attention-tiles`.
 
-A kernel module chooses its `Launch` (block sizes, warps, stages) from a table `CONFIGS`, or takes
-one as the argument `launch` of its functions. Each candidate in turn takes the place of that
-choice; the public operator is timed, and its results are compared with those of the own choice.
+A kernel module takes its `Launch` (block sizes, warps, stages) from a table `CONFIGS`, or as the
+argument `launch` of a function that otherwise chooses it. This benchmark replaces that choice by
+each candidate in turn, times the public operator, and compares its results with those of the
+module's own choice.
 """
 
 import ast
@@ -25,9 +26,11 @@ from cerl.bench.attention import Work, parsed, sequence_calls, step_calls
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
 from cerl.bench.table import Output, Printed, Row, Rows, Table
 
-# Results may differ by this share of the largest value: bf16 sums in another order.
+# Other block sizes take sums in another order, so results in bf16 may differ by this share of the
+# largest value.
 TOLERANCE = 2.0**-6
-# Candidates where none are named, by field; other fields keep their default.
+# The values of each field that are combined to candidates if the option `configs` names none; other
+# fields keep their default.
 GRID = {
     "rows": (32, 64),
     "columns": (32, 64),
@@ -51,21 +54,23 @@ def attention_tiles(
 ) -> Rows:
     """Times candidates for one choice of block sizes of a kernel module.
 
-    Prints milliseconds in a CUDA graph, the fastest first, with registers of a thread, bytes that
-    it spills and shared memory of a program. Nothing is written back.
+    Prints milliseconds in a CUDA graph, and the fastest ones once more at the end, with registers
+    of a thread, bytes that a thread spills and shared memory of a program. The module's table is
+    not changed.
 
     Args:
-        key: entry of CONFIGS, its parts separated by commas: forward,64,2; or a function that
-            takes `launch`: backward; with + several that must fit each other
-        shape: B,T,H,D of a sequence, or step:B,R,H,D
-        case: a gate (none, mild, s70, s90), with +acp if pruned
-        module: of cerl.kernels: attention.long_triton, attention.short_triton,
+        key: an entry of CONFIGS, its parts separated by commas (forward,64,2), or the name of a
+            function with an argument `launch` (backward); several that are changed together are
+            joined with +
+        shape: B,T,H,D of a sequence, or step:B,R,H,D of an acting step with a full cache of R keys
+        case: a gate (none, mild, s70, s90), followed by +acp for pruning
+        module: a module of cerl.kernels: attention.long_triton, attention.short_triton,
             attention.medium_triton, attention.medium_backward_triton, attention.step_triton
-        configs: candidates, their fields separated by commas: 128,64,8,3; or one JSON file with a
-            list of lists; a grid if not given. Of several keys with + as they are
+        configs: candidates, their fields separated by commas (128,64,8,3), for several keys joined
+            with + too; or one JSON file with a list of lists; a grid if not given
         repeats: timings of each number, of which the median is taken
-        seconds: candidates that begin later than this are left out
-        jobs: processes that compile the candidates first; 0 compiles each before it is timed
+        seconds: time limit; candidates that have not begun by then are left out
+        jobs: processes that compile the candidates first; 0: each is compiled before it is timed
     """
     device = needed_device()
     (work,) = parsed((shape,), (case,))
@@ -89,7 +94,11 @@ def attention_tiles(
 
 
 def entries(kernels: Any) -> dict[str, Any]:
-    """What can be replaced, by its text, and what stands there; None: a function's own choice."""
+    """The choices of a kernel module that can be replaced.
+
+    Returns: by the text of the option `key`, the `Launch` in the table; None for a function that
+             chooses its launch itself.
+    """
     table = getattr(kernels, "CONFIGS", {})
     found = {
         ",".join(map(str, key)): launch
@@ -106,9 +115,10 @@ def entries(kernels: Any) -> dict[str, Any]:
 
 
 def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
-    """Candidates, the default first.
+    """Reads the candidates for one entry; the default comes first.
 
-    Raises: ValueError for a candidate with other fields than the kind.
+    Args:    texts, the option `configs`; kind, the module's `Launch`; default, the entry's own one.
+    Raises:  ValueError for a candidate whose fields are not those of the kind.
     """
     if len(texts) == 1 and texts[0].endswith(".json"):
         lists = json.loads(Path(texts[0]).read_text())
@@ -135,9 +145,11 @@ def parsed_configs(texts: Sequence[str], kind: Any, default: Any) -> list[Any]:
 def combined_configs(
     texts: Sequence[str], kind: Any, defaults: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
-    """Candidates for several entries at once, one for each, the defaults first.
+    """Reads candidates for several entries that are changed together; the defaults come first.
 
-    Raises: ValueError for a candidate of other entries or fields.
+    Args:    texts, the option `configs`; kind, the module's `Launch`; defaults of the entries.
+    Returns: tuples with a launch for each entry.
+    Raises:  ValueError for a candidate with another number of parts, or of other fields.
     """
     if len(defaults) == 1:
         return [(candidate,) for candidate in parsed_configs(texts, kind, defaults[0])]
@@ -172,7 +184,12 @@ def sweep(
     *,
     end: float,
 ) -> Rows:
-    """Rows of all candidates that run and agree with the first one."""
+    """Times all candidates and adds a row for each that runs and agrees with the first one.
+
+    Args:    keys, the entries that a candidate replaces; end, `time.monotonic()` after which
+             candidates are left out.
+    Returns: the rows.
+    """
     kernels = importlib.import_module(f"cerl.kernels.{module}")
     expected: Sequence[Tensor] = ()
     for candidate in candidates:
@@ -200,7 +217,7 @@ def sweep(
                     )
                 forward = timer(calls.forward).graph
                 both = None if calls.both is None else timer(calls.both).graph
-        except Exception as error:  # too much shared memory, say; the other candidates go on
+        except Exception as error:  # a candidate may need too much shared memory, for example
             table.fail(row, error)
             continue
         added = [known for name, known in variants(*_modules()).items() if name not in before]
@@ -212,7 +229,7 @@ def sweep(
 
 @contextmanager
 def replaced(kernels: Any, key: str, launch: Any) -> Iterator[None]:
-    """The choice behind one of the `entries` is another one for a while."""
+    """Replaces the choice of one of the `entries` within the `with` block."""
     table = getattr(kernels, "CONFIGS", {})
     entry = next((entry for entry in table if ",".join(map(str, entry)) == key), None)
     if entry is None:
@@ -235,9 +252,9 @@ def _all_replaced(kernels: Any, keys: Sequence[str], launches: Sequence[Any]) ->
 
 
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference, as a share of the largest value of its tensor; NaN counts as infinite.
+    """The largest difference of any tensor, as a share of the largest wanted value in that tensor.
 
-    Masks, which are tensors of bytes, and empty tensors are not compared.
+    NaN counts as infinite. Masks (tensors of bytes) and empty tensors are not compared.
     """
     worst = 0.0
     for result, wanted in zip(results, expected, strict=True):
@@ -257,7 +274,10 @@ def _modules() -> list[Any]:
 
 
 def variants(*modules: Any) -> dict[int, Any]:
-    """All compiled kernels of some modules; Triton keeps them in each function by device."""
+    """All kernels that are compiled so far in some modules, by their `id`.
+
+    Triton keeps them in `device_caches` of each kernel function.
+    """
     found = {}
     for function in [function for module in modules for function in vars(module).values()]:
         for cached in getattr(function, "device_caches", {}).values():
@@ -266,7 +286,7 @@ def variants(*modules: Any) -> dict[int, Any]:
 
 
 def _resources(kernels: Sequence[Any]) -> dict[str, str]:
-    """Of the kernels that a candidate added, as text in the order of their compilation."""
+    """Registers, spilled bytes and shared memory of kernels, as text in the kernels' order."""
     return {
         "registers": "+".join(str(kernel.n_regs) for kernel in kernels),
         "spills": "+".join(str(kernel.n_spills) for kernel in kernels),
@@ -277,7 +297,7 @@ def _resources(kernels: Sequence[Any]) -> dict[str, str]:
 def call_candidate(
     work: Work, module: str, keys: Sequence[str], candidate: tuple[Any, ...]
 ) -> None:
-    """Calls the operator once with a candidate, which compiles its kernels."""
+    """Calls the operator once with a candidate, so that its kernels are compiled."""
     kernels = importlib.import_module(f"cerl.kernels.{module}")
     with _all_replaced(kernels, keys, candidate):
         calls = (step_calls if work.step else sequence_calls)(work, needed_device())

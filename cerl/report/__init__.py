@@ -1,1 +1,1 @@
-"""From result rows of many runs to tables, statistics and figures."""
+"""Reads the result rows of many runs and makes tables, statistics and figures of them."""

@@ -1,7 +1,8 @@
-"""Result rows as curves: every score of one preset on one environment, seed by seed.
+"""Turns result rows into learning curves: every score of one preset on one environment, by seed.
 
-The unit is the seed: its `individual` score is the average over all of its members. Curves hold the
-steps that all seeds of a preset have in common; what had to be left out is said in notes.
+A curve has one value for each seed and evaluation: the `individual` score of a seed is the average
+over all of its members. A curve holds only the steps at which every seed of the preset has an
+evaluation. Notes for the reader of a report say what was left out, and why.
 """
 
 import math
@@ -20,7 +21,7 @@ from cerl.record.folder import FILE, fixed_hash, load_file
 from cerl.record.results import RowsError
 from cerl.text import visible
 
-# Scores of a cell, in the order of a table's columns, and how the columns are headed.
+# The scores that a cell may have, in the order of a table's columns: name in the rows, heading.
 SCORES = {
     "individual": "individual",
     "random": "drawn member",
@@ -36,29 +37,31 @@ SCORES = {
 
 
 class Curve(NamedTuple):
-    """One score of one preset on one environment, at the steps that all of its seeds have."""
+    """One score of one preset on one environment, at the T steps that all of its seeds have."""
 
     steps: np.ndarray  # [T] int64, agent steps of one seed
-    returns: np.ndarray  # [T, S]; NaN: not a number in the run
-    episodes: np.ndarray  # [T, S] int64, all members together
+    returns: np.ndarray  # [T, S] float64; NaN where the run recorded no finite number
+    episodes: np.ndarray  # [T, S] int64, episodes of all members together
 
 
 class Cell(NamedTuple):
-    """One preset on one environment."""
+    """All curves of one preset on one environment; a report has one cell for each such pair."""
 
-    env: str
-    preset: str  # as shown: with its hash where one preset has several configurations
-    config_hash: str
-    members: int
-    seeds: tuple[int, ...]
-    diverged: dict[int, int]  # seeds whose numbers went wrong, and agent steps at which it was seen
+    env: str  # family/name
+    preset: str  # as shown: with its hash where one preset was run with several configurations
+    config_hash: str  # of the options that training depends on
+    members: int  # N
+    seeds: tuple[int, ...]  # S seeds, ascending; the last axis of a curve
+    diverged: dict[int, int]  # seed: agent step at which its numbers were first seen not finite
     curves: dict[str, Curve]  # by key of SCORES
 
 
 def run_folders(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Tables of result rows: a parquet file, a run folder, or every run anywhere below a folder.
+    """The parquet files of result rows that some paths stand for.
 
-    Raises: RowsError naming a path that has none.
+    Args:    paths, each a parquet file, a run folder, or a folder with runs anywhere below it.
+    Returns: files without duplicates, in the order of the paths.
+    Raises:  RowsError naming a path without result rows.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -77,9 +80,11 @@ def run_folders(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
-    """All rows of some runs, with a column `run`: the file that they are from.
+    """The result rows of some runs in one table.
 
-    Raises: RowsError if a path has no rows or a damaged file.
+    Args:    paths, see `run_folders`.
+    Returns: a table of `results.ROWS` with one more column, `run`: the file that a row is from.
+    Raises:  RowsError if a path has no result rows or a file is damaged.
     """
     tables = []
     for file in run_folders(paths):
@@ -94,12 +99,14 @@ def load_rows(paths: Iterable[str | os.PathLike[str]]) -> pa.Table:
 
 
 def _hash_today(folder: Path, *, made_by: str | None) -> str:
-    """The hash of a run by its config.yaml, so that runs of all versions of cerl that train alike
-    are one configuration.
+    """The hash of a run's options, computed from its config.yaml by this version of cerl.
 
-    Args:    made_by, the run that the rows say they are of.
-    Returns: empty where the rows are of another run, or the config cannot be read: then the hash
-             that stands in the rows counts.
+    Rows hold the hash that the version of cerl that trained the run computed. One computed anew is
+    the same for all versions that train alike, so a report takes such runs as one configuration.
+
+    Args:    made_by, the identity of the run that the rows say they belong to.
+    Returns: the hash; empty where the rows belong to another run or the config cannot be read, and
+             the caller then keeps the hash that stands in the rows.
     """
     path = folder / FILE
     try:
@@ -111,11 +118,15 @@ def _hash_today(folder: Path, *, made_by: str | None) -> str:
 
 
 def cells(table: pa.Table) -> tuple[list[Cell], list[str]]:
-    """Curves of every preset on every environment, and what a reader has to know about them.
+    """Curves of every preset on every environment, and notes for the reader of the report.
 
-    Environments in alphabetical order, presets in that of the rows. A seed that diverged stays in:
-    its scores count, and where it has none any more (`diverged` cut) it has NaN.
-    Raises: RowsError if no evaluation is among the rows.
+    A seed that diverged is not left out: its scores count, and it has NaN at evaluations after the
+    run ended it (option `diverged: cut`).
+
+    Args:    table, from `load_rows`.
+    Returns: cells, by environment in alphabetical order and then as presets come in the rows; notes
+             on what was left out or cannot be compared, one sentence each.
+    Raises:  RowsError if no evaluation is among the rows.
     """
     marks = _marks(table)
     table = table.filter(pc.field("policy") != "train")
@@ -163,7 +174,7 @@ _KEYS = ["env", "preset", "config_hash", "members", "seed", "run", "score", "ste
 
 
 def _points(table: pa.Table) -> list[dict]:
-    """One dict a score, seed and step; `individual` is the average over the seed's members."""
+    """One dict for each score, seed and step; `individual` is the mean over the seed's members."""
     policy, role = table["policy"], table["role"]
     tandem = pc.is_in(role, pa.array(["active", "passive"]))  # pyright: ignore
     mode = pc.if_else(pc.ends_with(policy, "_mode"), "_mode", "")  # pyright: ignore
@@ -172,17 +183,19 @@ def _points(table: pa.Table) -> list[dict]:
     grouped = table.append_column("score", score).group_by(_KEYS, use_threads=False)
     points = grouped.aggregate([("return", "mean"), ("episodes", "sum")]).to_pylist()
     for point in points:
-        # Names come from files, and are shown in tables, notes and plots.
+        # Names come from files that anybody may have written; control characters must not reach
+        # the terminal by way of tables, notes and plots.
         point |= {name: visible(point[name] or "") for name in ("env", "preset", "run")}
     return [point for point in points if point["score"] in SCORES]
 
 
 def _configured(point: dict) -> tuple[str, str, str, int]:
+    """What a seed was trained as: environment, preset, hash of the options, seed."""
     return point["env"], point["preset"], point["config_hash"], point["seed"]
 
 
 def _marks(table: pa.Table) -> dict[tuple[str, str, str, int, str], int]:
-    """First step that is marked `diverged`, of every seed of every run that has one."""
+    """The first step whose row is marked `diverged`, for every seed of every run that has one."""
     keys = ["env", "preset", "config_hash", "seed", "run"]
     marked = table.filter(pc.field("diverged"))
     first = marked.group_by(keys, use_threads=False).aggregate([("step", "min")])
@@ -190,7 +203,10 @@ def _marks(table: pa.Table) -> dict[tuple[str, str, str, int, str], int]:
 
 
 def _newest(points: list[dict], notes: list[str]) -> dict[tuple[str, str, str, int], str]:
-    """The run that counts for each seed of a configuration: the one that got furthest."""
+    """Chooses, for each seed of a configuration, the run with the latest evaluation.
+
+    Adds a note for each seed that was run more than once.
+    """
     last: dict[tuple, dict[str, int]] = {}
     for p in points:
         runs = last.setdefault(_configured(p), {})
@@ -215,9 +231,15 @@ def _cell(
     diverged: dict[int, int],
     notes: list[str],
 ) -> Cell:
+    """The curves of one preset on one environment; adds to the notes what a reader has to know.
+
+    Args:    name, the preset as shown; code, its hash; points, from `_points`, of this cell alone;
+             diverged, first agent step at which each diverged seed was marked.
+    """
     played = {p["seed"] for p in points}
     seeds = tuple(sorted(played | set(diverged)))
-    # Steps are those of the sound seeds: a seed that was cut does not take theirs with it.
+    # The seeds that did not diverge decide which steps count. A diverged seed may have ended early,
+    # and would otherwise shorten the curves of all others.
     sound = sorted(played - set(diverged)) or sorted(played)
     ends = {seed: max(p["step"] for p in points if p["seed"] == seed) for seed in sound}
     if len(set(ends.values())) > 1:

@@ -1,4 +1,4 @@
-"""The table of an evaluation that `cerl eval` prints."""
+"""Prints the table of an evaluation, for `cerl eval`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,14 @@ from cerl.config.options import INDIVIDUAL
 def show(results: Mapping[str, Any]) -> None:
     """Prints the mean return of each policy and member over all seeds and episodes.
 
-    Args: results, a `cerl.evaluate.Result` by policy; returns and lengths [S, members, episodes].
+    Args: results, the `cerl.evaluate.Result` of each policy by its name; their fields `returns` (in
+          the environment's units) and `lengths` (agent steps) are [S, members, episodes].
     """
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
     for policy, result in results.items():
         for member in range(result.returns.shape[1]):
-            # A return may be NaN, of a simulator that diverged; an episode without length was not
-            # played.
+            # Episodes that were not played have the length NaN. A return alone does not tell, since
+            # it is NaN too where a simulator diverged.
             there = ~torch.isnan(result.lengths[:, member])
             played = result.returns[:, member][there].double()
             lengths = result.lengths[:, member][there].double()

@@ -1,7 +1,8 @@
-"""Learning curves as a PNG: one panel for each environment, one colour for each preset.
+"""Draws learning curves into a PNG: one panel for each environment, one colour for each preset.
 
-Solid: individual, or the active member; dashed: aggregate; dotted: passive. Bands are bootstrap
-intervals over seeds. Colours are those of Okabe and Ito, told apart by colour-blind readers too.
+Lines are solid for the individual score or the active member, dashed for aggregates, dotted for the
+passive member. Bands are bootstrap intervals over seeds. The colours are those of Okabe and Ito,
+which colour-blind readers can tell apart.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from cerl.report import statistics
 from cerl.report.curves import Cell, Curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-MARKERS = ("", "o", "s", "^")  # of the second, third, ... eight presets
+MARKERS = ("", "o", "s", "^")  # of presets 1 to 8, 9 to 16, ..., since eight colours repeat
 
-# Style and legend of each score; an aggregate of a single member is the member itself.
+# Line style and legend text of each score.
 STYLES: dict[str, tuple[Any, str]] = {
     "individual": ("-", "individual (mean over members)"),
     "random": ((0, (8, 2)), "individual (drawn member)"),
@@ -38,7 +39,12 @@ SAMPLES = 2_000  # bootstrap samples of a band
 
 
 def shown(cell: Cell) -> dict[str, Curve]:
-    """The curves that tell something: no aggregate of one member, none of a tandem's two."""
+    """The curves of a cell that are drawn, by score.
+
+    Left out are aggregates where there is a single member (they repeat its score) and in a tandem,
+    whose two members are compared with each other; and the drawn member where all members are
+    averaged anyway.
+    """
     plain = cell.members > 1 and "active" not in cell.curves
     hidden = set() if plain else {"vote", "mean", "mean_mode"}
     if "individual" in cell.curves:
@@ -47,7 +53,10 @@ def shown(cell: Cell) -> dict[str, Curve]:
 
 
 def curves(cells: Sequence[Cell], path: Path, *, confidence: float = 0.95) -> None:
-    """Draws the learning curves of all cells into a PNG, which is replaced whole."""
+    """Draws the learning curves of all cells into a PNG; a file of that name is replaced.
+
+    Args: path of the PNG; confidence of the bands, a probability.
+    """
     envs = sorted({cell.env for cell in cells})
     presets = list(dict.fromkeys(cell.preset for cell in cells))
     columns = 2 if len(envs) in (2, 4) else min(len(envs), 3)
@@ -95,7 +104,11 @@ def _draw(panel: Any, cell: Cell, number: int, confidence: float) -> None:
 def band(
     curve: Curve, *, confidence: float
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Mean over seeds [T] and its interval, without seeds that are not finite throughout."""
+    """Mean over seeds and its bootstrap interval, without seeds that have a NaN at any step.
+
+    Returns: mean [T], and the interval's lower and upper end [T]; None for both ends where fewer
+             than two seeds remain.
+    """
     returns = curve.returns[:, np.isfinite(curve.returns).all(0)]
     if returns.shape[1] == 0:
         return np.full(len(curve.steps), np.nan), None, None

@@ -1,8 +1,8 @@
-"""From result rows to tables: what each preset scored on each environment, with intervals.
+"""Makes tables of result rows: what each preset scored on each environment, with intervals.
 
-The unit of every interval is the seed. Evaluations are compared at the last step that all seeds of
-a preset have in common (`cerl/report/curves.py`); statistics are those of
-`cerl/report/statistics.py`.
+Intervals are over seeds: members of one seed share data and are no independent samples. Evaluations
+are compared at the last step that all seeds of a preset have in common (`cerl/report/curves.py`).
+The statistics are those of `cerl/report/statistics.py`.
 """
 
 import csv
@@ -28,7 +28,9 @@ from cerl.report import statistics
 from cerl.report.curves import SCORES, Cell, Curve, cells, load_rows, run_folders
 from cerl.text import visible
 
-FACTS = ("seeds", "agent steps")  # columns of a table that are mostly the same in all lines
+# Columns that are mostly the same in all lines of a table; a printed table then has them in its
+# title.
+FACTS = ("seeds", "agent steps")
 
 SUMMARY = pa.schema(
     [
@@ -39,35 +41,38 @@ SUMMARY = pa.schema(
         ("score", pa.string()),  # a key of SCORES
         ("unit", pa.string()),  # return, human-normalised
         ("statistic", pa.string()),  # mean, median, iqm, optimality_gap
-        ("step", pa.int64()),  # agent steps of one seed, of the last evaluation that counts
-        ("evaluations", pa.int64()),  # of each seed, averaged before anything else
-        ("seeds", pa.int64()),  # seeds that count (of each game)
-        ("seeds_lost", pa.int64()),  # seeds whose return is not a number; they do not count
-        ("seeds_diverged", pa.int64()),  # seeds whose numbers went wrong; what they scored counts
+        ("step", pa.int64()),  # agent steps of one seed at the last evaluation that is used
+        ("evaluations", pa.int64()),  # last evaluations of each seed, averaged before anything else
+        ("seeds", pa.int64()),  # seeds that are used; over games: the fewest of any game
+        ("seeds_lost", pa.int64()),  # seeds left out because their return is not finite
+        ("seeds_diverged", pa.int64()),  # seeds that diverged in training; they are not left out
         ("episodes", pa.int64()),  # of all seeds and members
-        ("value", pa.float64()),
-        ("low", pa.float64()),  # interval; null with a single seed
+        ("value", pa.float64()),  # in the unit above; null if no seed is left
+        ("low", pa.float64()),  # lower end of the interval; null with a single seed
         ("high", pa.float64()),
-        ("confidence", pa.float64()),
+        ("confidence", pa.float64()),  # probability, such as 0.95
     ]
 )
 
 
 def final(curve: Curve, *, last: int) -> np.ndarray:
-    """Score of every seed [S]: the average over its last evaluations."""
+    """The score of every seed [S]: the average over its `last` evaluations."""
     return curve.returns[-last:].mean(0)
 
 
 def summarise(
     found: Sequence[Cell], *, last: int = 1, confidence: float = 0.95, samples: int = 10_000
 ) -> pa.Table:
-    """One row for each score of each cell, and for each preset over all of its Atari games.
+    """The final scores of all cells, and those of each preset over all of its Atari games.
 
-    Single environments: the mean over seeds. All games: mean, median, IQM and optimality gap of
-    human-normalised scores. Intervals: stratified bootstrap over seeds, percentiles.
+    For one environment the statistic is the mean over seeds. Over Atari games it is the mean,
+    median, IQM and optimality gap of human-normalised scores. Intervals are percentiles of a
+    stratified bootstrap over seeds.
 
-    Args:    last, how many of the last evaluations are averaged; confidence of the intervals.
-    Returns: a table of `SUMMARY`.
+    Args:    found, from `curves.cells`; last, how many of the last evaluations are averaged;
+             confidence of the intervals, a probability; samples of the bootstrap.
+    Returns: a table with the columns of `SUMMARY`, a row for each score of each cell, then one for
+             each score and statistic over games.
     Raises:  ValueError for last < 1.
     """
     if last < 1:
@@ -91,7 +96,7 @@ def summarise(
 
 
 def _over_games(found: Sequence[Cell], last: int, how: Mapping[str, float]) -> list[dict]:
-    """Lines of presets that were run on two Atari games or more."""
+    """Rows of `SUMMARY` over games, for every preset that was run on two Atari games or more."""
     known = statistics.human_random()
     lines: list[dict] = []
     games: dict[str, list[Cell]] = {}
@@ -124,6 +129,7 @@ def _over_games(found: Sequence[Cell], last: int, how: Mapping[str, float]) -> l
 
 
 def _facts(own: Sequence[Cell], score: str, used: int) -> dict:
+    """Columns of `SUMMARY` that say what a number is of. Args: used, evaluations of each seed."""
     return {
         "preset": own[0].preset,
         "config_hash": own[0].config_hash if len(own) == 1 else None,
@@ -136,12 +142,16 @@ def _facts(own: Sequence[Cell], score: str, used: int) -> dict:
 
 
 def _lost(tasks: Sequence[np.ndarray]) -> dict:
+    """How many seeds have a finite score and how many have not. Args: tasks, [S] scores a task."""
     finite = [int(np.isfinite(task).sum()) for task in tasks]
     return {"seeds": min(finite), "seeds_lost": sum(task.size for task in tasks) - sum(finite)}
 
 
 def _estimate(name: str, tasks: Sequence[np.ndarray], *, confidence: float, samples: float) -> dict:
-    """Value and interval of a statistic of [S] scores a task, finite ones only."""
+    """A statistic of the finite scores and its interval, as columns of `SUMMARY`.
+
+    Args: name of the statistic; tasks, one array [S] of scores for each task.
+    """
     statistic = getattr(statistics, name)
     tasks = [task[np.isfinite(task)] for task in tasks]
     out = {"statistic": name, "confidence": confidence, "value": None, "low": None, "high": None}
@@ -157,7 +167,11 @@ def _estimate(name: str, tasks: Sequence[np.ndarray], *, confidence: float, samp
 
 
 def number(value: float | None, *, size: float | None = None) -> str:
-    """A score with about three digits that matter, in numbers as large as `size` (itself)."""
+    """A score as text with about three significant digits, "n/a" where there is none.
+
+    Args: size, the number whose magnitude decides how many decimals are shown (default: the score
+          itself), so that a score and its interval can have the same number of decimals.
+    """
     if value is None or not math.isfinite(value):
         return "n/a"
     size = abs(value) if size is None else size
@@ -166,7 +180,7 @@ def number(value: float | None, *, size: float | None = None) -> str:
 
 
 def estimate(line: Mapping[str, float | None]) -> str:
-    """Value and interval of a line of a summary, with the same number of digits."""
+    """The value and the interval of a row of a summary as text, with equally many decimals."""
     found = [line[name] for name in ("value", "low", "high")]
     size = max((abs(value) for value in found if value is not None), default=0.0)
     value, low, high = (number(value, size=size) for value in found)
@@ -174,9 +188,10 @@ def estimate(line: Mapping[str, float | None]) -> str:
 
 
 def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
-    """The summary with one line for each environment (or statistic over games) and preset.
+    """The summary as text: a line for each preset on each environment, or statistic over games.
 
-    Returns: headings; lines of text.
+    Args:    summary, from `summarise`.
+    Returns: headings; lines, each with one cell for each heading.
     """
     lines: dict[tuple[str, str, str], dict] = {}
     for row in summary.to_pylist():
@@ -202,7 +217,7 @@ def table(summary: pa.Table) -> tuple[list[str], list[list[str]]]:
 
 
 def caption(summary: pa.Table) -> str:
-    """What the numbers of a table are."""
+    """A sentence or two that say what the numbers of a table are."""
     rows_ = summary.to_pylist()
     evaluations = sorted({row["evaluations"] for row in rows_})
     last = " or ".join(map(str, evaluations))
@@ -235,14 +250,14 @@ def _csv(summary: pa.Table) -> str:
 
 
 def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
-    """One table for each environment, narrow enough for 80 columns: intervals below values."""
+    """Prints one table for each environment, with intervals below values to fit 80 columns."""
     headings, lines = table(summary)
     families = {line[1].partition("/")[0] for line in lines if "/" in line[1]}
     prefix = f"{families.pop()}/" if len(families) == 1 else ""
     for env in dict.fromkeys(line[0] for line in lines):
         own = [line for line in lines if line[0] == env]
         used = [k for k in range(1, len(headings)) if any(line[k] for line in own)]
-        # Facts that all lines share go into the title.
+        # Columns of `FACTS` that hold the same in all lines go into the title.
         same = [k for k in used if headings[k] in FACTS and len({line[k] for line in own}) == 1]
         title = ", ".join([env, *(f"{own[0][k]} {headings[k]}" for k in same)])
         shown = Table(title=Text(title, "bold"), title_justify="left", box=SIMPLE_HEAD)
@@ -260,9 +275,10 @@ def _printed(summary: pa.Table, notes: Sequence[str], console: Console) -> None:
 
 
 def _earlier(table: pa.Table, until: int) -> tuple[pa.Table, list[str]]:
-    """Rows up to a step, and notes of the runs that have no evaluation any more.
+    """The rows up to a step, and a note for each run that has no evaluation up to there.
 
-    Raises: RowsError if none is left.
+    Args:    until, agent steps of one seed.
+    Raises:  RowsError if no evaluation is left.
     """
     played = table.filter(pc.field("policy") != "train")
     kept = played.filter(pc.field("step") <= until)
@@ -286,9 +302,10 @@ def main(
 ) -> pa.Table:
     """Prints the table; writes table.md, table.csv, summary.parquet and curves.png into `out`.
 
-    Args:    folders, see `run_folders`; last, how many of the last evaluations are averaged; until,
-             agent steps of one seed after which evaluations are left out, 0: none is.
-    Returns: the summary.
+    Args:    folders, see `run_folders`; out, a folder, which is created; last, how many of the last
+             evaluations are averaged; until, agent steps of one seed after which evaluations are
+             left out (0: all are used); console, where to print (default: standard output).
+    Returns: the summary, as from `summarise`.
     Raises:  RowsError if rows are missing, damaged, or without an evaluation.
     """
     from cerl.report import plots  # matplotlib takes a second to import
@@ -307,7 +324,7 @@ def main(
         write_atomically(out / name, lambda file, c=content: file.write(c.encode()))
     write_atomically(out / "summary.parquet", lambda file: pq.write_table(summary, file))
     plots.curves(found, out / "curves.png")
-    # Printed last: whoever reads it may stop, and the files are there all the same.
+    # Printing comes last: if the reader of a pipe stops (`| head`), the files exist already.
     _printed(summary, notes, console)
     console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     console.print(f"plot:  {out / 'curves.png'}", soft_wrap=True, markup=False)

@@ -1,1 +1,1 @@
-"""Many runs: studies, and starting their runs on this machine."""
+"""Trains many runs: studies (named sets of presets), and the launcher for this machine."""

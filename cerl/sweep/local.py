@@ -1,9 +1,10 @@
-"""Grids of runs on this machine, one after the other or several at a time, resumable as a whole.
+"""Trains many runs on this machine, one after the other or several at a time.
 
-All that a sweep knows of a run is read from the run's folder, so the same command goes on after
-whatever ended it: finished runs are kept, those that were begun are resumed, the others are
-trained, and a run that another process still trains (of a sweep that was killed, say) is waited
-for. A run that fails is reported at the end and keeps no other from its turn.
+A sweep reads the state of each run from the run's folder and remembers nothing itself. So the same
+command continues a sweep that was stopped or killed: finished runs are skipped, unfinished ones are
+resumed, and the others are started. If another process still trains a run (the child of a sweep
+that was killed, for example), the sweep waits for it. A failed run does not stop the others, and is
+reported at the end.
 """
 
 import fcntl
@@ -25,21 +26,22 @@ from cerl.record.lock import under_way
 from cerl.record.screen import Screen
 from cerl.stop import SAVED, Stopped, stop_flag
 
-TELL_EVERY = 30.0  # seconds between looks at runs side by side
-POLL = 0.2  # seconds between looks at whether one has ended
-TAIL = 4096  # bytes at the end of a log among which its last line is looked for
+TELL_EVERY = 30.0  # seconds between progress lines of runs that train at the same time
+POLL = 0.2  # seconds between checks whether a run has ended
+TAIL = 4096  # bytes at the end of a log that are searched for its last line
 
-Say = Callable[..., None]
+Say = Callable[..., None]  # prints a line; options as of `Screen.line`
 
 
 def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
-    """Trains every config, below the folder `out`.
+    """Trains a run for every config; their run folders are made in the folder `out`.
 
-    Args:    jobs, runs at a time; more than one run as processes of their own, whose output is
-             added to `out`/logs.
-    Returns: the run folders, in order.
-    Raises:  RuntimeError naming the runs that failed, after the others were trained; Stopped if it
-             was told to stop.
+    Args:    jobs, how many runs train at the same time. With one job, runs train in this process.
+             With more, each run is a process of its own, whose output is appended to a file in
+             `out`/logs.
+    Returns: the run folders, in the order of the configs.
+    Raises:  RuntimeError naming the runs that failed, after all others were trained; Stopped if a
+             signal asked the sweep to stop; ValueError if jobs is below 1.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -59,27 +61,30 @@ def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
 
 
 class Cell(NamedTuple):
-    """One run of a sweep, and what its folder says of it."""
+    """One run of a sweep; its methods read the run's state from the disk."""
 
     number: int  # from 1, in the sweep's order
     config: Config
-    out: Path
+    out: Path  # folder in which run folders are made
 
     @property
     def title(self) -> str:
-        """What the run is, in a few words."""
+        """The run's number, preset and environment, for messages."""
         config = self.config
         return (
             f"run {self.number}, {config.preset or 'run'} on {config.env.family}/{config.env.name}"
         )
 
     def earlier(self) -> list[Path]:
-        """Its run folders, finished ones first, then newest first; lengths do not matter."""
+        """Run folders in `out` with this run's options: finished ones first, then newest first.
+
+        Options that may change on resuming, the length of the run among them, are not compared.
+        """
         wanted, found = fixed_hash(self.config), []
         for path in self.out.glob(f"*/{FILE}"):
             try:
                 same = fixed_hash(load_file(path)) == wanted
-            except ConfigError:  # changed by hand, or no longer whole
+            except ConfigError:  # config.yaml was edited by hand or is damaged
                 same = False
             if same:
                 found.append(path.parent)
@@ -91,15 +96,18 @@ class Cell(NamedTuple):
 
     @property
     def logs(self) -> Path:
-        """Folder of what the runs print, and of their locks."""
+        """The folder for the output of runs and for their lock files; it is created."""
         self.out.mkdir(parents=True, exist_ok=True)
         return files.own_folder(self.out / "logs")
 
     def claim(self) -> int | None:
-        """A lock on the run, held as long as anybody has the file descriptor open, a child that
-        inherits it included: a run has a folder of its own to lock only after seconds of start-up.
+        """Locks the run, so that no other sweep starts it too.
 
-        Returns: the descriptor; None if another process trains the run, or is about to.
+        The lock of a run folder does not suffice, because a run makes its folder only after seconds
+        of start-up. This lock is held until every copy of the file descriptor is closed, including
+        the copy that a child process inherits.
+
+        Returns: the file descriptor; None if another process trains the run or is about to.
         """
         path = self.logs / f".{fixed_hash(self.config)[:16]}.lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -114,25 +122,29 @@ class Cell(NamedTuple):
         return handle
 
     def free(self) -> bool:
-        """Whether nobody trains the run."""
+        """Whether no process trains the run or is about to."""
         handle = self.claim()
         if handle is not None:
             os.close(handle)
         return handle is not None
 
     def longer(self, folder: Path) -> dict[str, int]:
-        """What a resumed run has to change to become as long as is asked for."""
+        """The option that makes an existing run as long as this config asks, by its dotted key.
+
+        Returns: {} if the run in `folder` is as long already, or longer.
+        """
         steps = self.config.schedule.steps
         return {"schedule.steps": steps} if load_file(folder / FILE).schedule.steps < steps else {}
 
 
 def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:
+    """Trains the runs one after the other in this process. Returns: a line for each failed run."""
     failures = []
     for cell in cells:
         say(f"{cell.title} ({len(cells)} in all)", style="bold")
         try:
             _one(cell, say)
-        # Whatever ends one run, the others have their turn.
+        # Any error of one run is caught, so that the remaining runs still train.
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             say(f"failed: {text}", style="bold red")
@@ -141,9 +153,9 @@ def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:
 
 
 def _one(cell: Cell, say: Say) -> None:
-    """Trains a run, or goes on with it, in this process. Raises: Stopped."""
+    """Trains or resumes a run in this process. Raises: Stopped."""
     if not cell.free():
-        say(f"{cell.title}: another process trains it, which is waited for")
+        say(f"{cell.title}: another process trains it; waiting for that process")
     with stop_flag() as stopped:
         while (lock := cell.claim()) is None:
             if stopped():
@@ -168,10 +180,10 @@ class _Job(NamedTuple):
     cell: Cell
     process: subprocess.Popen
     log: Path
-    begin: int  # size of the log when the process started
+    begin: int  # bytes that the log had when the process started; earlier sessions wrote them
 
     def last_line(self) -> str:
-        """The error if there is one, else the line written last."""
+        """The last line that begins with `error:` if there is one, else the last line of all."""
         with self.log.open("rb") as file:
             end = file.seek(0, 2)
             file.seek(max(self.begin, end - TAIL))
@@ -181,8 +193,9 @@ class _Job(NamedTuple):
 
 
 def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
+    """Trains up to `jobs` runs at a time, as processes. Returns: a line for each failed run."""
     waiting, running, failures = list(cells), [], []
-    others: list[Cell] = []  # whose runs other processes train
+    others: list[Cell] = []  # runs that processes of other sweeps train
     told = time.monotonic()
     with stop_flag() as stopped:
         while (waiting or running or others) and not stopped():
@@ -190,11 +203,11 @@ def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
                 cell = waiting.pop(0)
                 try:
                     if (lock := cell.claim()) is None:
-                        say(f"{cell.title}: another process trains it, which is waited for")
+                        say(f"{cell.title}: another process trains it; waiting for that process")
                         others.append(cell)
                     else:
                         running += _start(cell, lock, say)
-                # A run that cannot be started keeps no other from its turn.
+                # Any error on starting one run is caught, so that the remaining runs still train.
                 except Exception as error:
                     say(f"{cell.title}: failed: {error}")
                     failures.append(f"{cell.title}: {type(error).__name__}: {error}")
@@ -215,7 +228,12 @@ def _side_by_side(cells: Sequence[Cell], say: Say, jobs: int) -> list[str]:
 
 
 def _start(cell: Cell, lock: int, say: Say) -> list[_Job]:
-    """Starts or resumes a run as a process, which takes the lock over; none if it is finished."""
+    """Starts or resumes a run as a process of its own.
+
+    Args:    lock, the file descriptor from `claim`. The process inherits it, and this function
+             closes the sweep's own copy: the lock then lives as long as the process.
+    Returns: the job; an empty list if the run is finished already.
+    """
     try:
         folder = next(iter(cell.earlier()), None)
         if folder is not None and finished(folder, steps=cell.config.schedule.steps):
@@ -234,7 +252,8 @@ def _start(cell: Cell, lock: int, say: Say) -> list[_Job]:
         say(f"{cell.title}: {'starting' if folder is None else 'resuming'}; {log}")
         with files.append(log) as output:
             begin = output.seek(0, 2)
-            # A session of its own: Ctrl-C reaches it once, from here.
+            # In a session of its own, the process gets no Ctrl-C from the terminal: it stops when
+            # this process sends it SIGTERM, and only then.
             process = subprocess.Popen(
                 [sys.executable, "-m", "cerl", "train", *command],
                 stdin=subprocess.DEVNULL,
@@ -249,7 +268,7 @@ def _start(cell: Cell, lock: int, say: Say) -> list[_Job]:
 
 
 def _ended(job: _Job, say: Say) -> list[str]:
-    """Says how a run ended. Returns: what to report of it at the end, if it failed."""
+    """Prints how a run ended. Returns: a line for the final report if the run did not succeed."""
     code = job.process.returncode
     how = {0: "done", SAVED: "stopped and saved"}.get(code, "failed")
     say(f"{job.cell.title}: {how}; {job.log}")
@@ -259,8 +278,8 @@ def _ended(job: _Job, say: Say) -> list[str]:
 
 
 def _stop(running: Sequence[_Job], others: Sequence[Cell], say: Say) -> None:
-    """Has all runs saved and ended. Raises: Stopped."""
-    say("stopped: waiting for the runs to save; the same command goes on")
+    """Asks all runs to save and stop, and waits until they have ended. Raises: Stopped."""
+    say("stopped: waiting for the runs to save; the same command continues the sweep")
     for job in running:
         job.process.send_signal(signal.SIGTERM)
     try:
@@ -271,5 +290,5 @@ def _stop(running: Sequence[_Job], others: Sequence[Cell], say: Say) -> None:
             job.process.kill()
         raise
     for cell in others:
-        say(f"{cell.title}: its own process trains on")
+        say(f"{cell.title}: the other process goes on training it")
     raise Stopped

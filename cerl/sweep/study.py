@@ -1,4 +1,8 @@
-"""Studies: presets that are run and reported together, and the options that they share."""
+"""Studies: presets that are trained and reported together, and the options that they share.
+
+A study is a YAML file beside the presets' folders in `configs/`, with a section for each kind of
+device: the same comparison may be smaller on a CPU.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,7 +12,7 @@ from cerl.config import ConfigError, Model, errors, preset
 
 
 class Study(Model):
-    """Presets that are run and reported together, and what they change."""
+    """The section of a study for one kind of device."""
 
     presets: Annotated[tuple[str, ...], Field(strict=False)]
     """names of presets"""
@@ -17,7 +21,11 @@ class Study(Model):
 
 
 def load_study(name: str, device: Literal["cpu", "cuda"]) -> Study:
-    """A study's presets and options for a kind of device. Raises: ConfigError."""
+    """A study's presets and options for a kind of device.
+
+    Args:    name of the study, that of its file without `.yaml`.
+    Raises:  ConfigError if the file has no section for the device, an unknown key or a wrong type.
+    """
     path = preset.FOLDER / f"{name}.yaml"
     tree = preset.read(path)
     if device not in tree:

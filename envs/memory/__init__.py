@@ -1,8 +1,9 @@
 """Tasks that need memory, on the device: T-mazes, and the games of POPGym 1.0.7 at three levels.
 
 T-mazes are after Ni et al. 2023 (arXiv:2307.03864), the other games after POPGym (Morad et al.
-2023, arXiv:2303.01859). A file holds the rules (`Game`) of one kind of task;
-`cerl/config/memory_tasks.py` lists the levels, each a function of `RULES` and its arguments.
+2023, arXiv:2303.01859). Each file holds the rules (`Game`) of one kind of task.
+`cerl/config/memory_tasks.py` lists the levels: a level is the name of a function in `RULES` with
+values for its arguments.
 Observations of POPGym's games are those of the package, flattened by `gymnasium.spaces.flatten`
 (one-hot parts, joined): they hold the same information. Where the package's documentation
 contradicts its code, these rules follow the code, and the file says where. Random numbers are
@@ -45,6 +46,9 @@ RULES: dict[str, Callable[..., Game]] = {
 
 
 def game(task: Task) -> Game:
-    """The rules of a task. Some never end by themselves: `memory_tasks.longest(task)` agent steps
-    are the time limit that belongs to them."""
+    """The rules of a task.
+
+    Some tasks never end by themselves. `memory_tasks.longest(task)` is the time limit that belongs
+    to a task, in agent steps.
+    """
     return RULES[task.rules](**task.options)

@@ -1,9 +1,9 @@
 """Autoencode: watch a pile of cards being dealt, then name their suits in reverse order.
 
-After POPGym 1.0.7. An observation is a flag (watch or play) and a suit. When the last card is
-shown, the flag already says play. From that step on every action is an answer, and the suit shown
-is spades. Actions before do not count. An episode of n cards takes 2 n - 1 agent steps and ends by
-terminal.
+After POPGym 1.0.7. An observation is a flag (watch or play) and a suit. The flag says play as soon
+as the last card is shown. From that observation on every action is an answer; earlier actions have
+no effect. After the last card, the suit shown is always spades and means nothing. An episode of n
+cards takes 2 n - 1 agent steps, and the last one is terminal.
 """
 
 from typing import NamedTuple

@@ -2,9 +2,9 @@
 
 After POPGym 1.0.7. An action is the number of a square, counted row by row; the package's is a pair
 (row, column). The network has to see its previous action too. A square that was hit before counts
-as a miss. Ships are placed one after the other, each uniformly among the places that are free. An
-episode ends by terminal with the last hit; its time limit, which the config sets, is as many agent
-steps as there are squares.
+as a miss. Ships are placed one after the other, each uniformly among the places that are free. The
+last hit is terminal; the time limit, which the config sets, is as many agent steps as there are
+squares.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ SHIPS = (2, 3, 3, 4)  # squares, in the order in which they are placed
 class State(NamedTuple):
     ship: Tensor  # [G, squares] bool, the square is part of a ship
     guessed: Tensor  # [G, squares] bool, the square was named before
-    hit: Tensor  # [G] bool, the last guess was a hit
+    hit: Tensor  # [G] bool, the square named on the last step was a hit
 
 
 def battleship(*, side: int) -> Game:

@@ -1,10 +1,10 @@
 """CartPole with partial observations: only positions, positions with noise, or only velocities.
 
 After POPGym 1.0.7, which uses gymnasium's CartPole (Barto, Sutton and Anderson 1983; Euler steps of
-0.02 s). Differs: it computes in float32, the package in float64. Every step pays 1 / length, also
-the one on which the pole falls. A fall is terminal; `length` agent steps are the time limit, which
-the config sets. Quirk of the package: where only velocities are seen, the first observation of an
-episode shows positions.
+0.02 s). Differs: the arithmetic is in float32 here and in float64 in the package. Every step pays
+1 / length, also the one on which the pole falls. A fall is terminal; `length` agent steps are the
+time limit, which the config sets. Quirk of the package: where only velocities are seen, the first
+observation of an episode shows positions.
 """
 
 import math
@@ -23,7 +23,7 @@ _HALF = 0.5  # m, half the pole's length
 _FORCE = 10.0  # N, on the cart, to the left or to the right
 _TICK = 0.02  # s
 _EDGE, _TILT = 2.4, 12 * math.pi / 180  # m and rad, where an episode ends
-_START = 0.05  # each of the four numbers starts within +- this
+_START = 0.05  # each of the four numbers of the state starts uniformly in [-0.05, 0.05]
 
 
 class State(NamedTuple):
@@ -36,8 +36,9 @@ class State(NamedTuple):
 def cart_pole(*, speeds: bool, length: int, noise: float = 0.0) -> Game:
     """The rules.
 
-    Args:    speeds, velocities are seen instead of positions; length of an episode, agent steps,
-             which scales rewards; noise, standard deviation of that on positions, m and rad.
+    Args:    speeds, whether velocities are seen instead of positions; length of an episode, agent
+             steps, which scales rewards; noise, standard deviation of the noise that is added to
+             positions, m and rad.
     """
     draws = 4 if noise else 0
     return Game(

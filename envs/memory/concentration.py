@@ -2,8 +2,8 @@
 
 After POPGym 1.0.7. An action is the number of a place. The observation shows, for every place, its
 card or that it is face down. Cards of found pairs and those just turned are face up. Turning a card
-that is already face up ends the turn. An episode ends by terminal when all cards are up; its time
-limit, which the config sets, is about twice as many agent steps as there are cards.
+of a found pair ends the turn. Finding the last pair is terminal; the time limit, which the config
+sets, is about twice as many agent steps as there are cards.
 """
 
 from functools import partial

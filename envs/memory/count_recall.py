@@ -1,8 +1,9 @@
-"""CountRecall: say how often the kind of card asked for was dealt, up to the card now shown.
+"""CountRecall: say how many cards of the kind asked for were dealt, the card now shown included.
 
-After POPGym 1.0.7. One pile is dealt, a second one asks; both show a card at each step. A wrong
-count costs as much as a right one pays, however near it is: the package's option `error_clamp` has
-no effect in its code. An episode ends by terminal with the last card.
+After POPGym 1.0.7. There are two piles, and both show a card at each step: those of the first pile
+are counted, the card of the second pile names the kind that is asked for. A wrong count costs as
+much as a right one pays, however near it is: the package's option `error_clamp` has no effect in
+its code. The last card is terminal.
 """
 
 from functools import partial

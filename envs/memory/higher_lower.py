@@ -1,7 +1,7 @@
 """HigherLower: guess whether the next card's rank is higher (action 0) or lower (action 1).
 
-After POPGym 1.0.7. Equal ranks pay nothing. Remembering the cards dealt so far makes guesses
-better. An episode ends by terminal with the last card.
+After POPGym 1.0.7. Equal ranks pay nothing. An agent that remembers the cards dealt so far guesses
+better. The last card is terminal.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
 """Pendulum with its velocity hidden: swing it up with a bounded torque, seeing only the angle.
 
-After POPGym 1.0.7, which uses gymnasium's Pendulum (steps of 0.05 s). Differs: it computes in
-float32, the package in float64. An action in [-1, 1] is a torque in [-2, 2] N m. Rewards are scaled
-so that an episode's return is within [-1, 1]. There is no terminal: `length` agent steps are the
-time limit, which the config sets.
+After POPGym 1.0.7, which uses gymnasium's Pendulum (steps of 0.05 s). Differs: the arithmetic is in
+float32 here and in float64 in the package. An action in [-1, 1] is a torque in [-2, 2] N m. Rewards
+are scaled so that an episode's return is within [-1, 1]. There is no terminal: `length` agent steps
+are the time limit, which the config sets.
 """
 
 import math
@@ -20,7 +20,8 @@ _GRAVITY = 10.0  # m / s^2; mass 1 kg, length 1 m
 _TORQUE = 2.0  # N m of a full action
 _TICK = 0.05  # s
 _FASTEST = 8.0  # rad / s, largest velocity
-_MIDDLE = 16.2736044 / 2  # half the largest cost of a step, 0 becomes reward 1 and the largest -1
+# Half the largest cost of a step: a cost of 0 is mapped to 1 / length, the largest to -1 / length.
+_MIDDLE = 16.2736044 / 2
 
 
 class State(NamedTuple):
@@ -33,7 +34,7 @@ def pendulum(*, length: int, noise: float = 0.0) -> Game:
     """The rules.
 
     Args:    length of an episode, agent steps, which scales rewards; noise, standard deviation of
-             that on the observation (cosine and sine of the angle).
+             the noise that is added to the observation (cosine and sine of the angle).
     """
     draws = 4 if noise else 0
     return Game(
@@ -49,7 +50,7 @@ def pendulum(*, length: int, noise: float = 0.0) -> Game:
 
 
 def _errors(u: Tensor, like: Tensor, *, noise: float) -> Tensor:
-    """Gaussian noise [G, 2] out of u [G, 4], or zeros; like [G]."""
+    """Gaussian noise [G, 2] made of u [G, 4]; zeros if there is no noise. Args: like [G]."""
     if not noise:
         return torch.zeros_like(like).unsqueeze(-1).expand(-1, 2)
     return noise * gaussian(u.unflatten(-1, (2, 2)))

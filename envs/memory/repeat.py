@@ -2,8 +2,8 @@
 
 After POPGym 1.0.7. k = 1 means the card now shown: the package's documentation counts from 0, its
 code from 1. Until k cards are dealt, no answer is rewarded. No flag marks the first card, although
-the documentation of RepeatFirst mentions one. An episode ends by terminal with the last card; its
-return is 1 if every answer was right.
+the documentation of RepeatFirst mentions one. The last card is terminal. The return of an episode
+is 1 if every answer was right.
 """
 
 from collections.abc import Callable

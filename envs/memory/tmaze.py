@@ -10,9 +10,10 @@ one cell to the right of it, and the cue is shown on the first visit of cell 0. 
 [1 at the junction or a goal, else 0; signal]. The signal is the cue (+1 up, -1 down) on the step
 that shows it, on a goal +1 for the upper and -1 for the lower one, and 0 otherwise.
 
-An episode takes length + 1 + 2 oracle agent steps and ends by terminal. The last step pays 1 if the
-walker is on the goal that the cue named. Every other step costs 1 / length if the walker is, after
-t steps, left of cell t - oracle; on the shortest way by the cue to the junction it never is.
+An episode takes length + 1 + 2 oracle agent steps; the last one is terminal. It pays 1 if the agent
+is then on the goal that the cue named. Every other step costs 1 / length if after it, the t-th of
+the episode, the agent is left of cell t - oracle. An agent on the shortest path by way of the cue
+to the junction never is.
 """
 
 from functools import partial

@@ -1,12 +1,13 @@
 """Seaquest: hunt fish and submarines, collect divers, surface before the oxygen runs out.
 
-The enemies of one kind in one row are an integer of 60 bits (a "word"): bit 6 * column + wait is an
-enemy in that column that moves after `wait` more steps. This covers all that the rules allow. The
-enemies of a row all swim the same way. Two in one cell always differ in their wait, the older one's
-being shorter: all swim at one speed, which changes only while new enemies appear at least 15 steps
-apart. So words cannot overflow, and shifting a word moves all of its enemies. A torpedo or a
-missile is the lowest bit of its cell. At most two divers are in the water, since one appears every
-30 steps and needs 60 to cross it. A diver's column follows from the time since it appeared.
+The enemies of one kind in one row are stored as an integer of 60 bits (a "word"): bit
+6 * column + wait is an enemy in that column that moves after `wait` more steps. Every position that
+the rules allow can be stored so: the enemies of a row all swim the same way, and two enemies in one
+cell always differ in their wait (the older one's is shorter), because all swim at one speed, which
+changes only while new enemies appear at least 15 steps apart. Shifting a word moves all of its
+enemies. A torpedo or a missile is the lowest bit of its cell. At most two divers are in the water,
+since one appears every 30 steps and needs 60 to cross it. The column of a diver follows from the
+time since it appeared.
 
 Quirks of the original: surfacing with six divers leaves -1 divers on board; surfacing is safe with
 any number of divers except zero; a submarine that is hit launches its missile in that step anyway.

@@ -2,12 +2,13 @@
 
 The 100 cells of a kind of object are two integers of 50 bits ("words"), one for the upper five rows
 and one for the lower five; a cell is bit 10 * (row % 5) + column. So a step is arithmetic on a few
-numbers of each game. There is no randomness. With ramping, each cleared block is followed by one
-that moves more often by a step, until it moves every sixth step.
+numbers of each game. There is no randomness. With ramping, each new block waits one step less
+between its moves than the block before, down to six steps.
 
-Quirks of the original: the column of aliens nearest to the cannon shoots, the left one of two that
-are equally near; when the block steps down, aliens on the floor appear again at the top, in the
-episode's last state; a new block keeps the direction and the waiting time of the last one.
+Quirks of the original: the column of aliens nearest to the cannon shoots, and of two that are
+equally near the left one; when the block steps down, aliens on the floor appear again at the top,
+in the last state of the episode; a new block keeps the direction and the waiting time of the block
+before.
 """
 
 from typing import NamedTuple
