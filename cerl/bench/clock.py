@@ -33,6 +33,10 @@ class Timing:
     calls: int = 50
     """calls per timing; the median of five timings is told"""
 
+    def __post_init__(self) -> None:
+        if self.calls < 1:
+            raise ValueError(f"--calls: expected a number from 1 on, got {self.calls}")
+
 
 class Spent(NamedTuple):
     """Milliseconds of one call: replayed in a CUDA graph, and as called from Python."""

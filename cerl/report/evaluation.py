@@ -16,6 +16,8 @@ def show(results: Mapping[str, Any]) -> None:
     Args: results, a `cerl.evaluate.Result` by policy; returns and lengths [S, members, episodes].
     """
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = max(map(len, results), default=0)  # never cut
     for policy, result in results.items():
         for member in range(result.returns.shape[1]):
             # A return may be NaN, of a simulator that diverged; an episode without length was not
