@@ -184,3 +184,9 @@ def test_microseconds_are_the_median_of_a_call_on_the_cpu(monkeypatch):
 
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     assert clock.microseconds(step, torch.device("cpu"), calls=1) == 1e6
+
+
+def test_a_timing_makes_at_least_one_call():
+    assert clock.Timing(calls=1).calls == 1
+    with pytest.raises(ValueError, match="--calls: expected a number from 1 on, got 0"):
+        clock.Timing(calls=0)

@@ -1,6 +1,7 @@
 """The Evaluator on scripted episodes: which member plays how many episodes, and the scores."""
 
 import math
+import types
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from cerl.config import (
 )
 from cerl.evaluate import Evaluator, evaluation_keys, lanes
 from cerl.record.record import over_episodes
+from cerl.report import evaluation
 
 CPU = torch.device("cpu")
 
@@ -319,3 +321,10 @@ def test_samples_modes_and_means_of_continuous_actions():
     # Modes differ by 0.4: their unbiased variance is 0.08.
     torch.testing.assert_close(results["mean_mode"].diversity, torch.full((2, 1), 0.08))
     assert bool((results["mean"].diversity != results["mean_mode"].diversity).all())
+
+
+def test_the_table_of_an_evaluation_names_policies_in_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = types.SimpleNamespace(returns=torch.zeros(1, 1, 2), lengths=torch.ones(1, 1, 2))
+    evaluation.show({"individual_mode": result})
+    assert "individual_mode" in capsys.readouterr().out

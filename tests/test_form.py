@@ -1,11 +1,15 @@
 """Options on the command line: those of the chosen kinds, and the errors for others."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from cerl.config import ConfigError, QuantileConfig, SacConfig, evaluated, load, validated
+from cerl.config import ConfigError, QuantileConfig, SacConfig, errors, evaluated, load, validated
 from cerl.config.form import form_of, overridden
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def told(name, line):
@@ -77,6 +81,20 @@ def test_options_of_0_1_are_refused_with_their_new_names():
         "--net.stack: moved to encoder.frames",
         "--agent: moved to agent.name",
     ]
+
+
+def test_no_text_for_users_names_an_option_of_0_1():
+    old = "|".join(re.escape(key) for key in errors.MOVED if "." in key)
+    pattern = re.compile(rf"(?<![\w.])(?:{old})(?!\w)")
+    texts = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "configs").rglob("*.yaml"),
+    ]
+    assert len(texts) > 100
+    for path in texts:
+        found = pattern.findall(path.read_text().replace("-", "_"))
+        assert not found, f"{path}: {found}"
 
 
 def test_an_unknown_kind_names_the_nearest():

@@ -80,6 +80,14 @@ def test_pins_are_closed_under_dependencies():
             assert cuda or plain(requirement.name) in pinned, f"{name} needs {requirement}"
 
 
+def test_the_repository_holds_no_runs_but_golden_ones():
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git repository")
+    checkpoints = [path for path in done.stdout.splitlines() if path.endswith(".pt")]
+    assert [path for path in checkpoints if not path.startswith("tests/golden/")] == []
+
+
 def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

@@ -34,6 +34,10 @@ class Timing:
     calls: int = 50
     """calls per timing; the table shows the median of five timings"""
 
+    def __post_init__(self) -> None:
+        if self.calls < 1:
+            raise ValueError(f"--calls: expected a number from 1 on, got {self.calls}")
+
 
 class Spent(NamedTuple):
     """Milliseconds of one call of a function."""

@@ -17,6 +17,8 @@ def show(results: Mapping[str, Any]) -> None:
           the environment's units) and `lengths` (agent steps) are [S, members, episodes].
     """
     table = Table("policy", "member", "mean return", "std of episodes", "episodes", "mean length")
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = max(map(len, results), default=0)  # never cut
     for policy, result in results.items():
         for member in range(result.returns.shape[1]):
             # Episodes that were not played have the length NaN. A return alone does not tell, since
