@@ -139,5 +139,5 @@ def test_without_an_end_one_action_of_the_longest_episode_is_random():
 
 
 def test_without_an_end_episodes_need_one():
-    with pytest.raises(ConfigError, match="explore.end: none means .* gym name none; expected"):
+    with pytest.raises(ConfigError, match="explore.end: none means .* gym set no limit; expected"):
         load("gym/cartpole", {"explore.end": None})

@@ -610,32 +610,32 @@ REFUSED = [
     ({"encoder.cache": -1}, "encoder.cache: expected greater than or equal to 0, got -1"),
     ({"encoder.gate_scales": (9.0, 2.0)}, r"encoder.gate_scales: expected the shortest.*\[9"),
     ({"encoder.frames": 2}, "encoder.frames: no such key; encoder fox has none, frames does"),
-    ({"encoder.learnt": 200}, "replay.capacity: expected at least 820 rows, one window of 205"),
-    ({"encoder.learnt": 40}, "replay.start: expected at least 180, that is 45 .a window and a"),
+    ({"encoder.learnt": 200}, "replay.capacity: expected at least 820 rows, a window .*205"),
+    ({"encoder.learnt": 40}, "replay.start: expected at least 180, i.e. 45 .a window and a"),
     ({"encoder.stored_state": True}, "encoder.stored_state: no such key; .* fox has none, gru"),
     (
         {"encoder": {"name": "gru", "learnt": 4, "stored_state": True}},
-        "encoder.stored_state: a state is one member's, .* got shared and episode with 3 members",
+        "encoder.stored_state: a stored state is of use only to .* got shared and episode with 3 members",
     ),
-    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo distance .* encoder fox"),
+    ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo loss .* encoder fox"),
     (
         {"loss.batches": "own", "loss.batches_probability": 0.5, "replay.candidates": 64},
-        "loss.batches_probability: windows hold rows of several members",
+        "loss.batches_probability: a sequence network cannot use own",
     ),
     ({"ensemble.shared_layers": 3}, r"shared_layers: expected at most 2 \(the sequence network"),
     (
         {"encoder.sampling": "episode_start", **NINE},
-        "replay.candidates: one row in 10 begins an episode, so 16 candidates find none with",
+        "replay.candidates: one row in 10 starts an episode, so none of 16 candidates does with",
     ),
     (
         {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64}
         | {"encoder.learnt": 9, "loss.batches": "own"},
-        "replay.candidates: one row in 30 begins an episode of the least of 3 members, so 64 .* "
+        "replay.candidates: one row in 30 starts an episode of the member .*of 3., so none of 64 .* "
         "probability 0.11; .* at least 89 candidates",
     ),
     (
         {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64},
-        "encoder.learnt: windows that begin with .* lasts up to 9 agent steps; expected at",
+        "encoder.learnt: with sampling episode_start .* last up to 9 agent steps; expected at",
     ),
 ]
 

@@ -366,7 +366,7 @@ def _starts(config: Config, encoder: SequenceOptions) -> Iterator[str]:
     rare = (smallest_share(config) if apart else 1.0) / (longest + 1)
     if rare > 0 and (miss := (1 - rare) ** replay.candidates) > START_MISS:
         needed = math.ceil(math.log(START_MISS) / math.log1p(-rare))
-        whose = f" of the member with the fewest rows ({members} members)" if apart else ""
+        whose = f" of the member with the fewest rows (of {members})" if apart else ""
         yield (
             f"replay.candidates: one row in {1 / rare:.0f} starts an episode{whose}, so none of "
             f"{replay.candidates} candidates does with probability {miss:.2g}; expected a "
