@@ -154,7 +154,7 @@ def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, A
         default=default,
         args=list(options),
         prog=f"cerl train --resume {folder}",
-        description="Options of a run that may change when it goes on.",
+        description="Options of a run that may change when it is resumed.",
     )
     values = dict(preset.leaves(dataclasses.asdict(form)))
     return {key: values[key] for key in given}

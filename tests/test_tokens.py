@@ -615,7 +615,7 @@ REFUSED = [
     ({"encoder.stored_state": True}, "encoder.stored_state: no such key; .* fox has none, gru"),
     (
         {"encoder": {"name": "gru", "learnt": 4, "stored_state": True}},
-        "encoder.stored_state: a stored state is of use only to .* got shared and episode with 3 members",
+        "encoder.stored_state: a stored state is of use .* got shared and episode with 3 members",
     ),
     ({"agent.mico_weight": 0.5}, "agent.mico_weight: the MICo loss .* encoder fox"),
     (
@@ -630,7 +630,7 @@ REFUSED = [
     (
         {"encoder.sampling": "episode_start", **NINE, "replay.candidates": 64}
         | {"encoder.learnt": 9, "loss.batches": "own"},
-        "replay.candidates: one row in 30 starts an episode of the member .*of 3., so none of 64 .* "
+        "replay.candidates: one row in 30 starts an episode .*of 3., so none of 64 .* "
         "probability 0.11; .* at least 89 candidates",
     ),
     (

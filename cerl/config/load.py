@@ -65,8 +65,8 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def evaluated(config: Config, asked: Mapping[str, Any]) -> Config:
     """The Config of a run with other options of its evaluation.
 
-    Args:   asked, options of `eval` by name. If it has `episodes`, a budget of agent steps
-            (eval.steps) no longer applies.
+    Args:   asked, options of `eval` by name. If it has `episodes`, they replace a budget of agent
+            steps (eval.steps).
     Raises: ConfigError.
     """
     changes = dict(asked)
