@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -82,7 +83,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def run(tree: Path, section: str, *more: str, first: list[list[str]] = []) -> tuple[Path, str]:  # noqa: B006
+def run(tree: Path, section: str, *more: str, first: Sequence[list[str]] = ()) -> tuple[Path, str]:
     """Runs the command of a section with more options. Returns: the run folder, what was printed.
 
     Args: first, command lines to run before it in the same process.
