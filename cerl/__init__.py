@@ -14,6 +14,21 @@ Dims, the only legend. Tensors keep this order: [S, N, C, B or E, T or W, J, res
     D  features
     H  attention heads
 
+Words that are needed most; docs/glossary.md explains the others:
+
+    row             what replay stores of one environment at one time
+    real row        a row whose action was carried out; others hold an episode's last observation
+    learnt row      a row of a window for which a loss is computed
+    context row     a row of a window that the network reads before the learnt rows
+    start           True at a row that is the first of its episode
+    seed            one independent repetition of the experiment
+    member on duty  the member that chooses the actions of an environment at present
+    head            the last layers of a member that output values
+    carry           the tensors in which acting remembers earlier rows
+    refresh         to recompute the carry from the newest rows with the present parameters
+    run             one training by one config, and the folder with its results
+    cell            one preset on one environment, in a report
+
 The interface from Python (docs/python.md), imported when it is first used:
 
     cerl.config.load(name, overrides)   the options of a preset or a YAML file, checked
