@@ -179,8 +179,9 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel], kinds: Kinds) -> lis
         return [f"{key}.{discriminator}: missing; expected {_or(list(unions(root)[key]))}"]
     if kind == "missing":
         return [f"{key}: missing"]
-    note = f" ({moved(key)})" if key in MOVED and isinstance(got, str) else ""
-    return [f"{key}: expected {_expected(detail)}, got {_got(got)}{note}"]
+    chooses = f" ({key}.{discriminator} chooses its kind)"
+    hint = chooses if discriminator and isinstance(got, str) else ""
+    return [f"{key}: expected {_expected(detail)}, got {_got(got)}{hint}"]
 
 
 def _key(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, Any]:
