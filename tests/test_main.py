@@ -231,6 +231,7 @@ def test_a_strangers_module_is_imported_with_trust_only(
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
         ("sweep minatar/ddqn --envs", "expected a value, got nothing"),
+        ("sweep minatar/ddqn mujoco/sac --envs breakout", "no Gym-MuJoCo robot is called"),
         ("sweep minatar/ddqn --envs pong", "expected asterix, breakout"),
         ("list presets games", "expected presets, studies or envs, got 'games'"),
     ],
