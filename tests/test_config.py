@@ -349,7 +349,7 @@ def test_unknown_preset_names_the_nearest():
         ({"env": "catch"}, "env: expected `key: value` lines below it, got 'catch'"),
         ({"schedule.steps": math.inf}, "schedule.steps: expected a whole number, got inf"),
         ({"encoder": "gru"}, "got 'gru' (encoder.name chooses its kind)"),
-        ({"agent": "dqn"}, "got 'dqn' (agent.name chooses its kind)"),
+        ({"agent": "dqn"}, "got 'dqn' (agent: moved to agent.name)"),
         ({"optim": "adam"}, "got 'adam' (optim.name chooses its kind)"),
         ({"env": "catch"}, "got 'catch' (env.family chooses its kind)"),
         ({"replay.sampler": "uniform"}, "got 'uniform' (replay.sampler.name chooses its kind)"),
