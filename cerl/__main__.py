@@ -14,7 +14,7 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 
-from cerl.terminal import complain, explained, interrupt_ends, reader_may_leave
+from cerl.terminal import complain, explained, interrupt_ends, note, reader_may_leave
 
 with interrupt_ends():
     import contextlib
@@ -70,7 +70,7 @@ class Train:
         if self.trust or not self.preset:
             got = "--trust, which --resume takes" if self.trust else repr(rest[0])
             raise ConfigError(f"train: expected a preset first, got {got}; see `cerl list`")
-        run = overridden(self.preset, rest, prog=f"cerl train {self.preset}")
+        run = overridden(self.preset, rest, prog=f"cerl train {self.preset}", note=note)
         from cerl import training
 
         _print_folder(training.train(run))
@@ -138,13 +138,22 @@ class Sweep:
         options = [*rest, *(["--device", self.device] if self.device else [])]
         places = [["--env.name", name] for name in self.envs] or [[]]
         cells = [cell for name in self.presets for cell in self._cells(name)]
+        notes: list[str] = []
         runs = [
-            overridden(name, [*options, *place], prog=f"cerl sweep {name}", changes=changes)
+            overridden(
+                name,
+                [*options, *place],
+                prog=f"cerl sweep {name}",
+                changes=changes,
+                note=notes.append,
+            )
             for place in places
             for name, changes in cells
         ]
         if not runs:
             raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
+        for sentence in dict.fromkeys(notes):  # several environments of a preset have equal ones
+            note(sentence)
         from cerl.report import tables
         from cerl.sweep import local
 

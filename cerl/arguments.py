@@ -104,6 +104,11 @@ def folder(option: str, what: str = "folder") -> PrimitiveConstructorSpec[Path]:
     return _value(read, "FOLDER")
 
 
+def maybe(metavar: str) -> Any:
+    """An option that may be left out, for which the help shows `metavar` and no default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 def word(command: str, name: str) -> PrimitiveConstructorSpec[str]:
     """A positional argument of at most one word; "" if it is not given."""
 

@@ -9,6 +9,7 @@ from cerl import config as options
 from cerl import training
 from cerl.config import Config
 from cerl.policy import load as load
+from cerl.terminal import note
 
 
 def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> Path:
@@ -16,13 +17,15 @@ def train(config: Config | str, overrides: Mapping[str, Any] | None = None) -> P
 
     Args:    config, or the name of a preset or path of a YAML file; then overrides are options that
              differ from it, nested or with dotted keys: {"seeds": [0, 1], "schedule.steps": 2_000}.
+             An option of the preset that they make idle returns to its default, with a note on
+             stderr.
     Returns: the run folder, a new one in the folder `out` of the config.
     Raises:  ConfigError if the options cannot be read or contradict each other; RuntimeError if the
              run does not fit into memory; Stopped (a KeyboardInterrupt) if it was told to stop, and
              saved.
     """
     if isinstance(config, str):
-        return training.train(options.load(config, overrides))
+        return training.train(options.load(config, overrides, note=note))
     if overrides:
         raise ValueError("overrides: expected with the name of a preset, got them with a Config")
     return training.train(config)

@@ -83,8 +83,13 @@ def explained(error: Exception) -> str:
     return f"{text}\n(CERL_DEBUG=1 shows where)"
 
 
-def complain(head: str, text: str = "") -> None:
-    """Prints `head` (in red) and `text` to stderr; control characters of `text` are escaped."""
+def note(sentence: str) -> None:
+    """Prints a sentence to stderr that the user should know of, though nothing went wrong."""
+    complain("note: ", sentence, style="bold")
+
+
+def complain(head: str, text: str = "", *, style: str = "bold red") -> None:
+    """Prints `head` (in `style`) and `text` to stderr; control characters of `text` are escaped."""
     from rich.console import Console
     from rich.text import Text
 
@@ -92,4 +97,4 @@ def complain(head: str, text: str = "") -> None:
 
     shown = visible(text, lines=True)
     with contextlib.suppress(OSError):
-        Console(stderr=True, soft_wrap=True).print(Text.assemble((head, "bold red"), shown))
+        Console(stderr=True, soft_wrap=True).print(Text.assemble((head, style), shown))

@@ -34,8 +34,8 @@ def resume(
 ) -> Path:
     """Resumes a run from the newest intact checkpoint in its folder and trains it to its end.
 
-    Without any checkpoint the run starts from its beginning. A resumed run equals an uninterrupted
-    one bit for bit, if the state of its simulators can be saved.
+    Without any checkpoint it starts anew. A resumed run equals an uninterrupted one to the bit, if
+    the state of its simulators can be saved.
 
     Args:   changes, new values of options by dotted key (`cerl.record.folder.CHANGEABLE`), which
             are written to config.yaml; trusted, also another user's run may import modules.

@@ -26,6 +26,7 @@ from cerl.config import (
     MujocoEnv,
     PointMassEnv,
     PopgymEnv,
+    control_tasks,
     memory_tasks,
 )
 from cerl.envs.api import VecEnv
@@ -140,8 +141,7 @@ def _rules(config: EnvConfig) -> tuple[Game, str, float, int]:
         case PopgymEnv(backend="resident"):
             from cerl.envs import memory
 
-            task = memory_tasks.POPGYM[config.name]
-            return memory.game(task), f"{config.name} (resident)", 0.0, config.longest
+            return memory.game(config.task), f"{config.name} (resident)", 0.0, config.longest
     raise TypeError(f"expected a device-resident environment, got {type(config).__name__}")
 
 
@@ -150,6 +150,25 @@ def _package_folder(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
+
+
+def check_name(config: EnvConfig) -> None:
+    """Checks that the task of a config exists, as far as that is possible without a simulator.
+
+    Not checked are games of one's own and gymnasium ids with a module, since modules of a user
+    would have to be imported, and Atari games where no back end is installed. The names of all
+    other families are checked by their models.
+
+    Raises: ValueError with the nearest names.
+    """
+    if isinstance(config, AtariEnv) and (games := atari_games()):
+        from cerl.envs.ale import check_known
+
+        check_known(config.name, games)
+    if isinstance(config, GymEnv) and ":" not in config.name:
+        from cerl.envs.gym_task import check_registered
+
+        check_registered(config.name)
 
 
 def atari_games() -> list[str]:
@@ -174,13 +193,11 @@ def available() -> dict[str, list[str]]:
              its built-in ids that need no further package (any registered id works); for games of
              one's own how they are named, and an example.
     """
-    from cerl.envs.dmc import TASKS
     from cerl.envs.gym import builtin_ids
-    from cerl.envs.mujoco import robot_ids
 
     pool, control = _package_folder("envpool"), _package_folder("dm_control")
     # The linear quadratic regulator's actions are unbounded.
-    suite = [task for task in TASKS if not task.startswith("lqr-")]
+    suite = [task for task in control_tasks.SUITE if not task.startswith("lqr-")]
     return {
         "catch": list(get_args(CatchEnv.model_fields["name"].annotation)),
         "minatar": list(get_args(MinAtarEnv.model_fields["name"].annotation)),
@@ -188,7 +205,7 @@ def available() -> dict[str, list[str]]:
         "gym": builtin_ids(),
         "game": ["module:function of your own, e.g. cerl.envs.catch:rules"],
         "point_mass": list(get_args(PointMassEnv.model_fields["name"].annotation)),
-        "mujoco": robot_ids() if pool else ["none: pip install 'cerl[mujoco]'"],
+        "mujoco": list(control_tasks.ROBOTS) if pool else ["none: pip install 'cerl[mujoco]'"],
         "dmc": suite if pool or control else ["none: pip install 'cerl[dmc]'"],
         "memory": list(memory_tasks.TASKS),
         "popgym": list(memory_tasks.POPGYM),

@@ -15,14 +15,13 @@ it sets the integration state.
 import contextlib
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from cerl.config import DmcEnv
-from cerl.envs.host import nearest
 from cerl.envs.mujoco import EnvPoolPhysics
 from cerl.envs.simulator_state import (
     array,
@@ -36,28 +35,6 @@ from cerl.envs.simulator_state import (
 )
 
 _LIMIT = 1000  # control steps of an episode
-_TASKS = {
-    "acrobot": "swingup swingup_sparse",
-    "ball_in_cup": "catch",
-    "cartpole": "balance balance_sparse swingup swingup_sparse three_poles two_poles",
-    "cheetah": "run",
-    "dog": "fetch run stand trot walk",
-    "finger": "spin turn_easy turn_hard",
-    "fish": "swim upright",
-    "hopper": "hop stand",
-    "humanoid": "run run_pure_state stand walk",
-    "humanoid_CMU": "run stand walk",
-    "lqr": "lqr_2_1 lqr_6_2",
-    "manipulator": "bring_ball bring_peg insert_ball insert_peg",
-    "pendulum": "swingup",
-    "point_mass": "easy hard",
-    "quadruped": "escape fetch run walk",
-    "reacher": "easy hard",
-    "stacker": "stack_2 stack_4",
-    "swimmer": "swimmer6 swimmer15",
-    "walker": "run stand walk",
-}
-TASKS = tuple(f"{domain}-{task}" for domain, tasks in _TASKS.items() for task in tasks.split())
 
 _DOG = (
     "joint_angles joint_velocites torso_pelvis_height z_projection torso_com_velocity "
@@ -83,27 +60,18 @@ _INSTALL = (
 )
 
 
-def _check_known(name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise ValueError(
-            f"env.name: dm_control's suite has no domain-task {name!r}{nearest(name, known)}; "
-            f"`cerl list` prints all {len(known)}"
-        )
-
-
 def envpool_suite(
     config: DmcEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
 ) -> EnvPoolPhysics:
     """Simulators of one of the suite's tasks in EnvPool.
 
     Args:    seeds [G] of the simulators; threads of the simulators.
-    Raises:  ValueError on an unknown task or on pixels; ImportError without envpool.
+    Raises:  ValueError on pixels; ImportError without envpool.
     """
     if config.pixels:
         raise ValueError(
             "env.pixels: EnvPool's images need a display; set env.backend to 'dm_control'"
         )
-    _check_known(config.name, TASKS)
     words = config.name.replace("-", "_").split("_")
     return EnvPoolPhysics(
         "".join(word[:1].upper() + word[1:] for word in words) + "-v1",
@@ -153,12 +121,11 @@ class DmControl:
 
     Args:    seeds [G] of the simulators.
     Raises:  ImportError without the package, without a renderer where one is needed, or if its
-             MuJoCo is of the wrong version; ValueError on an unknown task or camera.
+             MuJoCo is of the wrong version; ValueError on an unknown camera.
     """
 
     def __init__(self, config: DmcEnv, *, seeds: Sequence[int] | np.ndarray) -> None:
         suite = _import_suite()
-        _check_known(config.name, ["-".join(names) for names in suite.ALL_TASKS])
         self._config = config
         self._envs = [self._load(suite, int(seed)) for seed in seeds]
         # States that the random generators had before the current episodes began, see `_start`.

@@ -53,6 +53,17 @@ def create(name: str, config: GymEnv, *, longest: int, where: str) -> gymnasium.
     return gymnasium.wrappers.TimeLimit(env, longest) if longest and not limit else env
 
 
+def check_registered(name: str) -> None:
+    """Raises: ValueError with the nearest ids if gymnasium does not have an id without a module."""
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise ValueError(_unknown(name, error)) from error
+    # `gymnasium.make` itself decides about ids without a version, and about those of no known form.
+    except gymnasium.error.Error:
+        return
+
+
 class _UnknownArgument(Exception):
     """The task does not take an argument; the message says which."""
 

@@ -15,26 +15,6 @@ from cerl.config import MujocoEnv
 from cerl.envs.envpool import EnvPool
 from cerl.envs.host import nearest
 
-ROBOTS = (
-    "Ant",
-    "HalfCheetah",
-    "Hopper",
-    "Humanoid",
-    "HumanoidStandup",
-    "InvertedDoublePendulum",
-    "InvertedPendulum",
-    "Pusher",
-    "Reacher",
-    "Swimmer",
-    "Walker2d",
-)
-VERSIONS = ("v4", "v5")
-
-
-def robot_ids() -> list[str]:
-    """The ids of this family, every robot in every version."""
-    return [f"{robot}-{version}" for robot in ROBOTS for version in VERSIONS]
-
 
 def envpool_robots(
     config: MujocoEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
@@ -42,15 +22,8 @@ def envpool_robots(
     """Simulators of one of Gym's robots.
 
     Args:    seeds [G] of the simulators; threads of the simulators.
-    Raises:  ValueError with the nearest ids on an unknown one; ImportError without envpool.
+    Raises:  ImportError without envpool.
     """
-    ids = robot_ids()
-    if config.name not in ids:
-        raise ValueError(
-            f"env.name: no Gym-MuJoCo robot is called {config.name!r}{nearest(config.name, ids)}; "
-            f"`cerl list` prints all {len(ids)}; other MuJoCo ids of gymnasium run from a "
-            "preset of yours with `base: gym/pendulum`"
-        )
     return EnvPoolPhysics(config.name, seeds=seeds, threads=threads, extra="mujoco")
 
 

@@ -1,11 +1,14 @@
 """The table of benchmarks: the rows that it prints, writes and compares."""
 
+import contextlib
 import json
 import subprocess
 
 import pytest
 import torch
 
+from cerl import __main__ as command
+from cerl import bench
 from cerl.bench import Slower, clock, table
 from cerl.bench.rows import place
 from cerl.bench.stored import partner, read
@@ -21,6 +24,18 @@ def test_columns_are_as_wide_as_the_widest_cell_so_far(capsys):
         "what           S       ms    ratio",
         "a              1   0.1235",
         "much longer       10  12,345.7        2",
+    ]
+
+
+def test_rows_that_are_all_known_are_in_columns_as_wide_as_the_widest_cell(capsys):
+    printed = Printed("times")
+    printed.add_all([{"what": "a", "ms": 0.123456}, {"what": "much longer", "ms": 12345678.9}])
+    printed.add_all([])
+    assert capsys.readouterr().out.splitlines() == [
+        "times",
+        "what                   ms",
+        "a                  0.1235",
+        "much longer  12,345,678.9",
     ]
 
 
@@ -106,7 +121,7 @@ def test_rows_are_compared_with_stored_ones_of_the_device(stored, capsys):
 
 
 def test_what_differs_since_is_told(stored, capsys, monkeypatch):
-    monkeypatch.setattr("cerl.bench.compare.versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr("cerl.bench.stored.versions", lambda: {"torch": "9.9"})
     compared(stored, 100.0)
     assert f"torch {torch.__version__} (now 9.9)" in capsys.readouterr().out
 
@@ -190,3 +205,22 @@ def test_a_timing_makes_at_least_one_call():
     assert clock.Timing(calls=1).calls == 1
     with pytest.raises(ValueError, match="--calls: expected a number from 1 on, got 0"):
         clock.Timing(calls=0)
+
+
+@pytest.mark.parametrize("name", ["update", "train", "checkpoint"])
+def test_seeds_are_counted(name, capsys):
+    assert command.main(["bench", name, "--seeds", "0", "--device", "cpu"]) == 2
+    text = "error: --seeds: expected a number of seeds from 1 on, got 0"
+    assert capsys.readouterr().err.startswith(text)
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_the_help_of_a_benchmark_says_what_a_path_leads_to(name, capsys):
+    pytest.importorskip("triton")
+    with contextlib.suppress(SystemExit):
+        bench.run(name, ["--help"])
+    text = capsys.readouterr().out
+    assert "--out FILE" in text
+    assert ("--against FILE" in text) == (name != "compare")
+    assert ("--official FOLDER" in text) == (name == "attention")
+    assert "PATH" not in text and "{None}" not in text and "default: None" not in text

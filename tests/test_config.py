@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from cerl import config
+from cerl import config, envs
 from cerl.config import (
     AdamConfig,
     Config,
@@ -19,6 +19,7 @@ from cerl.config import (
     RmsPropConfig,
     SacConfig,
     load,
+    memory_tasks,
     of_kind,
     preset,
 )
@@ -347,6 +348,11 @@ def test_unknown_preset_names_the_nearest():
         ({"loss": None}, "loss: expected `key: value` lines below it, got nothing"),
         ({"env": "catch"}, "env: expected `key: value` lines below it, got 'catch'"),
         ({"schedule.steps": math.inf}, "schedule.steps: expected a whole number, got inf"),
+        ({"encoder": "gru"}, "got 'gru' (encoder.name chooses its kind)"),
+        ({"agent": "dqn"}, "got 'dqn' (agent: moved to agent.name)"),
+        ({"optim": "adam"}, "got 'adam' (optim.name chooses its kind)"),
+        ({"env": "catch"}, "got 'catch' (env.family chooses its kind)"),
+        ({"replay.sampler": "uniform"}, "got 'uniform' (replay.sampler.name chooses its kind)"),
         ({"env.walls": True}, "no such key; family catch has none, point_mass does"),
         ({"walls": True}, "walls: no such key; family catch has none, point_mass does"),
         ({"agent.critics": 2}, "agent.critics: no such key; agent dqn has none, sac does"),
@@ -388,6 +394,20 @@ def test_hints_name_keys_of_the_family_at_hand_only():
 def test_unknown_game_names_the_nearest():
     text = refusal("minatar/ddqn", env__name="SpaceInvaders")
     assert "got 'SpaceInvaders'; did you mean space_invaders?" in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "message"),
+    [
+        ("mujoco/sac", "breakout", "no Gym-MuJoCo robot is called 'breakout' (`cerl list envs`"),
+        ("mujoco/sac", "hopper-v4", "called 'hopper-v4'; did you mean Hopper-v4"),
+        ("mujoco/sac", "HalfCheetah-v2", "called 'HalfCheetah-v2'; did you mean HalfCheetah-v"),
+        ("dmc/sac", "cheetah_run", "no domain-task 'cheetah_run'; did you mean cheetah-run"),
+        ("dmc/sac", "Hopper-v4", "dm_control's suite has no domain-task 'Hopper-v4'"),
+    ],
+)
+def test_robots_and_domains_are_known_without_their_simulators(preset, name, message):
+    assert message in refusal(preset, env__name=name).partition(": env.name: ")[2]
 
 
 def test_several_mistakes_are_all_told():
@@ -680,6 +700,19 @@ def test_agents_and_the_rest_have_to_fit():
     assert "only policies of agent sac have" in refusal("catch/ddqn", eval__policies=["mean_mode"])
     assert "orthogonal works with agent sac only" in refusal("catch/ddqn", net__init="orthogonal")
     assert "eval.share" in refusal("catch/ddqn", eval__share=True, eval__steps=100)
+
+
+@pytest.mark.parametrize("family", ["memory", "popgym"])
+def test_the_kind_of_actions_of_a_memory_task_is_known(family):
+    names = memory_tasks.TASKS if family == "memory" else memory_tasks.POPGYM
+    for name in names:
+        env = load(f"{family}/fox", {"env.name": "RepeatFirstEasy"}).env
+        env = type(env).model_validate({"name": name})
+        game = envs.make_resident(env, seeds=[0], salt=0, device="cpu")
+        assert game.spec.continuous == (env.actions_of_task == "continuous")
+    text = refusal(f"{family}/fox", env__name="PositionOnlyPendulumEasy")
+    assert "dqn chooses discrete actions, but PositionOnlyPendulumEasy takes continuous" in text
+    assert "expected sac (for example a preset popgym/sac-fox), or another env.name" in text
 
 
 def test_the_papers_continuous_presets_are_the_specification():

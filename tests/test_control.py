@@ -12,11 +12,12 @@ import torch
 
 from cerl import envs
 from cerl.config import DmcEnv, MujocoEnv
+from cerl.config.control_tasks import ROBOTS, SUITE
 from cerl.data import Step
 from cerl.envs import control as control_module
 from cerl.envs.control import Control
-from cerl.envs.dmc import TASKS, DmControl, envpool_suite
-from cerl.envs.mujoco import ROBOTS, envpool_robots, robot_ids
+from cerl.envs.dmc import DmControl, envpool_suite
+from cerl.envs.mujoco import envpool_robots
 from cerl.state import CheckpointError
 
 pytest.importorskip("envpool")
@@ -113,8 +114,8 @@ def test_every_listed_robot_is_envpool_s():
     from envpool.mujoco.gym.registration import gym_mujoco_envs
 
     theirs = {f"{name}-{v}" for name, versions, _ in gym_mujoco_envs for v in versions}
-    assert set(robot_ids()) == {name for name in theirs if name[-2:] in ("v4", "v5")}
-    assert envs.available()["mujoco"] == robot_ids() and len(robot_ids()) == 2 * len(ROBOTS)
+    assert set(ROBOTS) == {name for name in theirs if name[-2:] in ("v4", "v5")}
+    assert envs.available()["mujoco"] == list(ROBOTS)
 
 
 # Episodes.
@@ -222,7 +223,7 @@ QUICK = ("finger-turn_hard", "manipulator-insert_peg", "point_mass-hard", "reach
     "name",
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in TASKS
+        for name in SUITE
         if not name.startswith("lqr-")
     ],
 )
@@ -444,10 +445,10 @@ def test_a_first_observation_that_is_not_finite_always_stops_the_run(scripted, m
 def test_the_list_of_tasks_is_what_both_back_ends_know():
     from envpool.mujoco.dmc.registration import dmc_mujoco_envs
 
-    assert set(TASKS) == {f"{domain}-{name}" for domain, name, _ in dmc_mujoco_envs}
-    assert set(envs.available()["dmc"]) == {name for name in TASKS if "lqr" not in name}
+    assert set(SUITE) == {f"{domain}-{name}" for domain, name, _ in dmc_mujoco_envs}
+    assert set(envs.available()["dmc"]) == {name for name in SUITE if "lqr" not in name}
     suite = pytest.importorskip("dm_control.suite")
-    assert set(TASKS) == {"-".join(names) for names in suite.ALL_TASKS}
+    assert set(SUITE) == {"-".join(names) for names in suite.ALL_TASKS}
 
 
 @pytest.mark.parametrize(
@@ -615,11 +616,11 @@ def test_a_camera_that_the_model_lacks_is_refused():
 @pytest.mark.parametrize(
     ("build", "name", "message"),
     [
-        (robot, "HalfCheeta-v4", r"called 'HalfCheeta-v4' \(did you mean HalfCheetah-v"),
+        (robot, "HalfCheeta-v4", r"called 'HalfCheeta-v4'; did you mean HalfCheetah-v"),
         (robot, "hopper-v4", r"did you mean Hopper-v4"),
         (robot, "HalfCheetah-v2", r"did you mean HalfCheetah-v"),
-        (robot, "Walker2D", r"called 'Walker2D'.*`cerl list`"),
-        (task, "cheeta-run", r"domain-task 'cheeta-run' \(did you mean cheetah-run"),
+        (robot, "Walker2D", r"called 'Walker2D'.*`cerl list envs`"),
+        (task, "cheeta-run", r"domain-task 'cheeta-run'; did you mean cheetah-run"),
         (task, "cheetah_run", r"did you mean cheetah-run"),
         (task, "CheetahRun-v1", r"domain-task 'CheetahRun-v1'"),
     ],

@@ -15,6 +15,7 @@ from cerl.config import (
 from cerl.config.contradictions import contradictions
 from cerl.config.effects import EFFECTS, SAME, differences, section_of
 from cerl.config.errors import unions
+from cerl.config.form import overridden
 from cerl.config.model import Model
 from cerl.record.results import config_hash
 
@@ -76,6 +77,71 @@ def test_an_option_without_effect_cannot_be_written(name, option, value, meaning
         assert load(name, {option: value, **meaning})
     # At its default it is no part of what the run says.
     assert option not in differences(load(name, MAKES_IDLE.get((name, option), {})))
+
+
+# preset, changes, the option that they make idle, and the default that it returns to
+RETURNS = [
+    ("mujoco/cerl", {"agent.loss": "mse"}, "agent.huber_delta", 10.0, 1.0),
+    ("minatar/cerl-both", {"ensemble.heads": "own"}, "ensemble.fork", "both", "final"),
+    ("catch/tandem", {"ensemble.duty": "first"}, "ensemble.active_probability", None, 0.9),
+    ("minatar/mico", {"agent.mico_weight": 0.0}, "agent.mico_beta", None, 0.1),
+    ("minatar/own-batches", {"loss.batches": "shared"}, "loss.batches_probability", None, 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "option", "value", "default"), RETURNS)
+def test_what_only_the_preset_states_returns_to_its_default(name, changes, option, value, default):
+    notes, told = [], []
+    run = load(name, changes, note=notes.append)
+    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    assert overridden(name, words, prog="x", note=told.append) == run
+    section, last = section_of(run, option)
+    assert getattr(section, last) == default
+    assert notes == told
+    if value is None:  # the preset has the default, so there is nothing to tell
+        assert notes == []
+    else:
+        assert len(notes) == 1
+        assert notes[0].startswith(f"{name}: {option}: {value} has no effect unless ")
+        assert notes[0].endswith(f"; this run has the default, {default}")
+
+
+@pytest.mark.parametrize(("name", "changes", "option", "value", "default"), RETURNS)
+def test_what_the_user_states_is_refused_even_if_the_preset_states_it_too(
+    name, changes, option, value, default
+):
+    notes = []
+    stated = {**changes, option: value or (default + 0.05 if default < 0.9 else 0.7)}
+    words = [word for key, value in stated.items() for word in (f"--{key}", str(value))]
+    with pytest.raises(ConfigError, match=f"{option}: has no effect unless"):
+        load(name, stated, note=notes.append)
+    with pytest.raises(ConfigError, match=f"{option}: has no effect unless"):
+        overridden(name, words, prog="x", note=notes.append)
+    assert notes == []
+
+
+def test_a_file_makes_options_of_its_base_idle_but_not_its_own(tmp_path):
+    def written(name, text):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        return str(tmp_path / f"{name}.yaml")
+
+    top = written("top", "base: mujoco/cerl\nagent: {loss: mse}\n")
+    assert of_kind(load(top).agent, SacConfig).huber_delta == 1.0
+    # The layers above start from the default, as the options of `top` show.
+    above = written("above", "base: top.yaml\nagent: {loss: mse_huber}\n")
+    assert of_kind(load(above).agent, SacConfig).huber_delta == 1.0
+    own = written("own", "base: mujoco/cerl\nagent: {loss: mse, huber_delta: 10.0}\n")
+    # What a file says against itself stays refused under changes that have nothing to do with it.
+    for name in (own, written("other", "base: own.yaml\nseeds: [1]\n")):
+        for changes in ({}, {"schedule.steps": 7}):
+            with pytest.raises(ConfigError, match="agent.huber_delta: has no effect unless"):
+                load(name, changes)
+    assert load(own, {"agent.loss": "mse_huber"}) != load(above)
+
+
+def test_what_a_study_makes_idle_returns_to_its_default():
+    run = overridden("minatar/cerl-both", [], prog="x", changes={"ensemble.heads": "own"})
+    assert run == load("minatar/cerl-both", {"ensemble.heads": "own", "ensemble.fork": "final"})
 
 
 def _yaml(value):

@@ -231,6 +231,7 @@ def test_a_strangers_module_is_imported_with_trust_only(
         ("sweep --envs breakout", "expected at least one preset"),
         ("sweep catch/ddqn --out a b", "expected one folder"),
         ("sweep minatar/ddqn --envs", "expected a value, got nothing"),
+        ("sweep minatar/ddqn mujoco/sac --envs breakout", "no Gym-MuJoCo robot is called"),
         ("sweep minatar/ddqn --envs pong", "expected asterix, breakout"),
         ("list presets games", "expected presets, studies or envs, got 'games'"),
     ],
@@ -403,6 +404,24 @@ def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
     for runs, save in zip(swept, (False, True), strict=True):
         options = {"env.length": 7, "log.save_replay": save}
         assert runs == [load(name, options) for name in names]
+
+
+def test_what_returns_to_its_default_is_told_once_where_a_run_starts(stand_in, capsys):
+    """The sentence goes to stderr, so that stdout keeps the run folder alone."""
+    stand_in("training", train=lambda run: Path(str(run.ensemble.fork)))
+    stand_in("sweep.local", sweep=lambda runs, out, jobs: [])
+    stand_in("report.tables", main=lambda folders, out: None)
+    own = ["--ensemble.heads", "own"]
+    assert command.main(["train", "minatar/cerl-both", *own]) == 0
+    out, err = capsys.readouterr()
+    assert out == "final\n"
+    assert err.startswith("note: minatar/cerl-both: ensemble.fork: both has no effect unless ")
+    assert err.count("\n") == 1
+    words = ["minatar/cerl-both", "minatar/bootdqn", "--envs", "asterix", "freeway", *own]
+    assert command.main(["sweep", *words]) == 0
+    assert capsys.readouterr().err == err
+    # A config that is refused has its error only.
+    assert "note" not in refused(capsys, "train", "minatar/cerl-both", *own, "--seeds", "1", "1")
 
 
 def test_sweep_takes_jobs(stand_in, capsys):

@@ -249,7 +249,9 @@ def test_a_config_refuses_a_name_without_module_or_function(name):
 
 def test_no_action_of_another_kind_is_learnt(my_games):
     config = load("game/sac", {"env.name": "my_games:corridor", **{"device": "cpu"}})
-    with pytest.raises(ValueError, match="expected agent dqn or quantile .a preset game/ddqn"):
+    with pytest.raises(
+        ValueError, match="expected agent dqn or quantile .for example a preset game/ddqn"
+    ):
         assemble(config)
 
 

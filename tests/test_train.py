@@ -12,8 +12,8 @@ import pytest
 import torch
 from options import encoder, suited
 
-from cerl import explore, training, wiring
-from cerl.config import Config, load, preset
+from cerl import envs, explore, training, wiring
+from cerl.config import Config, GymEnv, load, preset
 from cerl.evaluate_run import evaluate_run
 from cerl.learn import Learner
 from cerl.record import checkpoint, finished, pieces
@@ -283,9 +283,36 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
     assert "resuming" in output and "starting" in output
     assert sweep(configs, tmp_path, jobs=2) == folders
     assert capsys.readouterr().out.count("finished before") == 2
-    broken = tiny(tmp_path, "gym/cartpole", env={"name": "NoSuchEnv-v0"})
-    with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*NoSuchEnv"):
+    broken = tiny(tmp_path, "gym/cartpole", env={"kwargs": {"wheels": 4}})
+    with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*wheels"):
         sweep([broken], tmp_path / "broken", jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "message"),
+    [
+        ("gym/cartpole", "CartPol-v1", "'CartPol-v1' (did you mean CartPole-v"),
+        ("gym/cartpole", "CartPole-v99", "'CartPole-v99' (did you mean CartPole-v"),
+        ("atari/ddqn", "Pongg", "'Pongg' (did you mean Pong"),
+    ],
+)
+def test_sweep_refuses_a_task_that_does_not_exist_before_it_trains_another(
+    tmp_path, preset, name, message
+):
+    if preset.startswith("atari") and not envs.atari_games():
+        pytest.skip("no Atari games are installed")
+    bad = load(preset, {"env.name": name})
+    with pytest.raises(ValueError) as caught:
+        sweep([tiny(tmp_path, "catch/ddqn"), bad, bad], tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["run 2", "run 3"]
+    assert all(message in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "CartPole", "my_tasks:Nowhere-v0"])
+def test_names_of_gymnasium_that_may_exist_are_left_to_the_run(name):
+    envs.check_name(GymEnv(name=name))
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cerl.arguments import maybe
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.kernels.attention import forgetting_attention
@@ -71,7 +72,7 @@ def attention(
     *,
     shapes: tuple[str, ...] = tuple(TABLE),
     cases: tuple[str, ...] = (),
-    official: Path | None = None,
+    official: Annotated[Path | None, maybe("FOLDER")] = None,
     sdpa: bool = False,
     repeats: int = 20,
     seconds: float = 120.0,

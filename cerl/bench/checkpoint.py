@@ -8,9 +8,10 @@ which one bar moves.
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from cerl import draw
@@ -35,7 +36,7 @@ def checkpoint(
     content: tuple[Literal["frames", "noise"], ...] = ("frames", "noise"),
     pace: tuple[float, ...] = (0.0, 50.0),
     megabytes: float = 2_000.0,
-    folder: Path = Path("."),
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("."),
     device: str = "auto",
     output: Output = Output(),
 ) -> Rows:
@@ -54,7 +55,7 @@ def checkpoint(
     """
     changes = {
         "device": device,
-        "seeds": tuple(range(seeds)),
+        "seeds": runs.first_seeds(seeds),
         "replay": {"capacity": capacity, "placement": placement},
     }
     config = load(preset, changes)

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from cerl.arguments import word
+from cerl.arguments import maybe, word
 from cerl.bench import BENCHMARKS, Slower
 from cerl.bench.rows import Place, Printed, Row, Rows, check_tolerance, place
 from cerl.bench.stored import measurements, partner, read, told
@@ -75,9 +75,9 @@ class Plan:
     or folders. It needs neither git nor an installation.
     """
 
-    old: tyro.conf.Positional[Path]
+    old: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OLD")]
     """source tree to compare with"""
-    new: tyro.conf.Positional[Path]
+    new: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NEW")]
     """source tree that may have become slower"""
     name: Annotated[
         tyro.conf.Positional[str], word("compare", "NAME"), tyro.conf.arg(help_behavior_hint="")
@@ -87,7 +87,7 @@ class Plan:
     """how often each tree runs; more make the interval smaller"""
     tolerance: float = 0.02
     """share by which a measurement may be larger: 0.02 allows 2%"""
-    out: Path | None = None
+    out: Annotated[Path | None, maybe("FILE")] = None
     """file to which every measured row is appended, with the keys `tree` and `round`"""
 
 
@@ -141,9 +141,9 @@ def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[
             print(f"round {number + 1} of {plan.rounds}, {name}: {spent:.0f} s", flush=True)
             if plan.out is not None:
                 with plan.out.open("a") as file:
-                    lines = (row | {"tree": name, "round": number} for row in rows)
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
-    printed, slower, most = Printed(title), [], 1.0 + plan.tolerance
+                    marked = (row | {"tree": name, "round": number} for row in rows)
+                    file.writelines(json.dumps(row) + "\n" for row in marked)
+    printed, lines, slower, most = Printed(title), Rows(), [], 1.0 + plan.tolerance
     for there, name, turn in _turns(rounds["old"], rounds["new"]):
         ratio, low, high = turn.ratio()
         verdict = "SLOWER" if low > most else "unsure" if high > most else ""
@@ -151,8 +151,9 @@ def _compared(trees: dict[str, Path], words: Sequence[str], plan: Plan) -> list[
             slower.append(f"{told(there)}, {name}: {ratio:.3f}")
         middle = {"old": statistics.median(turn.old), "new": statistics.median(turn.new)}
         ratios: Row = {"ratio": f"{ratio:.3f}", "95% interval": f"{low:.3f} to {high:.3f}"}
-        printed.add(dict(there) | {"measured": name} | middle | ratios | {"verdict": verdict})
-    if any(turn for turn in rounds["new"]) and not printed.widths:
+        lines.append(dict(there) | {"measured": name} | middle | ratios | {"verdict": verdict})
+    printed.add_all(lines)
+    if any(turn for turn in rounds["new"]) and not lines:
         raise ValueError("compare: the two trees measure nothing in common")
     return slower
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -51,7 +52,7 @@ DECAYS = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
 def acp(
     *,
-    folder: Path,
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     lengths: tuple[int, ...] = (1024, 4096, 16384),
     decays: tuple[float, ...] = DECAYS,
     positions: int = 32768,

@@ -52,17 +52,21 @@ class Printed:
         print(title)
 
     def add(self, row: Row) -> None:
-        cells = {name: cell(value) for name, value in row.items()}
-        if not self.widths:
-            self.widths = {name: max(len(name), 7) for name in row}
-            self._grow(cells)
-            print(self._line({name: name for name in row}, row))
-        self._grow(cells)
-        print(self._line(cells, row), flush=True)
+        self.add_all([row])
 
-    def _grow(self, cells: dict[str, str]) -> None:
-        for name, text in cells.items():
-            self.widths[name] = max(self.widths.get(name, 0), len(text))
+    def add_all(self, rows: Rows) -> None:
+        """Prints several rows, in columns that are wide enough for all of them."""
+        texts = [{name: cell(value) for name, value in row.items()} for row in rows]
+        untitled = not self.widths
+        if untitled and rows:
+            self.widths = {name: max(len(name), 7) for name in rows[0]}
+        for cells in texts:
+            for name, text in cells.items():
+                self.widths[name] = max(self.widths.get(name, 0), len(text))
+        if untitled and rows:
+            print(self._line({name: name for name in rows[0]}, rows[0]))
+        for row, cells in zip(rows, texts, strict=True):
+            print(self._line(cells, row), flush=True)
 
     def _line(self, cells: dict[str, str], row: Row) -> str:
         padded = (

@@ -67,6 +67,13 @@ def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
     replay.sampler.added(torch.arange(replay.rows, device=replay.real.device))
 
 
+def first_seeds(count: int) -> tuple[int, ...]:
+    """The seeds 0, 1, ...; `count` of them. Raises: ValueError for less than one."""
+    if count < 1:
+        raise ValueError(f"--seeds: expected a number of seeds from 1 on, got {count}")
+    return tuple(range(count))
+
+
 def update(
     *,
     presets: tuple[str, ...] = ("atari/paper-ddqn", "atari/paper-cerl"),
@@ -98,7 +105,7 @@ def update(
         changes = {
             "precision": precision,
             "compile": compile,
-            "seeds": tuple(range(seeds)),
+            "seeds": first_seeds(seeds),
             "replay": {"capacity": capacity},
         }
         config = load(preset, changes)
@@ -278,7 +285,7 @@ def train(
             changes = {
                 "device": timing.device,
                 "compile": compile,
-                "seeds": tuple(range(seeds)),
+                "seeds": first_seeds(seeds),
                 "env": {"envs": count},
                 "eval": {"episodes": 1},
             }

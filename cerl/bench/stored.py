@@ -87,7 +87,7 @@ def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
              to be followed by the name of the file.
     Raises:  ValueError if none of the rows was measured before.
     """
-    printed, slower, count = Printed("compared with stored rows"), 0, 0
+    printed, ratios, slower = Printed("compared with stored rows"), Rows(), 0
     for row in rows:
         before = partner(row, old)
         if before is None:
@@ -97,15 +97,17 @@ def against(rows: Rows, old: Rows, *, tolerance: float) -> tuple[int, str]:
         for name, value in measurements(row).items():
             if name not in past:
                 continue
-            ratio, count = value / past[name], count + 1
+            ratio = value / past[name]
             slower += ratio > 1.0 + tolerance
             verdict = "SLOWER" if ratio > 1.0 + tolerance else ""
             head: Row = dict(place(row)) | {"measured": name, "before": past[name], "now": value}
-            printed.add(head | {"ratio": ratio, "verdict": verdict})
-    if not count:
+            ratios.append(head | {"ratio": ratio, "verdict": verdict})
+    printed.add_all(ratios)
+    if not ratios:
         raise ValueError("--against: none of the rows was measured before; see the table")
     _tell_origin(old[-1])
-    return slower, f"{slower} of {count} measurements are more than {tolerance:.1%} above those in"
+    above = f"{slower} of {len(ratios)} measurements are more than {tolerance:.1%} above those in"
+    return slower, above
 
 
 def _tell_origin(row: Row) -> None:

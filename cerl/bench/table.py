@@ -4,7 +4,9 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from cerl.arguments import maybe
 from cerl.bench import Slower
 from cerl.bench.rows import DERIVED, MEASURED, Printed, Row, Rows, check_tolerance
 from cerl.bench.stored import against, stored
@@ -15,9 +17,9 @@ from cerl.record.versions import versions
 class Output:
     """Where rows are written, and what they are compared with."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, maybe("FILE")] = None
     """file to which rows are appended, a line of JSON each, as soon as they are measured"""
-    against: Path | None = None
+    against: Annotated[Path | None, maybe("FILE")] = None
     """file of stored rows to compare with; only rows of a device of the same name are used"""
     tolerance: float = 0.02
     """with --against: a measurement that is larger by more than this share gives exit code 1"""

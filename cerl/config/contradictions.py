@@ -44,17 +44,18 @@ def contradictions(config: Config) -> Iterator[str]:
 
 
 def _agent_and_env(config: Config) -> Iterator[str]:
-    agent, family = config.agent.name, config.env.family
-    if agent == "sac" and config.env.actions == "discrete":
-        yield (
-            f"agent.name: sac chooses continuous actions, but {family} takes discrete ones; "
-            "expected dqn or quantile, or an environment of family mujoco, dmc, point_mass or gym"
-        )
-    if agent != "sac" and config.env.actions == "continuous":
-        yield (
-            f"agent.name: {agent} chooses discrete actions, but {family} takes continuous ones; "
-            "expected sac"
-        )
+    agent, env, family = config.agent.name, config.env, config.env.family
+    kinds, takes = ("discrete", "continuous"), env.actions_of_task
+    chooses, suited = kinds[agent == "sac"], ("dqn or quantile", "sac")[takes == "continuous"]
+    if takes in ("either", chooses):
+        return
+    taker, way = family, f"expected {suited}"
+    if env.actions == "either":
+        taker = env.title
+        way += f" (for example a preset {env.examples[takes]}), or another env.name"
+    elif agent == "sac":
+        way += ", or an environment of family mujoco, dmc, point_mass or gym"
+    yield f"agent.name: {agent} chooses {chooses} actions, but {taker} takes {takes} ones; {way}"
 
 
 def _agent_and_rest(config: Config) -> Iterator[str]:

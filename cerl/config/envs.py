@@ -8,10 +8,11 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cerl.config import memory_tasks, preset
+from cerl.config import control_tasks, memory_tasks
 from cerl.config.model import Ints, Model
+from cerl.config.task_arguments import Arguments, with_arguments
 
 Actions = Literal["discrete", "continuous", "either"]
 Shown = Literal["numbers", "images", "either"]
@@ -58,6 +59,11 @@ class EnvOptions(Model):
     def title(self) -> str:
         """The name of the task, followed by options that make a different task of it."""
         return self.name
+
+    @property
+    def actions_of_task(self) -> Actions:
+        """Kind of actions of the task; either: only its simulator knows."""
+        return self.actions
 
     @property
     def longest(self) -> int:
@@ -206,52 +212,6 @@ class AtariEnv(ThreadedEnv):
         return self.model_copy(update={"envs": lanes, "life_loss": False})
 
 
-def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
-    """Arguments of a task's constructor as pairs (name, value), sorted by name.
-
-    Args:    given, a mapping, pairs, or words name=value, where the value is written as in YAML.
-    Raises:  ValueError on anything else.
-    """
-    if isinstance(given, list | tuple) and all(isinstance(word, str) for word in given):
-        pairs = [word.partition("=")[::2] for word in given]
-        for word in given:
-            if "=" not in word:
-                raise ValueError(f"env.kwargs: expected name=value, got {word!r}")
-        given = [(name, preset.scalar(text, where=f"env.kwargs.{name}")) for name, text in pairs]
-        if len(dict(given)) < len(given):
-            raise ValueError(f"env.kwargs: expected different names, got {' '.join(dict(pairs))}")
-    if isinstance(given, Mapping):
-        given = list(given.items())
-    if not isinstance(given, list | tuple) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in given
-    ):
-        raise ValueError(f"env.kwargs: expected `name: value` lines below it, got {given!r}")
-    for name, value in given:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"env.kwargs: expected names of arguments, got {name!r}")
-        for part in value if isinstance(value, list | tuple) else [value]:
-            if part is not None and not isinstance(part, bool | int | float | str):
-                raise ValueError(
-                    f"env.kwargs.{name}: expected a number, a text, true, false, null or a list "
-                    f"of these, got {part!r}"
-                )
-    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
-    return tuple(sorted(frozen.items()))
-
-
-def _named(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
-
-
-def _with_arguments(name: str, pairs: tuple[tuple[str, Any], ...]) -> str:
-    return "-".join([name, *(f"{key}={value}" for key, value in pairs)])
-
-
-Arguments = Annotated[
-    tuple[tuple[str, Any], ...], BeforeValidator(_arguments), PlainSerializer(_named)
-]
-
-
 class GymEnv(LimitedEnv, DivergingEnv):
     """Any registered gymnasium id with discrete or bounded continuous actions."""
 
@@ -268,7 +228,7 @@ class GymEnv(LimitedEnv, DivergingEnv):
     @property
     def title(self) -> str:
         """The name and the arguments, e.g. FrozenLake-v1-is_slippery=False."""
-        return _with_arguments(self.name, self.kwargs)
+        return with_arguments(self.name, self.kwargs)
 
 
 class GameEnv(LimitedEnv):
@@ -292,7 +252,7 @@ class GameEnv(LimitedEnv):
     @property
     def title(self) -> str:
         """The name and the arguments, e.g. my_games:corridor-length=20."""
-        return _with_arguments(self.name, self.kwargs)
+        return with_arguments(self.name, self.kwargs)
 
     @property
     def resident(self) -> bool:
@@ -335,7 +295,7 @@ class MujocoEnv(ThreadedEnv, DivergingEnv):
     actions = "continuous"
     family: Literal["mujoco"] = "mujoco"
     """fixed by the preset"""
-    name: str = "HalfCheetah-v4"
+    name: Annotated[str, AfterValidator(control_tasks.robot_name)] = "HalfCheetah-v4"
     """robot and version, e.g. HalfCheetah-v4"""
 
     @property
@@ -349,7 +309,7 @@ class DmcEnv(ThreadedEnv, DivergingEnv):
     actions = "continuous"
     family: Literal["dmc"] = "dmc"
     """fixed by the preset"""
-    name: str = "cheetah-run"
+    name: Annotated[str, AfterValidator(control_tasks.suite_name)] = "cheetah-run"
     """domain-task as the suite spells them, e.g. cheetah-run or ball_in_cup-catch"""
     backend: Literal["envpool", "dm_control"] = "envpool"
     """simulator. envpool: EnvPool, in parallel threads; dm_control: the dm-control package, which
@@ -387,8 +347,18 @@ class MemoryOptions(EnvOptions):
     time_limit: Annotated[int | None, AfterValidator(_ending)] = None
     """agent steps after which an episode is truncated; none: the task's own limit"""
 
-    def _longest(self, task: memory_tasks.Task) -> int:
-        steps = memory_tasks.longest(task)
+    @property
+    def task(self) -> memory_tasks.Task:
+        """The rules of the game and their options."""
+        return memory_tasks.TASKS[self.name]
+
+    @property
+    def actions_of_task(self) -> Actions:
+        return memory_tasks.actions(self.task)
+
+    @property
+    def longest(self) -> int:
+        steps = memory_tasks.longest(self.task)
         return min(steps, self.time_limit or steps)
 
 
@@ -429,12 +399,7 @@ class MemoryEnv(MemoryOptions):
 
     @property
     def task(self) -> memory_tasks.Task:
-        """The rules of the game and their options."""
         return memory_tasks.level(self.name, self._own)
-
-    @property
-    def longest(self) -> int:
-        return self._longest(self.task)
 
     @property
     def resident(self) -> bool:
@@ -451,10 +416,6 @@ class PopgymEnv(MemoryOptions, DivergingEnv):
     backend: Literal["resident", "package"] = "resident"
     """resident: cerl's own games on the device, as in family memory; step by step they equal the
     package's; package: the simulators of popgym, one after the other on the host"""
-
-    @property
-    def longest(self) -> int:
-        return self._longest(memory_tasks.POPGYM[self.name])
 
     @property
     def resident(self) -> bool:

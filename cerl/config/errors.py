@@ -179,8 +179,10 @@ def _sentences(detail: ErrorDetails, root: type[BaseModel], kinds: Kinds) -> lis
         return [f"{key}.{discriminator}: missing; expected {_or(list(unions(root)[key]))}"]
     if kind == "missing":
         return [f"{key}: missing"]
-    note = f" ({moved(key)})" if key in MOVED and isinstance(got, str) else ""
-    return [f"{key}: expected {_expected(detail)}, got {_got(got)}{note}"]
+    sentence = f"{key}: expected {_expected(detail)}, got {_got(got)}"
+    if discriminator and isinstance(got, str):
+        sentence += f" ({moved(key) or f'{key}.{discriminator} chooses its kind'})"
+    return [sentence]
 
 
 def _key(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, Any]:

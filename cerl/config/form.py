@@ -8,7 +8,7 @@ defaults.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -16,26 +16,32 @@ from pydantic import BaseModel
 from cerl.config import errors, preset
 from cerl.config.envs import GameEnv, GymEnv
 from cerl.config.errors import ConfigError
-from cerl.config.load import options, sections, validated
+from cerl.config.load import options, sections, settled, validated
 from cerl.config.options import Config
 
 
 def overridden(
-    name: str, arguments: Sequence[str], *, prog: str, changes: Mapping[str, Any] | None = None
+    name: str,
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    changes: Mapping[str, Any] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Config:
     """The Config of a preset, overridden by options of the command line.
 
     Args:   name of a preset or path of a YAML file; arguments, words of the command line; prog,
             what usage messages call the program; changes to the preset by dotted key, e.g. those
-            of a study: options of the command line override them too.
+            of a study: options of the command line override them too; note is called with a
+            sentence for each option of the preset that the command line makes idle, and that
+            therefore returns to its default.
     Raises: ConfigError; SystemExit after --help, or if tyro cannot read an option.
     """
     import tyro
 
     refuse_moved(arguments)
-    tree = preset.merged(options(name), preset.nested(changes or {}))
-    tree = preset.merged(tree, _kinds(arguments))
-    run = sections(tree, where=name)
+    base, _ = settled(options(name), preset.nested(changes or {}), name=name)
+    run = sections(preset.merged(base, _kinds(arguments)), where=name)
     _refuse_foreign(arguments, run)
     form, default = form_of(run)
     filled = tyro.cli(
@@ -45,9 +51,14 @@ def overridden(
         prog=prog,
         description=preset.description(name),
     )
-    found = dataclasses.asdict(filled)
-    found["env"]["family"] = run.env.family
-    return validated(found, where=name)
+    values = dict(preset.leaves(dataclasses.asdict(filled)))
+    given = {key: values[key] for word in arguments if (key := key_of(word)) in values}
+    found, sentences = settled(base, preset.nested(given), name=name)
+    config = validated(found, where=name)
+    if note is not None:
+        for sentence in sentences:
+            note(sentence)
+    return config
 
 
 def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> tuple[type, Any]:

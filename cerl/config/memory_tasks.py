@@ -6,7 +6,7 @@ arXiv:2303.01859). The rules themselves are in `envs/memory`.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cerl.config import errors
 
@@ -103,6 +103,11 @@ def level(name: str, asked: Mapping[str, Any]) -> Task:
 def tries(cards: int) -> int:
     """Agent steps after which POPGym truncates Concentration. Args: cards, how many there are."""
     return math.ceil(2 * cards - cards / (2 * cards - 1))
+
+
+def actions(task: Task) -> Literal["discrete", "continuous"]:
+    """Kind of a task's actions."""
+    return "continuous" if task.rules == "pendulum" else "discrete"
 
 
 def longest(task: Task) -> int:

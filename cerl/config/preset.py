@@ -232,22 +232,24 @@ def title(name: str) -> str:
     return stem or "file"
 
 
-def tree(name: str) -> Tree:
-    """The options of a preset, merged over those of its bases, and its title as `preset`.
+def layers(name: str) -> list[Tree]:
+    """The options that each file of a preset states: those of its lowest base first, those of the
+    preset itself last, with its title as `preset`.
 
     Raises: ConfigError.
     """
     path = find(name)
-    found = _chain(path, ())
-    if "env" not in found:
+    files = _chain(path, ())
+    if not any("env" in tree for tree in files):
         raise ConfigError(
             f"{path}: expected an environment, got none: give it a `base: PRESET`, or `env:` with "
             "a family (`cerl list` shows both)"
         )
-    return {"preset": title(name)} | found
+    files[-1] = {"preset": title(name)} | files[-1]
+    return files
 
 
-def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
+def _chain(path: Path, above: tuple[Path, ...]) -> list[Tree]:
     path = path.resolve()
     if path in above:
         names = " -> ".join(p.stem for p in (*above, path))
@@ -255,7 +257,7 @@ def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
     tree = read(path)
     base = tree.pop("base", None)
     if base is None:
-        return tree
+        return [tree]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected the name of a preset, got {base!r}")
     try:
@@ -265,8 +267,8 @@ def _chain(path: Path, above: tuple[Path, ...]) -> Tree:
     # A relative path of a base is relative to the file that names it. The title of a base is
     # dropped, since the preset has its own.
     lower = _chain(path.parent / below, (*above, path))
-    lower.pop("preset", None)
-    return merged(lower, tree)
+    lower[-1].pop("preset", None)
+    return [*lower, tree]
 
 
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
@@ -281,7 +283,7 @@ def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
             continue
         kind = below.get(key, default)
         if above.get(key, kind) != kind:
-            base = _without(base, section)
+            base = without(base, section)
     return _over(base, top)
 
 
@@ -292,11 +294,11 @@ def at(tree: Any, path: str) -> Any:
     return tree
 
 
-def _without(tree: Mapping[str, Any], path: str) -> Tree:
+def without(tree: Mapping[str, Any], path: str) -> Tree:
     """A tree without what it has at a dotted key."""
     first, _, rest = path.partition(".")
     kept = {key: value for key, value in tree.items() if key != first}
-    return {**kept, first: _without(tree[first], rest)} if rest else kept
+    return {**kept, first: without(tree[first], rest)} if rest else kept
 
 
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cerl import training
+from cerl import envs, training
 from cerl.config import Config, ConfigError
 from cerl.record import files
 from cerl.record.finished import finished
@@ -41,7 +41,8 @@ def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
              `out`/logs.
     Returns: the run folders, in the order of the configs.
     Raises:  RuntimeError naming the runs that failed, after all others were trained; Stopped if a
-             signal asked the sweep to stop; ValueError if jobs is below 1.
+             signal asked the sweep to stop; ValueError if jobs is below 1 or a task does not exist,
+             before anything is trained.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -50,6 +51,7 @@ def sweep(configs: Sequence[Config], out: Path, *, jobs: int = 1) -> list[Path]:
         Cell(number, config.model_copy(update={"out": str(out)}), out)
         for number, config in enumerate(configs, 1)
     ]
+    _check_names(cells)
     failures = _one_by_one(cells, say) if jobs == 1 else _side_by_side(cells, say, jobs)
     if failures:
         lines = "\n".join(failures)
@@ -135,6 +137,18 @@ class Cell(NamedTuple):
         """
         steps = self.config.schedule.steps
         return {"schedule.steps": steps} if load_file(folder / FILE).schedule.steps < steps else {}
+
+
+def _check_names(cells: Sequence[Cell]) -> None:
+    """Raises: ValueError with a line for each run whose task does not exist."""
+    problems: list[str] = []
+    for cell in cells:
+        try:
+            envs.check_name(cell.config.env)
+        except ValueError as error:
+            problems.append(f"{cell.title}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _one_by_one(cells: Sequence[Cell], say: Say) -> list[str]:
