@@ -7,7 +7,7 @@ is why this file does not import it.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Source(NamedTuple):
     """A next value: that of a member's head, at the next action of the same or another member."""
 
-    chooser: int  # the member whose next action is valued: greedy, or drawn from its policy
-    owner: int  # the member whose head values it
-    head: int = 0  # which of its heads; head 0 is the one that the member acts by
+    chooser: Any  # the member whose next action is valued: greedy, or drawn from its policy
+    owner: Any  # the member whose head values it
+    head: Any = 0  # which of its heads; head 0 is the one that the member acts by
 
 
 class NextValues(Protocol):
@@ -27,8 +27,12 @@ class NextValues(Protocol):
     members: int  # N
     heads: int  # J, value heads of a member under this kind
 
-    def take(self, source: Callable[[int, int], Source]) -> "Tensor":
+    def take(self, source: Callable[[Any, Any], Source]) -> "Tensor":
         """The next values that `source(i, j)` names for head j of member i.
+
+        i and j are tensors of numbers, for all members and heads at once, so `source` may do
+        arithmetic with them and has no branch on them. Every call of a kind takes the same values
+        in the same order.
 
         Returns: [S, N, ..., J, *rest]: the axes between are those of the batch, `rest` that of a
                  distribution. Every element is one of the values, without arithmetic.
@@ -59,7 +63,7 @@ def cerl(values: NextValues) -> "Tensor":
     Head 0 is the member's own.
     """
 
-    def source(i: int, j: int) -> Source:
+    def source(i: Any, j: Any) -> Source:
         other = (i + j) % values.members
         return Source(other, other)
 

@@ -5,9 +5,9 @@ Most kinds only say which value each head takes, so their targets are one gather
 (Lin et al. 2024, arXiv:2405.04342).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from torch import Tensor
 from cerl.config import EnsembleConfig
 from cerl.head_kinds import HEAD_KINDS, HeadKind, NextValues, Source
 
-# The next value that every head (i, j) takes, [N][J].
-Sources = tuple[tuple[Source, ...], ...]
+# Members of the ensemble that is asked how a kind crosses members: a larger one is no different.
+PROBE = 1000
 
 
 class Places(NamedTuple):
-    """`Sources` as indices on the device."""
+    """Which next value every head takes, as indices on the device."""
 
     chooser: Tensor  # [N, J] int64, member whose next action is taken
     value: Tensor  # [N, J] int64, owner * value_heads + head of the value
@@ -36,16 +36,9 @@ class HeadTable(NamedTuple):
     crossed: bool  # some head takes the value of another member's action
     gamma: Tensor  # [J] float32, discount of every head
     own_gamma: float  # that of head 0, the member's own
-    # For all that the kind takes; made beforehand, since a CUDA graph cannot copy from the host.
-    places: dict[Sources, Places]
-
-    def sources(self, source: Callable[[int, int], Source]) -> Sources:
-        """`source` of every head of every member."""
-        return _sources(source, self.members, self.heads)
-
-
-def _sources(source: Callable[[int, int], Source], members: int, heads: int) -> Sources:
-    return tuple(tuple(source(i, j) for j in range(heads)) for i in range(members))
+    # For every `take` of the kind, in their order; made beforehand, since a CUDA graph cannot copy
+    # from the host.
+    places: tuple[Places, ...]
 
 
 @dataclass
@@ -54,11 +47,45 @@ class _Asked:
 
     members: int
     heads: int
-    found: list[Sources]
+    device: torch.device | str
+    found: list[tuple[Tensor, ...]]  # chooser, owner and head, [N, J] each, of every `take`
 
-    def take(self, source: Callable[[int, int], Source]) -> Tensor:
-        self.found.append(_sources(source, self.members, self.heads))
-        return torch.zeros(1, self.members, 1, 1, self.heads)
+    def take(self, source: Callable[[Any, Any], Source]) -> Tensor:
+        i = torch.arange(self.members, device=self.device).unsqueeze(1)
+        j = torch.arange(self.heads, device=self.device).unsqueeze(0)
+        named = (torch.as_tensor(x, device=self.device) for x in source(i, j))
+        self.found.append(tuple(x.expand(self.members, self.heads) for x in named))
+        return torch.empty((), device="meta").expand(1, self.members, 1, 1, self.heads)
+
+
+def _heads(kind: HeadKind, ensemble: EnsembleConfig, members: int) -> int:
+    return {"one": 1, "members": members, "horizons": ensemble.horizons}[kind.heads]
+
+
+def _probed(kind: HeadKind, ensemble: EnsembleConfig) -> tuple[int, bool]:
+    """How many heads the values need, and whether members are crossed, of at most `PROBE` members.
+
+    Raises: ValueError if the kind names members or heads that do not exist.
+    """
+    members = min(ensemble.members, PROBE)
+    heads = _heads(kind, ensemble, members)
+    asked = _Asked(members, heads, "cpu", [])
+    kind.target(asked)
+    last, crossed = 0, False
+    for chooser, owner, head in asked.found:
+        for what, index, most in (
+            ("chooser", chooser, members),
+            ("owner", owner, members),
+            ("head", head, heads),
+        ):
+            wrong = index[(index < 0) | (index >= most)]
+            if len(wrong):
+                raise ValueError(
+                    f"ensemble.heads: {ensemble.heads} names {what} {int(wrong[0])}, expected "
+                    f"0 to {most - 1}"
+                )
+        last, crossed = max(last, int(head.max())), crossed or bool((chooser != owner).any())
+    return (heads if last else 1), crossed
 
 
 def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device | str) -> HeadTable:
@@ -70,23 +97,16 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
     Raises: ValueError if the kind of heads names members or heads that do not exist, or makes
             targets of another shape than [S, N, B, T, J].
     """
-    kind = HEAD_KINDS[ensemble.heads]
-    members = ensemble.members
-    heads = {"one": 1, "members": members, "horizons": ensemble.horizons}[kind.heads]
-    asked = _Asked(members, heads, [])
+    kind, members = HEAD_KINDS[ensemble.heads], ensemble.members
+    heads = _heads(kind, ensemble, members)
+    value_heads, crossed = _probed(kind, ensemble)
+    asked = _Asked(members, heads, device, [])
     made = kind.target(asked)
     if made.shape != (1, members, 1, 1, heads):
         raise ValueError(
             f"ensemble.heads: {ensemble.heads} has to make targets [S, N, B, T, J], "
             f"{[1, members, 1, 1, heads]} here; got {list(made.shape)}"
         )
-    every = [source for sources in asked.found for row in sources for source in row]
-    for source in every:
-        if not (source.chooser in range(members) and source.owner in range(members)):
-            raise ValueError(f"ensemble.heads: {source} names none of {members} members")
-        if source.head not in range(heads):
-            raise ValueError(f"ensemble.heads: {source} names none of {heads} heads")
-    value_heads = heads if any(source.head for source in every) else 1
     discount = torch.full((heads,), gamma, dtype=torch.float64, device=device)
     if kind.heads == "horizons":
         longest = 1.0 / (1.0 - gamma)
@@ -97,19 +117,13 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
         members=members,
         heads=heads,
         value_heads=value_heads,
-        crossed=any(source.chooser != source.owner for source in every),
+        crossed=crossed,
         gamma=discount.to(torch.float32),
         own_gamma=gamma,
-        places={
-            sources: Places(
-                torch.tensor([[x.chooser for x in row] for row in sources], device=device),
-                torch.tensor(
-                    [[x.owner * value_heads + x.head for x in row] for row in sources],
-                    device=device,
-                ),
-            )
-            for sources in asked.found
-        },
+        places=tuple(
+            Places(chooser.contiguous(), (owner * value_heads + head).contiguous())
+            for chooser, owner, head in asked.found
+        ),
     )
 
 
@@ -215,16 +229,16 @@ def of_choosers(table: HeadTable, values: Tensor) -> Tensor:
 class _Taken:
     """Next values at hand, `cerl.head_kinds.NextValues`."""
 
-    table: HeadTable
     pick: Callable[[Places], Tensor]
+    places: Iterator[Places]
     members: int
     heads: int
 
-    def take(self, source: Callable[[int, int], Source]) -> Tensor:
-        return self.pick(self.table.places[self.table.sources(source)])
+    def take(self, source: Callable[[Any, Any], Source]) -> Tensor:
+        return self.pick(next(self.places))
 
 
 def _targets(table: HeadTable, pick: Callable[[Places], Tensor]) -> Tensor:
     """What the heads regress to, from what `pick` takes for a table of places."""
-    values: NextValues = _Taken(table, pick, table.members, table.heads)
+    values: NextValues = _Taken(pick, iter(table.places), table.members, table.heads)
     return table.kind.target(values)

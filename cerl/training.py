@@ -95,10 +95,8 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
 
 
 def record(run: Run, stopped: Callable[[], bool]) -> None:
-    """Logs the metrics, episodes and scores that are due, all of them or none.
-
-    None if told to stop during the evaluation: the resumed run then evaluates and logs.
-    """
+    """Logs the metrics, episodes and scores that are due; nothing if told to stop during the
+    evaluation: the resumed run then evaluates and logs."""
     config, parts, logger, number = run.config, run.parts, run.logger, run.iteration
     metrics, scores = {}, None
     if run.schedule.due(number, config.log.every):

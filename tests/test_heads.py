@@ -30,7 +30,7 @@ def test_every_head_names_the_action_and_value_of_its_definition(kind, members: 
     fixed = {"own": 1, "multi_horizon": 4}
     heads = fixed.get(kind, members)
     assert table.heads == heads and table.gamma.shape == (heads,)
-    (places,) = table.places.values()  # one gather makes all targets
+    (places,) = table.places  # one gather makes all targets
     assert places.chooser.shape == places.value.shape == (members, heads)
     for i in range(members):
         for j in range(heads):
@@ -51,7 +51,7 @@ def test_a_table_is_crossed_where_a_head_values_an_action_of_another_member(kind
 def test_head_0_is_always_the_members_own():
     for kind in ("own", "cerl", "own_target", "multi_horizon"):
         table = table_of(kind, 4)
-        (places,) = table.places.values()
+        (places,) = table.places
         own = [(i, 0) for i in range(4)]
         assert places.chooser[:, 0].tolist() == [0, 1, 2, 3]
         assert float(table.gamma[0]) == pytest.approx(table.own_gamma, rel=1e-6)
@@ -210,8 +210,11 @@ def test_heads_of_kind_mean_equal_a_loop_over_members(atoms):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (lambda values: values.take(lambda i, j: Source(i, i + 1)), "names none of 3 members"),
-        (lambda values: values.take(lambda i, j: Source(i, i, 3)), "names none of 3 heads"),
+        (
+            lambda values: values.take(lambda i, j: Source(i, i + 1)),
+            "names owner 3, expected 0 to 2",
+        ),
+        (lambda values: values.take(lambda i, j: Source(i, i, 3)), "names head 3, expected 0 to 2"),
         (lambda values: values.take(lambda i, j: Source(i, i)).mean(1), "has to make targets"),
     ],
 )
