@@ -739,8 +739,9 @@ def test_sac_learns_from_images(tmp_path):
         "out": str(tmp_path),
         "device": "cpu",
         "env": {"name": "Dot-v0", "envs": 4},
-        "net": {"channels": (4,), "kernels": (3,), "strides": (2,), "scale": 255.0, "stack": 2}
+        "net": {"channels": (4,), "kernels": (3,), "strides": (2,), "scale": 255.0}
         | {"hidden": (32, 32)},
+        "encoder": {"frames": 2},
         "ensemble": {"members": 2, "heads": "cerl"},
         "replay": {"batch": 32, "start": 200},
         "explore.hold": 200,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from draws import draws
 
-from cerl import draw, train
+from cerl import draw, training
 from cerl.bench import runs
 from cerl.config import PrioritisedConfig, load, of_kind
 from cerl.config.contradictions import MOST_PRIORITIES
@@ -395,7 +395,7 @@ def test_prioritised_double_dqn_learns_catch(tmp_path):
         **{"replay.sampler.name": "prioritised", "seeds": (0, 1), "device": "cpu"},
         **{"out": str(tmp_path), "schedule.steps": 12_000, "eval.every": 12_000},
     }
-    folder = train.train(load("catch/ddqn", changes))
+    folder = training.train(load("catch/ddqn", changes))
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     scores = [
         row["return"] for row in rows if (row["step"], row["policy"]) == (12_000, "individual")
