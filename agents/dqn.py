@@ -77,7 +77,7 @@ class QNet(nn.Module):
         return found
 
     def carry(self, *, envs: int, evaluating: bool) -> Carry:
-        """What acting remembers before the first row, on the network's device."""
+        """The empty recurrent state for acting, before any row, on the network's device."""
         device = next(self.parameters()).device
         return self.reader.carry(envs=envs, evaluating=evaluating, device=device)
 

@@ -188,7 +188,7 @@ class SACNet(nn.Module):
         return self.actor.reader
 
     def carry(self, *, envs: int, evaluating: bool) -> Carry:
-        """What acting remembers before the first row, on the network's device."""
+        """The empty recurrent state for acting, before any row, on the network's device."""
         readers, device = self._readers(evaluating), self.log_alpha.device
         return carries.empty(readers, envs=envs, evaluating=evaluating, device=device)
 

@@ -90,7 +90,7 @@ class Group(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What the loss of a stage gives."""
+    """The result of the loss of a stage."""
 
     members: Tensor  # [S, N], which the optimisers minimise
     metrics: Metrics
@@ -142,7 +142,7 @@ class Agent(Protocol[Net, Followed, Drawn]):
 
     @property
     def table(self) -> HeadTable:
-        """What every value head regresses to; acting uses head 0, the member's own."""
+        """The regression target of every value head; acting uses head 0, the member's own."""
         ...
 
     @property

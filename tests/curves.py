@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 
 import cerl
+from cerl.bench.compare import python_path
 from cerl.config import load
 from cerl.record import checkpoint
 from cerl.record.folder import new_folder
@@ -368,14 +369,8 @@ def started(source: Path, out: Path, arguments: Sequence[str]) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "tests.curves", "run", "--out", str(out), *arguments],
         cwd=source,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(source), *_python_path()])},
+        env=os.environ | {"PYTHONPATH": python_path(source)},
     )
-
-
-def _python_path() -> list[str]:
-    """The folders of PYTHONPATH, except those that contain another cerl."""
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
 
 
 def compare_sources(old: Path, new: Path, *, device: str, cases: Sequence[str]) -> bool:

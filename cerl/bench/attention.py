@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one line of the table times."""
+    """The call that one line of the table times."""
 
     step: bool  # an acting step with a full cache; else a whole sequence
     shape: Shape

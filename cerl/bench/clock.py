@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Timing:
-    """Where a benchmark runs, and how often it calls what it times."""
+    """The device of a benchmark, and how many calls it makes for each timing."""
 
     device: str = "auto"
     """cpu, cuda, cuda:N or auto"""

@@ -191,14 +191,21 @@ def _measured(tree: Path, words: Sequence[str]) -> Rows:
         return read(out)
 
 
+def python_path(tree: Path) -> str:
+    """A PYTHONPATH that begins with a tree and keeps the folders that hold its dependencies.
+
+    Folders of today's PYTHONPATH with another copy of cerl are left out.
+    """
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
+    return os.pathsep.join([str(tree.resolve()), *others])
+
+
 def _python(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with a tree first in its search path.
 
     -P: without it, Python would search the current folder first.
     """
-    # Folders of PYTHONPATH are kept for the dependencies in them, except those with another cerl.
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    others = [folder for folder in given if folder and not (Path(folder) / "cerl").is_dir()]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree.resolve()), *others])}
+    environment = os.environ | {"PYTHONPATH": python_path(tree)}
     line = [sys.executable, "-P", *words]
     return subprocess.run(line, capture_output=True, text=True, env=environment)

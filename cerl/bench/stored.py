@@ -69,7 +69,7 @@ def partner(row: Row, others: Iterable[Row]) -> Row | None:
 
 
 def told(there: Place) -> str:
-    """What was measured, in words."""
+    """The key of a measurement as text, e.g. `what minatar/cerl, S 10`."""
     return ", ".join(f"{name} {text}" for name, text in there)
 
 

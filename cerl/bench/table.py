@@ -15,7 +15,7 @@ from cerl.record.versions import versions
 
 @dataclass(frozen=True)
 class Output:
-    """Where rows are written, and what they are compared with."""
+    """The file that rows are written to, and the stored rows that they are compared with."""
 
     out: Annotated[Path | None, maybe("FILE")] = None
     """file to which rows are appended, a line of JSON each, as soon as they are measured"""

@@ -63,7 +63,7 @@ class Reader(Protocol):
         ...
 
     def carry(self, *, envs: int, evaluating: bool, device: torch.device) -> Carry:
-        """What acting remembers before the first row."""
+        """The empty recurrent state for acting, before any row."""
         ...
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> Tensor:

@@ -44,7 +44,7 @@ class Mixing(Protocol):
         ...
 
     def carry(self, streams: int, dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """What acting remembers before the first row; every tensor leads with `streams`."""
+        """The empty recurrent state for acting; every tensor leads with `streams`."""
         ...
 
     def step(self, x: Tensor, start: Tensor, carry: list[Tensor], duty: Duty | None) -> Tensor:
@@ -182,7 +182,7 @@ class Trunk(nn.Module):
         return sum(block.carried for block in self._blocks())
 
     def carry(self, *, seeds: int, members: int, envs: int, device: torch.device | str) -> Carry:
-        """What acting remembers before the first row.
+        """The empty recurrent state for acting, before any row.
 
         Args:    members: 1 for one stream an environment (that of its acting member), or N.
         Returns: contiguous tensors that lead with seeds * members * envs streams, block by block.
