@@ -17,11 +17,14 @@ from torch.nn import functional as F
 
 from cerl import returns
 from cerl.agent import Decision, Group, Losses, Metrics, Stage
+from cerl.agents.measures import by_owner, own_rows, row_mean, value_spread, vote_disagreement
+from cerl.agents.mico import mico
 from cerl.agents.values import ValueKind
 from cerl.config import Config, ValueOptions, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.explore import Noise
 from cerl.heads import HeadTable, double_q, head_table
+from cerl.kernels.pointwise import one_hot
 from cerl.kernels.runtime.streams import parallel
 from cerl.nets.acting import gathered, worth_gathering
 from cerl.nets.layers import Conv, ForkedHeads, Heads, Linear, initialise, scale_gradient
@@ -209,7 +212,7 @@ class DQN:
             mine = seen.member.clamp(max=members - 1).unsqueeze(1)
             greedy, value = arg.gather(1, mine)[:, 0], best.gather(1, mine)[:, 0]
             if evaluating is not None:
-                votes = F.one_hot(arg, self.spec.actions).sum(1).float()  # [S, E, A]
+                votes = one_hot(arg, self.spec.actions).sum(1).float()  # [S, E, A]
                 entropy = torch.special.entr(votes / members).sum(-1)
                 for k, name in enumerate(evaluating):
                     score = votes + 0.5 * noise.tie if name == "vote" else q.mean(1)
@@ -386,43 +389,35 @@ class DQN:
             outputs.append(net.final.features(below, 1)[:, :, 0])
         return outputs
 
-    def measures(self, net: QNet, window: Window, dice: None) -> Metrics:
-        """Empty: this agent has no diagnostics beyond those of every agent."""
-        return {}
+    def measures(self, net: QNet, target: QNet, window: Window, dice: None) -> Metrics:
+        """How wrong the members' values are, how far off-policy the rows are, how members differ.
 
+        All but `auxiliary_loss` are of the members' own heads.
 
-def mico(
-    online: Tensor,
-    target: Tensor,
-    target_next: Tensor,
-    *,
-    reward: Tensor,
-    weight: Tensor,
-    gamma: float,
-    beta: float,
-) -> Tensor:
-    """MICo metric loss of the encoder (Castro et al. 2021, arXiv:2106.08229, section 5).
-
-    The distance of two states is U(x, y) = (|x|^2 + |y|^2) / 2 + beta angle(x, y) of their
-    features: the online network gives the features of x, the target network the features of y. The
-    Huber loss regresses U to |r_x - r_y| + gamma U(x', y') at the next states x' and y', whose
-    features both come from the target network.
-
-    Args:    online, target, target_next: features [S, N or 1, B, D]; reward, weight [S, M, B];
-             gamma, discount between a state and its next.
-    Returns: [S, N or 1], the mean over all pairs of the batch, by the product of their weights.
-    """
-
-    def distance(x: Tensor, y: Tensor) -> Tensor:
-        norm_x, norm_y = x.norm(dim=-1), y.norm(dim=-1)  # [S, N, B]
-        size = norm_x.unsqueeze(-1) * norm_y.unsqueeze(-2)
-        cosine = (x @ y.transpose(-1, -2)) / (size + 1e-9)
-        sine = (1.0 - cosine.square()).clamp(min=1e-9).sqrt()
-        squares = norm_x.square().unsqueeze(-1) + norm_y.square().unsqueeze(-2)
-        return 0.5 * squares + beta * torch.atan2(sine, cosine)
-
-    goal = (reward.unsqueeze(-1) - reward.unsqueeze(-2)).abs()
-    goal = goal + gamma * distance(target_next, target_next)
-    pairs = weight.unsqueeze(-1) * weight.unsqueeze(-2)
-    error = returns.huber(distance(online, target) - goal, delta=1.0) * pairs
-    return error.sum((-1, -2)) / pairs.sum((-1, -2)).clamp(min=1.0)
+        Returns: td_error, mean |target - value of the action taken|, and greedy_agreement, the
+                 share of rows whose action is the member's greedy one, both also over the rows that
+                 the member acted in (`_own`) and over all others (`_others`; NaN where the batch
+                 has no such row); target_value, mean target; auxiliary_loss, mean loss of the other
+                 heads, if there are any. With several members also vote_disagreement, the share of
+                 rows in which the member's greedy action has fewer votes than another one, and
+                 value_spread [S], the deviation of the members' values of the action taken.
+        """
+        batch, members = self.batch(net, window), self.config.ensemble.members
+        losses, values = self.head_losses(net, target, batch)
+        q = self.kind.mean(values.q)[..., 0, :].flatten(2, 3)  # [S, N, rows, A]
+        taken, goal = (
+            self.kind.mean(x)[..., 0].flatten(2, 3) for x in (values.taken, values.target)
+        )  # [S, N, rows]
+        greedy, weight = q.argmax(-1), batch.weight.flatten(2)
+        own = own_rows(window, batch, members=members, context=net.reader.context)
+        agreed = (greedy == batch.action.flatten(2)).float()
+        found = by_owner("td_error", (goal - taken).abs(), weight, own)
+        found |= by_owner("greedy_agreement", agreed, weight, own)
+        found["target_value"] = row_mean(goal, weight.expand_as(goal))
+        if losses.shape[-1] > 1:
+            found["auxiliary_loss"] = losses[..., 1:].mean(-1)
+        if members > 1:
+            actions = self.spec.actions
+            found["vote_disagreement"] = vote_disagreement(greedy, weight, actions=actions)
+            found["value_spread"] = value_spread(taken, weight)
+        return found

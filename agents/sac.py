@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cerl import draw, returns
 from cerl.agent import Decision, Group, Losses, Metrics, Stage
+from cerl.agents.measures import by_owner, own_rows, row_mean, value_spread
 from cerl.agents.sac_net import Critic, SACNet, log_probability
 from cerl.config import Config, SacConfig, of_kind
 from cerl.data import ActInput, Carry, EnvSpec, Window
@@ -25,7 +26,7 @@ from cerl.heads import head_table, next_action_values, of_choosers
 from cerl.kernels import sac
 from cerl.kernels.pointwise import sigmoid
 from cerl.kernels.runtime.streams import parallel
-from cerl.kernels.sac import sampled
+from cerl.kernels.sac import density, sampled
 from cerl.nets.layers import initialise
 from cerl.returns import Batch, masked
 
@@ -97,7 +98,10 @@ class SAC:
             Stage(self.critic_loss, [Group(list(net.critic.parameters()), optim)]),
             Stage(
                 self.policy_loss,
-                [Group(list(net.actor.parameters()), policy), Group([net.log_alpha], alpha)],
+                [
+                    Group(list(net.actor.parameters()), policy, "actor"),
+                    Group([net.log_alpha], alpha, "temperature"),
+                ],
                 prepare=self.policy_samples,
             ),
         ]
@@ -127,7 +131,7 @@ class SAC:
         over action components; a member's action is the mean of its K samples. It is 0 for a single
         member.
         """
-        x, *critics = net.step(seen, carry, evaluating=evaluating is not None)
+        x, critics = net.step(seen, carry, evaluating=evaluating is not None)
         mean, log_std = net.actor(x)
         mean, log_std = mean.transpose(1, 2), log_std.transpose(1, 2)  # [S, E, N, A]
         members = mean.shape[2]
@@ -136,11 +140,7 @@ class SAC:
         if evaluating is None:
             taken, log_p = sampled(_of(mean, mine), _of(log_std, mine), noise.normal[:, :, 0, 0])
             action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
-            value = self._value(net.critic(critics[0], action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
-            value = value.gather(1, mine.unsqueeze(1))[:, 0]
-            alpha = net.log_alpha[..., 0].exp().gather(1, mine)
-            counts = ~noise.explore if self.options.backup_entropy else zero.bool()
-            bonus = torch.where(counts, -alpha * log_p, zero)
+            value, bonus = self._worth(net, critics, action, log_p, mine, noise.explore)
             return Decision(action, value, bonus, diversity=zero)
         samples = torch.tanh(mean.unsqueeze(2) + log_std.exp().unsqueeze(2) * noise.normal)
         first = samples[:, :, 0]  # [S, E, N, A]
@@ -148,7 +148,32 @@ class SAC:
         taken = torch.where(together, first.mean(2), _of(first, mine))
         action = torch.where(noise.explore.unsqueeze(-1), noise.action, taken)
         spread = samples.mean(2).var(2).mean(-1) if members > 1 else zero
-        return Decision(action, zero, zero, diversity=spread)
+        own_std, normal = _of(log_std, mine), _of(noise.normal[:, :, 0], mine)
+        log_p = density(_of(mean, mine) + own_std.exp() * normal, own_std, normal)
+        value, bonus = self._worth(net, critics, action, log_p, mine, noise.explore)
+        return Decision(action, value, bonus, diversity=spread)
+
+    def _worth(
+        self,
+        net: SACNet,
+        seen: Tensor,
+        action: Tensor,
+        log_p: Tensor,
+        member: Tensor,
+        explore: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The acting members' values of their actions, and the entropy bonus of this step.
+
+        Args:    seen, the critics' features [S, 1 or N, E, D]; action [S, E, A]; log_p, member,
+                 explore [S, E].
+        Returns: value, bonus [S, E]; a random action has no bonus.
+        """
+        value = self._value(net.critic(seen, action.unsqueeze(1), 1)[..., 0])  # [S, N, E]
+        value = value.gather(1, member.unsqueeze(1))[:, 0]
+        if not self.options.backup_entropy:
+            return value, torch.zeros_like(value)
+        alpha = net.log_alpha[..., 0].exp().gather(1, member)
+        return value, torch.where(explore, 0.0, -alpha * log_p)
 
     @torch.no_grad()
     def judge(self, net: SACNet, seen: ActInput, carry: Carry) -> Tensor:
@@ -318,31 +343,36 @@ class SAC:
         (x,) = net.critic.reader.look(window, batch.now)
         return net.critic.activations(x, batch.action.flatten(2, 3))
 
-    def measures(self, net: SACNet, window: Window, dice: Dice) -> Metrics:
-        """How far off-policy the replayed actions are, and how much the members' policies differ.
+    def measures(self, net: SACNet, target: Critic, window: Window, dice: Dice) -> Metrics:
+        """How wrong the members' values are, how far off-policy the rows are, how members differ.
 
-        Returns: log_prob, mean log-density of the replayed actions under each member's own policy;
-                 log_prob_own and log_prob_others, the same over the rows that the member generated
-                 and over all others (NaN where the batch has no such row); action_variance, the
-                 diversity as in `act` from one sample a member, the same number for all members.
+        Returns: td_error, mean |target - value of the action taken| over rows and critics, and
+                 log_prob, mean log-density of the action taken under the member's own policy, both
+                 also over the rows that the member acted in (`_own`) and over all others
+                 (`_others`; NaN where the batch has no such row); target_value, mean target;
+                 auxiliary_loss, mean loss of the heads that are not the member's own, if there are
+                 any. With several members also action_variance, the diversity as in `act` from one
+                 sample a member, the same number for all members, and value_spread [S], the
+                 deviation of the members' values of the action taken.
         """
-        batch = self.batch(net, window)
-        (x,) = net.actor.look(window, batch.now)
+        batch, members = self.batch(net, window), self.config.ensemble.members
+        (x,) = net.actor.look(batch.window, batch.now)
         mean, log_std = net.actor(x)
-        action = batch.action.flatten(2, 3)  # [S, 1, rows, A]
-        log_p = log_probability(mean, log_std, action)  # [S, N, rows]
-        first, last = net.reader.context, net.reader.context + batch.action.shape[3]
-        ids = torch.arange(mean.shape[1], device=mean.device).view(1, -1, 1)
-        own = window.member[..., first:last].flatten(2) == ids  # [S, N, rows]
-        weight = batch.weight.flatten(2).expand_as(log_p)
-        result = {"log_prob": _mean(log_p, weight)}
-        result["log_prob_own"] = _mean(log_p, weight * own)
-        result["log_prob_others"] = _mean(log_p, weight * ~own)
-        if mean.shape[1] > 1:
+        log_p = log_probability(mean, log_std, batch.action.flatten(2, 3))  # [S, N, rows]
+        losses, weight = self.critic_losses(net, target, batch, dice), batch.weight.flatten(2)
+        q, goal = losses.q[..., 0], losses.target[..., 0]  # [S, N, C, rows], [S, N, rows]
+        own = own_rows(window, batch, members=members, context=net.reader.context)
+        found = by_owner("log_prob", log_p, weight, own)
+        found |= by_owner("td_error", (goal.unsqueeze(2) - q).abs().mean(2), weight, own)
+        found["target_value"] = row_mean(goal, weight.expand_as(goal))
+        if losses.heads.shape[-1] > 1:
+            found["auxiliary_loss"] = losses.heads[..., 1:].mean((2, 3))
+        if members > 1:
             actions, _ = sampled(mean, log_std, dice.now)
-            spread = _mean(actions.var(1).mean(-1).unsqueeze(1), batch.weight.flatten(2))
-            result["action_variance"] = spread.expand(-1, mean.shape[1])
-        return result
+            spread = row_mean(actions.var(1).mean(-1).unsqueeze(1), weight)
+            found["action_variance"] = spread.expand(-1, members)
+            found["value_spread"] = value_spread(self._value(q), weight)
+        return found
 
     def _value(self, q: Tensor) -> Tensor:
         """Members' values [S, N, rows] from those of their C critics [S, N, C, rows]."""
@@ -364,8 +394,3 @@ def _of(values: Tensor, member: Tensor) -> Tensor:
     """Selects members: values [S, E, N, A], member [S, E] -> [S, E, A]."""
     index = member[..., None, None].expand(-1, -1, 1, values.shape[3])
     return values.gather(2, index)[:, :, 0]
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over rows, [S, N, rows] -> [S, N]; NaN where the weights sum to 0."""
-    return (values * weight).sum(2) / weight.sum(2)

@@ -189,30 +189,24 @@ class SACNet(nn.Module):
 
     def carry(self, *, envs: int, evaluating: bool) -> Carry:
         """The empty recurrent state for acting, before any row, on the network's device."""
-        readers, device = self._readers(evaluating), self.log_alpha.device
+        readers, device = self._readers(), self.log_alpha.device
         return carries.empty(readers, envs=envs, evaluating=evaluating, device=device)
 
     def step(self, seen: ActInput, carry: Carry, *, evaluating: bool) -> list[Tensor]:
-        """Features [S, 1 or N, E, D] of one new row for the policies and, while training, critics.
-
-        `carry` is written in place.
-        """
-        readers = self._readers(evaluating)
+        """Features [S, 1 or N, E, D] of one new row, for the policies and for the critics, which
+        value the actions; `carry` is written in place."""
+        readers = self._readers()
         inputs = carries.step(readers, seen, carry, evaluating=evaluating)
         found = dict(zip(readers, inputs, strict=True))
-        return [see(part.convs, found[part.reader]) for part in self._acting(evaluating)]
+        return [see(part.convs, found[part.reader]) for part in (self.actor, self.critic)]
 
     def refill(
         self, window: Window, carry: Carry, member: Tensor, *, evaluating: bool = False
     ) -> None:
         """Recomputes a carry in place (`cerl.nets.reader.Reader.refill`)."""
-        readers = self._readers(evaluating)
+        readers = self._readers()
         carries.refill(readers, window, carry, member, evaluating=evaluating)
 
-    def _acting(self, evaluating: bool) -> "list[Actor | Critic]":
-        """Parts that run while acting: policies and, while training, critics to value actions."""
-        return [self.actor] if evaluating else [self.actor, self.critic]
-
-    def _readers(self, evaluating: bool) -> list[Reader]:
-        """Readers of the parts that run while acting; parts without memory share one."""
-        return list(dict.fromkeys(part.reader for part in self._acting(evaluating)))
+    def _readers(self) -> list[Reader]:
+        """Readers of policies and critics; parts without memory share one."""
+        return list(dict.fromkeys(part.reader for part in (self.actor, self.critic)))

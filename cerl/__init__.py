@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cerl.interface import resume as resume
     from cerl.interface import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["config", "envs", "load", "resume", "train"]
 
 _FUNCTIONS = ("load", "resume", "train")  # of cerl/interface.py; other names are modules

@@ -1,4 +1,5 @@
-"""The command line: cerl train | eval | sweep | report | bench | list.
+"""The command line: cerl train | eval | sweep | fork | status | report | watch | video |
+export | import | bench | list | doctor.
 
 Each command is a dataclass: its docstring and fields are its help text, and its method `run`
 carries it out. `run` gets the words that are no options of the command as `rest`; most of them are
@@ -10,7 +11,7 @@ import sys
 
 # `python -m cerl` puts the current folder first on sys.path, and the script `cerl` does not. It is
 # removed, so that both import the same. Modules of a user's tasks are looked up in the current
-# folder anyway (`cerl.envs.task_module`).
+# folder anyway (`cerl.own_code`).
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 
@@ -22,21 +23,27 @@ with interrupt_ends():
     from collections.abc import Sequence
     from dataclasses import dataclass
     from pathlib import Path
-    from typing import Annotated, Any, Protocol
+    from typing import Annotated, ClassVar, Protocol
 
     from tyro.conf import FlagCreatePairsOff, Positional, arg
 
     from cerl import __version__, arguments, bench, help
-    from cerl.config import ConfigError, errors, preset
+    from cerl.commands import (
+        UNSAID,
+        Doctor,
+        Export,
+        Faulty,
+        Fork,
+        Import,
+        Report,
+        Status,
+        Video,
+        Watch,
+    )
+    from cerl.config import ConfigError, errors
     from cerl.config.form import overridden
-    from cerl.device.kind import kind_of
-    from cerl.record.folder import FILE, check_out, load_file
+    from cerl.record.folder import FILE, load_file
     from cerl.stop import SAVED, Stopped
-    from cerl.sweep.study import load_study
-
-# tyro appends "(default: ...)" to the help of an option. This leaves it out where the help text
-# says what happens without the option.
-UNSAID = arg(help_behavior_hint="")
 
 
 class Command(Protocol):
@@ -115,84 +122,142 @@ class Eval:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train presets or studies on environments, then write the report.
+    """Train studies, or presets on environments, and write the report.
 
-    Runs are trained one after the other, or --jobs at a time. Started again with the same folder,
-    a sweep keeps finished runs and resumes the others. Other options are those of `cerl train
-    PRESET --help`, applied to every run.
+    E.g. `cerl sweep ensemble-size --envs minatar-5`, or with a grid of one's own: `cerl sweep
+    minatar/ddqn minatar/cerl --grid ensemble.members=2,5,10 replay.capacity=25k,100k --seeds 0..4`.
+
+    The same command continues a sweep: finished runs are kept, stopped and failed ones go on, and
+    presets, environments, seeds and values that are added since get runs of their own. Other
+    options are those of `cerl train PRESET --help`, applied to every run.
     """
 
-    presets: Annotated[Positional[tuple[str, ...]], arg(metavar="PRESET..."), UNSAID] = ()
-    """presets, YAML files, or studies (several presets and their options)"""
+    VERBATIM: ClassVar = ("sbatch", "setup", "prefix")
+
+    presets: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME..."), UNSAID] = ()
+    """studies (`cerl list studies`), presets, or YAML files of either"""
     envs: Annotated[tuple[str, ...], arguments.some("--envs", "NAME..."), UNSAID] = ()
-    """environments of the presets' family; each preset's own if none is given"""
-    jobs: Annotated[int, arguments.count("--jobs", "a number of runs")] = 1
-    """how many runs are trained at the same time, each in a process of its own"""
+    """environments of the presets' family, or names of lists of them, e.g. minatar-5
+    (`cerl list envs`); each study's or preset's own if none is given"""
+    grid: Annotated[tuple[str, ...], arguments.some("--grid", "OPTION=VALUES..."), UNSAID] = ()
+    """options with several values, separated by commas: every combination is trained.
+    PRESET:OPTION=VALUES holds for one preset only. An axis over ensemble.* leaves presets with one
+    member alone"""
+    zip: Annotated[tuple[str, ...], arguments.some("--zip", "OPTION=VALUES..."), UNSAID] = ()
+    """options whose values advance together: the first of each, the second of each, and so on"""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """train nothing, but say which runs there would be, what they need, and what is there"""
+    calibrate: FlagCreatePairsOff[bool] = False
+    """with --dry-run: train a run of each preset for some seconds, to tell the hours"""
+    jobs: Annotated[int, arguments.count("--jobs", "a number of runs"), UNSAID] = 0
+    """how many runs are trained at the same time; by default one on each GPU, one on a CPU"""
+    per_gpu: Annotated[int, arguments.count("--per-gpu", "a number of runs"), UNSAID] = 0
+    """how many runs share a GPU at the same time; by default as many as --jobs needs"""
+    seeds_per_run: Annotated[int, arguments.count("--seeds-per-run", "a number"), UNSAID] = 0
+    """how many seeds train side by side in one run; by default as many as fit the device. The
+    report joins the runs of a cell, and the seeds' results do not depend on it"""
+    mps: FlagCreatePairsOff[bool] = False
+    """start CUDA's multi-process service, with which runs that share a GPU are faster"""
     device: Annotated[str, arg(metavar="DEVICE"), UNSAID] = ""
     """cpu, cuda, cuda:N or auto, for every run; a study may have other presets for a CPU"""
-    out: Annotated[Path, arguments.folder("sweep --out")] = Path("runs/sweep")
-    """folder to write the run folders and the report to"""
+    out: Annotated[Path | None, arguments.folder("sweep --out"), UNSAID] = None
+    """folder of the sweep: run folders, plan and report; by default runs/STUDY, and runs/sweep if
+    presets are named"""
+    launcher: Annotated[str, arguments.word("--launcher", "launcher"), UNSAID] = "here"
+    """where runs train: here (this machine), slurm or ray (docs/clusters.md); here by default"""
+    per_job: Annotated[int, arguments.count("--per-job", "a number of runs"), UNSAID] = 0
+    """slurm: how many runs one job trains at the same time, on its GPU; by default one"""
+    sbatch: Annotated[tuple[str, ...], arguments.some("--sbatch", "OPTIONS"), UNSAID] = ()
+    """slurm: options of sbatch, as one word: --sbatch "--partition=gpu --time=4:00:00". May be
+    repeated"""
+    setup: Annotated[tuple[str, ...], arguments.some("--setup", "LINE"), UNSAID] = ()
+    """slurm: a line of the job's script before the command, e.g. "module load cuda". May be
+    repeated"""
+    prefix: Annotated[tuple[str, ...], arguments.some("--prefix", "WORDS"), UNSAID] = ()
+    """slurm: words before the command, e.g. those of a container"""
+    address: Annotated[str, arguments.word("--address", "address"), UNSAID] = ""
+    """ray: the cluster, auto or HOST:PORT; by default one is started on this machine"""
+    cpus: Annotated[int, arguments.count("--cpus", "a number of CPU cores"), UNSAID] = 0
+    """ray: CPU cores that each run takes"""
+    cancel: FlagCreatePairsOff[bool] = False
+    """stop the jobs of a sweep, which save: cerl sweep --cancel FOLDER"""
 
     def run(self, rest: list[str]) -> None:
-        check_out(self.out, option="sweep --out")
-        options = [*rest, *(["--device", self.device] if self.device else [])]
-        places = [["--env.name", name] for name in self.envs] or [[]]
-        cells = [cell for name in self.presets for cell in self._cells(name)]
-        notes: list[str] = []
-        runs = [
-            overridden(
-                name,
-                [*options, *place],
-                prog=f"cerl sweep {name}",
-                changes=changes,
-                note=notes.append,
-            )
-            for place in places
-            for name, changes in cells
-        ]
-        if not runs:
-            raise ConfigError("sweep: expected at least one preset; see `cerl list presets`")
-        for sentence in dict.fromkeys(notes):  # several environments of a preset have equal ones
-            note(sentence)
-        from cerl.report import tables
-        from cerl.sweep import local
+        from cerl.sweep import command
 
-        tables.main(local.sweep(runs, self.out, jobs=self.jobs), self.out)
+        if self.cancel:
+            self._cancel(rest)
+            return
+        asked = command.Asked(
+            names=self.presets,
+            words=tuple(rest),
+            envs=self.envs,
+            grid=self.grid,
+            zip=self.zip,
+            device=self.device,
+            out=self.out,
+            seeds_per_run=self.seeds_per_run,
+            jobs=self.jobs,
+            per_gpu=self.per_gpu,
+            mps=self.mps,
+            launcher=self.launcher,
+            per_job=self.per_job,
+            sbatch=self.sbatch,
+            setup=self.setup,
+            prefix=self.prefix,
+            address=self.address,
+            cpus=self.cpus,
+        )
+        command.check_launcher(asked)
+        if self.calibrate and not self.dry_run:
+            raise ConfigError("sweep: --calibrate is an option of --dry-run; expected both")
+        if self.dry_run:
+            command.dry_run(asked, calibrate=self.calibrate, note=note)
+        else:
+            command.sweep(asked, note=note)
 
-    def _cells(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-        """The presets that a name stands for, each with the options that a study changes in it."""
-        if name not in preset.studies():
-            return [(name, {})]
-        study = load_study(name, kind_of(self.device or "auto"))
-        return [(name, dict(study.options)) for name in study.presets]
+    def _cancel(self, rest: list[str]) -> None:
+        from cerl.sweep import slurm
+
+        arguments.refuse_unknown("sweep --cancel", rest)
+        if len(self.presets) != 1:
+            got = " ".join(self.presets) or "nothing"
+            raise ConfigError(f"sweep --cancel: expected one folder of a sweep, got {got}")
+        if self != Sweep(presets=self.presets, cancel=True):
+            raise ConfigError("sweep --cancel: expected only the folder of a sweep, got options")
+        slurm.cancel(Path(self.presets[0]), note=note)
 
 
 @dataclass(frozen=True)
-class Report:
-    """Write tables and learning curves of finished or running runs.
+class SweepRun:
+    """Train runs of a planned sweep that are not finished: what every launcher starts.
 
-    The files are table.md, table.csv, summary.parquet and curves.png.
+    Runs that other processes train are waited for, and taken over if those die. Exit codes: 0, all
+    runs are finished; 75, stopped and saved; 2, some runs failed.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN..."), UNSAID] = ()
-    """run folders, or folders that hold run folders"""
-    out: Annotated[Path | None, arguments.folder("report --out")] = None
-    """folder to write the files to; by default RUN if only one is given, else report"""
-    last: Annotated[int, arguments.count("report --last", "a number of evaluations")] = 1
-    """a score is the mean over this many last evaluations of a run"""
-    until: Annotated[int, arguments.count("report --until", "a number of agent steps")] = 0
-    """leave out evaluations after this agent step, to compare runs at the same step; 0: use all"""
+    folder: Annotated[Positional[str], arguments.word("sweep-run", "FOLDER"), UNSAID] = ""
+    """folder of the sweep"""
+    runs: Annotated[tuple[str, ...], arguments.some("--runs", "NUMBER..."), UNSAID] = ()
+    """numbers of the runs in the plan"""
+    per_job: Annotated[int, arguments.count("--per-job", "a number of runs")] = 1
+    """how many of them train at the same time"""
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto"
+    """cpu, cuda, cuda:N or auto"""
+    version: Annotated[str, arguments.word("--version", "version"), UNSAID] = ""
+    """the version of cerl that planned the sweep; another one trains nothing"""
 
     def run(self, rest: list[str]) -> None:
-        arguments.refuse_unknown("report", rest)
-        if not self.runs:
-            raise ConfigError("report: expected at least one run folder; see `cerl report --help`")
-        alone = len(self.runs) == 1 and not self.runs[0].is_file()
-        folder = self.out or (self.runs[0] if alone else Path("report"))
-        check_out(folder, option="report --out")
-        from cerl.report import tables
+        arguments.refuse_unknown("sweep-run", rest)
+        from cerl.sweep import worker
 
-        tables.main(list(self.runs), folder, last=self.last, until=self.until)
+        worker.work(
+            Path(self.folder),
+            self.runs,
+            per_job=self.per_job,
+            device=self.device,
+            version=self.version,
+        )
 
 
 @dataclass(frozen=True)
@@ -236,21 +301,30 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "eval": Eval,
     "sweep": Sweep,
+    "fork": Fork,
+    "status": Status,
     "report": Report,
+    "watch": Watch,
+    "video": Video,
+    "export": Export,
+    "import": Import,
     "bench": Bench,
     "list": List,
+    "doctor": Doctor,
 }
+HIDDEN: dict[str, type[Command]] = {"sweep-run": SweepRun}  # those that `cerl --help` leaves out
+WORKING = ("train", "sweep", "sweep-run", "fork")  # those that go on if nobody reads their output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Returns: exit code 0; 1 if a benchmark is slower than what it is compared with; 2 after a user's
-             error; 75 if a run was told to stop and has saved what resuming needs; 130 if it was
-             interrupted before it could save.
+    Returns: exit code 0; 1 if a benchmark is slower than what it is compared with, or `doctor`
+             found a fault; 2 after a user's error; 75 if a run was told to stop and has saved what
+             resuming needs; 130 if it was interrupted before it could save.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    works = words[:1] in (["train"], ["sweep"]) and not arguments.asks_help(words)
+    works = words[:1] and words[0] in WORKING and not arguments.asks_help(words)
     try:
         with interrupt_ends(), contextlib.nullcontext() if works else reader_may_leave():
             _run(words)
@@ -262,6 +336,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except bench.Slower as slower:
         complain("slower: ", str(slower))
+        return 1
+    except Faulty as faulty:
+        complain("error: ", str(faulty))
         return 1
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("CERL_DEBUG") == "1":
@@ -276,13 +353,13 @@ def _run(words: list[str]) -> None:
         print(help.usage(COMMANDS))
     elif name in ("--version", "-V", "version"):
         print(f"cerl {__version__}")
-    elif name not in COMMANDS:
+    elif name not in COMMANDS | HIDDEN:
         hint = errors.nearest(name, list(COMMANDS))
         raise ConfigError(f"no command {name!r}{hint} (`cerl --help` lists them)")
     elif help.wanted(name, rest):
-        help.show(name, COMMANDS[name])
+        help.show(name, (COMMANDS | HIDDEN)[name])
     else:
-        command, rest = arguments.filled(COMMANDS[name], rest, prog=f"cerl {name}")
+        command, rest = arguments.filled((COMMANDS | HIDDEN)[name], rest, prog=f"cerl {name}")
         command.run(rest)
 
 

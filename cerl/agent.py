@@ -77,7 +77,9 @@ class Decision(NamedTuple):
     """What acting returns."""
 
     action: Tensor  # [S, E] int64, or [S, E, A] float32 in [-1, 1]
-    value: Tensor  # [S, E] return that the acting member expects: its largest Q, or Q of its action
+    # [S, E] return that the acting member expects: its largest Q, or Q of its action; undefined
+    # where an aggregate acts
+    value: Tensor
     bonus: Tensor  # [S, E] reward beside the environment's that values include (SAC's entropy)
     diversity: Tensor  # [S, E] how much the members' actions differ; 0 while training
 
@@ -87,6 +89,7 @@ class Group(NamedTuple):
 
     leaves: list[nn.Parameter]
     optim: OptimConfig
+    name: str = ""  # what the parameters belong to, in names of metrics; "": the values
 
 
 class Losses(NamedTuple):
@@ -196,6 +199,10 @@ class Agent(Protocol[Net, Followed, Drawn]):
         """Outputs of the value network's hidden layers [S, N or 1, rows, ..., units], in order."""
         ...
 
-    def measures(self, net: Net, window: Window, dice: Drawn) -> Metrics:
-        """Diagnostics of one batch that are specific to this kind of agent, {name: [S, N]}."""
+    def measures(self, net: Net, target: Followed, window: Window, dice: Drawn) -> Metrics:
+        """Diagnostics of one batch, which all members look at.
+
+        Args:    window [S, 1, B, W].
+        Returns: {name: [S, N], or [S] if it is one number for all members}.
+        """
         ...

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from cerl.config import Config, ConfigError, errors, evaluated, preset
-from cerl.config.form import form_of, key_of, refuse_moved
+from cerl.config import Config, ConfigError, errors, evaluated, forks, numbers, preset
+from cerl.config.form import form_of, key_of, refuse_moved, types_of, written_out
 from cerl.record.folder import CHANGEABLE, FILE, changeable, unchangeable
 
 Value = TypeVar("Value")
@@ -35,17 +35,45 @@ class Unread(Exception):
 def filled(kind: type[Kind], arguments: Sequence[str], *, prog: str) -> tuple[Kind, list[str]]:
     """Fills the dataclass of a command from words of the command line.
 
-    Args:    kind, the dataclass; prog, what usage messages call the program.
+    Args:    kind, the dataclass; its attribute VERBATIM, if it has one, names the options that may
+             be repeated and whose values are taken as they are, e.g. `--sbatch "--time=60"`; prog,
+             what usage messages call the program.
     Returns: the filled dataclass, and all words that are none of its options (--help included).
     Raises:  ConfigError if a value cannot be read, or an option is given twice.
     """
-    _refuse_repeated(arguments)
+    taken, left = verbatim(arguments, getattr(kind, "VERBATIM", ()))
+    _refuse_repeated(left)
     try:
-        return tyro.cli(
-            kind, args=list(arguments), prog=prog, add_help=False, return_unknown_args=True
-        )
+        found, rest = tyro.cli(kind, args=left, prog=prog, add_help=False, return_unknown_args=True)
     except Unread as error:
         raise ConfigError(str(error)) from None
+    return dataclasses.replace(found, **taken), rest  # pyright: ignore[reportArgumentType]
+
+
+def verbatim(
+    arguments: Sequence[str], names: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Takes options out of the words of the command line, each with the word after it.
+
+    That word may begin with `--`, which a reader of options would take for another option.
+
+    Args:    names of the options, without `--`.
+    Returns: the values by name, in their order, and all other words.
+    Raises:  ConfigError if an option is the last word.
+    """
+    taken: dict[str, tuple[str, ...]] = {}
+    left: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or name not in names:
+            left.append(word)
+            continue
+        if not equals and (value := next(words, None)) is None:
+            raise ConfigError(f"{option}: expected a value, got nothing")
+        taken[name] = (*taken.get(name, ()), value)
+    return taken, left
 
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:
@@ -77,17 +105,29 @@ def _value(read: Callable[[list[str]], Value], metavar: str) -> PrimitiveConstru
 
 
 def count(option: str, what: str) -> PrimitiveConstructorSpec[int]:
-    """An option that takes a whole number of at least 1; underscores are allowed.
+    """An option that takes a whole number of at least 1, such as 3, 400_000 or 400k.
 
     Args: option, its name, and what, what it counts, both for error messages.
     """
 
     def read(words: list[str]) -> int:
-        text = " ".join(words).replace("_", "")
         if not words:
             raise Unread(f"{option}: expected a value, got nothing")
-        if not (re.fullmatch("[0-9]{1,18}", text) and int(text)):
+        found = numbers.whole(" ".join(words))
+        if found is None or not 1 <= found < 10**18:
             raise Unread(f"{option}: expected {what}, at least 1, got {' '.join(words)!r}")
+        return found
+
+    return _value(read, "N")
+
+
+def number(option: str, what: str) -> PrimitiveConstructorSpec[int | None]:
+    """An option that takes a whole number from 0 on. Args: option, what: for error messages."""
+
+    def read(words: list[str]) -> int | None:
+        text = " ".join(words)
+        if not re.fullmatch("[0-9]{1,18}", text):
+            raise Unread(f"{option}: expected {what}, a whole number, got {text or 'nothing'}")
         return int(text)
 
     return _value(read, "N")
@@ -148,21 +188,50 @@ def changes(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, A
     Raises: ConfigError if an option may not change; SystemExit after --help, or if tyro cannot read
             an option.
     """
+    _refuse(run, options, changeable, lambda keys: unchangeable(keys, folder / FILE))
+    about = "Options of a run that may change when it is resumed."
+    prog = f"cerl train --resume {folder}"
+    return _given(run, options, only=CHANGEABLE, prog=prog, about=about)
+
+
+def of_fork(run: Config, options: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """New values of options for a fork, by dotted key; as `changes`."""
+    _refuse(run, options, forks.forkable, forks.unforkable)
+    about = "Options that may differ between a run and its fork, with the run's values."
+    return _given(run, options, only=forks.FORKABLE, prog=f"cerl fork {folder}", about=about)
+
+
+def _refuse(
+    run: Config,
+    options: Sequence[str],
+    allowed: Callable[[str], bool],
+    refusal: Callable[[list[str]], str],
+) -> None:
+    """Raises: ConfigError with `refusal` of the options of the run that are not allowed."""
     refuse_moved(options)
     known = set(errors.keys(Config, kinds=run.kinds))
     given = dict.fromkeys(key for word in options if (key := key_of(word)) in known)
-    if fixed := [key for key in given if not changeable(key)]:
-        raise ConfigError(unchangeable(fixed, folder / FILE))
-    form, default = form_of(run, only=CHANGEABLE)
+    if wrong := [key for key in given if not allowed(key)]:
+        raise ConfigError(refusal(wrong))
+
+
+def _given(
+    run: Config, options: Sequence[str], *, only: Sequence[str], prog: str, about: str
+) -> dict[str, Any]:
+    """The values that words of the command line give to some options of a run, by dotted key.
+
+    Args: only, the options; prog, what usage messages call the program; about, what --help says.
+    """
+    form, default = form_of(run, only=only)
     form = tyro.cli(
         form,
         default=default,
-        args=list(options),
-        prog=f"cerl train --resume {folder}",
-        description="Options of a run that may change when it is resumed.",
+        args=written_out(options, types_of(form)),
+        prog=prog,
+        description=about,
     )
     values = dict(preset.leaves(dataclasses.asdict(form)))
-    return {key: values[key] for key in given}
+    return {key: values[key] for word in options if (key := key_of(word)) in values}
 
 
 def of_evaluation(run: Config, options: Sequence[str], *, prog: str) -> dict[str, Any]:
@@ -175,7 +244,7 @@ def of_evaluation(run: Config, options: Sequence[str], *, prog: str) -> dict[str
     """
     keys = ("episodes", "policies", "epsilon")
     form, default = form_of(run.eval, only=keys)
-    form = tyro.cli(form, default=default, args=list(options), prog=prog)
+    form = tyro.cli(form, default=default, args=written_out(options, types_of(form)), prog=prog)
     given = set(map(key_of, options))
     asked = {key: getattr(form, key) for key in keys if key in given}
     evaluated(run, asked)  # raises an error before the slow import of torch

@@ -52,6 +52,7 @@ class Collector:
     ) -> None:
         self.config, self.replay = config, replay
         self.exploration = config.epsilon_schedule  # made here: torch.compile cannot trace it
+        self.rules = explore.rules_of(config.explore.rules)
         self.gamma = agent.table.own_gamma
         on_device, device = replay.placement == "device", keys.device
         how: Capture = "first half"
@@ -102,6 +103,10 @@ class Collector:
         if self.remembered is not None:
             states = [part.view(*start.shape, -1) for part in player.carry]
             self.remembered.copy_(torch.cat(states, -1).masked_fill(start.unsqueeze(-1), 0.0))
+        if self.rules:
+            share = torch.as_tensor(eps, device=player.keys.device)
+            moment = explore.Moment(*at, share, player.member, start, ensemble.members)
+            noise = explore.ruled(self.rules, noise, moment)
         decision = player.act(noise)
         self.value.copy_(decision.value)
         self.bonus.copy_(decision.bonus)
@@ -114,10 +119,15 @@ class Collector:
         row = Row(player.last.obs, player.stored(), reward, step.terminated, real, player.member)
         parallel(
             player.keys.device,
-            lambda: self.replay.add(row, self.remembered),
+            lambda: self._store(row, self.remembered),
             lambda: self._count(step, reward, real),
         )
         player.advance(real)
+
+    def _store(self, row: Row, state: Tensor | None = None) -> None:
+        """Adds a row to replay, unless replay.fixed says that it stays as it is."""
+        if not self.config.replay.fixed:
+            self.replay.add(row, state)
 
     def recent_rows(self) -> int:
         """The number of rows of replay that a refresh of the carry reads.
@@ -197,7 +207,7 @@ class Collector:
             return True
         nowhere = torch.zeros_like(player.start)
         action, reward = torch.zeros_like(player.action), torch.zeros_like(player.last.reward)
-        self.replay.add(Row(player.last.obs, action, reward, nowhere, nowhere, player.member))
+        self._store(Row(player.last.obs, action, reward, nowhere, nowhere, player.member))
         for mine in self.running:
             mine.zero_()
         player.begin(first)

@@ -19,6 +19,8 @@ from cerl.kernels.splitmix import signed
 INIT, EXPLORE, ACTION, MEMBER, TIE, SAMPLE, MASK, OWNER, ENV, BATCHES, SHARED, NOISE = range(12)
 POLICY, SUBSET = range(12, 14)
 FLICKER, DROPOUT, SENSOR = range(32, 35)
+# For code of the user's own: OWN, OWN + 1 and so on are used by nothing in cerl.
+OWN = 1_000
 
 _PURPOSE = 0xA0761D6478BD642F
 

@@ -23,13 +23,16 @@ from cerl.data import EnvSpec
 from cerl.envs.api import VecEnv
 from cerl.explore import Noise
 from cerl.player import Player
+from cerl.value_error import Trace, value_errors
 
 EVAL_SALT = 1  # keeps the seeds of simulators and noise apart from those of training
 AGGREGATES = ("vote", "mean")
 # Actions drawn from each member's policy to measure how diverse continuous actions are, as in the
 # code of Lin et al. 2024.
 SAMPLES = 10
-SYNC_EVERY = 64  # agent steps between two checks on the host of whether all lanes are done
+# Agent steps between two checks on the host of whether all lanes are done, where the host has to
+# wait for a GPU.
+SYNC_EVERY = 64
 
 
 class Result(NamedTuple):
@@ -41,6 +44,9 @@ class Result(NamedTuple):
     returns: Tensor  # [S, K, episodes] float64 on the CPU; K = N if each member plays, else 1
     lengths: Tensor  # [S, K, episodes] agent steps
     diversity: Tensor  # [S, K] mean over all steps of `Decision.diversity`
+    # Of the policy `individual`: how wrong the values are that members predict for its steps,
+    # {name: [S, N] float64 on the CPU}, see `cerl.value_error`. Empty for all other policies.
+    errors: dict[str, Tensor] = {}
 
 
 class Lanes(NamedTuple):
@@ -134,6 +140,11 @@ class Evaluator:
         self.lane = Lanes.blank(seeds, count, device)
         self.scores = torch.zeros(2, seeds, count, self.rounds + 1, device=device)
         self.done = torch.zeros((), dtype=torch.bool, device=device)
+        self.gamma = agent.table.own_gamma
+        # Only members predict values, and SAC's hold for sampled actions, not for modes.
+        self.individual = self._lanes_of("individual")
+        judged = self.individual.stop - self.individual.start
+        self.trace = Trace(seeds, judged, steps=SYNC_EVERY, device=device) if judged else None
         self.player = Player(
             config,
             env,
@@ -160,13 +171,20 @@ class Evaluator:
             tensor.zero_()
         self.scores.fill_(float("nan"))
         self.player.restart(number, steps=draw.first_step(number))
-        every = SYNC_EVERY if self.player.env.spec.resident else 1
+        waits = self.player.env.spec.resident and self.done.device.type != "cpu"
+        every = SYNC_EVERY if waits else 1
+        played, history = 0, []
         while not bool(self.done):
             for _ in range(every):
                 if stopped():
                     return None
                 self.player.step()
-        return self._results()
+            played += every
+            if self.trace is not None and played % SYNC_EVERY == 0:
+                history.append(self.trace.taken(SYNC_EVERY))
+        if self.trace is not None:
+            history.append(self.trace.taken(played % SYNC_EVERY))
+        return self._results(history)
 
     @torch.no_grad()
     def decide(self) -> None:
@@ -183,7 +201,11 @@ class Evaluator:
         drawn = (noise.member * self.config.ensemble.members).long()
         member = torch.where(player.start, drawn, player.member)
         player.member.copy_(torch.where(self.fixed < 0, member, self.fixed))
-        self.lane.diversity.copy_(player.act(noise).diversity)
+        decision = player.act(noise)
+        self.lane.diversity.copy_(decision.diversity)
+        if self.trace is not None:
+            mine = self.individual
+            self.trace.predict(decision.value[:, mine], decision.bonus[:, mine])
 
     @torch.no_grad()
     def record(self) -> None:
@@ -197,6 +219,9 @@ class Evaluator:
         returned = lane.returned + torch.where(live, step.reward, 0.0)
         steps = lane.steps + live
         over = live & (step.terminated | step.truncated)
+        if self.trace is not None:
+            mine, reward = self.individual, player.clipped(step.reward)
+            self.trace.add(player.steps, reward[:, mine], live[:, mine], over[:, mine])
         slot = torch.where(over, lane.played, self.rounds).unsqueeze(-1)
         for score, value in zip(self.scores, (returned, steps.float()), strict=True):
             score.scatter_(-1, slot, value.unsqueeze(-1))
@@ -211,7 +236,18 @@ class Evaluator:
         self.done.copy_(finished.all())
         player.advance(real)
 
-    def _results(self) -> dict[str, Result]:
+    def _lanes_of(self, policy: str) -> slice:
+        """The lanes that play a policy; none if it is not evaluated."""
+        at = 0
+        for other in self.config.eval.policies:
+            count = _groups(self.config, other) * _slots(self.config, other)
+            if other == policy:
+                return slice(at, at + count)
+            at += count
+        return slice(0, 0)
+
+    def _results(self, history: list[Tensor]) -> dict[str, Result]:
+        """The scores. Args: history, what `trace` gave, in order."""
         scores = self.scores[..., : self.rounds].double().cpu()
         diversity = (self.lane.diversities / self.lane.counted.clamp(min=1.0)).cpu()
         results, at = {}, 0
@@ -224,6 +260,9 @@ class Evaluator:
             used = ~mine[1].isnan().flatten(0, 1).all(0)
             share = diversity[:, part].unflatten(1, (groups, slots)).mean(-1)
             results[policy] = Result(mine[0][..., used], mine[1][..., used], share)
+            if policy == "individual":
+                errors = value_errors(torch.cat(history), gamma=self.gamma, members=groups)
+                results[policy] = results[policy]._replace(errors=errors)
             at += groups * slots
         return results
 

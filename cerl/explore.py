@@ -3,6 +3,7 @@
 The random numbers of a seed depend only on its value, the step and the environment's index.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cerl import draw
 from cerl.config import EnsembleConfig, ExploreConfig
+from cerl.own_code import imported_callable
 
 
 class Noise(NamedTuple):
@@ -21,6 +23,50 @@ class Noise(NamedTuple):
     member: Tensor  # [S, E] float32 in [0, 1), from which `duty` chooses the member on duty
     normal: Tensor  # [S, E, K, M, A] float32 standard normal, K samples for each of M policies; A
     # is 0 for discrete actions
+
+
+class Moment(NamedTuple):
+    """An agent step of training, as a rule of the user's own sees it."""
+
+    keys: Tensor  # [S] int64, random keys of the seeds
+    step: Tensor  # [] int64, counts agent steps of an environment
+    epsilon: Tensor  # [] float32, the share of random actions
+    member: Tensor  # [S, E] int64, the member on duty
+    start: Tensor  # [S, E] bool, an episode begins
+    members: int  # N
+
+
+# Changes the random choices of an agent step. It runs inside a CUDA graph: it returns new tensors,
+# has no branch on tensor values, and treats every seed by itself.
+Rule = Callable[[Noise, Moment], Noise]
+
+
+def rules_of(names: Sequence[str]) -> list[Rule]:
+    """The rules that explore.rules names. Raises: ImportError, RuntimeError or ValueError."""
+    return [imported_callable(name, key="explore.rules") for name in names]
+
+
+def ruled(rules: Sequence[Rule], noise: Noise, moment: Moment) -> Noise:
+    """The random choices of a step after every rule, in their order.
+
+    Raises: ValueError if a rule returns anything but a Noise of the same shapes and types.
+    """
+    for rule in rules:
+        changed = rule(noise, moment)
+        if not isinstance(changed, Noise) or _form(changed) != _form(noise):
+            got = _form(changed) if isinstance(changed, Noise) else type(changed).__name__
+            raise ValueError(
+                f"explore.rules: expected {getattr(rule, '__name__', rule)} to return a "
+                f"cerl.explore.Noise of {_form(noise)}, got {got}"
+            )
+        noise = changed
+    return noise
+
+
+def _form(noise: Noise) -> str:
+    """Shape and type of every part, for a message."""
+    parts = noise._asdict().items()
+    return ", ".join(f"{name} {list(part.shape)} {part.dtype}" for name, part in parts)
 
 
 def epsilon(config: ExploreConfig, step: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captures functions without arguments as CUDA graphs; compiles methods into few kernels."""
+"""Captures functions without arguments as CUDA graphs or tapes; compiles methods."""
 
 import types
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import torch
 
 from cerl.kernels.runtime.streams import BEFORE
+from cerl.tape.taped import Taped
 
 WARM_UP = 3
 Result = TypeVar("Result")
@@ -17,11 +18,13 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
 
     The first WARM_UP calls run `step` eagerly, and they are real: they change state. The next call
     captures the graph, which executes nothing, and then replays it once. So the k-th call is always
-    the k-th step. Off CUDA `step` itself is returned.
+    the k-th step. On a CPU a tape takes the place of the graph (`cerl/tape/`).
 
     Args: step, must write its results into existing tensors (copy in place, never rebind a name to
           a new tensor) and must not wait for the device.
     """
+    if device.type == "cpu":
+        return Taped(step)
     if device.type != "cuda":
         return step
     stream = torch.cuda.Stream(device, priority=BEFORE)

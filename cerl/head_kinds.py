@@ -113,4 +113,7 @@ HEAD_KINDS: dict[str, HeadKind] = {
 def in_words() -> str:
     """The help of the option that chooses a kind."""
     listed = "; ".join(f"{name}: {kind.text}" for name, kind in HEAD_KINDS.items())
-    return f"what the value heads of a member regress to. {listed}"
+    return (
+        f"what the value heads of a member regress to. {listed}; MODULE:NAME: a `HeadKind` of a "
+        "module of yours"
+    )

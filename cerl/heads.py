@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cerl.config import EnsembleConfig
 from cerl.head_kinds import HEAD_KINDS, HeadKind, NextValues, Source
+from cerl.own_code import imported
 
 # Members of the ensemble that is asked how a kind crosses members: a larger one is no different.
 PROBE = 1000
@@ -88,6 +89,24 @@ def _probed(kind: HeadKind, ensemble: EnsembleConfig) -> tuple[int, bool]:
     return (heads if last else 1), crossed
 
 
+def kind_of(name: str) -> HeadKind:
+    """The kind of heads of a name: one of `HEAD_KINDS`, or of a module of the user's own.
+
+    Args:   name, a value of ensemble.heads.
+    Raises: ValueError if what a module has under the name is no kind of heads that it may have;
+            errors of importing it.
+    """
+    if name in HEAD_KINDS:
+        return HEAD_KINDS[name]
+    kind = imported(name, key="ensemble.heads")
+    if not isinstance(kind, HeadKind) or kind.heads not in ("one", "members"):
+        raise ValueError(
+            f"ensemble.heads: expected {name} to be a cerl.head_kinds.HeadKind with heads 'one' or "
+            f"'members', got {kind!r}"
+        )
+    return kind
+
+
 def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device | str) -> HeadTable:
     """The table of an ensemble.
 
@@ -97,7 +116,7 @@ def head_table(ensemble: EnsembleConfig, *, gamma: float, device: torch.device |
     Raises: ValueError if the kind of heads names members or heads that do not exist, or makes
             targets of another shape than [S, N, B, T, J].
     """
-    kind, members = HEAD_KINDS[ensemble.heads], ensemble.members
+    kind, members = kind_of(ensemble.heads), ensemble.members
     heads = _heads(kind, ensemble, members)
     value_heads, crossed = _probed(kind, ensemble)
     asked = _Asked(members, heads, device, [])

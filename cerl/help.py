@@ -7,7 +7,8 @@ import tyro
 
 from cerl import bench
 from cerl.arguments import HELP, asks_help
-from cerl.config import preset
+from cerl.config import lists, preset
+from cerl.sweep.study import file, load_study
 
 USAGE = """\
 usage: cerl COMMAND ...
@@ -18,11 +19,26 @@ commands:
 {commands}
 
 `cerl COMMAND --help` explains a command; `cerl train PRESET --help` explains every option of a run,
-with its unit and the preset's value. `cerl --version` prints the version. CERL_DEBUG=1 shows the
-traceback of an error."""
+with its unit and the preset's value. Numbers may be written as 25k, 1.5M or 2G, lists of whole
+numbers as ranges: `--seeds 0..4` are five seeds. `cerl --version` prints the version. CERL_DEBUG=1
+shows the traceback of an error."""
 
 # What the help of a command lists.
 LISTS = {"train": "presets", "sweep": "studies", "bench": "benchmarks"}
+
+# Commands whose --help is that of the command, wherever it stands.
+OWN_HELP = (
+    "sweep",
+    "sweep-run",
+    "status",
+    "report",
+    "watch",
+    "video",
+    "export",
+    "import",
+    "list",
+    "doctor",
+)
 
 
 def usage(commands: Mapping[str, type]) -> str:
@@ -35,11 +51,11 @@ def wanted(name: str, rest: Sequence[str]) -> bool:
     """Whether to show the help of a command itself, not that of a preset, run or benchmark.
 
     Args: name, of the command; rest, the words after it. A command without any words shows its
-          help, except `list`, which then lists everything.
+          help, except `list`, which then lists everything, and `doctor`.
     """
     if not rest:
-        return name != "list"
-    return rest[0] in HELP or (name in ("sweep", "report", "list") and asks_help(rest))
+        return name not in ("list", "doctor")
+    return rest[0] in HELP or (name in OWN_HELP and asks_help(rest))
 
 
 def show(name: str, command: type) -> None:
@@ -54,18 +70,36 @@ def show(name: str, command: type) -> None:
 def listed(what: str) -> list[str]:
     """Lines with the name of every preset, study, environment or benchmark, and a description.
 
+    After the environments come the named lists of them, with their sources.
+
     Args: what, one of presets, studies, envs, benchmarks.
     """
     if what == "envs":
-        from cerl import envs
-
-        return [f"{family}: {' '.join(names)}" for family, names in envs.available().items()]
+        return _environments()
     if what == "presets":
         told = {name: preset.description(name) for name in preset.presets()}
     elif what == "studies":
-        files = {name: str(preset.FOLDER / f"{name}.yaml") for name in preset.studies()}
-        told = {name: preset.description(path) for name, path in files.items()}
+        told = {name: _study(name) for name in preset.studies()}
     else:
         told = {name: text for name, (_, text) in bench.BENCHMARKS.items()}
     width = max(map(len, told))
     return [f"  {name:{width}}  {text}" for name, text in told.items()]
+
+
+def _environments() -> list[str]:
+    """A line for every family, and a paragraph for every named list of environments."""
+    from cerl import envs
+
+    lines = [f"{family}: {' '.join(names)}" for family, names in envs.available().items()]
+    lines += ["", "lists, for --envs (e.g. --envs minatar-5):"]
+    for name, entry in lists.lists().items():
+        lines += [f"  {name}: {' '.join(entry.names)}", f"    {entry.source}"]
+    return lines
+
+
+def _study(name: str) -> str:
+    """What a study answers and costs, on one line; without these keys, the first comment of its
+    file."""
+    study = load_study(name, "cuda")
+    text = study.answers or preset.description(str(file(name)))
+    return " ".join(f"{text} [{study.costs}]".removesuffix(" []").split())

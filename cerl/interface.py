@@ -37,5 +37,16 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     trusted: bool = False,
 ) -> Path:
-    """Resumes a run from the newest intact checkpoint in its folder, as `cerl.training.resume`."""
+    """Resumes a run from the newest intact checkpoint in its folder and trains it to its end.
+
+    Without any checkpoint it starts anew. A resumed run equals an uninterrupted one to the bit, if
+    the state of its simulators can be saved.
+
+    Args:    run, its folder; changes, new values of those options that may change in a run, by
+             dotted key: {"schedule.steps": 2_000} trains a finished run longer; trusted, the run
+             may import a module even if it is somebody else's (as --trust).
+    Returns: the run folder.
+    Raises:  ValueError if nothing is left to do, or another process trains the run; otherwise as
+             `train`.
+    """
     return training.resume(Path(run), changes=changes, trusted=trusted)

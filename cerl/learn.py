@@ -49,8 +49,17 @@ class Learner:
         self.compiled = config.compile and keys.device.type == "cuda"
         self.loss = fused(self._loss) if self.compiled else self._loss
         self.sampling = self._sampling()
-        self.learning: Tensor | None = None  # [S] bool, seeds that still learn; None: all do
+        # [S, N] bool, seeds and members that learn; None: all do
+        self.learning: Tensor | None = None
+        if frozen := config.ensemble.frozen:
+            self._learning()[:, list(frozen)] = False
         self.sync()
+
+    def _learning(self) -> Tensor:
+        if self.learning is None:
+            shape = (len(self.keys), self.config.ensemble.members)
+            self.learning = torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+        return self.learning
 
     def freeze(self, seeds: Sequence[int]) -> None:
         """From now on parameters and moments of these seeds (indices) stay as they are.
@@ -58,9 +67,7 @@ class Learner:
         Moments are set to zero first. The bits of other seeds stay what they would be. Targets go
         on following. An update that was captured has to be captured anew.
         """
-        if self.learning is None:
-            self.learning = torch.ones(len(self.keys), dtype=torch.bool, device=self.keys.device)
-        self.learning[list(seeds)] = False
+        self._learning()[list(seeds)] = False
         for optimiser in (one for stage in self.optimisers for one in stage):
             optimiser.forget(seeds)
 
@@ -192,11 +199,7 @@ class Learner:
     def _step(self, stage: int, grads: tuple[Tensor, ...], metrics: Metrics) -> None:
         """The optimisers of a stage; keeps its metrics."""
         if self.learning is not None:
-            ones = [(1,) * (grad.dim() - 1) for grad in grads]
-            keep = [self.learning.view(-1, *one) for one in ones]
-            grads = tuple(
-                torch.where(own, grad, 0.0) for own, grad in zip(keep, grads, strict=True)
-            )
+            grads = tuple(torch.where(_of_leaf(self.learning, grad), grad, 0.0) for grad in grads)
         for optimiser in self.optimisers[stage]:
             count = len(optimiser.leaves)
             optimiser.step(grads[:count])
@@ -223,6 +226,22 @@ class Learner:
         for stage, saved in zip(self.optimisers, state["optimisers"], strict=True):
             for one, values in zip(stage, saved, strict=True):
                 one.load_state_dict(values)
+        if self.config.ensemble.frozen and self.learning is not None:
+            # Without a gradient, moments that are not zero would go on moving a parameter.
+            for one in (one for stage in self.optimisers for one in stage):
+                for moment in one.moments:
+                    moment.masked_fill_(~_of_leaf(self.learning, moment), 0.0)
         put(self.updates, state["updates"], what="learner.updates")
         for name, mine in self.metrics.items():
             put(mine, state["metrics"][name], what=f"learner.metrics.{name}")
+
+
+def _of_leaf(learning: Tensor, leaf: Tensor) -> Tensor:
+    """The mask of the seeds and members that learn, in a shape that broadcasts over a leaf.
+
+    Parameters that all members share learn as long as a member does.
+
+    Args: learning [S, N]; leaf [S, N or 1, ...].
+    """
+    own = learning if leaf.shape[1] == learning.shape[1] else learning.any(1, keepdim=True)
+    return own.view(*own.shape, *[1] * (leaf.dim() - 2))

@@ -66,18 +66,32 @@ def load(
     if not 0 <= member < members:
         raise ValueError(f"member: expected 0 to {members - 1}, got {member}")
     place = pick(device or config.device)
-    spec = _spec(config, place)
+    spec = spec_of(config, place)
+    one, agent, net = of_seed(config, folder, seed=seed, spec=spec, device=place)
+    return Policy(one, spec, agent, net, member=member, keys=_keys(one, place))
+
+
+def of_seed(
+    config: Config, folder: Path, *, seed: int, spec: EnvSpec, device: torch.device
+) -> tuple[Config, Agent[Any, Any, Any], Network]:
+    """The network of one seed, from the newest intact checkpoint of a run.
+
+    Args:    config of the run, with the evaluation that the policy plays; folder of the run; spec
+             of its environments.
+    Returns: the config with this seed alone, and the agent and the network for it.
+    Raises:  CheckpointError if the folder holds no intact checkpoint of such a network.
+    """
     whole = make_agent(config, spec, torch.device("cpu")).build(keys=_keys(config, "cpu"))
     load_net(whole, folder)
     index, one = config.seeds.index(seed), config.model_copy(update={"seeds": (seed,)})
-    agent = make_agent(one, spec, place)
-    net = agent.build(keys=_keys(one, place))
+    agent = make_agent(one, spec, device)
+    net = agent.build(keys=_keys(one, device))
     saved = whole.state_dict()
     for key, tensor in net.state_dict().items():
         # Parameters lead with an axis of seeds; a policy has one of them.
         values = saved[key]
         tensor.copy_(values if values.shape == tensor.shape else values[index : index + 1])
-    return Policy(one, spec, agent, net, member=member, keys=_keys(one, place))
+    return one, agent, net
 
 
 def _default(config: Config) -> PolicyName:
@@ -92,7 +106,7 @@ def _keys(config: Config, device: torch.device | str) -> Tensor:
     return evaluation_keys(config.seeds, torch.device(device))
 
 
-def _spec(config: Config, device: torch.device) -> EnvSpec:
+def spec_of(config: Config, device: torch.device) -> EnvSpec:
     """What the environments of a run show and take, asked of one of them."""
     one = config.env.for_evaluation(1)
     env = envs.make(one, seeds=config.seeds[:1], salt=EVAL_SALT, device=device)

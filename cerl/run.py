@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config
+from cerl.config import Config, forks
+from cerl.device.pick import described
 from cerl.footprint.reservation import Reservation
 from cerl.graph import captured
 from cerl.record import checkpoint
 from cerl.record.checkpoint import Checkpoints, Loaded, in_words
 from cerl.record.folder import check_fixed, fixed_hash
+from cerl.record.heartbeat import Pulse, Rival
 from cerl.record.log import Logger
 from cerl.record.saver import Saver
+from cerl.record.versions import FILE as VERSIONS
 from cerl.schedule import Schedule
 from cerl.state import CheckpointError, Free, match, numbers
 from cerl.stop import Stopped, stop_flag
+from cerl.text import few, visible
 from cerl.wiring import Parts, close
 
 
@@ -32,10 +36,15 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, parts: Parts, folder: Path, reservation: Reservation | None = None
+        self,
+        config: Config,
+        parts: Parts,
+        folder: Path,
+        reservation: Reservation | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
-        self.reservation = reservation
+        self.reservation, self.pulse = reservation, pulse
         self.schedule = Schedule.of(config, envs=parts.env.spec.envs)
         self.iteration, self.filled, self.recorded, self.whole = 0, 0, True, True
         self.identity = fixed_hash(folder)
@@ -102,14 +111,21 @@ class Run:
         """A context around the training loop. If an error ends the loop, it tries to save the run.
 
         Yields: a function that returns True once the run was told to stop.
-        Raises: Stopped at the end, if the run was told to stop and has saved; any error of the
-                loop.
+        Raises: Stopped at the end, if the run was told to stop and has saved; Rival, also by the
+                function, if another process trains the run too; any error of the loop.
         """
+        if self.pulse is not None:
+            self.pulse.follow(lambda: self.steps, device=described(self.parts.device))
         with self.logger, stop_flag() as stopped:
             try:
                 self.introduce()
-                yield stopped
-            except KeyboardInterrupt:
+
+                def told() -> bool:
+                    self.check_alone()
+                    return stopped()
+
+                yield told
+            except (KeyboardInterrupt, Rival):
                 raise
             except BaseException as error:
                 self.rescue(error)
@@ -131,15 +147,55 @@ class Run:
             self.reservation.write()
         if config.compile and self.parts.device.type == "cpu":
             note("compile: without effect on a CPU; it fuses what a GPU runs")
+        if missed := self.missed():
+            note(
+                f"log.keep: the run is past agent step {few(missed)}, so no checkpoint stays there"
+            )
         every = -(-config.log.checkpoint_every // self.schedule.envs)
-        needs = checkpoints.needs(self.snapshot(), every=every, iterations=self.schedule.last)
+        needs = checkpoints.needs(
+            self.snapshot(),
+            every=every,
+            iterations=self.schedule.last,
+            stay=self.schedule.kept,
+        )
         free = shutil.disk_usage(self.folder).free + checkpoints.taken()
         words = f"checkpoints: up to {in_words(needs)} on disk, {in_words(free)} free"
         note(words + ("" if needs < free else ": NOT ENOUGH; free some space"))
 
+    def missed(self) -> list[str]:
+        """Agent steps of log.keep that the run is past, without a checkpoint that was kept."""
+        own, envs = self.config, self.schedule.envs
+        there = {checkpoint.step_kept(file) for file in checkpoint.files(self.folder)}
+        return [
+            f"{step:,}"
+            for step in own.log.keep
+            # A fork may have the steps of its parent among its options.
+            if own.origin.forked_at < step <= self.steps and -(-step // envs) * envs not in there
+        ]
+
     def save(self, *, must: bool = False) -> None:
-        """Writes a checkpoint of the run. Args: must, raise if it cannot be written."""
-        self.saver.save(self.snapshot, name=(self.iteration, self.recorded), must=must)
+        """Writes a checkpoint of the run; it is kept for good if log.keep or log.keep_every say so.
+
+        Args:   must, raise if it cannot be written.
+        Raises: Rival.
+        """
+        self.check_alone()
+        # While scores of this iteration are owed, resuming still has to log them.
+        kept = self.recorded and self.iteration > 0 and self.schedule.keeps(self.iteration)
+        name = self.iteration, self.recorded
+        self.saver.save(self.snapshot, name=name, must=must, kept_at=self.steps if kept else 0)
+
+    def save_if_due(self) -> None:
+        """Writes a checkpoint if one is due after this iteration."""
+        log, schedule, number = self.config.log, self.schedule, self.iteration
+        due = schedule.due(number, log.checkpoint_every) or schedule.keeps(number)
+        if self.saver.late(log.checkpoint_minutes) or due:
+            self.save()
+
+    def check_alone(self) -> None:
+        """Raises: Rival if another process trains the run too, and began before this one."""
+        if self.pulse is not None:
+            self.pulse.check()
 
     def rescue(self, error: BaseException) -> None:
         """Saves the run, if it can, before an error ends it."""
@@ -197,14 +253,19 @@ class Run:
         """
         config, parts, logger = self.config, self.parts, self.logger
         if not checkpoint.files(self.folder):
+            forks.refuse_unmade(config)
             logger.forget()
-            logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
+            # The folder of a run that was only planned so far has no versions of a session.
+            if (self.folder / VERSIONS).exists():
+                logger.note(f"{self.folder}: no checkpoint yet; the run starts from its beginning")
             return
         loaded = checkpoint.newest(self.folder, replay=config.log.save_replay)
         exact = self.load(loaded)
         for sentence in loaded.damaged:
             logger.fell_back(sentence)
         note = f"resumed at agent step {self.steps:,}"
+        if self.iteration == self.schedule.forked and not self.recorded:
+            note = f"forked from {visible(config.origin.run)} at agent step {self.steps:,}"
         if not exact:
             note += "; the simulator cannot be restored: episodes under way were cut"
         if parts.env.note:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from cerl import draw
-from cerl.config import PrioritisedConfig, SamplerConfig
+from cerl.config import OwnSamplerConfig, PrioritisedConfig, SamplerConfig
 from cerl.data import Window
 from cerl.kernels import random
 from cerl.kernels.sampling import first_valid, learnable, pick
+from cerl.own_code import imported_callable
 
 Batches = Literal["shared", "independent", "own", "disjoint"]
 
@@ -89,6 +90,8 @@ def sampler_of(options: SamplerConfig) -> MakeSampler:
     """What makes the sampler of a run for the ring of its replay."""
     if isinstance(options, PrioritisedConfig):
         return partial(Prioritised, options=options)
+    if isinstance(options, OwnSamplerConfig):
+        return imported_callable(options.by, key="replay.sampler.by")
     return Uniform
 
 

@@ -20,6 +20,9 @@ class Schedule(NamedTuple):
     updates: int  # updates in a round
     policy_every: int  # every such update has all stages, the others only the first
     refresh: int  # updates from one refresh of the carry to the next; 0: never
+    keep: tuple[int, ...] = ()  # agent steps whose checkpoints are kept for good
+    keep_every: int = 0  # agent steps from one such checkpoint to the next; 0: only those of `keep`
+    forked: int = 0  # the iteration that a fork goes on from; 0: the run is no fork
 
     @classmethod
     def of(cls, config: Config, *, envs: int) -> "Schedule":
@@ -33,6 +36,9 @@ class Schedule(NamedTuple):
             updates=own.updates,
             policy_every=config.agent.policy_every,
             refresh=config.encoder.updates_between_refreshes,
+            keep=config.log.keep,
+            keep_every=config.log.keep_every,
+            forked=-(-config.origin.forked_at // envs),
         )
 
     @property
@@ -76,6 +82,28 @@ class Schedule(NamedTuple):
         """Whether an iteration reaches or passes a multiple of `every` agent steps of one seed."""
         steps = iteration * self.envs
         return steps // every > (steps - self.envs) // every
+
+    def keeps(self, iteration: int) -> bool:
+        """Whether the checkpoint of an iteration is kept for good: it is the first to reach an
+        agent step of `keep` or a multiple of `keep_every`."""
+        after = iteration * self.envs
+        named = any(after - self.envs < step <= after for step in self.keep)
+        return named or (self.keep_every > 0 and self.passes(iteration, self.keep_every))
+
+    @property
+    def kept(self) -> int:
+        """The number of checkpoints of the whole run that are kept for good."""
+        named = {-(-step // self.envs) for step in self.keep}
+        apart = [at for at in named if not (self.keep_every and self.passes(at, self.keep_every))]
+        if not self.keep_every:
+            return len(apart)
+        # With a large E one iteration may pass several multiples.
+        return min(self.last * self.envs // self.keep_every, self.last) + len(apart)
+
+    def evaluates(self, iteration: int, every: int) -> bool:
+        """Whether an evaluation is due: every `every` agent steps, at the end, and where a fork
+        begins, so that its curve begins there."""
+        return self.due(iteration, every) or 0 < iteration == self.forked
 
     def due(self, iteration: int, every: int) -> bool:
         """Whether something that happens every `every` agent steps, and at the end, is due."""

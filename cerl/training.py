@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config
+from cerl.config import Config, forks
 from cerl.diagnose import measurements
-from cerl.record import finished, trust
+from cerl.record import boards, finished, trust
+from cerl.record.attended import attended
 from cerl.record.files import sweep_temporaries
 from cerl.record.folder import FILE, change, check_out, load_file, new_folder
-from cerl.record.lock import held
 from cerl.record.versions import record_versions
 from cerl.run import Run
 from cerl.wiring import assemble, reserved_for
@@ -22,11 +22,13 @@ def train(config: Config) -> Path:
     Raises: Stopped if it was told to stop and has saved; errors of what cannot start.
     """
     check_out(config.out)
+    forks.refuse_unmade(config)
+    boards.check(config)
     with reserved_for(config) as reservation:
         parts, folder = assemble(config), new_folder(config)
-        with held(folder):
+        with attended(folder, config) as pulse:
             record_versions(folder, parts.device)
-            return carry_out(Run(config, parts, folder, reservation))
+            return carry_out(Run(config, parts, folder, reservation, pulse))
 
 
 def resume(
@@ -34,8 +36,8 @@ def resume(
 ) -> Path:
     """Resumes a run from the newest intact checkpoint in its folder and trains it to its end.
 
-    Without any checkpoint it starts anew. A resumed run equals an uninterrupted one to the bit, if
-    the state of its simulators can be saved.
+    Without any checkpoint, e.g. in a folder that a sweep has planned, it starts anew. A resumed run
+    equals an uninterrupted one to the bit, if the state of its simulators can be saved.
 
     Args:   changes, new values of options by dotted key (`cerl.record.folder.CHANGEABLE`), which
             are written to config.yaml; trusted, also another user's run may import modules.
@@ -43,14 +45,15 @@ def resume(
     """
     config = load_file(folder / FILE, changes)
     trust.check(config, folder, trusted=trusted)
-    with held(folder), reserved_for(config) as reservation:
-        if finished.finished(folder, steps=config.schedule.steps):
-            raise ValueError(
-                f"{folder}: the run is finished; nothing to resume (cerl report {folder}). To "
-                f"train it longer: cerl train --resume {folder} --schedule.steps STEPS"
-            )
+    boards.check(config)
+    if finished.finished(folder, steps=config.schedule.steps):
+        raise ValueError(
+            f"{folder}: the run is finished; nothing to resume (cerl report {folder}). To train it "
+            f"longer: cerl train --resume {folder} --schedule.steps STEPS"
+        )
+    with attended(folder, config) as pulse, reserved_for(config) as reservation:
         sweep_temporaries(folder)
-        run = Run(config, assemble(config), folder, reservation)
+        run = Run(config, assemble(config), folder, reservation, pulse)
         run.restore()
         change(folder, changes or {})
         for sentence in record_versions(folder, run.parts.device):
@@ -71,9 +74,10 @@ def carry_out(run: Run) -> Path:
 
 def loop(run: Run, stopped: Callable[[], bool]) -> None:
     """Runs iterations until the last one is done or the run is told to stop."""
-    schedule, collector, log = run.schedule, run.parts.collector, run.config.log
+    schedule, collector = run.schedule, run.parts.collector
     if not run.recorded:  # the run was stopped during the evaluation that is due here
         record(run, stopped)
+        run.save_if_due()
     while run.iteration < schedule.last and not stopped():
         # Every iteration: one agent step of every environment, and the updates that are due.
         number, run.whole = run.iteration + 1, False
@@ -88,15 +92,12 @@ def loop(run: Run, stopped: Callable[[], bool]) -> None:
             return
         # Now and then: a checkpoint. New rows of replay are written to disk all the time.
         run.saver.stream()
-        late = run.saver.late(log.checkpoint_minutes)
-        if late or schedule.due(number, log.checkpoint_every):
-            run.save()
+        run.save_if_due()
         run.logger.progress(run.steps, run.updates)
 
 
 def record(run: Run, stopped: Callable[[], bool]) -> None:
-    """Logs the metrics, episodes and scores that are due; nothing if told to stop during the
-    evaluation: the resumed run then evaluates and logs."""
+    """Logs what is due; nothing if told to stop during the evaluation: resuming repeats it."""
     config, parts, logger, number = run.config, run.parts, run.logger, run.iteration
     metrics, scores = {}, None
     if run.schedule.due(number, config.log.every):
@@ -106,7 +107,7 @@ def record(run: Run, stopped: Callable[[], bool]) -> None:
     if found := parts.watch.look(run.steps, metrics):
         logger.note("\n".join(found))
         run.capture_updates()
-    if run.schedule.due(number, config.eval.every):
+    if run.schedule.evaluates(number, config.eval.every):
         scores = parts.evaluator.run(number, stopped=stopped)
         if scores is None:
             return

@@ -18,6 +18,7 @@ from cerl.collect import Collector
 from cerl.config import Config, SacConfig
 from cerl.data import EnvSpec
 from cerl.device.pick import prepare
+from cerl.diagnose import measures_of
 from cerl.divergence import Watch
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
@@ -83,6 +84,7 @@ def reserved_for(config: Config) -> Iterator[Reservation]:
 def assemble(config: Config) -> Parts:
     """Builds all parts of a run, with a freshly initialised network and an empty replay."""
     device = prepare(config)
+    measures_of(config.log.measures)  # so that a wrong name is told before the training
     keys = draw.seed_keys(config.seeds, device=device)
     env = envs.make(config.env, seeds=config.seeds, salt=0, device=device)
     agent = make_agent(config, env.spec, device)

@@ -83,12 +83,18 @@ _RESET = 128
 class AleGames:
     """G games of ale-py's AtariVectorEnv: single frames, raw rewards, no limit on the episode.
 
-    Args:    seeds [G] of the emulators; threads of the emulators.
+    Args:    seeds [G] of the emulators; threads of the emulators; colour, frames are the console's
+             picture [210, 160, 3] instead of [84, 84], in the same games.
     Raises:  ImportError without ale-py; ValueError on an unknown game.
     """
 
     def __init__(
-        self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
+        self,
+        config: AtariEnv,
+        *,
+        seeds: Sequence[int] | np.ndarray,
+        threads: int,
+        colour: bool = False,
     ) -> None:
         try:
             from ale_py import roms
@@ -113,17 +119,23 @@ class AleGames:
             repeat_action_probability=config.sticky,
             full_action_space=config.full_actions,
             stack_num=1,
+            grayscale=not colour,
+            img_height=210 if colour else 84,
+            img_width=160 if colour else 84,
             frameskip=config.frame_skip,
             maxpool=True,
             noop_max=noop_max,
             use_fire_reset=config.fire_reset,
             reward_clipping=False,
         )
-        self.actions = len(self._env.ale.get_action_set())
+        chosen = self._env.ale.get_action_set()
+        self.actions = len(chosen)
+        self.meanings = tuple(action.name.lower() for action in chosen)
         self._count = len(seeds)
         # Actions since the last seeding, [G, steps so far and room for more].
         self._given = np.zeros((self._count, 1024), dtype=np.uint8)
-        self._frame = np.zeros((self._count, 84, 84), dtype=np.uint8)
+        self.observation: tuple[int, ...] = (210, 160, 3) if colour else (84, 84)
+        self._frame = np.zeros((self._count, *self.observation), dtype=np.uint8)
         self.reseed(seeds)
 
     def reseed(self, seeds: Sequence[int] | np.ndarray) -> None:

@@ -44,6 +44,8 @@ class Games(Protocol):
     """A back end: G = S * E games that restart on the step after their game over."""
 
     actions: int  # number of actions
+    observation: tuple[int, ...]  # shape of a frame
+    meanings: tuple[str, ...]  # of the actions; () where the back end does not tell
     fire: int | None  # index of FIRE among them; None: the game has no such action
 
     def reseed(self, seeds: np.ndarray) -> None:
@@ -76,6 +78,9 @@ class EnvPoolGames:
     Raises:  ImportError without envpool; ValueError on an unknown game, or on `noop_max: 0` where
              the game is not started by FIRE.
     """
+
+    observation: tuple[int, ...] = (84, 84)
+    meanings: tuple[str, ...] = ()
 
     def __init__(
         self, config: AtariEnv, *, seeds: Sequence[int] | np.ndarray, threads: int
@@ -151,7 +156,8 @@ class Atari:
 
     Args:    seeds are the user's numbers; salt gives each consumer of a seed (training, evaluation)
              random numbers of its own; longest, where above 0, limits a game's agent steps as
-             `time_limit` does.
+             `time_limit` does; colour (ale-py only), observations are the console's picture
+             [210, 160, 3] of the same games, for people to look at.
     Raises:  ImportError without the back end; ValueError on an unknown game or an option that the
              back end cannot express.
     """
@@ -164,18 +170,20 @@ class Atari:
         salt: int,
         device: torch.device | str,
         longest: int = 0,
+        colour: bool = False,
     ) -> None:
         self._config, self._shape = config, (len(seeds), config.envs)
         self._limit = min(config.time_limit, longest or config.time_limit)
         self._seeds = partial(simulator_seeds, seeds, salt=salt, envs=config.envs)
         self._generation = 0  # the number that the emulators' seeds were drawn with
         self.note = ""  # of `load_state_dict`, as in `VecEnv`
-        make = EnvPoolGames if config.backend == "envpool" else AleGames
+        make = EnvPoolGames if config.backend == "envpool" else partial(AleGames, colour=colour)
         threads = worker_threads(config.threads, simulators=len(seeds) * config.envs)
         self._games: Games = make(config, seeds=self._seeds(generation=0), threads=threads)
+        self.meanings = self._games.meanings
         self.spec = EnvSpec(
             name=config.name,
-            observation=(84, 84),
+            observation=self._games.observation,
             dtype=torch.uint8,
             actions=self._games.actions,
             envs=config.envs,

@@ -151,6 +151,15 @@ class Control:
         self._cut = cut | ((self._elapsed >= self._limit) & ~over)
         return self._outbox.send(obs, reward, self._over, self._cut)
 
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """What the camera of the first simulator sees, [height, width, 3] uint8.
+
+        Raises:  ValueError unless the simulators are those of the dm-control package.
+        """
+        if not isinstance(self._simulators, DmControl):
+            raise ValueError(f"{self._config.name}: EnvPool draws no pictures; use dm_control")
+        return self._simulators.picture(height, width)
+
     def state_dict(self) -> dict[str, Any]:
         """The generation of the simulators' seeds, and their states where they can be saved."""
         state: dict[str, Any] = {"generation": self._generation}

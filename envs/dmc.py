@@ -176,6 +176,10 @@ class DmControl:
         image = env.physics.render(size, size, camera_id=self._config.camera)  # [size, size, 3]
         return image.transpose(2, 0, 1)
 
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """What the camera of the first simulator sees, [height, width, 3] uint8."""
+        return self._envs[0].physics.render(height, width, camera_id=self._config.camera)
+
     def _show(self, env: Any, parts: dict[str, Any]) -> np.ndarray:
         """An observation: an image, or the parts of the state joined to a vector [D] float32."""
         if self._config.pixels:

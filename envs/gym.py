@@ -25,7 +25,7 @@ from cerl.envs import simulator_state
 from cerl.envs.gym_task import create
 from cerl.envs.host import Bounds, Outbox, host_actions, host_controls, simulator_seeds
 from cerl.envs.nonfinite import Watch
-from cerl.envs.task_module import cause, import_task_module
+from cerl.own_code import cause, import_module
 from cerl.text import visible
 
 # What gymnasium requires of a task's methods, for error messages.
@@ -211,7 +211,7 @@ class Gym:
         self._watch = Watch(config.diverged, name=config.name, seeds=tuple(seeds), envs=config.envs)
         module, _, name = config.name.rpartition(":")
         if module:
-            import_task_module(module)
+            import_module(module, key="env.name")
         self._envs = [
             _make(name, config, longest=longest, where=self._watch.where(index))
             for index in range(len(seeds) * config.envs)
@@ -380,6 +380,10 @@ class Gym:
         self._terminated &= ~cut
         self._truncated |= cut
         return self._send()
+
+    def picture(self) -> np.ndarray:
+        """What the first simulator draws, [H, W, 3] uint8, if `env.kwargs` has a `render_mode`."""
+        return np.asarray(self._envs[0].render())
 
     def state_dict(self) -> dict[str, Any]:
         """The generation of the simulators' seeds, and their states where they can be saved."""

@@ -13,7 +13,8 @@ from gymnasium.envs.registration import load_env_creator
 
 from cerl.config import GymEnv
 from cerl.envs.host import nearest
-from cerl.envs.task_module import cause, keyword_arguments, listed, unknown_argument
+from cerl.envs.task_module import keyword_arguments, listed, unknown_argument
+from cerl.own_code import cause
 
 # Arguments of `gymnasium.make` itself, which therefore never reach the constructor of a task.
 _RESERVED = ("id", "max_episode_steps", "disable_env_checker")

@@ -6,8 +6,6 @@ wait for it. The results are copied to the device as one buffer (`Outbox`), from
 without waiting.
 """
 
-import os
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 from cerl import draw
 from cerl.config.errors import closest
 from cerl.data import EnvSpec, Step
+from cerl.device.cores import threads
 
 
 def simulator_seeds(
@@ -126,9 +125,12 @@ def host_controls(action: Tensor, *, name: str, count: int, ignored: np.ndarray)
 
 
 def worker_threads(asked: int, *, simulators: int) -> int:
-    """The number of simulator threads: `asked`; for 0 one a core, but at most one a simulator."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return asked or min(simulators, cores)
+    """The number of simulator threads.
+
+    Args: asked, that number, or 0: then as many as this process has threads (OMP_NUM_THREADS, else
+          one for each core), but at most one for each simulator.
+    """
+    return asked or min(simulators, threads())
 
 
 class Outbox:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cerl.envs.host import nearest
 from cerl.envs.resident import Game
-from cerl.envs.task_module import cause, import_task_module, keyword_arguments, unknown_argument
+from cerl.envs.task_module import keyword_arguments, unknown_argument
+from cerl.own_code import cause, import_module
 
 _GAMES, _STEPS = 3, 8  # how many games a check plays side by side, and for how many steps
 _TYPES = (torch.bool, torch.uint8, torch.float32)  # types of observations that networks can read
@@ -41,7 +42,7 @@ def own_game(name: str, arguments: Mapping[str, Any]) -> Game:
             f"env.name: expected module:function, the function returning the rules of a game, got "
             f"{name!r}"
         )
-    module = import_task_module(module_name)
+    module = import_module(module_name, key="env.name")
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from cerl import draw
 from cerl.data import EnvSpec, Step
 from cerl.graph import fused
+from cerl.tape.record import recording
 
 _NEVER = 1 << 62  # a time limit that no episode reaches, agent steps
 
@@ -189,7 +190,7 @@ class Resident:
                 f"{self._spec.name}: expected actions {axes} = {list(idle.shape)} of {idle.dtype}, "
                 f"got {list(action.shape)} of {action.dtype}; one action per seed and environment"
             )
-        if action.device.type == "cpu":
+        if action.device.type == "cpu" and not recording():
             low, high = action.aminmax()
             if self._spec.continuous and (low < -1 or high > 1):
                 raise ValueError(
@@ -246,8 +247,9 @@ class Resident:
         """One step of every game, not compiled: `_advance` is this method or its compiled form."""
         over = self._episode.done
         # Skip the resets when no episode has ended. Only on the CPU: on a GPU, `any` would make the
-        # host wait, and a compiled step cannot branch on it.
-        resets = over.device.type != "cpu" or torch.compiler.is_compiling() or bool(over.any())
+        # host wait, and a step that is compiled or recorded cannot branch on it.
+        steady = torch.compiler.is_compiling() or recording()
+        resets = over.device.type != "cpu" or steady or bool(over.any())
         u = self._uniforms(self.columns if resets else 1 + self._game.draws).flatten(0, 1)
         episode, state, reward, terminated, truncated = self._transition(
             action.flatten(0, 1), u, resets=resets

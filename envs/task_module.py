@@ -1,67 +1,10 @@
-"""Imports modules of the user's own, which a config names as `module:name`.
+"""The arguments of functions and classes of the user's own that a config names."""
 
-An error in the user's code becomes one sentence that names the task and contains the cause.
-"""
-
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
-from importlib.machinery import PathFinder
-from types import ModuleType
 from typing import Any
 
 from cerl.envs.host import nearest
-
-
-def cause(error: BaseException) -> str:
-    """Text with the class and the message of an error, for another message."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def import_task_module(name: str) -> ModuleType:
-    """Imports the module of a task: from the current folder, else from the installed packages.
-
-    This order does not depend on how cerl was started. The current folder is the first one in
-    Python's search path only during the import. If the module was found there, the folder stays at
-    the end of the path: modules that the task imports later are found, but none of them replaces an
-    installed package.
-
-    Raises:  ImportError naming the folder where the module was looked for, or the package that the
-             module lacks; RuntimeError if the module itself fails, or another module of its name is
-             in use.
-    """
-    folder = os.getcwd()
-    top = name.partition(".")[0]
-    importlib.invalidate_caches()
-    here = PathFinder.find_spec(top, [folder])
-    there = getattr(sys.modules.get(top), "__file__", None)
-    if here and here.origin and there and os.path.realpath(there) != os.path.realpath(here.origin):
-        raise RuntimeError(
-            f"env.name: {here.origin} cannot be imported, because the module {top} is already in "
-            f"use from {there}; give the file another name"
-        )
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ImportError(
-                f"env.name: module {name} needs a package that is missing: {error}"
-            ) from error
-        raise ImportError(
-            f"env.name: no module {name} in the current folder ({folder}) or among the installed "
-            f"packages; run cerl where {name.replace('.', os.sep)}.py lies, or pip install it"
-        ) from error
-    except Exception as error:
-        raise RuntimeError(f"env.name: importing {name} failed ({cause(error)})") from error
-    finally:
-        sys.path.remove(folder)
-    if here and folder not in sys.path:
-        sys.path.append(folder)
-    return module
 
 
 def keyword_arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

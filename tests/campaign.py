@@ -129,7 +129,7 @@ def scalars(folder: Path) -> dict[str, list]:
         events = EventAccumulator(str(seed), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if tag not in ("charts/SPS", "Train/AverageStepsPerSecond"):
+            if tag not in ("charts/SPS", "charts/updates_per_second"):
                 values = [(event.step, repr(event.value)) for event in events.Scalars(tag)]
                 found[f"{seed.name}/{tag}"] = values
     return found

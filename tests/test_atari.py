@@ -200,8 +200,9 @@ class Scripted:
 
     ends_at = 3
     actions, fire = 4, 1
+    observation, meanings = (84, 84), ()
 
-    def __init__(self, config, *, seeds, threads):
+    def __init__(self, config, *, seeds, threads, colour=False):
         self.games, self.time, self.log = len(seeds), 0, []
 
     def reseed(self, seeds):

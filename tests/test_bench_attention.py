@@ -9,18 +9,21 @@ import time
 import types
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import image
 from rounding import assert_agree
+from torch.nn.attention.flex_attention import flex_attention
 
 from cerl import __main__ as command
-from cerl.bench import attention, pruning
+from cerl.bench import attention, other_attention, pruning
 from cerl.bench import tiles as bench_tiles
-from cerl.bench.attention import Calls, Shape, Work
+from cerl.bench.attention_work import Calls, Shape, Work, skipped_share
 from cerl.bench.clock import Spent, compiled, stopwatch
+from cerl.bench.other_attention import Others
 from cerl.bench.table import Output, Table
 from cerl.kernels.attention import forgetting_attention
 from cerl.kernels.attention import step as attention_step
@@ -54,10 +57,10 @@ def test_gates_prune_the_pairs_that_their_names_say(gate, share, width):
     sums = log_f.double().cumsum(1)[0, :, 0]
     below = (sums[:, None] - sums[None, :] < limit).tril().double().sum() / (1024 * 1025 / 2)
     assert float(below) == pytest.approx(share, abs=0.01)
-    assert attention.skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(share, abs=0.01)
+    assert skipped_share(log_f, Tiles(1, 1), limit) == pytest.approx(share, abs=0.01)
     # A tile goes only when its last pair may: fewer of them, by about one tile a row.
     block = make_plan(1024, width, torch.bfloat16).tiles
-    skipped = attention.skipped_share(log_f, block, limit)
+    skipped = skipped_share(log_f, block, limit)
     slack = (block.rows + block.columns) / 1024 * 1.5
     assert share - slack <= skipped <= share + 1e-9
 
@@ -84,7 +87,7 @@ def test_shapes_and_cases_are_read():
     assert works[3].what == "step:64,1024,8,64"
     assert works[3].case == "s90+acp"
     usual = attention.parsed(tuple(attention.TABLE), ())
-    assert len(usual) == 20
+    assert len(usual) == 21
     (running,) = attention.parsed(("4,4096,16,64",), ("s70+running",))
     assert running == Work(False, Shape(4, 4096, 16, 64), "s70", True, True)
     assert running.case == "s70+running"
@@ -188,10 +191,10 @@ def test_the_official_file_loads_with_and_without_einops(tmp_path, monkeypatch):
     official(tmp_path / "src/forgetting_transformer/ops", LIKE_OURS)
     attention.load_official(tmp_path)
     module = attention.load_official(tmp_path / "src/forgetting_transformer/ops")
-    find = attention.importlib.util.find_spec
+    find = other_attention.importlib.util.find_spec
     nothing = {"einops": None}
     monkeypatch.setattr(
-        attention.importlib.util, "find_spec", lambda name: nothing.get(name, find(name))
+        other_attention.importlib.util, "find_spec", lambda name: nothing.get(name, find(name))
     )
     known = sys.modules.get("einops")
     module = attention.load_official(tmp_path)
@@ -214,7 +217,7 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
         (shape, case, what)
         for shape in ("2,256,2,16", "step:2,16,2,16")
         for case in ("none", "s90+acp")
-        for what in ("ours", "official")
+        for what in ("ours", *(["one query"] if shape.startswith("step") else []), "official")
     ]
     ours, theirs = measured[2:4]
     log_f = attention.gates("s90", Shape(2, 256, 2, 16), device=CPU)
@@ -241,6 +244,135 @@ def test_attention_writes_a_row_for_each_implementation(on_cpu, tmp_path, capsys
     assert "s90+acp" in capsys.readouterr().out
 
 
+def dense_flex(q, k, v, *, score_mod, block_mask):
+    """FlexAttention in plain torch, because torch's has no gradient on a CPU."""
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2]
+    places = torch.meshgrid(*map(torch.arange, (batch, heads, queries, keys)), indexing="ij")
+    scores = score_mod(q.float() @ k.float().mT / math.sqrt(width), *places)
+    if block_mask is not None:
+        scores = scores.masked_fill(~block_mask, -math.inf)
+    return (scores.softmax(3) @ v.float()).to(q.dtype)
+
+
+def install_fla(monkeypatch):
+    """A package fla in which our own operator does the work."""
+    whole, decoding = types.ModuleType("fla.ops.forgetting_attn"), types.ModuleType("decoding")
+    vars(whole)["parallel_forgetting_attn"] = forgetting_attention
+
+    def decode(q, k, v, g, *, cu_seqlens):
+        assert cu_seqlens.tolist() == list(range(0, k.shape[1] + 1, k.shape[1] // q.shape[1]))
+        k, v, g = (x.unflatten(1, (q.shape[1], -1))[0] for x in (k, v, g))
+        return forgetting_attention(q.transpose(0, 1), k, v, g).transpose(0, 1)
+
+    vars(decoding)["attn_decoding_one_step"] = decode
+    for name, module in (("forgetting_attn", whole), ("attn.decoding", decoding)):
+        monkeypatch.setitem(sys.modules, f"fla.ops.{name}", module)
+    for name in ("fla", "fla.ops", "fla.ops.attn"):
+        package = types.ModuleType(name)
+        package.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, package)
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """Flex, flash and cuDNN attention of a CPU, and a package fla."""
+    monkeypatch.setattr(
+        other_attention,
+        "fused_flex",
+        lambda device: (dense_flex, lambda length: torch.ones(length, length).tril().bool()),
+    )
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda kind: nullcontext())
+    install_fla(monkeypatch)
+
+
+def test_attention_of_others_is_timed_where_it_can_do_the_work(on_cpu, others):
+    measured = attention.attention(
+        shapes=("2,80,2,16", "step:2,16,2,16"),
+        cases=("none", "s90", "s90+acp"),
+        sdpa=True,
+        flex=True,
+        fla=True,
+    )
+    found = {}
+    for row in measured:
+        found.setdefault((row["shape"], row["case"]), []).append(row["what"])
+    whole, step = "2,80,2,16", "step:2,16,2,16"
+    assert found == {
+        (whole, "none"): ["ours", "flash", "cudnn", "flex", "flex+gate", "fla"],
+        (whole, "s90"): ["ours", "flex", "flex+gate", "fla"],
+        (whole, "s90+acp"): ["ours"],
+        (step, "none"): ["ours", "one query", "flash", "cudnn", "flex", "fla"],
+        (step, "s90"): ["ours", "one query", "flex", "fla"],
+        (step, "s90+acp"): ["ours", "one query"],
+    }
+    for row in measured:
+        if row["what"] == "ours" or row["shape"] == step:
+            assert row["difference"] is None
+        else:
+            assert 0.0 <= row["difference"] < 0.02, row
+        assert row["fwd graph"] == 2.0 and (row["fwd+bwd graph"] is None) == (row["shape"] == step)
+
+
+def test_the_gradients_that_are_timed_are_those_of_ours(others):
+    work = Work(False, Shape(2, 40, 3, 16), "s70", False)
+    wanted = attention.sequence_calls(work, CPU)
+    assert wanted.both is not None
+    exact = wanted.both()
+    for name, count in (("flex", 3), ("flex+gate", 4), ("fla", 4)):
+        calls = Others(flex=True, fla=True).calls(name, work, CPU)
+        assert calls.both is not None
+        grads = calls.both()
+        assert len(grads) == count
+        for got, want in zip(grads, exact, strict=False):
+            got = got.transpose(1, 2) if got.dim() == 4 and calls.heads_first else got
+            error = float((got.float() - want.float()).abs().max())
+            assert error < 0.03 * float(want.float().abs().max()), name
+
+
+def test_steps_of_others_are_the_last_row_of_a_sequence(others):
+    work = Work(True, Shape(2, 16, 3, 16), "s70", False)
+    q, k, v, _ = attention.inputs(work.shape, device=CPU)
+    log_f = other_attention.work_gates(work, CPU)
+    assert torch.equal(log_f, log_f[:1, :1, :1].expand(2, 16, 3)) and float(log_f.max()) < 0.0
+    want = forgetting_attention(q[:, -1:], k, v, log_f)[:, 0].float()
+    for name in ("flex", "fla"):
+        got = Others(flex=True, fla=True).calls(name, work, CPU).forward().float()
+        got = got[:, :, 0] if name == "flex" else got[0]
+        torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)
+    got = attention.one_query_calls(work, CPU).forward()[:, 0].float()
+    torch.testing.assert_close(got, want)
+    pruned = attention.one_query_calls(work._replace(pruned=True), CPU).forward()[:, 0].float()
+    torch.testing.assert_close(pruned, want, atol=0.02, rtol=0.02)
+    free = work._replace(gate="none")
+    got = Others(sdpa=True).calls("flash", free, CPU).forward()[:, :, 0].float()
+    want = forgetting_attention(q[:, -1:], k, v, torch.zeros_like(log_f))[:, 0].float()
+    torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_of_torch_adds_the_decay_to_the_scores():
+    """The change of the scores and the mask in torch's own FlexAttention, uncompiled."""
+    _, mask = other_attention.fused_flex(CPU)
+    q, k, v, _ = (x.float() for x in attention.inputs(Shape(1, 48, 2, 16), device=CPU))
+    log_f = attention.gates("s70", Shape(1, 48, 2, 16), device=CPU)
+    gated = other_attention.gated_flex(flex_attention, mask(48))
+    got = gated(*(x.transpose(1, 2) for x in (q, k, v)), log_f).transpose(1, 2)
+    assert_agree(got, forgetting_attention(q, k, v, log_f))
+
+
+def test_without_fla_its_rows_are_left_out(on_cpu, capsys, monkeypatch):
+    find = other_attention.importlib.util.find_spec
+    monkeypatch.setattr(
+        other_attention.importlib.util,
+        "find_spec",
+        lambda name: None if name == "fla" else find(name),
+    )
+    rows = attention.attention(shapes=("1,16,1,16",), cases=("none",), fla=True)
+    assert [row["what"] for row in rows] == ["ours"]
+    assert "the package fla is not installed, so its rows are left out" in capsys.readouterr().out
+
+
 def test_a_failure_leaves_the_other_rows(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     work = Work(False, Shape(1, 2, 3, 4), "none", False)
@@ -248,7 +380,7 @@ def test_a_failure_leaves_the_other_rows(tmp_path, capsys):
     def fails():
         raise RuntimeError("out of shared memory\nand more")
 
-    good = lambda: Calls(tuple, tuple, 0.25)  # noqa: E731
+    good = lambda: Calls(lambda: torch.ones(1), tuple, 0.25)  # noqa: E731
     table = Table("attention", Output(out=out), device="GPU")
     attention.measure(table, work, {"ours": good, "a": fails, "b": good}, two_and_five)
     kept = out.read_text().splitlines()
@@ -287,11 +419,11 @@ def test_what_is_compiled_ahead_depends_on_no_gate(on_cpu, monkeypatch, tmp_path
         official=tmp_path / "theirs",
         jobs=2,
     )
-    assert [(work.pruned, place is None) for work, place in asked] == [
-        (False, False), (True, False), (False, True), (True, True),
+    assert [(work.pruned, name) for work, name, _ in asked] == [
+        (False, "ours"), (False, "official"), (True, "ours"), (True, "official"),
     ]  # fmt: skip
-    for work, place in asked:
-        attention.call(work, place)
+    for given in asked:
+        attention.call(*given)
 
 
 def test_compiling_ahead_outlives_what_fails(tmp_path, capsys):
@@ -426,14 +558,20 @@ def test_the_pruning_study_writes_rows_and_a_plot(on_cpu, tmp_path, capsys):
     log_f = pruning.gates(Shape(1, 512, 2, 16), 0.3, CPU)
     assert float(log_f.mean()) == pytest.approx(-0.3, rel=0.05)
     block = make_plan(512, 16, torch.bfloat16).tiles
-    assert on["skipped"] == pytest.approx(attention.skipped_share(log_f, block, on["threshold"]))
+    assert on["skipped"] == pytest.approx(skipped_share(log_f, block, on["threshold"]))
     assert on["skipped"] > 0.4
     assert measured[3]["skipped"] == measured[3]["error"] == 0.0
     assert 0.0 <= on["error_fp32"] <= on["allowed"] + 1e-5  # for rounding
     assert on["allowed"] == pytest.approx(2 * math.exp(-10) * float(loud(on)))
     picture = image.imread(tmp_path / "acp/acp.png")
-    assert picture.shape[0] > 900
+    assert picture.shape[1] == 1100  # 5.5 inches at 200 dots an inch
     assert picture[..., :3].std() > 0.05
+    # With differences there is a second line of panels.
+    some = [row | {"error": 1e-3, "error_fp32": 1e-6} if row["pruned"] else row for row in measured]
+    pruning.draw(some, tmp_path / "some.png")
+    pruning.draw([row | {"error": 0.0, "error_fp32": 0.0} for row in measured], tmp_path / "no.png")
+    with_panel, without = (image.imread(tmp_path / name) for name in ("some.png", "no.png"))
+    assert with_panel.shape[0] > 1.5 * without.shape[0]
     assert "skipped" in capsys.readouterr().out
 
 
@@ -494,7 +632,5 @@ def test_the_examples_of_the_guide_run():
     exec("\n".join(blocks), names)
     assert names["q"].grad is not None
     assert names["skipped"].shape == (2, 4)
-    last = names["o_t"].float()
-    inputs = (names[name].detach() for name in ("q", "k", "v", "log_f"))
-    whole = forgetting_attention(*inputs, start=names["start"], window=128)
-    torch.testing.assert_close(last, whole[:, -1].float(), atol=0.02, rtol=0.02)
+    assert names["o"].shape == (2, 300, 4, 64)
+    assert 0.0 < float(names["difference"].detach()) < 0.02

@@ -19,7 +19,7 @@ def measured(tmp_path, *words):
 
 
 def test_updates_of_every_network_are_timed_and_attention_is_a_share(tmp_path):
-    nets = ["fox-llama", "mlp", "fox-pro definition"]
+    nets = ["fox-llama", "mlp", "transformer torch", "transformer-pro", "fox-pro definition"]
     rows = measured(tmp_path, "memory-update", "--nets", *nets, "--windows", "12", "--batch", "2")
     assert [row["what"] for row in rows] == nets
     assert all(row["microseconds"] > 0 for row in rows)
@@ -55,5 +55,6 @@ def test_learners_read_windows_of_one_endless_episode():
         learner = sequences._learner(name, torch.device("cpu"), sizes, window=12, batch=1)
         assert learner.sample().reward.shape == (1, 1, 1, 12)
         assert not learner.replay.terminated.any() and learner.replay.real.all()
+        assert getattr(learner.config.encoder, "prune", 0.0) == 0.0
     with pytest.raises(ValueError, match="nets: expected some of fox-llama.*; got 'fix'"):
         sequences._learner("fix", torch.device("cpu"), sizes, window=12, batch=1)

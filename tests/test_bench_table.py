@@ -222,5 +222,5 @@ def test_the_help_of_a_benchmark_says_what_a_path_leads_to(name, capsys):
     text = capsys.readouterr().out
     assert "--out FILE" in text
     assert ("--against FILE" in text) == (name != "compare")
-    assert ("--official FOLDER" in text) == (name == "attention")
+    assert ("--official FOLDER" in text) == (name in ("attention", "lm"))
     assert "PATH" not in text and "{None}" not in text and "default: None" not in text

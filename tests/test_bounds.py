@@ -1,7 +1,6 @@
 """Options with impossible numbers are refused with the option's name before a run begins."""
 
 import math
-import os
 
 import pytest
 import torch
@@ -75,10 +74,10 @@ def test_numbers_without_sense_are_refused(name, options, message):
 def test_threads_are_bounded_by_the_machine_that_runs_them(key, monkeypatch):
     config = load("atari/ddqn", {key: 4000, "device": "cpu"})  # of a larger machine it may be
     message = rf"^{key}: expected at most 64 on this machine of 2 cores, got 4000; 0 means one per"
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("cerl.device.pick.cores", lambda: 2)
     with pytest.raises(ValueError, match=message):
         prepare(config)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
+    monkeypatch.setattr("cerl.device.pick.cores", lambda: 1000)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     assert prepare(config).type == "cpu"
 

@@ -29,7 +29,6 @@ from cerl.config.form import overridden
 from cerl.record import files
 from cerl.record.folder import check_out, dump, load_file, new_folder
 from cerl.record.results import config_hash, env_name
-from cerl.sweep.study import load_study
 
 
 def written(folder, name, text):
@@ -531,6 +530,10 @@ def test_config_checks_itself_however_it_is_built():
         (lambda: SacConfig(target_critics=3), "agent.target_critics: expected at most"),
         (lambda: config.FoxConfig(heads=5), "encoder.width: expected a multiple of encoder.heads"),
         (lambda: config.FoxConfig(gate_scales=(2.0, 1.0)), "encoder.gate_scales: expected the"),
+        (lambda: config.FoxConfig(gate="fixed"), "encoder.gate_scales: missing; encoder.gate fix"),
+        (lambda: config.FoxConfig(variant="llama", without=("kv_shift",)), "has no kv_shift to"),
+        (lambda: config.FoxConfig(without=("kv_shift", "kv_shift")), "expected every part once"),
+        (lambda: config.FoxConfig(heads=4, key_heads=3), r"a divisor of encoder.heads \(1, 2, 4\)"),
         (lambda: config.EvalConfig(slots=11), "eval.slots: every environment plays"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -587,30 +590,6 @@ def test_new_folders_never_collide(tmp_path):
     for folder in folders:
         assert folder.name.startswith("minatar-cerl-breakout-")
         assert load_file(folder / "config.yaml") == run
-
-
-STUDIES = {
-    "continuous": 3,
-    "curse": 5,
-    "curse-flicker": 4,
-    "curse-memory": 4,
-    "demo": 4,
-    "flicker": 4,
-    "remember": 4,
-    "remember-200": 4,
-    "remember-500": 4,
-    "remember-popgym": 4,
-}
-
-
-@pytest.mark.parametrize(("name", "count"), STUDIES.items())
-def test_study_has_presets_for_both_devices(name, count):
-    assert preset.studies() == list(STUDIES)
-    for device in ("cpu", "cuda"):
-        study = load_study(name, device)
-        assert len(study.presets) == count
-        for member in study.presets:
-            load(member, dict(study.options))
 
 
 # Values of the authors' code (configs/boot_dqn_rmsprop.gin and boot_quantile.gin) and the papers.

@@ -195,7 +195,7 @@ def test_a_run_that_stopped_over_a_seed_goes_on_only_where_told_how():
     restored = watch_of(second)
     restored.load_state_dict(watch.state_dict())
     assert restored.diverged == {0: 50} and second.learning is not None
-    assert second.learning.tolist() == [False, True, True]
+    assert second.learning.tolist() == [[False] * 2, [True] * 2, [True] * 2]
 
 
 # Whole runs.

@@ -48,6 +48,9 @@ IDLE = [
     ("atari/paper-ddqn", "eval.episodes", 3, {"eval.slots": 0}),
     ("atari/paper-ddqn", "eval.episodes", 3, {"eval.steps": 0}),
     ("popgym/fox", "env.diverged", "cut", {"env.backend": "package"}),
+    ("memory/fox", "encoder.gate_scales", (2.0, 9.0), {}),
+    ("memory/fox", "encoder.prune", -5.0, {}),
+    ("popgym/fox", "encoder.rule", "running", {}),
     ("dmc/sac", "env.threads", 2, {}),
     ("dmc/sac", "env.size", 64, PIXELS),
     ("dmc/sac", "env.camera", 1, PIXELS),
@@ -56,6 +59,9 @@ IDLE = [
 MAKES_IDLE = {
     ("catch/ddqn", "agent.huber_delta"): {"agent.loss": "mse"},
     ("catch/tandem", "ensemble.active_probability"): {"ensemble.duty": "uniform"},
+    ("memory/fox", "encoder.gate_scales"): {"encoder.gate": "none"},
+    ("memory/fox", "encoder.prune"): {"encoder.gate": "none"},
+    ("popgym/fox", "encoder.rule"): {"encoder.prune": 0.0},
     ("dmc/sac", "env.threads"): {"env.backend": "dm_control"},
 }
 
@@ -145,6 +151,8 @@ def test_what_a_study_makes_idle_returns_to_its_default():
 
 
 def _yaml(value):
+    if isinstance(value, tuple):
+        return str([*value])
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -176,6 +184,9 @@ FOREIGN = [
     ("minatar/young-tian", "optim.beta1", 0.5, "optim rmsprop has none, adam does"),
     ("memory/gru", "encoder.variant", "llama", "encoder gru has none, fox does"),
     ("memory/gru", "encoder.prune", -5.0, "encoder gru has none, fox does"),
+    ("memory/gru", "encoder.rotary", True, "encoder gru has none, fox does"),
+    ("memory/transformer", "encoder.gate", "none", "encoder transformer has none, fox does"),
+    ("memory/fox", "encoder.attention", "torch", "encoder fox has none, transformer does"),
     ("memory/gru", "encoder.heads", 4, "encoder gru has none, transformer and fox do"),
     ("memory/gru", "encoder.cache", 4, "encoder gru has none, transformer and fox do"),
     ("memory/gru", "encoder.context_grad", False, "encoder gru has none, transformer and fox do"),
@@ -222,7 +233,11 @@ ODD = [
     ),
     ("memory/fox", {"replay.sampler.name": "prioritised"}, "prioritised draws rows, not episodes"),
     ("minatar/prioritised", {"replay.capacity": 2**25}, "at most 16,777,216 rows"),
-    ("minatar/prioritised", {"replay.sampler.name": "none"}, "expected uniform or prioritised"),
+    (
+        "minatar/prioritised",
+        {"replay.sampler.name": "none"},
+        "expected uniform, prioritised or own",
+    ),
     ("minatar/prioritised", {"replay.sampler.beta": 2}, "replay.sampler.beta: expected less than"),
     ("minatar/cerl", {"agent.name": "sac"}, "minatar takes discrete ones"),
     ("point_mass/sac", {"agent.spread_temperature": 1.0}, "2 or more members"),
@@ -288,6 +303,13 @@ HASHES = {
 }
 
 
+def test_pruning_is_another_run_where_it_can_skip_blocks():
+    for option in ({"encoder.prune": 0.0}, {"encoder.rule": "running"}):
+        assert config_hash(load("memory/fox", {"env.length": 500, **option})) != config_hash(
+            load("memory/fox", {"env.length": 500})
+        )
+
+
 @pytest.mark.parametrize("name", HASHES)
 def test_hashes_of_presets_stay(name):
     assert config_hash(load(name)) == HASHES[name]
@@ -310,6 +332,9 @@ SAME_BITS = [
     ("memory/fox", {"encoder.learnt": 51}),
     ("memory/fox", {"env.length": 50}),
     ("memory/fox", {"encoder.cache": 1 + 51 + 1}),
+    ("memory/fox", {"encoder.key_heads": 2}),
+    ("memory/fox", {"encoder.prune": 0.0}),  # windows of 53 rows are one block
+    ("memory/fox", {"encoder.rule": "running"}),
     ("catch/ddqn", {"eval.slots": 20}),
     ("point_mass/sac", {"agent.actor_lr": 1e-3, "agent.temperature_lr": 1e-3}),
     ("catch/ddqn", {"seeds": [9], "schedule.steps": 50_000, "log.every": 9, "threads": 2}),

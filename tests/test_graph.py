@@ -1,4 +1,4 @@
-"""`captured`: on the CPU it is the function itself; on a GPU the k-th call is the k-th step."""
+"""`captured`: the k-th call is the k-th step, on a CPU and on a GPU."""
 
 import pytest
 import torch
@@ -6,11 +6,18 @@ import torch
 from cerl.graph import WARM_UP, captured
 
 
-def test_on_the_cpu_the_function_comes_back():
-    def step():
-        pass
+def test_on_the_cpu_every_call_is_one_step_and_python_runs_for_the_first_few_only():
+    count, calls = torch.zeros((), dtype=torch.int64), []
 
-    assert captured(step, torch.device("cpu")) is step
+    def step():
+        calls.append(None)
+        count.add_(1)
+
+    run = captured(step, torch.device("cpu"))
+    for k in range(10):
+        run()
+        assert int(count) == k + 1
+    assert len(calls) < 10
 
 
 @pytest.mark.gpu

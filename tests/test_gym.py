@@ -20,7 +20,7 @@ from cerl.config import AtariEnv, GymEnv, load
 from cerl.data import Step
 from cerl.envs.gym import Gym, builtin_ids
 from cerl.envs.host import simulator_seeds
-from cerl.envs.task_module import import_task_module
+from cerl.own_code import import_module
 from cerl.state import CheckpointError
 
 BYTES = spaces.Box(0, 255, (1, 2), np.uint8)
@@ -646,9 +646,9 @@ def test_an_id_s_module_is_found_in_the_current_folder(modules):
 
 def test_an_installed_module_leaves_the_search_path_alone(modules):
     before = list(sys.path)
-    import_task_module("gymnasium.envs.toy_text")
+    import_module("gymnasium.envs.toy_text", key="env.name")
     with pytest.raises(ImportError, match=f"no module nowhere_here in .*{modules}"):
-        import_task_module("nowhere_here")
+        import_module("nowhere_here", key="env.name")
     assert sys.path == before
 
 

@@ -3,23 +3,28 @@
 import errno
 import io
 import math
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cerl import __version__, config
+from cerl.agents.sac import SAC
 from cerl.data import EnvSpec
 from cerl.evaluate import Result
-from cerl.record import progress, tensorboard
+from cerl.record import progress
 from cerl.record import results as rows
 from cerl.record.log import Logger
 from cerl.record.record import over_episodes
 from cerl.record.results import RowsError
 from cerl.record.screen import PipeConsole
+from cerl.record.tags import weighted
+from cerl.record.tensorboard import TensorBoard
 
 SEEDS = (3, 8)
 NAN = math.nan
@@ -40,7 +45,12 @@ def scores_at(step: int, *, members: int = 3) -> dict[str, Result]:
     individual = torch.rand(2, members, 4, generator=g, dtype=torch.float64)
     vote = torch.rand(2, 1, 4, generator=g, dtype=torch.float64) + 1
     return {
-        "individual": Result(individual, torch.full_like(individual, 9.0), torch.ones(2, members)),
+        "individual": Result(
+            individual,
+            torch.full_like(individual, 9.0),
+            torch.ones(2, members),
+            {"value_error": individual[..., 0] - 0.5},
+        ),
         "vote": Result(vote, torch.full_like(vote, 7.0), torch.ones(2, 1)),
     }
 
@@ -90,7 +100,7 @@ def test_evaluation_rows_equal_a_loop_over_the_episodes(tmp_path):
     found = {(r["seed"], r["policy"], r["member"]): r for r in read_rows(tmp_path)}
     assert len(found) == 2 * 3 + 2
     for s, seed in enumerate(SEEDS):
-        for policy, (returns, lengths, _) in results.items():
+        for policy, (returns, lengths, *_) in results.items():
             for k in range(returns.shape[1]):
                 row = found[seed, policy, k if policy == "individual" else -1]
                 each = [float(x) for x in returns[s, k]]
@@ -119,10 +129,12 @@ def test_roles_of_a_tandem_and_of_a_drawn_member(tmp_path):
         ("random", -1): "random",
     }
     tags = scalars(tmp_path, 3)
-    assert tags["Eval/Active/AverageReturns"] == [(10, 1.5)]
-    assert tags["Eval/Passive/AverageReturns"] == [(10, 5.5)]
-    assert tags["Eval/Random/AverageReturns"] == [(10, 0.0)]
-    assert scalars(tmp_path, 8)["Eval/Active/AverageReturns"] == [(10, 9.5)]
+    assert tags["Eval/active/return"] == [(10, 1.5)]
+    assert tags["Eval/passive/return"] == [(10, 5.5)]
+    assert tags["Eval/random/return"] == [(10, 0.0)]
+    assert scalars(tmp_path, 8)["Eval/active/return"] == [(10, 9.5)]
+    # The mean over an active and a passive member is the score of no policy.
+    assert not [tag for tag in tags if tag.startswith("Eval/individual")]
 
 
 def test_episodes_that_were_not_played_do_not_count():
@@ -171,43 +183,118 @@ def test_metrics_hold_every_seed_and_member_once(tmp_path):
     assert found == expected | {("misses", 3, -1): 7.0, ("misses", 8, -1): 8.0}
 
 
-def test_tensorboard_has_both_naming_schemes_and_a_folder_for_each_seed(tmp_path):
-    with make_logger(tmp_path, changes={"explore.hold": 10, "explore.decay": 100}) as logger:
+def logged(folder, members: str) -> tuple[dict, dict]:
+    """The scalars of both seeds after one line of metrics, episodes and an evaluation."""
+    changes = {"explore.hold": 10, "explore.decay": 100, "log.members": members}
+    with make_logger(folder, changes=changes) as logger:
         q = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
         logger.progress(4, 1)
-        logger.training(60, 15, {"loss": q, "q_data": 2 * q, "q_pi": 3 * q, "rank": 4 * q})
+        metrics = {"loss": q, "q_data": 2 * q, "q_pi": 3 * q, "rank": 4 * q}
+        metrics["rank/layer0/head1"] = 5 * q
+        logger.training(60, 15, metrics | {"misses": torch.tensor([1, 0])})
         logger.episodes(60, 15, torch.tensor([50, 50]), finished([[1, 3, 0], [2, 0, 0]]))
         logger.evaluation(60, 15, torch.tensor([50, 50]), scores_at(60))
-    first, second = scalars(tmp_path, 3), scalars(tmp_path, 8)
+    return scalars(folder, 3), scalars(folder, 8)
+
+
+def test_value_errors_of_evaluations_are_metrics_of_every_member(tmp_path):
+    with make_logger(tmp_path) as logger:
+        logger.evaluation(60, 15, torch.tensor([50, 50]), scores_at(60))
+    found = {
+        (m["seed"], m["member"]): m["value"]
+        for m in read_metrics(tmp_path)
+        if m["name"] == "value_error_individual"
+    }
+    wanted = scores_at(60)["individual"].errors["value_error"]
+    assert found == {(s, k): float(wanted[i, k]) for i, s in enumerate(SEEDS) for k in range(3)}
+
+
+def test_tensorboard_has_means_over_members_under_the_names_of_the_tables(tmp_path):
+    first, second = logged(tmp_path, "mean")
     assert first["losses/td_loss"] == [(60, 2.0)] and second["losses/td_loss"] == [(60, 5.0)]
-    assert first["losses/q_values"] == [(60, 4.0)]
+    assert first["losses/q_values"] == [(60, 4.0)] and second["losses/q_pi"] == [(60, 15.0)]
+    assert second["Diagnostics/rank"] == [(60, 20.0)]
+    assert first["Diagnostics/misses"] == [(60, 1.0)]
+    assert "Diagnostics/rank/layer0/head1" not in first  # a mean over heads has no slash
     # Half of the decay is left after the 10 steps of hold: (10 + 100 - 60) / 100.
     assert first["charts/epsilon"][0][1] == pytest.approx(0.05 + 0.95 * 0.5, abs=1e-6)
-    # Members 0 and 1 returned 0 and 1 in 1 and 3 episodes.
+    assert first["charts/learning_rate"][0][1] == pytest.approx(1e-3)
+    # Members 0 and 1 returned 0 and 1 in 1 and 3 episodes, and predicted 2 and 3.
     assert first["charts/episodic_return"] == [(60, 0.75)]
-    assert first["Train/AverageReturns"] == [(60, 0.75)]
     assert first["charts/episodic_length"] == [(60, 9.0)]
-    assert first["Train/NumEpisodes"] == [(60, 4.0)]
-    assert first["Agent/loss_2"] == [(60, 3.0)] and second["Agent/q_values_data_0"] == [(60, 8.0)]
-    assert second["Agent/q_values_pi_2"] == [(60, 18.0)]
-    assert second["Diagnostics/rank_1"] == [(60, 20.0)]
-    assert first["Train/ByAgent/NumEpisodes_1"] == [(60, 3.0)]
-    assert first["Train/ByAgent/AverageQValues_1"] == [(60, 3.0)]
-    assert first["Train/ByAgent/AverageMCReturns_1"] == [(60, 1.5)]
-    assert first["Train/ByAgent/value_error_1"] == [(60, 1.5)]
-    assert "Train/ByAgent/NumEpisodes_2" not in first
+    assert first["Train/episodes"] == [(60, 4.0)]
+    assert first["Train/value"] == [(60, 2.75)] and first["Train/mc"] == [(60, 1.5)]
+    assert first["Train/value_error"] == [(60, 1.25)]
     individual, vote = (scores_at(60)[name][0] for name in ("individual", "vote"))
     for s, tags in enumerate((first, second)):
-        for k in range(3):
-            (point,) = tags[f"Eval/ByAgent/AverageReturns_{k}"]
-            assert point[1] == pytest.approx(float(individual[s, k].mean()), rel=1e-6)
-        ((_, value),) = tags["Eval/Random/AverageReturns"]
+        ((_, value),) = tags["Eval/individual/return"]
         assert value == pytest.approx(float(individual[s].mean()), rel=1e-6)
-        ((_, value),) = tags["Eval/Vote/AverageReturns"]
+        ((_, value),) = tags["Eval/vote/return"]
         assert value == pytest.approx(float(vote[s].mean()), rel=1e-6)
-        assert tags["Eval/Random/NumEpisodes"] == [(60, 12.0)]
-        assert tags["Eval/Vote/Entropy"] == [(60, 1.0)]
-    assert first["charts/SPS"][0][1] > 0
+        assert tags["Eval/individual/episodes"] == [(60, 12.0)]
+        ((_, value),) = tags["Eval/individual/value_error"]
+        assert value == pytest.approx(float(individual[s, :, 0].mean()) - 0.5, rel=1e-5)
+        assert tags["Eval/vote/vote_entropy"] == [(60, 1.0)]
+        assert tags["Eval/vote/length"] == [(60, 7.0)]
+    assert first["charts/SPS"][0][1] > 0 and first["charts/updates_per_second"][0][1] > 0
+    # Nothing stands there twice, and no member alone.
+    score = ("return", "length", "episodes", "vote_entropy")
+    assert set(first) == {
+        *("charts/epsilon", "charts/learning_rate", "charts/SPS", "charts/updates_per_second"),
+        *("charts/episodic_return", "charts/episodic_length"),
+        *("losses/td_loss", "losses/q_values", "losses/q_pi"),
+        *("Diagnostics/rank", "Diagnostics/misses"),
+        *("Train/episodes", "Train/value", "Train/mc", "Train/value_error"),
+        *(f"Eval/{policy}/{name}" for policy in ("individual", "vote") for name in score),
+        "Eval/individual/value_error",
+    }
+
+
+def test_tensorboard_has_every_member_on_request(tmp_path):
+    first, second = logged(tmp_path, "each")
+    assert first["losses/td_loss"] == [(60, 2.0)]  # means are there as well
+    assert first["Members/td_loss_2"] == [(60, 3.0)]
+    assert second["Members/q_values_0"] == [(60, 8.0)]
+    assert second["Members/rank_1"] == [(60, 20.0)]
+    assert second["Members/rank/layer0/head1_1"] == [(60, 25.0)]
+    assert second["Diagnostics/rank/layer0/head1"] == [(60, 25.0)]
+    assert first["Members/train_episodes_1"] == [(60, 3.0)]
+    assert first["Members/train_value_1"] == [(60, 3.0)]
+    assert first["Members/train_mc_1"] == [(60, 1.5)]
+    assert first["Members/train_value_error_1"] == [(60, 1.5)]
+    assert "Members/train_episodes_2" not in first  # it has finished no episode
+    individual = scores_at(60)["individual"][0]
+    for s, tags in enumerate((first, second)):
+        for k in range(3):
+            (point,) = tags[f"Eval/individual/return_{k}"]
+            assert point[1] == pytest.approx(float(individual[s, k].mean()), rel=1e-6)
+
+
+def test_losses_of_sac_stand_under_losses(tmp_path):
+    with make_logger(tmp_path, preset="point_mass/ensemble") as logger:
+        names = (*SAC.metrics, "auxiliary_loss", "td_error_own", "actor_gradient_norm")
+        logger.training(60, 15, {name: torch.ones(2, 3) for name in names})
+    tags = scalars(tmp_path, 3)
+    assert {tag for tag in tags if tag.startswith("losses/")} == {
+        *("losses/td_loss", "losses/q_values", "losses/q_pi", "losses/actor_loss"),
+        *("losses/alpha_loss", "losses/entropy", "losses/alpha", "losses/auxiliary_loss"),
+        *("losses/td_error_own", "losses/actor_gradient_norm"),
+    }
+    rates = {"learning_rate", "actor_learning_rate", "temperature_learning_rate"}
+    assert {tag for tag in tags if tag.endswith("learning_rate")} == {f"charts/{r}" for r in rates}
+
+
+def test_tensorboard_has_the_config_as_text(tmp_path):
+    with make_logger(tmp_path) as logger:
+        logger.training(60, 15, {"loss": torch.ones(2, 3)})
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "seed_8"))
+    events.Reload()
+    (event,) = events.Tensors("config")
+    text = event.tensor_proto.string_val[0].decode()
+    assert event.step == 0 and text.startswith("```yaml\n") and text.endswith("```")
+    assert yaml.safe_load(text.strip("`").removeprefix("yaml"))["ensemble"]["members"] == 3
+    metadata = events.SummaryMetadata("config")
+    assert metadata.plugin_data.plugin_name == "text"
 
 
 def test_nan_in_one_seed_leaves_the_other_and_the_log_alone(tmp_path):
@@ -235,8 +322,8 @@ def test_nan_in_one_seed_leaves_the_other_and_the_log_alone(tmp_path):
     bad = [r for r in read_rows(dirty) if r["seed"] == 8]
     assert len(bad) == 4 and all(math.isnan(r["return"]) and r["episodes"] == 4 for r in bad)
     tags = scalars(dirty, 8)
-    assert math.isnan(tags["Eval/Vote/AverageReturns"][0][1])
-    assert scalars(dirty, 3)["Agent/loss_1"] == [(50, 1.0)]
+    assert math.isnan(tags["Eval/vote/return"][0][1])
+    assert scalars(dirty, 3)["losses/td_loss"] == [(50, 1.0)]
 
 
 def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path):
@@ -267,8 +354,8 @@ def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path):
     assert read_metrics(broken) == read_metrics(whole)
     for seed in SEEDS:
         one, other = scalars(broken, seed), scalars(whole, seed)
-        assert [step for step, _ in one["Agent/loss_0"]] == [100, 200, 300, 400]
-        assert one["Agent/loss_0"] == other["Agent/loss_0"]
+        assert [step for step, _ in one["losses/td_loss"]] == [100, 200, 300, 400]
+        assert one["losses/td_loss"] == other["losses/td_loss"]
 
 
 def test_the_state_survives_a_checkpoint(tmp_path):
@@ -280,7 +367,7 @@ def test_the_state_survives_a_checkpoint(tmp_path):
     again = make_logger(tmp_path)
     again.load_state_dict(checkpoint.load(tmp_path).state["logger"])
     assert (again.step, again.updates, again.record.latest) == (100, 25, logger.record.latest)
-    logger.record.board.close()
+    logger.record.boards.close()
 
 
 def test_rows_of_another_run_are_never_overwritten(tmp_path):
@@ -342,7 +429,7 @@ def test_a_full_disk_costs_no_rows(tmp_path, monkeypatch):
     logger.training(500, 125, {"loss": torch.zeros(2, 3)})
     with pytest.raises(RowsError, match="last rows are lost. Free some space"):
         logger.flush(final=True)
-    logger.record.board.close()
+    logger.record.boards.close()
 
 
 def test_damaged_and_foreign_tables_are_named(tmp_path):
@@ -444,8 +531,8 @@ def test_pace_is_measured_over_the_window(monkeypatch):
 
 
 def test_weighted_mean_leaves_out_what_has_no_weight():
-    assert tensorboard.weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
-    assert math.isnan(tensorboard.weighted(np.array([1.0]), np.array([0.0])))
+    assert weighted(np.array([1.0, NAN, 4.0]), np.array([1.0, 0.0, 2.0])) == 3.0
+    assert math.isnan(weighted(np.array([1.0]), np.array([0.0])))
 
 
 def test_events_that_cannot_be_written_are_said_and_print_no_traceback(
@@ -461,7 +548,8 @@ def test_events_that_cannot_be_written_are_said_and_print_no_traceback(
 
     with logger:
         run_until(logger, [100])
-        for writer in logger.record.board.writers:
+        (board,) = logger.record.boards.all
+        for writer in cast(TensorBoard, board).writers:
             writer.records._writer = Full()
         run_until(logger, [200, 300])
     said = capfd.readouterr()

@@ -29,7 +29,6 @@ from cerl.config.form import form_of
 from cerl.head_kinds import HEAD_KINDS
 from cerl.record import results as rows
 from cerl.record.folder import changeable, dump
-from cerl.sweep.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_TYPES = list(zip(rows.ROWS.names, rows.ROWS.types, strict=True))
@@ -322,14 +321,14 @@ def test_help_of_a_preset_explains_every_option(capsys):
     words = " ".join(out.replace("│", " ").split())
     run = load("minatar/cerl")
     for path in keys(type(run), kinds=run.kinds):
-        if "." not in path or path in ("env.family", "env.observe"):
+        if "." not in path or path in ("env.family", "env.observe") or path.startswith("origin."):
             continue
         assert f"--{path.replace('_', '-')}" in out, path
     assert "agent steps of one seed from one round of updates to the next (default: 4)" in words
     assert "E, environments per seed (default: 8)" in words
     assert f"{{{','.join(HEAD_KINDS)}}}" in out
     assert all(f"{kind}: {about.text}" in words for kind, about in HEAD_KINDS.items())
-    assert "--env.family" not in out
+    assert "--env.family" not in out and "--origin" not in out
     # Nothing of other kinds, whose names are offered.
     for path in ("agent.log-std-min", "agent.quantiles", "encoder.layers", "optim.momentum"):
         assert f"--{path}" not in out
@@ -373,84 +372,27 @@ def test_eval_hands_on_only_what_is_given(stand_in, run_folder, capsys):
     assert "eval.epsilon" in refused(capsys, "eval", str(run_folder), "--epsilon", "2")
 
 
-@pytest.mark.slow
-def test_sweep_is_presets_times_environments_with_options(stand_in):
-    swept, reported = [], []
-    stand_in(
-        "sweep.local",
-        sweep=lambda runs, out, jobs: swept.append((runs, out, jobs)) or [Path("a"), Path("b")],
-    )
-    stand_in("report.tables", main=lambda folders, out: reported.append((folders, out)))
-    arguments = "sweep minatar/ddqn minatar/cerl --envs asterix freeway --seeds 1 2 --out study"
-    assert command.main(arguments.split()) == 0
-    runs, out, jobs = swept[0]
-    assert out == Path("study") and jobs == 1
-    assert runs == [
-        load(name, {"env.name": env, "seeds": [1, 2]})
-        for env in ("asterix", "freeway")
-        for name in ("minatar/ddqn", "minatar/cerl")
-    ]
-    assert reported == [([Path("a"), Path("b")], Path("study"))]
-
-
-@pytest.mark.slow
-def test_a_study_turns_options_off_and_the_command_line_on_again(stand_in):
-    swept = []
-    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(runs) or [])
-    stand_in("report.tables", main=lambda folders, out: None)
-    for given in ([], ["--log.save-replay"]):
-        assert command.main(["sweep", "remember", "--env.length", "7", *given]) == 0
-    names = ("memory/mlp", "memory/gru", "memory/transformer", "memory/fox")
-    for runs, save in zip(swept, (False, True), strict=True):
-        options = {"env.length": 7, "log.save_replay": save}
-        assert runs == [load(name, options) for name in names]
-
-
-def test_what_returns_to_its_default_is_told_once_where_a_run_starts(stand_in, capsys):
+def test_what_returns_to_its_default_is_told_once_where_a_run_starts(
+    stand_in, capsys, tmp_path, monkeypatch
+):
     """The sentence goes to stderr, so that stdout keeps the run folder alone."""
+    monkeypatch.chdir(tmp_path)
     stand_in("training", train=lambda run: Path(str(run.ensemble.fork)))
-    stand_in("sweep.local", sweep=lambda runs, out, jobs: [])
-    stand_in("report.tables", main=lambda folders, out: None)
+    stand_in("sweep.local", sweep=lambda runs, out, **more: [], check_tasks=lambda configs: None)
     own = ["--ensemble.heads", "own"]
     assert command.main(["train", "minatar/cerl-both", *own]) == 0
     out, err = capsys.readouterr()
     assert out == "final\n"
     assert err.startswith("note: minatar/cerl-both: ensemble.fork: both has no effect unless ")
     assert err.count("\n") == 1
+    # With these heads both presets train alike, and the sentence holds for one of them only.
     words = ["minatar/cerl-both", "minatar/bootdqn", "--envs", "asterix", "freeway", *own]
     assert command.main(["sweep", *words]) == 0
-    assert capsys.readouterr().err == err
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == err.rstrip("\n") + " (in 2 of 4 cells)"
+    assert second.startswith("note: 2 cells train like others and are left out")
     # A config that is refused has its error only.
     assert "note" not in refused(capsys, "train", "minatar/cerl-both", *own, "--seeds", "1", "1")
-
-
-def test_sweep_takes_jobs(stand_in, capsys):
-    swept = []
-    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(jobs) or [])
-    stand_in("report.tables", main=lambda folders, out: None)
-    assert command.main(["sweep", "catch/ddqn", "--jobs", "3"]) == 0
-    assert swept == [3]
-    for words in (["0"], ["two"], ["1", "2"]):
-        assert command.main(["sweep", "catch/ddqn", "--jobs", *words]) == 2
-        assert "--jobs: expected a number of runs, at least 1" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cuda", [False, True])
-def test_demo_study_picks_its_presets_by_device(stand_in, monkeypatch, cuda):
-    swept = []
-    stand_in("sweep.local", sweep=lambda runs, out, jobs: swept.append(runs) or [])
-    stand_in("report.tables", main=lambda folders, out: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert command.main(["sweep", "demo"]) == 0
-    study = load_study("demo", "cuda" if cuda else "cpu")
-    assert swept[0] == [load(name, dict(study.options)) for name in study.presets]
-    assert swept[0][0].env.family == ("minatar" if cuda else "catch")
-    assert command.main(["sweep", "demo", "--device", "cpu", "--seeds", "9"]) == 0
-    assert [run.env.family for run in swept[1]] == ["catch"] * 4
-    assert {run.seeds for run in swept[1]} == {(9,)}
-    assert command.main(["sweep", "demo", "--schedule.steps", "30_000"]) == 0
-    assert {run.schedule.steps for run in swept[2]} == {30_000}  # wins over the study's own
 
 
 def test_report_hands_on_folders_and_options(stand_in):
@@ -458,13 +400,15 @@ def test_report_hands_on_folders_and_options(stand_in):
     stand_in(
         "report.tables", main=lambda folders, out, **more: reported.append((folders, out, more))
     )
+    plain = {"at": None, "normalise": "", "mix": False, "figures": (), "formats": ("png",)}
+    plain |= {"latex": False, "html": False, "method": "t"}
     assert command.main(["report", "runs/study"]) == 0
     assert command.main(["report", "a", "b", "--last", "3", "--until", "20_000"]) == 0
-    assert command.main(["report", "a", "--out", "here"]) == 0
+    assert command.main(["report", "a", "--out", "here", "--x", "ensemble.members"]) == 0
     assert reported == [
-        ([Path("runs/study")], Path("runs/study"), {"last": 1, "until": 0}),
-        ([Path("a"), Path("b")], Path("report"), {"last": 3, "until": 20_000}),
-        ([Path("a")], Path("here"), {"last": 1, "until": 0}),
+        ([Path("runs/study")], Path("runs/study"), {"last": 1, "until": 0, "x": "", **plain}),
+        ([Path("a"), Path("b")], Path("report"), {"last": 3, "until": 20_000, "x": "", **plain}),
+        ([Path("a")], Path("here"), {"last": 1, "until": 0, "x": "ensemble.members", **plain}),
     ]
 
 
@@ -501,7 +445,7 @@ def test_list_names_every_study_with_its_description(capsys):
     assert command.main(["list", "studies"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == preset.studies()
-    assert "curse of diversity on MinAtar" in lines[preset.studies().index("curse")]
+    assert "worse than a single agent" in lines[preset.studies().index("curse")]
     assert command.main(["list", "studies", "presets"]) == 0
     both = capsys.readouterr().out.splitlines()
     assert both.index("presets:") == 0 and both[both.index("studies:") + 1 :] == lines
@@ -511,7 +455,8 @@ def test_help_lists_what_there_is(capsys):
     for words in ([], ["--help"], ["help"]):
         assert command.main(words) == 0
         out = capsys.readouterr().out
-        assert [line.split()[0] for line in out.splitlines()[5:11]] == list(command.COMMANDS)
+        lines = out.splitlines()[5 : 5 + len(command.COMMANDS)]
+        assert [line.split()[0] for line in lines] == list(command.COMMANDS)
     known = {"train": ("presets", preset.presets()), "sweep": ("studies", preset.studies())}
     known["bench"] = ("benchmarks", list(BENCHMARKS))
     for name in command.COMMANDS:
@@ -527,13 +472,16 @@ def test_help_lists_what_there_is(capsys):
 
 def test_list_names_environments_of_every_family(capsys):
     assert command.main(["list", "envs"]) == 0
-    families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    out, _, named = capsys.readouterr().out.partition("\nlists, for --envs")
+    families = dict(line.split(": ", 1) for line in out.splitlines())
     ours = {"catch", "minatar", "atari", "gym", "point_mass", "mujoco", "dmc", "memory", "popgym"}
     assert set(families) == ours | {"game"}
     assert families["minatar"] == "asterix breakout freeway seaquest space_invaders"
     assert "CartPole-v1" in families["gym"] and "Pendulum-v1" in families["gym"]
     for family, name in (("mujoco", "HalfCheetah-v4"), ("dmc", "cheetah-run")):
         assert name in families[family] or "pip install" in families[family]
+    assert "  minatar-5: asterix breakout freeway seaquest space_invaders\n" in named
+    assert "Young and Tian 2019" in named
 
 
 def cerl_process(*arguments, **options):

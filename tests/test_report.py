@@ -11,71 +11,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from result_rows import PNG, ensemble, row, trained, write
 from rich.console import Console
 
-import cerl.__main__ as command
 from cerl.config import load
 from cerl.record import results as rows
 from cerl.record.folder import dump, load_file
 from cerl.record.results import RowsError
-from cerl.report import curves, plots, statistics, tables
+from cerl.report import curves, estimate, statistics, tables
+from cerl.report.figures import curves as plots
+from cerl.report.palette import shown as shown_curves
+from cerl.report.summary import SUMMARY, summarise
 
 GOLDEN = Path(__file__).parent / "golden"
 RESULTS = GOLDEN.parents[1] / "docs" / "results"
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def row(**changes) -> dict:
-    """One result row; member 0 of N = 1 unless changed."""
-    whole = {
-        "preset": "catch/ddqn",
-        "agent": "dqn",
-        "env": "catch",
-        "seed": 0,
-        "member": 0,
-        "role": "member",
-        "policy": "individual",
-        "step": 100,
-        "frames": 100,
-        "real_steps": 100,
-        "updates": 25,
-        "episodes": 10,
-        "return": 0.0,
-        "return_std": 0.0,
-        "length": 9.0,
-        "wall_seconds": 1.0,
-        "members": 1,
-        "config_hash": "abcdef012345",
-        "version": "0.1.0",
-        "diverged": False,
-    }
-    return whole | changes
-
-
-def ensemble(returns: np.ndarray, vote: np.ndarray, **changes) -> list[dict]:
-    """Rows of a run: returns [T, S, N], vote [T, S]; step t is 100 (t + 1), seed s is s."""
-    found = []
-    for (t, s, i), value in np.ndenumerate(returns):
-        own = {"step": 100 * (t + 1), "seed": s, "member": i, "return": value}
-        found.append(row(members=returns.shape[2], **own) | changes)
-    for (t, s), value in np.ndenumerate(vote):
-        own = {"step": 100 * (t + 1), "seed": s, "member": -1, "return": value}
-        own |= {"role": "aggregate", "policy": "vote", "members": returns.shape[2]}
-        found.append(row(**own) | changes)
-    return found
-
-
-def write(folder, found: list[dict]):
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(found, schema=rows.ROWS), folder / "rows.parquet")
-    return folder
 
 
 def summary_of(*folders, last: int = 1) -> tuple[dict, list[str]]:
-    """{(env, preset, score, statistic): line} and the notes."""
+    """{(env, label, score, statistic): line} and the notes."""
     found, notes = curves.cells(curves.load_rows(folders))
-    lines = tables.summarise(found, last=last).to_pylist()
-    return {(r["env"], r["preset"], r["score"], r["statistic"]): r for r in lines}, notes
+    lines = summarise(found, last=last).to_pylist()
+    return {(r["env"], r["label"], r["score"], r["statistic"]): r for r in lines}, notes
 
 
 def numbers(shape, seed: int = 0) -> np.ndarray:
@@ -91,7 +49,12 @@ def test_individual_is_the_average_over_all_members_and_seeds_are_the_unit(tmp_p
     per_seed = [sum(returns[2, s]) / 5 for s in range(4)]
     assert one["value"] == pytest.approx(sum(per_seed) / 4, rel=1e-12)
     assert (one["seeds"], one["members"], one["step"], one["episodes"]) == (4, 5, 300, 200)
-    # The interval against every one of the 4^4 equally likely resamples.
+    # No interval of four seeds is to be trusted, so their range is told.
+    assert one["low"] is None and one["high"] is None and one["method"] is None
+    assert (one["least"], one["greatest"]) == pytest.approx((min(per_seed), max(per_seed)))
+    # The percentile interval against every one of the 4^4 equally likely resamples.
+    found, _ = curves.cells(curves.load_rows([tmp_path]))
+    one = summarise(found, method="percentile").to_pylist()[0]
     every = [np.mean(draw) for draw in itertools.product(per_seed, repeat=4)]
     low, high = np.percentile(every, [2.5, 97.5])
     assert one["low"] == pytest.approx(low, abs=0.03)
@@ -165,7 +128,36 @@ def test_seeds_that_got_to_different_steps_meet_at_the_last_common_one(tmp_path)
     lines, notes = summary_of(tmp_path)
     one = lines["catch", "catch/ddqn", "individual", "mean"]
     assert one["step"] == 200 and one["value"] == (2.0 + 20.0) / 2
-    assert len(notes) == 1 and "seed 0 at 300, seed 1 at 200" in notes[0]
+    assert len(notes) == 1 and "at 300: seed 0; at 200: seed 1" in notes[0]
+
+
+def test_notes_tell_few_names_and_count_the_others(tmp_path):
+    for n in range(2, 12):
+        options = {"ensemble.members": n}
+        steps = (100,) if n == 9 else (100, 200) if n < 7 else (100, 300)
+        trained(tmp_path / f"{n}-a", "catch/bootdqn", options, seeds=(*range(8),), steps=steps)
+        trained(tmp_path / f"{n}-b", "catch/bootdqn", options, seeds=(8,), steps=(100,))
+        trained(tmp_path / f"{n}-c", "catch/bootdqn", options, seeds=(*range(7),), steps=(100,))
+    _, notes = curves.cells(curves.load_rows([tmp_path]))
+    twice = [note for note in notes if "were run 2 times with one configuration" in note]
+    assert len(twice) == 5
+    assert twice[0].startswith("seeds 0, 1, 2, 3, 4 and 2 more of bootdqn, members ")
+    more = "5 more settings on an environment: seeds were run several times with one configuration"
+    assert more in notes
+    met = [note for note in notes if "seeds got to different steps (" in note]
+    assert len(met) == 5
+    assert "00: seed 0, 1, 2, 3, 4 and 3 more; at 100: seed 8)" in met[0]
+    assert "4 more settings on an environment: seeds got to different steps" in notes
+
+
+def test_methods_that_ended_at_different_steps_are_grouped_by_step():
+    ends = {f"a, members {n}": 300 for n in range(9)} | {"b": 200, "c": 100, "d": 100}
+    assert curves._by_step(ends) == "at 300: 9 methods; at 200: b; at 100: c and 1 more"
+    assert curves._by_step({"a": 1, "b": 2_000, "c": 1}) == "at 2,000: b; at 1: a / c"
+    many = curves._by_step({f"m{n}": n for n in range(20)})
+    assert many == (
+        "at 19: m19; at 18: m18; at 17: m17; at 16: m16; at 15 steps between: others; at 0: m0"
+    )
 
 
 def test_presets_that_ended_at_different_steps_are_said(tmp_path):
@@ -176,7 +168,7 @@ def test_presets_that_ended_at_different_steps_are_said(tmp_path):
         "catch/ddqn": (200, 2.0),
         "catch/cerl": (100, 5.0),
     }
-    assert len(notes) == 1 and "catch/ddqn at 200, catch/cerl at 100" in notes[0]
+    assert len(notes) == 1 and "at 200: catch/ddqn; at 100: catch/cerl" in notes[0]
 
 
 def test_evaluations_after_a_step_are_left_out(tmp_path):
@@ -192,7 +184,8 @@ def test_evaluations_after_a_step_are_left_out(tmp_path):
         tables.main([tmp_path / "runs"], tmp_path / "out", until=50)
     console = Console(record=True, width=400)
     tables.main([tmp_path / "runs"], tmp_path / "out", until=250, console=console)
-    assert "c/rows.parquet: no evaluation up to step 250; left out" in console.export_text()
+    text = console.export_text()
+    assert "no evaluation up to step 250, so left out: " in text and "c/rows.parquet" in text
 
 
 def test_configurations_of_one_preset_are_kept_apart(tmp_path):
@@ -204,13 +197,56 @@ def test_configurations_of_one_preset_are_kept_apart(tmp_path):
     assert len(notes) == 1 and "2 different configurations" in notes[0]
 
 
+GAMES = ("Pong", "Breakout", "Seaquest")
+
+
+def test_ensembles_of_two_sizes_have_lines_over_games_each(tmp_path):
+    for game, n in itertools.product(GAMES, (10, 5)):
+        options = {"env.name": game, "ensemble.members": n}
+        trained(tmp_path / f"{game}-{n}", "atari/paper-bootdqn", options, level=n)
+    lines, notes = summary_of(tmp_path)
+    over = {key[1] for key in lines if key[0] == "atari (3 games)"}
+    assert over == {"paper-bootdqn, members 5", "paper-bootdqn, members 10"} and not notes
+    for n in (5, 10):
+        line = lines["atari (3 games)", f"paper-bootdqn, members {n}", "individual", "mean"]
+        tasks = [statistics.human_normalised(np.array([n, n + 1.0]), game) for game in GAMES]
+        assert line["value"] == pytest.approx(np.mean(tasks), rel=1e-12)
+        assert (line["ensemble.members"], line["members"], line["seeds"]) == (n, n, 2)
+    found, _ = curves.cells(curves.load_rows([tmp_path]))
+    names = [cell.name for cell in found if cell.env == "atari/Pong"]
+    assert names == ["paper-bootdqn, members 5", "paper-bootdqn, members 10"]
+
+
+def test_rows_that_do_not_say_their_options_have_no_lines_over_games_and_a_note_says_so(tmp_path):
+    for game, part in itertools.product(GAMES, "ab"):
+        code = f"{part}{game:<11}"  # of the options and the game
+        found = [row(preset="atari/x", env=f"atari/{game}", config_hash=code)]
+        write(tmp_path / f"{game}-{code}", found)
+    lines, notes = summary_of(tmp_path)
+    assert {key[0] for key in lines} == {f"atari/{game}" for game in GAMES}
+    assert any("atari/x" in note and "no lines over tasks" in note for note in notes)
+
+
+def test_seeds_of_a_setting_in_several_runs_are_one_line(tmp_path):
+    for seeds in ((0, 1), (2,)):
+        for n in (2, 3):
+            run = tmp_path / f"{n}-{seeds[0]}"
+            trained(run, "catch/bootdqn", {"ensemble.members": n}, seeds=seeds)
+    found, notes = curves.cells(curves.load_rows([tmp_path]))
+    assert [(cell.name, cell.seeds) for cell in found] == [
+        ("bootdqn, members 2", (0, 1, 2)),
+        ("bootdqn, members 3", (0, 1, 2)),
+    ]
+    assert not notes
+
+
 def test_a_seed_that_diverged_is_left_out_and_said(tmp_path):
     found = [row(seed=s, **{"return": v}) for s, v in enumerate((1.0, math.nan, 3.0))]
     lines, notes = summary_of(write(tmp_path / "a", found))
     one = lines["catch", "catch/ddqn", "individual", "mean"]
     assert (one["value"], one["seeds"], one["seeds_lost"]) == (2.0, 2, 1)
     assert "a return of seed 1 is not a finite number" in notes[0]
-    _, text = tables.table(tables.summarise(curves.cells(curves.load_rows([tmp_path]))[0]))
+    _, text = tables.table(summarise(curves.cells(curves.load_rows([tmp_path]))[0]))
     assert text[0][3] == "2 (1 lost)"
     bad = [row(seed=s, **{"return": math.inf}) for s in range(2)]
     lines, _ = summary_of(write(tmp_path / "b", bad))
@@ -235,7 +271,7 @@ def test_seeds_that_diverged_stay_in_and_are_said(tmp_path):
     one = lines["catch", "catch/ddqn", "individual", "mean"]
     assert (one["value"], one["seeds"], one["seeds_lost"], one["seeds_diverged"]) == (1.2, 5, 0, 2)
     assert notes == [
-        "catch/ddqn on catch: 2 of 5 seeds diverged (seed 3 at 100, seed 4 at 200 agent steps); "
+        "catch/ddqn on catch: 2 of 5 seeds diverged (agent steps: seed 3 at 100, seed 4 at 200); "
         "what they scored counts as it is"
     ]
     text = io.StringIO()
@@ -264,12 +300,12 @@ def test_a_seed_that_was_cut_costs_the_others_no_evaluation(tmp_path):
     assert (one["value"], one["step"]) == (1.5, 300)
     assert (one["seeds"], one["seeds_lost"], one["seeds_diverged"]) == (2, 2, 2)
     assert notes == [
-        "catch/ddqn on catch: 2 of 4 seeds diverged (seed 2 at 200, seed 3 at 50 agent steps); "
-        "what they scored counts as it is, and there are no scores to the end of seed 2 3"
+        "catch/ddqn on catch: 2 of 4 seeds diverged (agent steps: seed 2 at 200, seed 3 at 50); "
+        "what they scored counts as it is, and there are no scores to the end of seed 2, 3"
     ]
-    _, text = tables.table(tables.summarise(curves.cells(curves.load_rows([run]))[0]))
+    _, text = tables.table(summarise(curves.cells(curves.load_rows([run]))[0]))
     assert text[0][3] == "2 (2 lost, 2 diverged)"
-    plots.curves(curves.cells(curves.load_rows([run]))[0], tmp_path / "curves.png")
+    plots.write(curves.cells(curves.load_rows([run]))[0], tmp_path / "curves.png")
     # Where all seeds were cut, what they have in common is compared.
     alone = write(tmp_path / "b", [row(step=100), marked(0, 200, **{"return": 2.0})])
     lines, notes = summary_of(alone)
@@ -316,13 +352,16 @@ def test_atari_games_are_summarised_by_human_normalised_scores(tmp_path):
     for name, value in expected.items():
         line = lines["atari (2 games)", "atari/cerl", "individual", name]
         assert line["value"] == pytest.approx(value, rel=1e-12)
-        assert line["unit"] == "human-normalised" and line["low"] < value < line["high"]
+        assert line["unit"] == "human-normalised"
+        # An optimality gap over two games needs six seeds of each for an interval.
+        sure = name != "optimality_gap"
+        assert (line["low"] < value < line["high"]) if sure else line["low"] is None
     # One game is no suite.
     assert not any(key[1] == "atari/ddqn" and "games" in key[0] for key in lines)
 
 
 def test_numbers_show_the_digits_that_matter():
-    assert [tables.number(x) for x in (0.1234, -0.5, 1.234, 13.87, -20.94, 418.5, 16452.7)] == [
+    assert [estimate.number(x) for x in (0.1234, -0.5, 1.234, 13.87, -20.94, 418.5, 16452.7)] == [
         "0.123",
         "-0.500",
         "1.23",
@@ -331,11 +370,11 @@ def test_numbers_show_the_digits_that_matter():
         "418",
         "16,453",
     ]
-    assert tables.number(None) == tables.number(math.nan) == "n/a"
-    assert tables.estimate({"value": 0.91, "low": -0.82, "high": 1.0}) == "0.91 [-0.82, 1.00]"
-    assert tables.estimate({"value": 950.4, "low": 90.0, "high": 1234.5}) == "950 [90, 1,234]"
-    assert tables.estimate({"value": 2.0, "low": None, "high": None}) == "2.00"
-    assert tables.estimate({"value": None, "low": None, "high": None}) == "n/a"
+    assert estimate.number(None) == estimate.number(math.nan) == "n/a"
+    assert estimate.estimate({"value": 0.91, "low": -0.82, "high": 1.0}) == "0.91 [-0.82, 1.00]"
+    assert estimate.estimate({"value": 950.4, "low": 90.0, "high": 1234.5}) == "950 [90, 1,234]"
+    assert estimate.estimate({"value": 2.0, "low": None, "high": None}) == "2.00"
+    assert estimate.estimate({"value": None, "low": None, "high": None}) == "n/a"
 
 
 def test_missing_empty_and_damaged_rows_are_clear_errors(tmp_path):
@@ -380,7 +419,7 @@ def study(tmp_path):
     return tmp_path / "runs"
 
 
-def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
+def test_main_prints_the_table_and_writes_all_files(tmp_path):
     runs, out = study(tmp_path), tmp_path / "report"
     (runs / "catch-ddqn" / "tensorboard").mkdir()
     text = io.StringIO()
@@ -388,26 +427,30 @@ def test_main_prints_the_table_and_writes_all_four_files(tmp_path):
     printed = text.getvalue()
     assert sorted(path.name for path in out.iterdir()) == [
         "curves.png",
+        "results.parquet",
         "summary.parquet",
         "table.csv",
         "table.md",
+        "verdicts.csv",
+        "verdicts.parquet",
     ]
     assert (out / "curves.png").read_bytes().startswith(PNG)
     assert f"plot:  {out / 'curves.png'}" in printed
     assert f"tensorboard --logdir {(runs / 'catch-ddqn').resolve()}" in printed
     assert "catch, 4 seeds, 600 agent steps" in printed and "95%" in printed
     assert pq.read_table(out / "summary.parquet").equals(summary)
-    assert summary.schema.equals(tables.SUMMARY)
+    assert summary.schema.equals(SUMMARY)  # no options are known, so none differs
     # Every value and interval is whole, in the file and on an 80 column terminal.
     marked = (out / "table.md").read_text().splitlines()
-    assert marked[0].startswith("| env | preset | N | seeds | agent steps | individual | aggregate")
+    [headings] = [line for line in marked if line.startswith("| env | ")]
+    assert headings.startswith("| env | method | N | seeds | agent steps | individual | aggregate")
     for line in summary.to_pylist():
-        value, _, interval = tables.estimate(line).partition(" ")
+        value, _, interval = estimate.estimate(line).partition(" ")
         of_preset = [m for m in marked if m.startswith(f"| {line['env']} | {line['preset']} |")]
         assert len(of_preset) == 1 and f"{value} {interval}" in of_preset[0]
         assert value in printed and interval in printed
     table = (out / "table.csv").read_text().splitlines()
-    assert table[0] == ",".join(tables.SUMMARY.names) and len(table) == 1 + summary.num_rows
+    assert table[0] == ",".join(SUMMARY.names) and len(table) == 1 + summary.num_rows
 
 
 def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathematics(tmp_path):
@@ -420,6 +463,14 @@ def test_names_from_files_are_neither_markup_nor_control_characters_nor_mathemat
     assert "\x1b[31m" not in text.getvalue()
     table = (tmp_path / "out" / "table.md").read_text()
     assert shown.replace("|", r"\|") in table
+
+
+def test_the_title_of_a_table_counts_seeds(tmp_path):
+    for count, said in ((1, "catch, 1 seed, 100"), (2, "catch, 2 seeds, 100")):
+        runs = write(tmp_path / str(count), [row(seed=seed) for seed in range(count)])
+        text = io.StringIO()
+        tables.main([runs], tmp_path / "out", console=Console(file=text, width=80))
+        assert said in text.getvalue()
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
@@ -437,61 +488,32 @@ def test_curves_show_individual_aggregate_active_and_passive_only_where_they_tel
     tmp_path,
 ):
     found, _ = curves.cells(curves.load_rows([study(tmp_path)]))
-    shown = {(cell.env, cell.preset): list(plots.shown(cell)) for cell in found}
+    shown = {(cell.env, cell.preset): list(shown_curves(cell)) for cell in found}
     assert shown["catch", "catch/cerl"] == ["individual", "vote"]
     assert shown["catch", "catch/ddqn"] == ["individual"]
     assert shown["catch", "catch/tandem"] == ["active", "passive"]
 
 
-def test_the_band_of_a_curve_is_its_mean_and_interval_without_diverged_seeds():
-    returns = numbers((5, 6))
-    returns[3, 2] = math.nan
-    curve = curves.Curve(np.arange(5), returns, np.ones((5, 6), dtype=np.int64))
-    value, low, high = plots.band(curve, confidence=0.95)
-    left = np.delete(returns, 2, axis=1)
-    np.testing.assert_allclose(value, left.mean(1))
-    assert low is not None and high is not None
-    expected = statistics.interval(statistics.mean, [left], samples=plots.SAMPLES)
-    np.testing.assert_array_equal((low, high), expected)
-    assert (low < value).all() and (value < high).all()
-    alone = curves.Curve(np.arange(5), returns[:, 2:4], np.ones((5, 2), dtype=np.int64))
-    value, low, high = plots.band(alone, confidence=0.95)
-    np.testing.assert_array_equal(value, returns[:, 3])
-    assert low is None and high is None
-
-
-def test_colours_of_many_presets_stay_different():
-    looks = [tuple(sorted(plots._look(k).items())) for k in range(32)]
-    assert len(set(looks)) == 32
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "folder, options",
-    [
-        ("catch", []),
-        ("minatar", ["--last", "3"]),
-        ("pong", []),
-        ("tmaze-50", []),
-        ("tmaze-200", []),
-        ("tmaze-500", ["--until", "3_600_000"]),
-        ("popgym", ["--until", "140_000"]),
-        ("popgym-first", ["--until", "110_000"]),
-        ("popgym-more", ["--last", "3"]),
-        ("pendulum", []),
-        ("flicker", ["--until", "1_000_000"]),
-        ("flicker/seed-0", []),
-        ("curse-memory", ["--until", "204_000", "--last", "3"]),
-        ("curse-flicker", ["--last", "5"]),
-        ("mujoco", ["--until", "280_000", "--last", "3"]),
-        ("mujoco-standard", ["--until", "280_000", "--last", "3"]),
-        ("mujoco-fresh", ["--until", "260_000", "--last", "3"]),
-    ],
-)
-def test_committed_tables_follow_from_their_rows(folder, options, tmp_path):
-    results = Path(__file__).parents[1] / "docs" / "results" / folder
-    assert command.main(["report", str(results), *options, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "table.md").read_text() == (results / "table.md").read_text()
+def test_bands_look_as_matplotlib_draws_them_one_by_one():
+    x, colours = np.arange(20), [(0.8, 0.1, 0.1, 0.3), (0.1, 0.1, 0.8, 0.6)]
+    ends = np.sin(x / 6) + np.array([[[0.0], [0.5]], [[0.3], [0.9]]])  # [bands, ends, steps]
+    pictures, limits = [], []
+    for one_by_one in (True, False):
+        figure = Figure(figsize=(6, 4), dpi=100)
+        canvas, panel = FigureCanvasAgg(figure), figure.subplots()
+        if one_by_one:
+            for (low, high), colour in zip(ends, colours, strict=True):
+                panel.fill_between(x, low, high, color=colour, linewidth=0)
+        else:
+            bands = zip(ends, colours, strict=True)
+            plots._fill(panel, [plots.Area(x, low, high, c) for (low, high), c in bands])
+        limits.append([*panel.get_xlim(), *panel.get_ylim()])
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba()).astype(float))
+    np.testing.assert_allclose(*limits)
+    different = abs(pictures[0] - pictures[1]).max(-1) > 8
+    coloured = np.ptp(pictures[0][..., :3], axis=-1) > 8
+    assert coloured.mean() > 0.1 and different.sum() < 0.06 * coloured.sum()  # the outlines only
 
 
 def test_runs_of_all_versions_that_train_alike_are_one_configuration(tmp_path):

@@ -3,6 +3,8 @@
 import pyarrow.parquet as pq
 import pytest
 
+from cerl import __version__
+from cerl.config import load
 from cerl.record import results
 
 
@@ -41,6 +43,43 @@ def test_rows_of_another_run_are_not_taken_over(tmp_path):
     table = results.Rows(path, results.METRICS, run="one")
     assert table.keep_until(20) == 5 and len(table.table) == 10
     assert pq.read_schema(path).metadata[b"cerl.run"] == b"one"
+
+
+def run_of(path, config, *, hash_in_rows: str = "", version: str = __version__):
+    """The table of a run with one row. Args: hash_in_rows, the right one by default."""
+    options = results.scoring(config)
+    table = results.Rows(path, results.ROWS, options=options)
+    row = {name: [None] for name in results.ROWS.names} | {
+        "config_hash": [hash_in_rows or results.hash_of(options)],
+        "version": [version],
+    }
+    table.append(row)
+    table.flush()
+    return results.read(path, results.ROWS)
+
+
+def test_rows_state_the_options_that_influence_their_scores(tmp_path):
+    config = load("catch/bootdqn", {"seeds": [3, 4], "log.every": 7, "ensemble.members": 3})
+    found = results.options_of(run_of(tmp_path / "rows.parquet", config))
+    assert found == results.scoring(config) and found is not None
+    assert found["ensemble.members"] == 3 and not {"seeds", "log.every"} & found.keys()
+    assert results.hash_of(found) == results.config_hash(config)
+
+
+def test_options_count_only_if_rows_of_a_known_version_have_their_hash(tmp_path):
+    path, config = tmp_path / "rows.parquet", load("catch/cerl")
+    for version in ("0.1.0", __version__):
+        assert results.options_of(run_of(path, config, version=version)) is not None
+        path.unlink()
+    assert results.options_of(run_of(path, config, hash_in_rows="0123456789ab")) is None
+    path.unlink()
+    assert results.options_of(run_of(path, config, version="0.0.1")) is None
+    path.unlink()
+    table = run_of(path, config)
+    assert results.options_of(table.slice(0, 0)) is None
+    for text in (b"", b"[1]", b"{", b'{"agent.name": "sac"}'):
+        changed = table.replace_schema_metadata({b"cerl.options": text})
+        assert results.options_of(changed) is None
 
 
 def test_nothing_is_read_through_a_link(tmp_path):

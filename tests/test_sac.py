@@ -26,6 +26,7 @@ from cerl.config import (
     SacConfig,
     ScheduleConfig,
     load,
+    of_kind,
 )
 from cerl.data import ActInput, EnvSpec, Previous, Row
 from cerl.diagnose import diagnose
@@ -619,6 +620,29 @@ def test_aggregate_is_the_mean_of_samples_and_noise_off_gives_modes(variant):
     assert not decision.diversity.any()
 
 
+@pytest.mark.parametrize(
+    "variant", [{}, {"backup_entropy": False}, {"actor_value": "mean"}], ids=str
+)
+def test_evaluations_value_an_action_as_training_does(variant):
+    cfg = config(**variant)
+    learner = make_learner(cfg)
+    net, agent, keys = learner.net, learner.agent, draw.seed_keys(cfg.seeds)
+    obs = draw.normal(keys, draw.ENV, 0, (3, 4))
+    member = torch.tensor([[0, 1, 2], [2, 2, 1]])
+    start, step = torch.zeros(2, 3, dtype=torch.bool), torch.tensor(5)
+    seen = ActInput(obs, start, Previous(torch.zeros(2, 3, A), torch.zeros(2, 3)), member)
+    noise = explore.continuous_noise(keys, step, envs=3, actions=A, eps=0.4, samples=2, policies=N)
+    assert bool(noise.explore.any()) and not bool(noise.explore.all())
+    index = member.view(2, 3, 1, 1, 1).expand(-1, -1, 1, -1, A)
+    own = noise._replace(normal=noise.normal[:, :, :1].gather(3, index))
+    trained = agent.act(net, seen, net.carry(envs=3, evaluating=False), noise=own)
+    carry = net.carry(envs=3, evaluating=True)
+    tested = agent.act(net, seen, carry, noise=noise, evaluating=("mean",))
+    for name in ("action", "value", "bonus"):
+        assert_agree(getattr(tested, name), getattr(trained, name).double())
+    assert bool(tested.bonus.any()) == of_kind(cfg.agent, SacConfig).backup_entropy
+
+
 def test_diagnostics_of_replayed_actions():
     learner = make_learner(config())
     measures = diagnose(learner.agent, learner)
@@ -633,7 +657,40 @@ def test_diagnostics_of_replayed_actions():
     assert measures["action_variance"].shape == (2, N) and (measures["action_variance"] > 0).all()
     assert {"own_data_share", "feature_rank", "dormant_share"} <= set(measures)
     single = make_learner(config(members=1))
-    assert "action_variance" not in diagnose(single.agent, single)
+    several = {"action_variance", "value_spread", "auxiliary_loss"}
+    assert not several & set(diagnose(single.agent, single))
+
+
+def test_diagnostics_of_critics_and_gradients():
+    cfg = config(**VARIANTS["cerl with huber"])
+    learner = make_learner(cfg)
+    found, window = diagnose(learner.agent, learner), learner.sample()
+    dice = learner.agent.dice(learner.keys, learner.updates)
+    slow = slow_losses(cfg, learner, window, None, dice)
+    options, agent = of_kind(cfg.agent, SacConfig), SAC(cfg, seen(cfg), device=CPU)
+    heads, critics = agent.table.heads, options.critics
+    rest = (slow["critic"] - critics * slow["own"]) / (critics * (heads - 1))
+    assert_agree(found["auxiliary_loss"], rest.detach())
+    net = learner.net
+    losses = agent.critic_losses(net, learner.target, agent.batch(net, window), dice)
+    error = (losses.q - losses.target.unsqueeze(2))[..., 0].detach().abs().mean(2)  # [S, N, rows]
+    assert_agree(found["td_error"], error.mean(2))
+    own = window.member[..., 0] == torch.arange(N).view(1, -1, 1)
+    assert_agree(found["td_error_own"], (error * own).sum(2) / own.sum(2))
+    assert_agree(found["td_error_others"], (error * ~own).sum(2) / (~own).sum(2))
+    assert_agree(found["target_value"], losses.target[..., 0].mean(2))
+    q = losses.q[..., 0].detach()
+    value = q.mean(2) if options.actor_value == "mean" else q.amin(2)
+    assert_agree(found["value_spread"], value.std(1).mean(1))
+    for name, sum_, part in (
+        ("gradient_norm", "critic", "critic."),
+        ("actor_gradient_norm", "actor", "actor."),
+        ("temperature_gradient_norm", "temperature", "log_alpha"),
+    ):
+        leaves = [leaf for key, leaf in net.named_parameters() if key.startswith(part)]
+        grads = torch.autograd.grad(slow[sum_].sum(), leaves, retain_graph=True)
+        square = sum(grad.double().flatten(2).square().sum(2) for grad in grads)
+        assert_agree(found[name], torch.as_tensor(square).sqrt())
 
 
 # Torch's compiler makes an instance of the function that cuts images into patches.

@@ -14,14 +14,12 @@ from cerl.bench import runs
 from cerl.config import PrioritisedConfig, load, of_kind
 from cerl.config.contradictions import MOST_PRIORITIES
 from cerl.data import EnvSpec, Row
-from cerl.kernels.sampling import first_valid
 from cerl.replay import Replay
 from cerl.returns import averaging, row_errors
 from cerl.sampler import (
     LARGEST,
     MOST_ROWS,
     UNIT,
-    Drawn,
     Prioritised,
     Ring,
     Sampling,
@@ -401,33 +399,3 @@ def test_prioritised_double_dqn_learns_catch(tmp_path):
         row["return"] for row in rows if (row["step"], row["policy"]) == (12_000, "individual")
     ]
     assert len(scores) == 2 and min(scores) > 0.8  # chance is about -0.6
-
-
-# A sampler of one's own is one class that a replay is given; nothing in the package changes.
-
-
-class Newest(Uniform):
-    """Half of every batch comes from the newest tenth of the rows."""
-
-    def pick(self, sampling: Sampling, *, step: torch.Tensor) -> Drawn:
-        everywhere = super().pick(sampling, step=step)
-        keys, total, real, _ = self.ring
-        seeds, rows, envs = real.shape
-        shape = (sampling.members, sampling.batch, sampling.candidates)
-        age = draw.randint(keys, draw.SHARED, step, shape, high=rows // 10)
-        row = total - 1 - sampling.ahead - age
-        env = draw.randint(keys, draw.ACTION, step, shape, high=envs)
-        seed = torch.arange(seeds).view(-1, 1, 1, 1)
-        (picked,) = first_valid(real[seed, row % rows, env], row, env)
-        newest = Drawn(*picked, weight=picked.hit.float())
-        half = torch.arange(sampling.batch) < sampling.batch // 2
-        return Drawn(*(torch.where(half, a, b) for a, b in zip(newest, everywhere, strict=True)))
-
-
-def test_a_sampler_of_ones_own_is_a_class_that_replay_is_given():
-    replay = Replay(SPEC, keys=draw.seed_keys([0, 1]), capacity=200, device=CPU, sampler=Newest)
-    fill(replay, 150, seeds=slice(2))
-    window = draws(replay, step=torch.tensor(0), batch=64, context=0, ahead=1)
-    age = 149 - window.row // 2
-    assert int(age[:, :, :32].max()) <= 10 < int(age[:, :, 32:].max())
-    assert bool(window.real[..., 0].all()) and float(window.weight.mean()) == 1

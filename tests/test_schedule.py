@@ -1,6 +1,7 @@
 """The Schedule is compared with a loop that counts one agent step after the other."""
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,8 @@ from cerl.config import load
 from cerl.schedule import Schedule
 
 
-def schedule(**changes: int) -> Schedule:
-    plain = {"steps": 100, "envs": 1, "start": 10, "update_every": 4, "updates": 1}
+def schedule(**changes: Any) -> Schedule:
+    plain: dict[str, Any] = {"steps": 100, "envs": 1, "start": 10, "update_every": 4, "updates": 1}
     return Schedule(**{**plain, "policy_every": 1, "refresh": 0, **changes})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from planned import planned
 
 from cerl import stop, training
 from cerl.__main__ import main
@@ -19,12 +20,11 @@ from cerl.envs.gym import Gym
 from cerl.envs.resident import Resident
 from cerl.evaluate import Evaluator
 from cerl.evaluate_run import evaluate_run
-from cerl.record import checkpoint, finished, saver
-from cerl.record.folder import dump
+from cerl.record import checkpoint, failure, finished, saver
 from cerl.record.lock import held, under_way
 from cerl.record.log import Logger
 from cerl.run import Run
-from cerl.sweep.local import Cell, sweep
+from cerl.sweep.local import sweep
 
 TINY = {
     "seeds": (3, 1),
@@ -89,18 +89,24 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, cap
     assert rows(whole) == rows(half)
 
 
-def test_signals_within_a_second_count_once_and_a_later_one_interrupts(monkeypatch):
+def test_signals_count_once_however_often_they_come_and_a_later_ctrl_c_interrupts(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
     with stop.stop_flag() as stopped:
         assert not stopped()
         tell(signal.SIGTERM)
         clock[0] = 0.9
-        tell(signal.SIGTERM)
+        tell(signal.SIGINT)
         assert stopped()
-        clock[0] = 1.1
+        clock[0] = 100.0
+        # SLURM repeats SIGTERM when a job's time is over: the run may still be saving.
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+            tell(number)
+        assert stopped.signals == [
+            *(signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+        ]
         with pytest.raises(KeyboardInterrupt) as caught:
-            tell(signal.SIGTERM)
+            tell(signal.SIGINT)
             time.sleep(1)
         assert caught.type is KeyboardInterrupt
 
@@ -114,12 +120,12 @@ def test_a_signal_right_after_the_run_has_saved_changes_nothing(monkeypatch):
         with stop.stop_flag() as stopped:
             tell(signal.SIGTERM)
             assert stopped()
-        clock[0] = 0.9
+        clock[0] = 0.9 * stop.LATER
         tell(signal.SIGTERM)
         assert not heard
-        clock[0] = 1.1
+        clock[0] = 1.1 * stop.LATER
         tell(signal.SIGTERM)
-        assert heard == [1.1]
+        assert heard == [clock[0]]
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -312,11 +318,11 @@ def test_checkpoints_are_saved_by_the_clock(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch, capsys):
     save, tries = checkpoint.Checkpoints.save, []
 
-    def full(self, state):
+    def full(self, state, **how):
         tries.append(state["iteration"])
         if len(tries) < 4:
             raise checkpoint.CheckpointError("the disk is full")
-        return save(self, state)
+        return save(self, state, **how)
 
     monkeypatch.setattr(saver, "RETRY", 0.0)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
@@ -353,55 +359,59 @@ def test_a_finished_run_is_trained_longer_and_stays_one_run(tmp_path, capsys):
     assert rows(whole) == rows(folder)
     table = pq.read_table(folder / "rows.parquet")
     assert len(set(table["config_hash"].to_pylist())) == 1
-    # A sweep that asks for either length finds it finished.
-    for steps in (80, 160):
-        config = tiny(tmp_path / "longer", schedule={**TINY["schedule"], "steps": steps})
-        assert sweep([config], tmp_path / "longer") == [folder]
 
 
-def cell(config: Config) -> Cell:
-    return Cell(1, config, Path(config.out))
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_trains_a_finished_run_longer_if_the_plan_says_so(tmp_path, jobs):
+    whole = training.train(tiny(tmp_path / "whole"))
+    (run,) = planned([tiny(tmp_path, schedule={**TINY["schedule"], "steps": 80})], tmp_path)
+    (folder,) = sweep([run], tmp_path)
+    before = (folder / finished.FILE).stat()
+    assert sweep([run], tmp_path, jobs=jobs) == [folder]
+    assert (folder / finished.FILE).stat() == before
+    assert sweep([run._replace(steps=160)], tmp_path, jobs=jobs) == [folder]
+    assert rows(whole) == rows(folder)
 
 
 @pytest.mark.slow
 def test_a_sweep_waits_for_runs_of_one_that_was_killed_and_adds_to_their_logs(tmp_path):
     """The parent is killed, its runs train on; the same command waits for them."""
     schedule = {**TINY["schedule"], "steps": 3_000}
-    config = tiny(tmp_path, schedule=schedule, log={**TINY["log"], "every": 1000})
-    program = (
-        "import sys; from cerl.record.folder import load_file; from cerl.sweep.local import sweep; "
-    )
-    program += "sweep([load_file(sys.argv[1])], __import__('pathlib').Path(sys.argv[2]), jobs=2)"
-    dump(config, tmp_path / "asked.yaml")
-    command = [sys.executable, "-c", program, str(tmp_path / "asked.yaml"), str(tmp_path)]
+    log = {**TINY["log"], "every": 1000}
+    (run,) = planned([tiny(tmp_path, schedule=schedule, log=log)], tmp_path)
+    folder = tmp_path / run.folder
+    program = "import sys; from pathlib import Path; from cerl.sweep.local import sweep\n"
+    program += "from cerl.sweep.plan import PlannedRun\n"
+    program += f"sweep([{run}], Path(sys.argv[1]), jobs=2)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while not any(under_way(folder) for folder in cell(config).earlier()):
+    while not under_way(folder):
         assert parent.poll() is None and time.monotonic() < until
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    (folder,) = cell(config).earlier()
     (log,) = (tmp_path / "logs").glob("*.txt")
-    assert sweep([config], tmp_path, jobs=2) == [folder]
-    assert (folder / finished.FILE).is_file() and len(cell(config).earlier()) == 1
-    assert "\0" not in log.read_text()
+    assert sweep([run], tmp_path, jobs=2) == [folder]
+    assert (folder / finished.FILE).is_file()
+    assert log.read_text().count("agent steps each; folder") == 1 and "\0" not in log.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_whose_owner_ends_early_is_taken_over(tmp_path, jobs):
-    config = tiny(tmp_path)
+    (run,) = planned([tiny(tmp_path)], tmp_path)
+    folder = tmp_path / run.folder
     with at_step(60, lambda: tell(signal.SIGTERM)), pytest.raises(stop.Stopped):
-        training.train(config)
-    (folder,) = cell(config).earlier()
+        training.resume(folder)
     program = "import sys, time; from pathlib import Path; from cerl.record.lock import held\n"
     program += "with held(Path(sys.argv[1])): print(flush=True); time.sleep(1)"
     with subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         owner.stdout.readline()
         assert under_way(folder)
-        assert sweep([config], tmp_path, jobs=jobs) == [folder]
+        assert sweep([run], tmp_path, jobs=jobs) == [folder]
     assert (folder / finished.FILE).is_file()
 
 
@@ -424,12 +434,14 @@ def test_one_bad_task_keeps_no_other_from_its_turn(tmp_path, jobs, monkeypatch, 
         "gymnasium.register('Bad-v0', entry_point=make)\n"
     )
     monkeypatch.chdir(tmp_path)
-    bad = tiny(tmp_path / "out", "gym/cartpole", env={"name": "bad_tasks:Bad-v0"})
-    good = tiny(tmp_path / "out")
+    out = tmp_path / "out"
+    bad = tiny(out, "gym/cartpole", env={"name": "bad_tasks:Bad-v0"})
+    runs = planned([bad, tiny(out)], out)
     with pytest.raises(RuntimeError, match=r"(?s)1 of 2 runs failed.*\[/opt/sim/licence\]"):
-        sweep([bad, good], tmp_path / "out", jobs=jobs)
-    (folder,) = cell(good).earlier()
-    assert (folder / finished.FILE).is_file()
+        sweep(runs, out, jobs=jobs)
+    assert (out / runs[1].folder / finished.FILE).is_file()
+    found = failure.read(out / runs[0].folder)
+    assert found is not None and "[/opt/sim/licence]" in found.message and found.tries == 1
 
 
 @pytest.mark.slow

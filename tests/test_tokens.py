@@ -592,6 +592,8 @@ def test_diagnostics_of_sequence_networks_are_finite(name):
     learner = bench.filled_learner(load(name, options), spec, CPU)
     found = diagnose(learner.agent, learner)
     assert {"feature_rank", "dormant_share", "own_data_share"} <= set(found)
+    alone = found.pop("value_spread")
+    assert alone.shape == (2,) and alone.isfinite().all()
     assert all(value.shape == (2, 2) and value.isfinite().all() for value in found.values())
 
 
@@ -764,7 +766,8 @@ def test_policies_and_critics_of_sac_see_images_by_convolutions_of_their_own(kin
         steps = acted(net, rows[-20:], evaluating=True)
         duty = acted(net, rows[-20:], evaluating=False)
         critics = everything(net.critic, last)
-    assert_agree(steps[-1], every[:, :, :, -1])
+    for got, want in zip(steps[-2:], (every, critics), strict=True):
+        assert_agree(got, want[:, :, :, -1])
     for s, e in itertools.product(range(S), range(E)):
         member = rows[-1].member[s, e]
         for got, want in zip(duty[-2:], (every, critics), strict=True):

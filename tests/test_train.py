@@ -11,18 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from options import encoder, suited
+from planned import planned
 
 from cerl import envs, explore, training, wiring
 from cerl.config import Config, GymEnv, load, preset
 from cerl.evaluate_run import evaluate_run
 from cerl.learn import Learner
-from cerl.record import checkpoint, finished, pieces
+from cerl.record import checkpoint, failure, finished, pieces
 from cerl.record.checkpoint import Checkpoints
-from cerl.record.folder import dump, load_file
+from cerl.record.folder import load_file
 from cerl.record.lock import under_way
 from cerl.schedule import Schedule
 from cerl.stop import SAVED, Stopped
-from cerl.sweep.local import Cell, sweep
+from cerl.sweep.local import check_tasks, sweep
 
 TINY = {
     "seeds": (3, 1),
@@ -137,8 +138,8 @@ def stop_at_first_checkpoint(monkeypatch):
     """As a user does: Ctrl-C, here right after the first checkpoint was written."""
     save = Checkpoints.save
 
-    def save_and_interrupt(self, state):
-        path = save(self, state)
+    def save_and_interrupt(self, state, **how):
+        path = save(self, state, **how)
         if state["iteration"]:
             os.kill(os.getpid(), signal.SIGINT)
         return path
@@ -256,14 +257,52 @@ def test_rows_hold_every_member_and_the_vote(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_planned_run_is_a_new_one_to_the_bit_and_says_nothing_of_resuming(tmp_path, capsys):
+    whole = training.train(tiny(tmp_path / "whole"))
+    (run,) = planned([tiny(tmp_path)], tmp_path)
+    capsys.readouterr()
+    folder = training.resume(tmp_path / run.folder)
+    said = capsys.readouterr().out
+    assert "resum" not in said and "checkpoint yet" not in said
+    assert_same(final_state(whole), final_state(folder))
+    times = ["wall_seconds", "config_hash"]
+    for name in ("rows.parquet", "metrics.parquet"):
+        tables = [pq.read_table(path / name) for path in (whole, folder)]
+        own = [
+            table.drop_columns([key for key in times if key in table.column_names])
+            for table in tables
+        ]
+        # As texts, since a metric without a row, such as an error on own rows, is NaN.
+        assert own[0].num_rows and repr(own[0].to_pydict()) == repr(own[1].to_pydict())
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_changes_no_bit_of_a_small_run(tmp_path):
+    """Runs of a sweep get their share of the cores, which depends on how many train at once."""
+    before = torch.get_num_threads()
+    try:
+        one = training.train(tiny(tmp_path / "one", threads=1))
+        assert torch.get_num_threads() == 1
+        two = training.train(tiny(tmp_path / "two", threads=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    first, second = final_state(one), final_state(two)
+    for state in (first, second):
+        state.pop("config")  # the options of the two runs differ in their number of threads
+        state["logger"].pop("config_hash")
+    assert_same(first, second)
+
+
+@pytest.mark.slow
 def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch):
-    configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
-    first = sweep(configs[:1], tmp_path)
+    runs = planned([tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")], tmp_path)
+    first = sweep(runs[:1], tmp_path)
     stop_at_first_checkpoint(monkeypatch)
     with pytest.raises(Stopped):
-        sweep(configs, tmp_path)
+        sweep(runs, tmp_path)
     monkeypatch.undo()
-    folders = sweep(configs, tmp_path)
+    folders = sweep(runs, tmp_path)
     assert folders[0] == first[0]
     assert len(list(tmp_path.glob("*/config.yaml"))) == 2
     assert all((folder / finished.FILE).is_file() for folder in folders)
@@ -271,21 +310,20 @@ def test_sweep_keeps_finished_runs_and_resumes_the_others(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypatch, capsys):
-    configs = [tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")]
+    runs = planned([tiny(tmp_path, name) for name in ("catch/ddqn", "catch/tandem")], tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_at_first_checkpoint(patch)
-        training.train(configs[0])
-    folders = sweep(configs, tmp_path, jobs=2)
+        training.resume(tmp_path / runs[0].folder)
+    folders = sweep(runs, tmp_path, jobs=2)
     assert len(set(folders)) == 2 and all((f / finished.FILE).is_file() for f in folders)
     alone = training.train(tiny(tmp_path / "alone", "catch/ddqn"))
     assert_same(final_state(alone), final_state(folders[0]))
-    output = capsys.readouterr().out
-    assert "resuming" in output and "starting" in output
-    assert sweep(configs, tmp_path, jobs=2) == folders
-    assert capsys.readouterr().out.count("finished before") == 2
+    capsys.readouterr()
+    assert sweep(runs, tmp_path, jobs=2) == folders
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
     broken = tiny(tmp_path, "gym/cartpole", env={"kwargs": {"wheels": 4}})
     with pytest.raises(RuntimeError, match="(?s)1 of 1 runs failed.*wheels"):
-        sweep([broken], tmp_path / "broken", jobs=2)
+        sweep(planned([broken], tmp_path / "broken"), tmp_path / "broken", jobs=2)
 
 
 @pytest.mark.parametrize(
@@ -296,18 +334,17 @@ def test_sweep_side_by_side_trains_resumes_and_names_failures(tmp_path, monkeypa
         ("atari/ddqn", "Pongg", "'Pongg' (did you mean Pong"),
     ],
 )
-def test_sweep_refuses_a_task_that_does_not_exist_before_it_trains_another(
-    tmp_path, preset, name, message
-):
+def test_tasks_that_do_not_exist_are_refused_once_each(tmp_path, preset, name, message):
     if preset.startswith("atari") and not envs.atari_games():
         pytest.skip("no Atari games are installed")
     bad = load(preset, {"env.name": name})
+    other = bad.model_copy(update={"preset": "mine"})
     with pytest.raises(ValueError) as caught:
-        sweep([tiny(tmp_path, "catch/ddqn"), bad, bad], tmp_path)
+        check_tasks([tiny(tmp_path, "catch/ddqn"), bad, bad, other])
     lines = str(caught.value).splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["run 2", "run 3"]
+    assert [line.partition(" on ")[0] for line in lines] == [preset, "mine"]
     assert all(message in line for line in lines)
-    assert list(tmp_path.iterdir()) == []
+    check_tasks([tiny(tmp_path, "catch/ddqn")])
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "CartPole", "my_tasks:Nowhere-v0"])
@@ -318,20 +355,23 @@ def test_names_of_gymnasium_that_may_exist_are_left_to_the_run(name):
 @pytest.mark.slow
 def test_terminated_sweep_ends_its_runs(tmp_path):
     config = tiny(tmp_path, "catch/ddqn", schedule={"steps": 10**9}, log={"checkpoint_every": 40})
-    dump(config, tmp_path / "endless.yaml")
-    command = [sys.executable, "-m", "cerl", "sweep", str(tmp_path / "endless.yaml")]
-    process = subprocess.Popen([*command, "--jobs", "2", "--out", str(tmp_path)])
+    (run,) = planned([config], tmp_path)
+    program = "import sys; from pathlib import Path; from cerl.stop import SAVED, Stopped\n"
+    program += "from cerl.sweep.local import sweep; from cerl.sweep.plan import PlannedRun\n"
+    program += f"try: sweep([{run}], Path(sys.argv[1]), jobs=2)\n"
+    program += "except Stopped: sys.exit(SAVED)"
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    folder = tmp_path / run.folder
     try:
-        cell = Cell(1, config, tmp_path)
-        while not any(checkpoint.files(folder) for folder in cell.earlier()):
+        while not checkpoint.files(folder):
             assert process.poll() is None
             time.sleep(0.1)
         process.terminate()
         assert process.wait(60) == SAVED
     finally:
         process.kill()
-    [folder] = cell.earlier()
     assert not under_way(folder) and not (folder / finished.FILE).exists()
+    assert failure.read(folder) is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""Softmax attention with rotary positions against a loop over queries and keys."""
+"""Masked softmax attention of torch, rotary positions, and blocks made of both.
 
-import math
+`tests/test_fox.py` compares these blocks with a loop over queries and keys.
+"""
 
 import pytest
 import torch
@@ -8,14 +9,27 @@ from rounding import assert_agree
 from torch import Tensor
 from torch.nn import functional as F
 
-from cerl.nets.transformer import Transformer, attention, rotated, visible
+from cerl.nets.fox import Fox
+from cerl.nets.transformer import attend_ring, attend_rows, attention, rotated, visible
 
 S, N, B, W, D, H = 2, 2, 2, 9, 16, 2
 DH = D // H
 
 
-def make(cache: int) -> Transformer:
-    net = Transformer(S, N, width=D, heads=H, cache=cache)
+def make(cache: int) -> Fox:
+    net = Fox(
+        S,
+        N,
+        width=D,
+        heads=H,
+        cache=cache,
+        variant="llama",
+        gate="none",
+        rotary=True,
+        gate_bias=None,
+        prune=None,
+        impl="auto",
+    )
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for leaf in net.parameters():
@@ -23,49 +37,43 @@ def make(cache: int) -> Transformer:
     return net
 
 
-def turned(z: Tensor, at: int) -> Tensor:
-    """Pairs (i, i + Dh / 2) as complex numbers."""
-    half = DH // 2
-    angle = torch.tensor([at * 10000.0 ** (-2 * i / DH) for i in range(half)], dtype=torch.float64)
-    turn = torch.polar(torch.ones(half, dtype=torch.float64), angle)
-    y = torch.complex(z[:half], z[half:]) * turn
-    return torch.cat([y.real, y.imag])
-
-
-@pytest.mark.parametrize("cache", [1, 4, 20])
 @pytest.mark.parametrize("starts", [1, N])
-def test_rows_are_a_loop_over_queries_and_keys(cache, starts):
-    net = make(cache)
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_rows_attend_to_the_keys_that_they_see(starts, key_heads):
     generator = torch.Generator().manual_seed(9)
-    x = torch.randn(S, N, B, W, D, generator=generator)
-    start = torch.rand(S, starts, B, W, generator=generator) < 0.2
-    with torch.no_grad():
-        y, _ = net(x, start, None, None)
+    q = torch.randn(S, N, B, 5, 4, DH, generator=generator)
+    k, v = torch.randn(2, S, N, B, W, key_heads, DH, generator=generator)
+    seen = visible(torch.rand(S, starts, B, W, generator=generator) < 0.3, 5, 4)
+    o = attend_rows(q, k, v, seen)
     for s in range(S):
         for n in range(N):
-            wide, output = (part[s, n].detach().double() for part in net.parameters())
             for b in range(B):
-                begins = start[s, n % starts, b]
-                q, k, v = (x[s, n, b].double() @ wide).view(W, 3, H, DH).unbind(1)
-                for i in range(W):
-                    first = max(j for j in range(i + 1) if j == 0 or begins[j])
-                    seen = range(max(first, i - cache + 1), i + 1)
-                    o = []
-                    for h in range(H):
-                        # Any number may be added to positions.
-                        at = turned(q[i, h], i + 5)
-                        scores = torch.stack([at @ turned(k[j, h], j + 5) for j in seen])
-                        p = (scores / math.sqrt(DH)).softmax(0)
-                        o.append(sum(p[m] * v[j, h] for m, j in enumerate(seen)))
-                    want = torch.cat(o) @ output
-                    assert_agree(y[s, n, b, i], want)
+                for i in range(5):
+                    keys = seen[s, n % starts, b, i].nonzero().flatten()
+                    for h in range(4):
+                        g = h * key_heads // 4
+                        scores = k[s, n, b, keys, g].double() @ q[s, n, b, i, h].double()
+                        p = (scores / DH**0.5).softmax(0)
+                        assert_agree(o[s, n, b, i, h], p @ v[s, n, b, keys, g].double())
+
+
+def test_a_query_attends_to_the_newest_keys_of_its_ring():
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(2, 4, DH, generator=generator)
+    k, v = torch.randn(2, 2, 2, 5, DH, generator=generator)
+    slot, length = torch.tensor([1, 4]), torch.tensor([3, 2])
+    o = attend_ring(q, k, v, slot, length)
+    for g, slots in enumerate(([1, 0, 4], [4, 3])):
+        for h in range(4):
+            scores = k[g, h // 2, slots].double() @ q[g, h].double() / DH**0.5
+            assert_agree(o[g, h], scores.softmax(0) @ v[g, h // 2, slots].double())
 
 
 def test_positions_stay_exact_after_a_million_steps():
     generator = torch.Generator().manual_seed(1)
     q, k = torch.randn(2, 1, 1, 64, generator=generator)
     near, far = (
-        (rotated(q, torch.tensor([first + 3])) * rotated(k, torch.tensor([first]))).sum()
+        (rotated(torch.tensor([first + 3]), q)[0] * rotated(torch.tensor([first]), k)[0]).sum()
         for first in (0, 10**6)
     )
     assert_agree(near, far)

@@ -5,6 +5,7 @@ them measure with one stopwatch (`clock.py`) and print one kind of table (`table
 """
 
 import importlib
+import typing
 
 # For each benchmark: its name on the command line, the module that holds its function (of the same
 # name, with underscores), and what it measures.
@@ -14,6 +15,7 @@ BENCHMARKS = {
     "env": ("runs", "steps of the MinAtar games on the device"),
     "replay": ("runs", "inserting into and sampling from a full replay of frames"),
     "sac": ("sac", "one update of ensembles of SAC"),
+    "sb3": ("sb3", "one agent on one CPU thread against Stable-Baselines3"),
     "sac-tiles": ("sac_tiles", "block sizes of SAC's perceptron kernels"),
     "attention": ("attention", "forgetting attention: forward, backward, a step of acting"),
     "attention-tiles": ("tiles", "block sizes of the attention kernels"),
@@ -21,7 +23,12 @@ BENCHMARKS = {
     "memory-update": ("sequences", "one update with each sequence network"),
     "memory-acting": ("sequences", "one step of acting, with caches and by recomputing the past"),
     "memory-length": ("sequences", "time and memory of an update by the length of windows"),
+    "lm": ("lm", "pruning, memory and speed of forgetting attention in small language models"),
+    "lm-recall": ("lm_recall", "multi-query associative recall with each kind of attention"),
     "checkpoint": ("checkpoint", "writing, saving and loading of checkpoints"),
+    "sweep": ("sweep", "sweeps against the same runs by hand; status and report of many runs"),
+    "report": ("report", "a report of a large study: reading, scores, figures, page"),
+    "intervals": ("intervals", "how often 95% intervals of few seeds hold the true value"),
     "compare": ("compare", "a benchmark under two versions of cerl, run alternately"),
 }
 
@@ -39,11 +46,13 @@ def run(name: str, arguments: list[str]) -> None:
     import tyro
 
     from cerl.arguments import asks_help, filled
+    from cerl.config.form import written_out
 
     module = importlib.import_module(f"cerl.bench.{BENCHMARKS[name][0]}")
     function = getattr(module, name.replace("-", "_"))
     prog = f"cerl bench {name}"
     if name != "compare":
+        arguments = written_out(arguments, typing.get_type_hints(function))
         tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
     elif asks_help(arguments):
         tyro.cli(module.Plan, args=["--help"], prog=prog)

@@ -1,38 +1,38 @@
-"""Times forgetting attention: `cerl bench attention`.
+"""Times forgetting attention, ours and that of others: `cerl bench attention`."""
 
-Rows of q and k have length sqrt(D), so no logit exceeds sqrt(D) in size; `threshold` is the
-threshold for pruning that follows from this bound. The gates `s70` and `s90` decay so fast that 70%
-and 90% of all pairs of a query and an earlier key fall below the threshold.
-"""
-
-import importlib.util
 import math
-import sys
 import time
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cerl.arguments import maybe
+from cerl.bench.attention_work import (
+    GATES,
+    LOG_EPS,
+    Calls,
+    Shape,
+    Work,
+    decay_rate,
+    gates,
+    inputs,
+    paired,
+    threshold,
+)
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
+from cerl.bench.other_attention import Others, installed_fla, load_official, work_gates
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.kernels.attention import forgetting_attention
-from cerl.kernels.attention.plan import Tiles
-from cerl.kernels.attention.pruning import visited
 from cerl.kernels.attention.step import Cache, forgetting_attention_step
 
-LOG_EPS = -10.0  # natural log of the share of a softmax that pruning may leave out
-GATES = ("none", "mild", "s70", "s90")
 OFTEN = ("none", "none+acp", "s70+acp", "s90+acp")  # cases of a shape that `TABLE` does not list
 RUNNING = ("s70+running", "s90+running")
 # The shapes that are timed if none is given, and the cases of each.
 TABLE = {
-    "4,4096,16,64": OFTEN + RUNNING,
+    "4,4096,16,64": ("none", "s70", *OFTEN[1:], *RUNNING),
     "2,16384,16,64": OFTEN + RUNNING,
     "16,1024,8,128": ("none", "s70+acp"),
     "64,256,8,64": ("none", "s70+acp"),
@@ -41,39 +41,14 @@ TABLE = {
 }
 
 
-class Shape(NamedTuple):
-    """The shape of q, k and v, which is the same for all three."""
-
-    batch: int  # B
-    length: int  # T, steps; for an acting step, the keys that the full cache holds
-    heads: int  # H
-    width: int  # D, numbers in a row of one head
-
-
-class Work(NamedTuple):
-    """The call that one line of the table times."""
-
-    step: bool  # an acting step with a full cache; else a whole sequence
-    shape: Shape
-    gate: str  # one of `GATES`
-    pruned: bool
-    running: bool = False  # pruned by the running rule instead of a fixed threshold
-
-    @property
-    def what(self) -> str:
-        return ("step:" if self.step else "") + ",".join(map(str, self.shape))
-
-    @property
-    def case(self) -> str:
-        return self.gate + ("+running" if self.running else "+acp" if self.pruned else "")
-
-
 def attention(
     *,
     shapes: tuple[str, ...] = tuple(TABLE),
     cases: tuple[str, ...] = (),
     official: Annotated[Path | None, maybe("FOLDER")] = None,
     sdpa: bool = False,
+    flex: bool = False,
+    fla: bool = False,
     repeats: int = 20,
     seconds: float = 120.0,
     jobs: int = 0,
@@ -82,33 +57,41 @@ def attention(
     """Times forgetting attention in bf16: forward, forward and backward, and one acting step.
 
     Columns are milliseconds of one call: `graph` replayed in a CUDA graph, `eager` called from
-    Python. Calls follow each other directly, so small inputs stay in the GPU's cache.
+    Python. Calls follow each other directly, so small inputs stay in the GPU's cache. `difference`
+    is the largest difference of an output from ours, as a share of our largest value.
 
     Args:
         shapes: B,T,H,D of a sequence, or step:B,R,H,D of an acting step with a full cache of R keys
         cases: a gate (none, mild, s70, s90), followed by +acp for pruning, or by +running for
             pruning with the running rule, which the authors' code does not have
         official: folder with the authors' forgetting_attention.py, which is then timed too
-        sdpa: also time torch's attention without a gate (flash, cuDNN), in unpruned cases
+        sdpa: also time torch's attention without a gate (flash, cuDNN), in the case none
+        flex: also time torch's FlexAttention with the gate as a change of the scores, in unpruned
+            cases: flex computes no gradient of the gates, flex+gate (T up to 4096) does
+        fla: also time the forgetting attention of flash-linear-attention, in unpruned cases
         repeats: timings of each number, of which the median is taken
         seconds: time limit; rows that have not begun by then are left out
         jobs: processes that compile all kernels first; 0: each is compiled before it is timed
     """
     device, timer = needed_device(), stopwatch(repeats)
     works = parsed(shapes, cases)
-    reference = None if official is None else load_official(official)
+    if official is not None:
+        load_official(official)  # a folder without the file is an error before anything is timed
+    others = Others(official, sdpa, flex, fla and installed_fla())
     end = time.monotonic() + seconds
     if jobs:
         # Works that differ in the gate alone use the same compiled kernels: one of each will do.
         kinds = {(work.step, work.shape, *work[3:]): work for work in works}.values()
-        places = (None,) if official is None else (official, None)
         given = [
-            (work, place) for place in places for work in kinds if place is None or not work.running
+            (work, name, others)
+            for work in kinds
+            for name in implementations(work, others, device)
+            if name not in ("flash", "cudnn")
         ]
         compiled(call, given, jobs=jobs, seconds=0.6 * seconds)
     table = Table("attention", output, device=device_name(device), title="attention, bf16")
     for work in works:
-        impls = implementations(work, reference, device, sdpa=sdpa)
+        impls = implementations(work, others, device)
         measure(table, work, impls, timer, end=end)
     return table.finished()
 
@@ -143,75 +126,19 @@ def parsed_shape(text: str) -> Shape:
     return Shape(*map(int, sizes))
 
 
-def inputs(
-    shape: Shape, *, device: torch.device, dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k (rows of length sqrt(D)), v and the gradient of the output, [B, T, H, D]."""
-    generator = torch.Generator(device).manual_seed(seed)
-    q, k, v, do = (torch.randn(shape, device=device, generator=generator) for _ in range(4))
-    q, k = (math.sqrt(shape.width) * F.normalize(x, dim=3) for x in (q, k))
-    q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
-    return q, k, v, do
-
-
-def threshold(shape: Shape) -> float:
-    """The threshold on D_ij (natural log) that is safe if no logit exceeds sqrt(D) in size.
-
-    Source: docs/attention.md, "Pruning".
-    """
-    return LOG_EPS - math.log(shape.length) - 2.0 * math.sqrt(shape.width)
-
-
-def decay_rate(gate: str, shape: Shape) -> float:
-    """Mean of -log f per step, in nats, of the gates none, s70 and s90."""
-    if gate == "none":
-        return 0.0
-    share = {"s70": 0.7, "s90": 0.9}[gate]
-    # A share (1 - w / T)^2 of all pairs is at least w steps apart. The rate is chosen so that the
-    # decay over w steps is the threshold, for the w that makes this share the wanted one.
-    return -threshold(shape) / (shape.length * (1.0 - math.sqrt(share)))
-
-
-def gates(gate: str, shape: Shape, *, device: torch.device, seed: int = 1) -> Tensor:
-    """Random gates log_f [B, T, H] float32.
-
-    Uniform between 0.5 and 1.5 times the negative `decay_rate`; for the gate mild about -0.005.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-    u = torch.rand(shape[:3], device=device, generator=generator)
-    if gate == "mild":
-        return F.logsigmoid(4.0 + 4.0 * u)
-    return -decay_rate(gate, shape) * (0.5 + u)
-
-
-class Calls(NamedTuple):
-    """The calls of one implementation that are timed."""
-
-    forward: Callable[[], Any]
-    both: Callable[[], tuple[Tensor, ...]] | None  # forward and backward; None: an acting step
-    skipped: float | None  # share of the tiles up to the diagonal that pruning skips
-
-
 def implementations(
-    work: Work, reference: Any, device: torch.device, *, sdpa: bool = False
+    work: Work, others: Others, device: torch.device
 ) -> dict[str, Callable[[], Calls]]:
     """Functions that prepare the calls of each implementation, by name.
 
     Ours comes first, since `measure` compares the others with it.
-
-    Args: reference, the module of the authors' code or None; sdpa, include torch's attention.
     """
-    made: dict[str, Callable[[], Calls]] = {}
+    ours = step_calls if work.step else sequence_calls
+    made: dict[str, Callable[[], Calls]] = {"ours": lambda: ours(work, device)}
     if work.step:
-        made["ours"] = lambda: step_calls(work, device)
-    else:
-        made["ours"] = lambda: sequence_calls(work, device)
-    if reference is not None and not work.running:
-        make = official_step_calls if work.step else official_calls
-        made["official"] = lambda: make(reference, work, device)
-    if sdpa and not work.step and not work.pruned:
-        for name in ("flash", "cudnn"):
-            made[name] = lambda name=name: sdpa_calls(name, work, device)
+        made["one query"] = lambda: one_query_calls(work, device)
+    for name in others.names(work):
+        made[name] = lambda name=name: others.calls(name, work, device)
     return made
 
 
@@ -237,54 +164,6 @@ def sequence_calls(
     return paired(attend, (q, k, v, log_f), do, float(skipped.mean()))
 
 
-def paired(attend: Callable[..., Tensor], x: Sequence[Tensor], do: Tensor, skipped: float) -> Calls:
-    """The calls of an operator: forward, and forward with the gradients of all inputs.
-
-    Args: attend, the operator; x, its inputs; do, the gradient of its output.
-    """
-    leaves = tuple(tensor.requires_grad_() for tensor in x)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return attend(*leaves)
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(*leaves), leaves, do)
-
-    return Calls(forward, both, skipped)
-
-
-def official_calls(reference: Any, work: Work, device: torch.device) -> Calls:
-    """The calls of the authors' operator on the same inputs, under the same threshold."""
-    shape = work.shape
-    log_f = gates(work.gate, shape, device=device)
-    limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> Tensor:
-        return reference.forgetting_attention(q, k, v, log_f, adaptive_threshold=limit)
-
-    q, k, v, do = inputs(shape, device=device)
-    skipped = 0.0
-    if work.pruned:
-        batch, length, heads, width = shape
-        sizes = reference.get_fwd_config(batch, heads, length, length, width, True)
-        skipped = skipped_share(log_f, Tiles(*sizes[:2]), threshold(shape))
-    return paired(attend, (q, k, v, log_f), do, skipped)
-
-
-def skipped_share(log_f: Tensor, tiles: Tiles, limit: float) -> float:
-    """Share of the tiles up to the diagonal in which even the largest D_ij is below a threshold.
-
-    Args: log_f [B, T, H]; limit, the threshold.
-    """
-    length = log_f.shape[1]
-    kept, causal = (
-        visited(log_f, queries=length, tiles=tiles, threshold=given).sum()
-        for given in (limit, None)
-    )
-    return 1.0 - float(kept) / float(causal)
-
-
 def step_calls(work: Work, device: torch.device, *, dtype: torch.dtype = torch.bfloat16) -> Calls:
     """The call of our acting step with a full cache, which includes appending the new key.
 
@@ -307,66 +186,19 @@ def step_calls(work: Work, device: torch.device, *, dtype: torch.dtype = torch.b
     return Calls(step, None, None)
 
 
-def official_step_calls(reference: Any, work: Work, device: torch.device) -> Calls:
-    """The call of the authors' operator with one query and all keys; no key is appended."""
+def one_query_calls(work: Work, device: torch.device) -> Calls:
+    """The call of our operator on sequences with one query and all keys; no key is appended."""
     shape = work.shape
-    log_f = torch.full(shape[:3], -decay_rate(work.gate, shape), device=device)
-    limit = torch.full((shape.heads,), threshold(shape), device=device) if work.pruned else None
+    log_f = work_gates(work, device)
+    limit = (
+        torch.full((shape.batch, shape.heads), threshold(shape), device=device)
+        if work.pruned
+        else None
+    )
     q, k, v, _ = inputs(shape, device=device)
     last = q[:, -1:].contiguous()
-
-    def step() -> Tensor:
-        with torch.no_grad():
-            return reference.forgetting_attention(last, k, v, log_f, adaptive_threshold=limit)
-
-    return Calls(step, None, None)
-
-
-def sdpa_calls(name: str, work: Work, device: torch.device) -> Calls:
-    """The calls of torch's causal attention, which has no gate. Args: name, flash or cudnn."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kinds = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(kinds[name]):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    tensors = inputs(work.shape, device=device)
-    q, k, v, do = (x.transpose(1, 2).contiguous() for x in tensors)
-    return paired(attend, (q, k, v), do, 0.0)
-
-
-def load_official(folder: Path) -> types.ModuleType:
-    """Imports the authors' forgetting_attention.py from a folder.
-
-    The file needs only torch, triton and einops. einops need not be installed: one function of it
-    is replaced here.
-
-    Raises: ValueError if the folder does not have the file.
-    """
-    places = [folder / below for below in ("", "src/forgetting_transformer/ops")]
-    found = [place / "forgetting_attention.py" for place in places]
-    path = next((path for path in found if path.is_file()), None)
-    if path is None:
-        raise ValueError(
-            f"--official: expected a folder with forgetting_attention.py, got {folder}; give the "
-            "root of the forgetting-transformer repository, or the folder of that file"
-        )
-    spec = importlib.util.spec_from_file_location("official_forgetting_attention", path)
-    assert spec is not None and spec.loader is not None, f"{path} is a Python file"
-    module = importlib.util.module_from_spec(spec)
-    # The file uses one function of einops, `rearrange`, and only to swap time and heads.
-    missing = importlib.util.find_spec("einops") is None
-    if missing:
-        sys.modules["einops"] = types.ModuleType("einops")
-        vars(sys.modules["einops"])["rearrange"] = lambda x, pattern: x.transpose(1, 2)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        if missing:
-            del sys.modules["einops"]
-    return module
+    call = lambda: forgetting_attention(last, k, v, log_f, threshold=limit)  # noqa: E731
+    return Calls(torch.no_grad()(call), None, None)
 
 
 def measure(
@@ -381,7 +213,7 @@ def measure(
 
     Args: impls, from `implementations`; end, `time.monotonic()` after which rows are left out.
     """
-    ours = None
+    ours = wanted = None
     for name, make in impls.items():
         row: Row = {"shape": work.what, "case": work.case, "what": name}
         if time.monotonic() > end:
@@ -391,15 +223,18 @@ def measure(
             calls = make()
             forward = timer(calls.forward)
             both = None if calls.both is None else timer(calls.both)
+            output = None if calls.both is None else by_heads(calls)
         except Exception as error:  # one kernel failed on one shape; the other rows are still timed
             table.fail(row, error)
             continue
         whole = both or forward
-        ours = whole if name == "ours" else ours
+        if name == "ours":
+            ours, wanted = whole, output
         table.add(
             row
             | {
                 "skipped": calls.skipped,
+                "difference": difference(output, None if name == "ours" else wanted),
                 "fwd graph": forward.graph,
                 "fwd eager": forward.eager,
                 "fwd+bwd graph": both and both.graph,
@@ -410,15 +245,25 @@ def measure(
         )
 
 
-def call(work: Work, official: Path | None) -> None:
+def by_heads(calls: Calls) -> Tensor:
+    """The output of the call forward, [B, T, H, D]."""
+    o = calls.forward()
+    return o.transpose(1, 2) if calls.heads_first else o
+
+
+def difference(o: Tensor | None, ours: Tensor | None) -> float | None:
+    """Largest difference of two outputs, as a share of the largest value of ours."""
+    if o is None or ours is None:
+        return None
+    return float((o.float() - ours.float()).abs().amax() / ours.float().abs().amax())
+
+
+def call(work: Work, name: str, others: Others) -> None:
     """Calls one implementation once, so that its kernels are compiled.
 
-    Args: official, folder of the authors' file; None: our implementation.
+    Args: name, a key of `implementations`.
     """
-    device = needed_device()
-    reference = None if official is None else load_official(official)
-    name = "ours" if reference is None else "official"
-    calls = implementations(work, reference, device)[name]()
+    calls = implementations(work, others, needed_device())[name]()
     calls.forward()
     if calls.both is not None:
         calls.both()

@@ -25,6 +25,7 @@ from cerl.envs import make
 from cerl.learn import Learner
 from cerl.record import checkpoint as checkpoints
 from cerl.record import pieces
+from cerl.replay import fill_randomly
 
 
 def checkpoint(
@@ -68,7 +69,7 @@ def checkpoint(
         if what == "frames":
             _draw_frames(learner.replay.obs)
         else:
-            runs.fill_randomly(learner.replay, _spec(config, place), config.ensemble.members)
+            fill_randomly(learner.replay, _spec(config, place), config.ensemble.members)
         for rate in pace:
             with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as place_:
                 measured = _measured(learner, Path(place_), rate, megabytes)

@@ -16,17 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from cerl.bench.attention import LOG_EPS, Shape, inputs, paired, threshold
+from cerl.bench.attention_work import LOG_EPS, Shape, inputs, paired, threshold
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch, untimed
 from cerl.bench.table import Output, Row, Table
 from cerl.kernels.attention import forgetting_attention
 from cerl.record.files import write_atomically
-from cerl.report.plots import COLOURS
+from cerl.report.figures import canvas
+from cerl.report.figures.look import ROLES, VARIANTS
+
+COLOURS = [colour for colour, _ in (*ROLES.values(), *VARIANTS)]
 
 SCHEMA = pa.schema(
     [
@@ -173,15 +175,36 @@ def save(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Plots times, skipped tiles and errors against the decay, with a colour for each length."""
-    figure = Figure(figsize=(10.0, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2).ravel()
+    """Plots skipped tiles and times against the decay, with a colour for each length; and errors,
+    unless there is none."""
     lengths = sorted({row["length"] for row in rows})
     looks = {
-        length: {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv"[i % 5], "markersize": 4}
+        length: {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv"[i % 5], "markersize": 3.5}
         for i, length in enumerate(lengths)
     }
+    exact = not any(row["error"] or row["error_fp32"] for row in rows if row["pruned"])
+    grey = {"color": canvas.GREY, "linewidth": 1.3}
+    handles = [
+        *(Line2D([], [], label=f"T = {length:,}", **look) for length, look in looks.items()),
+        Line2D([], [], label="pruning on", **grey),
+        Line2D([], [], label="pruning off", linestyle="--", **grey),
+    ]
+    if not exact:
+        handles += [
+            Line2D([], [], label="difference in bf16", linestyle="-.", **grey),
+            Line2D([], [], label="allowed, before rounding", linestyle=":", **grey),
+        ]
+    figure, panels = canvas.sheet(3 if exact else 4, handles, height=2.0)
+    labels = [
+        ("tiles that pruning skips", "share of causal tiles (%)"),
+        ("forward", "time (ms)"),
+        ("forward and backward", "time (ms)"),
+        ("largest difference (float32)", "difference, in units of v"),
+    ]
+    for panel, (title, unit) in zip(panels, labels, strict=False):
+        canvas.head(panel, title)
+        canvas.label(panel, x="mean -log f (nats a step)", y=unit)
+        panel.set_xscale("log")
     for length, look in looks.items():
         on, off = (
             [row for row in rows if row["length"] == length and row["pruned"] == pruned]
@@ -191,42 +214,25 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for panel, name in zip(panels[1:3], ("forward", "both"), strict=True):
             _curve(panel, on, name, 1.0, look)
             _curve(panel, off, name, 1.0, look | {"linestyle": "--", "marker": ""})
-        _curve(panels[3], on, "error_fp32", 1.0, look)
-        _curve(panels[3], on, "error", 1.0, look | {"linestyle": "-."})
-    allowed = [row["allowed"] for row in rows if row["pruned"]]
-    if allowed:
-        panels[3].axhline(min(allowed), color="#555555", linestyle=":", linewidth=1.5)
-    labels = (
-        ("Tiles that pruning skips", "share of causal tiles (%)"),
-        ("Forward", "time (ms)"),
-        ("Forward and backward", "time (ms)"),
-        ("Largest |o - unpruned o|", "difference, in units of v"),
-    )
-    for panel, (title, unit) in zip(panels, labels, strict=True):
-        panel.set_title(title, fontsize=11)
-        panel.set_ylabel(unit)
-        panel.set_xlabel("mean decay, -log f (nats per step)")
-        panel.set_xscale("log")
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        if not exact:
+            _curve(panels[3], on, "error_fp32", 1.0, look)
+            _curve(panels[3], on, "error", 1.0, look | {"linestyle": "-."})
     for panel in panels[1:3]:
         panel.set_yscale("log")
-    panels[3].set_yscale("symlog", linthresh=1e-8)  # an error may be zero
-    panels[3].set_ylim(bottom=0.0)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    if not exact:
+        panels[3].axhline(
+            min(row["allowed"] for row in rows if row["pruned"]), linestyle=":", **grey
+        )
+        panels[3].set_yscale("symlog", linthresh=1e-8)  # an error may be zero
+        panels[3].set_ylim(bottom=0.0)
     panels[0].set_ylim(0, 100)
-    grey = {"color": "#555555", "linewidth": 1.8}
-    handles = [
-        *(Line2D([], [], label=f"T = {length}", **look) for length, look in looks.items()),
-        Line2D([], [], label="pruning on (difference: float32)", **grey),
-        Line2D([], [], label="pruning off", linestyle="--", **grey),
-        Line2D([], [], label="bf16 (difference)", linestyle="-.", **grey),
-        Line2D([], [], label="allowed, before rounding", linestyle=":", **grey),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=140))
+    canvas.save(canvas.dress(figure), path)
 
 
 def _curve(panel: Any, rows: Sequence[Row], name: str, unit: float, look: dict[str, Any]) -> None:
     points = sorted((row["decay"], unit * row[name]) for row in rows)
     if points:
-        panel.plot(*zip(*points, strict=True), linewidth=1.8, **look)
+        panel.plot(*zip(*points, strict=True), linewidth=1.3, **look)

@@ -19,6 +19,7 @@ MEASURED = {
     "call us": "us",
     "us": "us",
     "ms": "ms",
+    "s": "s",
     "fwd graph": "ms",
     "fwd eager": "ms",
     "fwd+bwd graph": "ms",
@@ -36,8 +37,11 @@ DERIVED = frozenset(
         *("million steps a second", "agent steps a second, all seeds", "updates a second"),
         *("updates/s", "rows/us", "attention", "ratio", "graph/ours", "eager/ours", "official JAX"),
         *("cache MiB", "GB", "ring MB", "on disk MB", "file MB", "streamed MB/s", "pause max ms"),
-        *("pause %", "skipped", "error", "error_fp32", "threshold", "allowed"),
-        *("registers", "spills", "shared", "regs/spills/shared"),
+        *("pause %", "skipped", "range", "error", "error_fp32", "threshold", "allowed"),
+        *("cpu s", "% of training"),
+        *("held-out loss", "exact match"),
+        *("t", "studentised", "bca", "percentile", "hierarchical"),  # coverage of intervals, %
+        *("registers", "spills", "shared", "regs/spills/shared", "difference"),
     )
 )
 # Keys that a written row has beside the columns of its table.

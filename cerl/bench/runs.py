@@ -15,11 +15,12 @@ from cerl.bench.table import Output, Rows, Table
 from cerl.config import Config, MinAtarEnv, SacConfig, load
 from cerl.data import EnvSpec, Row
 from cerl.device.pick import pick
+from cerl.diagnose import measurements
 from cerl.envs import make
 from cerl.envs.api import VecEnv
 from cerl.graph import captured
 from cerl.learn import Learner
-from cerl.replay import Replay
+from cerl.replay import Replay, fill_randomly
 from cerl.sampler import Sampling, sampler_of
 
 
@@ -40,31 +41,6 @@ def filled_learner(config: Config, spec: EnvSpec, device: torch.device) -> Learn
     )
     fill_randomly(replay, spec, config.ensemble.members)
     return Learner(config, agent, agent.build(keys=keys), replay, keys=keys)
-
-
-def fill_randomly(replay: Replay, spec: EnvSpec, members: int) -> None:
-    """Fills every row of a replay with random numbers, in episodes of 100 rows.
-
-    Args: spec of the environments that would have made the rows; members, N, who acted.
-    """
-    generator = torch.Generator(replay.obs.device).manual_seed(0)
-    if spec.dtype.is_floating_point:
-        replay.obs.normal_(generator=generator)
-    else:
-        for block in replay.obs.view(-1).view(torch.uint8).split(1 << 28):
-            high = 2 if spec.dtype == torch.bool else 256
-            block.random_(0, high, generator=generator)
-    if spec.continuous:
-        replay.action.uniform_(-1, 1, generator=generator)
-    else:
-        replay.action.random_(0, spec.actions, generator=generator)
-    replay.member.random_(0, members, generator=generator)
-    replay.reward.uniform_(-1, 1, generator=generator)
-    ends = torch.arange(replay.rows, device=replay.real.device).view(1, -1, 1) % 100
-    replay.terminated.copy_((ends == 98).expand_as(replay.terminated))
-    replay.real.copy_((ends != 99).expand_as(replay.real))
-    replay.total.fill_(replay.rows)
-    replay.sampler.added(torch.arange(replay.rows, device=replay.real.device))
 
 
 def first_seeds(count: int) -> tuple[int, ...]:
@@ -271,6 +247,8 @@ def train(
 ) -> Rows:
     """Times the parts of a training step (act, env, insert, update) and the whole loop.
 
+    Also times the diagnostics that are made whenever a run logs, and their share of training.
+
     Args:
         presets: presets whose training is timed
         seeds: number of seeds, S
@@ -327,10 +305,15 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
         "sample": captured(lambda: _drop(learner.sample()), place),
         "update": update,
         "iteration": iteration,
+        "diagnostics": lambda: _drop(measurements(learner, collector)),
     }
+    whole_step = 0.0
     for name, step in pieces.items():
-        spent = microseconds(step, place, calls=calls)
+        logs = name == "diagnostics"  # they are made once in log.every agent steps
+        spent = microseconds(step, place, calls=max(1, calls // 50) if logs else calls)
         whole = name == "iteration"
+        whole_step = spent if whole else whole_step
+        between = whole_step * config.log.every / envs  # training from one log to the next
         table.add(
             {
                 "what": preset,
@@ -343,6 +326,7 @@ def _time_training(table: Table, config: Config, preset: str, *, calls: int, pro
                 if whole
                 else None,
                 "updates a second": envs / every * 1e6 / spent if whole else None,
+                "% of training": 100 * spent / (spent + between) if logs else None,
             }
         )
     if profile:

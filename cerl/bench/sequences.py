@@ -1,21 +1,21 @@
 """Times sequence networks: `cerl bench {memory-update,memory-acting,memory-length}`.
 
-FoX is compared with softmax attention (transformer), a recurrent unit (gru) and no memory (mlp), in
-networks with as many parameters; `definition` is FoX in plain torch. Replay holds random rows of
+FoX is compared with softmax attention (transformer, by our kernel or by torch), a recurrent unit
+(gru) and no memory (mlp), in networks with as many parameters; `transformer-pro` has all of FoX Pro
+but its gates, and `definition` is FoX in plain torch. Replay holds random rows of
 one endless episode: attention then sees whole windows, and only pruning skips work.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cerl import draw, wiring
 from cerl.bench.clock import Timing, device_name, microseconds, profiled
-from cerl.bench.runs import fill_randomly
 from cerl.bench.table import Output, Row, Rows, Table
 from cerl.config import AttentionOptions, Config, load, of_kind
 from cerl.config.errors import section_models
@@ -24,19 +24,30 @@ from cerl.device.pick import pick
 from cerl.graph import captured
 from cerl.kernels.attention import forgetting_attention
 from cerl.learn import Learner
-from cerl.replay import Replay
+from cerl.replay import Replay, fill_randomly
 
 ENVS, OBSERVATION, ACTIONS = 8, 8, 4
-# Name of a network: (encoder.name, variant of FoX whose number of parameters it has, whether its
-# attention is computed by the definition in plain torch instead of the kernels).
-NETS: dict[str, tuple[str, str, bool]] = {
-    "fox-llama": ("fox", "llama", False),
-    "fox-pro": ("fox", "pro", False),
-    "transformer": ("transformer", "pro", False),
-    "gru": ("gru", "pro", False),
-    "mlp": ("mlp", "pro", False),
-    "fox-llama definition": ("fox", "llama", True),
-    "fox-pro definition": ("fox", "pro", True),
+
+
+class Net(NamedTuple):
+    """A network that is timed."""
+
+    kind: str  # `encoder.name`
+    variant: str = "pro"  # the variant of FoX whose number of parameters it has
+    reference: bool = False  # attention by the definition in plain torch instead of the kernels
+    options: dict[str, Any] = {}  # further options of the encoder
+
+
+NETS: dict[str, Net] = {
+    "fox-llama": Net("fox", "llama"),
+    "fox-pro": Net("fox"),
+    "transformer": Net("transformer"),
+    "transformer torch": Net("transformer", options={"attention": "torch"}),
+    "transformer-pro": Net("fox", options={"gate": "none", "gate_scales": (), "rotary": True}),
+    "gru": Net("gru"),
+    "mlp": Net("mlp"),
+    "fox-llama definition": Net("fox", "llama", True),
+    "fox-pro definition": Net("fox", reference=True),
 }
 
 
@@ -81,7 +92,8 @@ def memory_update(
     The column `attention` is the share of this time that the attention of FoX takes.
 
     Args:
-        nets: fox-llama, fox-pro, transformer, gru, mlp, fox-llama definition, fox-pro definition
+        nets: fox-llama, fox-pro, transformer, transformer torch, transformer-pro, gru, mlp,
+            fox-llama definition, fox-pro definition
         windows: lengths of a window, W, in rows
         batch: windows in a batch, B
         profile: print the kernels of an update with their times (CUDA)
@@ -94,7 +106,7 @@ def memory_update(
         update = captured(learner.update, place)
         spent = microseconds(update, place, calls=timing.calls)
         share = None
-        if NETS[name][0] == "fox" and not NETS[name][2]:
+        if NETS[name].kind == "fox" and not NETS[name].reference:
             share = _attention(learner.config, place, calls=timing.calls) / spent
         row: Row = {"what": name, "W": window, "B": batch} | sizes.columns()
         table.add(row | {"microseconds": spent, "updates/s": 1e6 / spent, "attention": share})
@@ -147,6 +159,7 @@ def memory_length(
     nets: tuple[str, ...] = ("fox-llama", "fox-pro", "transformer"),
     lengths: tuple[int, ...] = (64, 256, 1024, 4096),
     prune: float = -10.0,
+    rule: Literal["static", "running"] = "static",
     scales: tuple[float, float] = (8.0, 64.0),
     batch: int = 8,
     sizes: Sizes = Sizes(),
@@ -161,6 +174,7 @@ def memory_length(
         nets: as in memory-update
         lengths: lengths of a window, W, in rows
         prune: natural log of the share of a softmax that pruning may leave out
+        rule: of pruning, static or running
         scales: shortest and longest time scale of the gates, in steps
         batch: windows in a batch, B
     """
@@ -169,6 +183,7 @@ def memory_length(
     table = Table("memory-length", output, device=device_name(place), title=title)
     for name, window, log_eps in _lengths(nets, lengths, prune):
         options = {"prune": log_eps, "gate_scales": scales}
+        options |= {"rule": rule} if log_eps else {}
         learner = _learner(name, place, sizes, window=window, batch=batch, **options)
         peak = _peak(learner, place)
         spent = microseconds(captured(learner.update, place), place, calls=timing.calls)
@@ -188,7 +203,7 @@ def _lengths(
     """The cases of `memory_length`: name of the network, rows of a window, and `prune` (0: off)."""
     for name, window in itertools.product(nets, lengths):
         yield name, window, 0.0
-        if name in NETS and NETS[name][0] == "fox":
+        if name in NETS and NETS[name].kind == "fox" and "gate" not in NETS[name].options:
             yield name, window, prune
 
 
@@ -203,7 +218,7 @@ def _learner(
     """
     if name not in NETS:
         raise ValueError(f"nets: expected some of {', '.join(NETS)}; got {name!r}")
-    kind, variant, reference = NETS[name]
+    net = NETS[name]
     capacity = ENVS * max(4 * window, 2_000)
     config = load(
         "memory/fox",
@@ -212,7 +227,7 @@ def _learner(
             "env": {"family": "gym", "envs": ENVS},
             "net": {"hidden": (sizes.width,)},
             "ensemble": {"members": sizes.members, "heads": "cerl"},
-            "encoder": _encoder(kind, variant, sizes, window=window, **more),
+            "encoder": _encoder(net, sizes, window=window, **more),
             "replay": {"capacity": capacity, "start": capacity, "batch": batch, "candidates": 8},
             "schedule": {"steps": 2 * capacity},
             "explore": {"end": 0.0},
@@ -225,26 +240,27 @@ def _learner(
     fill_randomly(replay, spec, sizes.members)
     replay.terminated.fill_(False)
     replay.real.fill_(True)
-    net = agent.build(keys=keys)
-    if reference:
-        for module in net.trunk.modules():
+    built = agent.build(keys=keys)
+    if net.reference:
+        for module in built.trunk.modules():
             if hasattr(module, "impl"):
                 module.impl = "reference"
-    return Learner(config, agent, net, replay, keys=keys)
+    return Learner(config, agent, built, replay, keys=keys)
 
 
-def _encoder(kind: str, variant: str, sizes: Sizes, *, window: int, **more: Any) -> dict[str, Any]:
+def _encoder(net: Net, sizes: Sizes, *, window: int, **more: Any) -> dict[str, Any]:
     """Options of the section `encoder`; those that the kind does not have are left out.
 
-    Args: kind, `encoder.name`; window, rows of a window; more, further options.
+    Args: window, rows of a window; more, further options, which those of the network override.
     """
     options = {
         **{"layers": sizes.layers, "width": sizes.width, "precision": sizes.precision},
-        **{"heads": sizes.heads, "variant": variant, "sized_like": variant},
-        **{"learnt": window - 2, "sampling": "uniform", "cache": window, **more},
+        **{"heads": sizes.heads, "variant": net.variant, "sized_like": net.variant},
+        **{"learnt": window - 2, "sampling": "uniform", "cache": window},
+        **{"prune": 0.0, **more, **net.options},
     }
-    known = section_models(Config, "encoder")[kind].model_fields
-    return {"name": kind} | {name: value for name, value in options.items() if name in known}
+    known = section_models(Config, "encoder")[net.kind].model_fields
+    return {"name": net.kind} | {name: value for name, value in options.items() if name in known}
 
 
 def _attention(config: Config, device: torch.device, *, calls: int) -> float:

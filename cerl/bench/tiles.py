@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cerl.bench.attention import Work, parsed, sequence_calls, step_calls
+from cerl.bench.attention import parsed, sequence_calls, step_calls
+from cerl.bench.attention_work import Work
 from cerl.bench.clock import Timer, compiled, device_name, needed_device, stopwatch
 from cerl.bench.table import Output, Printed, Row, Rows, Table
 

@@ -41,9 +41,11 @@ from cerl.config.options import LogConfig as LogConfig
 from cerl.config.options import LossConfig as LossConfig
 from cerl.config.options import NetConfig as NetConfig
 from cerl.config.options import OptimConfig as OptimConfig
+from cerl.config.options import OriginConfig as OriginConfig
 from cerl.config.options import ReplayConfig as ReplayConfig
 from cerl.config.options import RmsPropConfig as RmsPropConfig
 from cerl.config.options import ScheduleConfig as ScheduleConfig
+from cerl.config.samplers import OwnSamplerConfig as OwnSamplerConfig
 from cerl.config.samplers import PrioritisedConfig as PrioritisedConfig
 from cerl.config.samplers import SamplerConfig as SamplerConfig
 from cerl.config.samplers import UniformConfig as UniformConfig

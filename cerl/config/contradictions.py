@@ -12,7 +12,8 @@ from cerl.config.encoders import (
     SequenceOptions,
 )
 from cerl.config.options import Config
-from cerl.config.samplers import PrioritisedConfig
+from cerl.config.own import is_own
+from cerl.config.samplers import OwnSamplerConfig, PrioritisedConfig
 
 # Largest accepted probability that no candidate for a slot of a batch is a row of the member that
 # the batch belongs to (loss.batches own and disjoint). Such a slot is lost: its weight is 0.
@@ -36,6 +37,8 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _sampler(config)
     yield from _capacity(config)
     yield from _length_of_run(config)
+    yield from _kept(config)
+    yield from _at_rest(config)
     if isinstance(config.encoder, SequenceOptions):
         yield from _windows(config, config.encoder)
         yield from _states(config, config.encoder)
@@ -232,6 +235,11 @@ def _sampler(config: Config) -> Iterator[str]:
     rows are drawn uniformly, and rows at which no window begins never get a priority of their own.
     """
     sampler, batches = config.replay.sampler, config.loss.batches
+    if isinstance(sampler, OwnSamplerConfig) and not is_own(sampler.by):
+        yield (
+            "replay.sampler.by: expected MODULE:NAME, the class of your sampler, e.g. "
+            f"my_module:MySampler, got {sampler.by!r}"
+        )
     if not isinstance(sampler, PrioritisedConfig):
         return
     if batches in ("own", "disjoint"):
@@ -264,7 +272,8 @@ def smallest_share(config: Config) -> float:
 def _capacity(config: Config) -> Iterator[str]:
     """Whether replay is large enough, and full enough before the first update."""
     replay, envs, window = config.replay, config.env.envs, config.rows_of_window.total
-    if replay.capacity < replay.start:
+    # A fork begins with rows, so it does not have to collect them first.
+    if replay.capacity < replay.start and config.origin.forked_at < replay.start:
         yield (
             f"replay.capacity: expected at least replay.start ({replay.start}), the steps before "
             f"the first update, got {replay.capacity}"
@@ -295,6 +304,43 @@ def _length_of_run(config: Config) -> Iterator[str]:
         yield (
             f"schedule.steps: the run would end before its first update; expected at least "
             f"replay.start ({config.replay.start}), got {config.schedule.steps}"
+        )
+
+
+def _kept(config: Config) -> Iterator[str]:
+    """Whether the run reaches the agent steps whose checkpoints are to be kept."""
+    steps = config.schedule.steps
+    wrong = [step for step in config.log.keep if not 1 <= step <= steps]
+    if wrong:
+        yield (
+            f"log.keep: expected agent steps from 1 to schedule.steps ({steps}), got "
+            f"{' '.join(map(str, wrong))}"
+        )
+    if config.log.keep_every > steps:
+        yield (
+            f"log.keep_every: expected at most schedule.steps ({steps}), got "
+            f"{config.log.keep_every}"
+        )
+
+
+def _at_rest(config: Config) -> Iterator[str]:
+    """Members that do not learn, and rows that do not change."""
+    ensemble, origin = config.ensemble, config.origin
+    if wrong := [k for k in ensemble.frozen if not 0 <= k < ensemble.members]:
+        yield f"ensemble.frozen: expected members 0 to {ensemble.members - 1}, got {wrong[0]}"
+    elif len(set(ensemble.frozen)) < len(ensemble.frozen):
+        yield f"ensemble.frozen: expected different members, got {list(ensemble.frozen)}"
+    elif len(ensemble.frozen) == ensemble.members:
+        yield "ensemble.frozen: expected at least one member that learns, got all of them"
+    if ensemble.frozen and ensemble.shared_layers:
+        yield (
+            "ensemble.frozen: a member that shares layers changes with the others; expected none "
+            f"with shared_layers {ensemble.shared_layers}, got {list(ensemble.frozen)}"
+        )
+    if config.replay.fixed and not origin.forked_at:
+        yield (
+            "replay.fixed: only a fork has rows when it begins (cerl fork RUN --at STEP); expected "
+            "false"
         )
 
 
@@ -386,4 +432,6 @@ def _without_effect(config: Config) -> Iterator[str]:
 
 def _plain(value: object) -> str:
     """A value as one writes it in a YAML file."""
+    if isinstance(value, tuple):
+        return str([*value])
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cerl.config.agents import DqnConfig, SacConfig, ValueOptions
+from cerl.config.encoders import FoxConfig
 from cerl.config.envs import DmcEnv, MinAtarEnv, PopgymEnv
 from cerl.config.memory_tasks import TASKS
-from cerl.config.model import Model
+from cerl.config.model import Model, of_kind
 from cerl.config.options import Config
 from cerl.config.preset import UNIONS
 
+# Queries and keys are pruned in blocks of this many or more (`cerl/kernels/attention/plan.py`).
+BLOCK = 64
 RAMPED = ("asterix", "seaquest", "space_invaders")  # MinAtar games that become harder with time
 
 
@@ -58,6 +61,19 @@ EFFECTS = (
         "agent.huber_delta",
         "agent.loss is huber (agent dqn) or mse_huber (agent sac)",
         lambda c: not isinstance(c.agent, DqnConfig | SacConfig) or c.agent.loss != "mse",
+    ),
+    *(
+        Effect(
+            f"encoder.{name}",
+            "encoder.gate is not none",
+            lambda c: not isinstance(c.encoder, FoxConfig) or c.encoder.gate != "none",
+        )
+        for name in ("gate_scales", "prune")
+    ),
+    Effect(
+        "encoder.rule",
+        "encoder.prune is below 0",
+        lambda c: not isinstance(c.encoder, FoxConfig) or c.encoder.prune < 0,
     ),
     Effect(
         "net.padding",
@@ -109,6 +125,7 @@ class Same(NamedTuple):
 
 SAME = (
     Same("encoder.learnt", lambda c: c.env.longest),
+    Same("encoder.key_heads", lambda c: of_kind(c.encoder, FoxConfig).heads),
     Same("encoder.cache", lambda c: c.rows_of_window.total),
     Same("eval.slots", lambda c: c.eval.episodes),
     Same("agent.actor_lr", lambda c: c.optim.lr),
@@ -155,12 +172,17 @@ def idle(config: Config) -> Iterator[tuple[Effect, Any, Any]]:
 
 def _harmless(config: Config) -> Iterator[str]:
     """Options that this run does not read, but that may be set nevertheless, so that one command
-    line fits several runs: the decay of an epsilon that is constant, and the rising difficulty of
-    games whose difficulty does not rise."""
+    line fits several runs: the decay of an epsilon that is constant, the rising difficulty of games
+    whose difficulty does not rise, and pruning where all rows that are seen are one block."""
     if config.explore.start == config.explore.end:
         yield from ("explore.hold", "explore.decay")
     if isinstance(config.env, MinAtarEnv) and config.env.name not in RAMPED:
         yield "env.ramping"
+    if (
+        isinstance(config.encoder, FoxConfig)
+        and max(config.rows_of_window.total, config.rows_looked_back_on) <= BLOCK
+    ):
+        yield from ("encoder.prune", "encoder.rule")
 
 
 def differences(config: Config) -> dict[str, Any]:

@@ -222,23 +222,45 @@ class TransformerConfig(SizedOptions, AttentionOptions):
     """Softmax attention over the rows of an episode."""
 
     name: Literal["transformer"] = "transformer"
-    """softmax attention"""
+    """softmax attention with rotary positions"""
+    attention: Literal["own", "torch"] = "own"
+    """how attention is computed. own: by the kernel of encoder fox, with gates of 1 (on a CPU,
+    where it does not run, by torch); torch: by torch with a mask"""
+
+
+PartOfPro = Literal["output_gate", "output_norm", "qk_norm", "kv_shift"]
 
 
 class FoxConfig(AttentionOptions):
-    """The forgetting transformer (Lin et al. 2025), with optional pruning of its attention."""
+    """The forgetting transformer (Lin et al. 2025), with optional pruning of its attention.
+
+    Parts of it can be left out, for comparisons. The MLPs then get the parameters of these parts,
+    so that blocks are as large as whole ones, within a few percent.
+    """
 
     name: Literal["fox"] = "fox"
     """forgetting attention"""
     variant: Literal["llama", "pro"] = "pro"
     """llama: plain blocks; pro: with QK-norm, shifted keys and values, output norm and output
     gate"""
+    gate: Literal["data", "bias_only", "fixed", "none"] = "data"
+    """forget gates. data: computed from every row; bias_only: a learnt constant of a head; fixed:
+    the constant of gate_scales, which is not learnt; none: no gates, i.e. softmax attention"""
     gate_scales: Scales = ()
     """shortest and longest time scale of the forget gates at initialisation, in agent steps; heads
     get scales in between. Empty: gates are 1/2, so a head forgets within a step or two"""
+    without: Annotated[tuple[PartOfPro, ...], Field(strict=False)] = ()
+    """parts of variant pro that are left out: output_gate, output_norm, qk_norm, kv_shift"""
+    rotary: bool = False
+    """rotary positions of queries and keys, with or without gates"""
+    key_heads: int = Field(default=0, ge=0)
+    """heads of keys and values, each read by as many of the heads; 0: as many as heads"""
     prune: float = Field(default=0.0, le=0)
     """natural logarithm of the share of a softmax that may be skipped (the paper: -10); 0: no
     pruning"""
+    rule: Literal["static", "running"] = "static"
+    """what pruning skips. static: what gates alone have made small enough; running: more, from what
+    the softmax of a row sums to over its nearest rows (only in windows of more than 256 rows)"""
 
     @property
     def fox_variant(self) -> Literal["llama", "pro"]:
@@ -251,6 +273,24 @@ class FoxConfig(AttentionOptions):
             yield (
                 "encoder.gate_scales: expected the shortest and the longest time scale in agent "
                 f"steps, e.g. [1, 100], or nothing, got {list(scales)}"
+            )
+        if self.gate == "fixed" and not scales:
+            yield (
+                "encoder.gate_scales: missing; encoder.gate fixed takes its gates from them, e.g. "
+                "[1, 100] for time scales of 1 to 100 agent steps"
+            )
+        if self.without and self.variant == "llama":
+            yield (
+                f"encoder.without: variant llama has no {' or '.join(self.without)} to leave out; "
+                "expected nothing, or encoder.variant pro"
+            )
+        if len(set(self.without)) < len(self.without):
+            yield f"encoder.without: expected every part once, got {list(self.without)}"
+        if self.key_heads and self.heads % self.key_heads:
+            fits = [str(n) for n in range(1, self.heads + 1) if self.heads % n == 0]
+            yield (
+                f"encoder.key_heads: expected a divisor of encoder.heads ({', '.join(fits)}), or 0 "
+                f"for as many, got {self.key_heads}"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from cerl.config import errors, preset
+from cerl.config import errors, numbers, preset
 from cerl.config.envs import GameEnv, GymEnv
 from cerl.config.errors import ConfigError
 from cerl.config.load import options, sections, settled, validated
@@ -37,28 +37,38 @@ def overridden(
             therefore returns to its default.
     Raises: ConfigError; SystemExit after --help, or if tyro cannot read an option.
     """
-    import tyro
-
-    refuse_moved(arguments)
     base, _ = settled(options(name), preset.nested(changes or {}), name=name)
-    run = sections(preset.merged(base, _kinds(arguments)), where=name)
-    _refuse_foreign(arguments, run)
-    form, default = form_of(run)
-    filled = tyro.cli(
-        form,
-        default=default,
-        args=list(arguments),
-        prog=prog,
-        description=preset.description(name),
-    )
-    values = dict(preset.leaves(dataclasses.asdict(filled)))
-    given = {key: values[key] for word in arguments if (key := key_of(word)) in values}
+    given = stated(base, arguments, name=name, prog=prog)
     found, sentences = settled(base, preset.nested(given), name=name)
     config = validated(found, where=name)
     if note is not None:
         for sentence in sentences:
             note(sentence)
     return config
+
+
+def stated(base: preset.Tree, arguments: Sequence[str], *, name: str, prog: str) -> dict[str, Any]:
+    """The values that a command line gives to options of a run, by dotted key.
+
+    Args:   base, the options that the command line overrides; arguments, words of the command line;
+            name of the preset that `base` belongs to; prog, what usage messages call the program.
+    Raises: ConfigError; SystemExit after --help, or if tyro cannot read an option.
+    """
+    import tyro
+
+    refuse_moved(arguments)
+    run = sections(preset.merged(base, _kinds(arguments)), where=name)
+    _refuse_foreign(arguments, run)
+    form, default = form_of(run)
+    filled = tyro.cli(
+        form,
+        default=default,
+        args=written_out(arguments, types_of(form)),
+        prog=prog,
+        description=preset.description(name),
+    )
+    values = dict(preset.leaves(dataclasses.asdict(filled)))
+    return {key: values[key] for word in arguments if (key := key_of(word)) in values}
 
 
 def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> tuple[type, Any]:
@@ -76,7 +86,8 @@ def form_of(model: BaseModel, *, only: Sequence[str] = (), prefix: str = "") -> 
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         below = [key.partition(".")[2] for key in only if key.startswith(f"{name}.")]
-        if name == "family" or (only and name not in only and not below):
+        # Nobody chooses the family of a preset, or the run that a run was forked from.
+        if name in ("family", "origin") or (only and name not in only and not below):
             continue
         if isinstance(value, BaseModel):
             section = f"{prefix}{name}"
@@ -130,6 +141,30 @@ def key_of(word: str) -> str:
         return ""
     group, dot, name = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
     return f"{group}{dot}{name.removeprefix('no_')}"
+
+
+def written_out(arguments: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+    """Words of the command line, in which `25k` is 25000 and `0..4` is 0 1 2 3 4.
+
+    Only values of options that take numbers are rewritten.
+
+    Args:   types, the type of every option by its dotted key.
+    Raises: ConfigError if a range runs backwards, or is too long or not of whole numbers.
+    """
+    found = {key: numbers.numeric(annotation) for key, annotation in types.items()}
+    kinds = {key: kind for key, kind in found.items() if kind is not None}
+    return numbers.words(arguments, kinds, keys=[key_of(word) for word in arguments])
+
+
+def types_of(form: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every option of a form and of the forms in it, by dotted key."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(form):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found |= types_of(field.type, f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = field.type
+    return found
 
 
 def refuse_moved(arguments: Sequence[str]) -> None:

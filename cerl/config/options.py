@@ -22,16 +22,18 @@ from cerl.config.encoders import (
 )
 from cerl.config.envs import CatchEnv, EnvConfig, unreadable
 from cerl.config.model import Ints, Model
+from cerl.config.own import OR_OWN, OwnName, is_own
 from cerl.config.samplers import SamplerConfig, UniformConfig
 from cerl.head_kinds import HEAD_KINDS, in_words
 
 if TYPE_CHECKING:
     HeadKindName = str
 else:  # a Literal of names that only the registry knows
-    HeadKindName = Literal[tuple(HEAD_KINDS)]
+    HeadKindName = Annotated[Literal[tuple(HEAD_KINDS)], *OR_OWN]
 
 Policy = Literal["individual", "individual_mode", "vote", "mean", "mean_mode", "random"]
 Policies = Annotated[tuple[Policy, ...], Field(strict=False)]
+Tracks = Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)]
 INDIVIDUAL = ("individual", "individual_mode")  # policies of which every member has a score
 
 
@@ -98,16 +100,18 @@ class EnsembleConfig(Model):
     """with duty tandem: probability that member 0 acts"""
     switch: Literal["episode", "step"] = "episode"
     """how often the member on duty is drawn: for every episode or for every agent step"""
+    frozen: Ints = ()
+    """members, from 0, that do not learn: they may act, and their parameters stay as they are"""
 
     @property
     def several_heads(self) -> bool:
-        """Whether the kind of heads gives a member more heads than its own."""
-        return HEAD_KINDS[self.heads].heads != "one"
+        """Whether the kind of heads gives a member more heads than its own; one of a module may."""
+        return is_own(self.heads) or HEAD_KINDS[self.heads].heads != "one"
 
     @property
     def several_horizons(self) -> bool:
         """Whether heads have discounts of their own, `horizons` of them."""
-        return HEAD_KINDS[self.heads].heads == "horizons"
+        return not is_own(self.heads) and HEAD_KINDS[self.heads].heads == "horizons"
 
 
 class LossConfig(Model):
@@ -185,8 +189,12 @@ class ReplayConfig(Model):
     candidates: int = Field(default=8, ge=1)
     """random rows drawn for each slot of a batch; the first valid one of them is used, and a slot
     without any has weight 0"""
+    fixed: bool = False
+    """no rows are added: members learn from those that a fork took over (`cerl fork`), while
+    episodes go on"""
     sampler: SamplerConfig = UniformConfig()
-    """how rows are drawn: uniform, or prioritised by the errors of their values"""
+    """how rows are drawn: uniform, prioritised by the errors of their values, or own: by a class of
+    a module of yours"""
 
 
 class ScheduleConfig(Model):
@@ -217,6 +225,9 @@ class ExploreConfig(Model):
     """agent steps of one seed before the decay begins"""
     decay: int = Field(default=100_000, ge=1)
     """agent steps of one seed that the decay takes"""
+    rules: Annotated[tuple[OwnName, ...], Field(strict=False)] = ()
+    """functions MODULE:NAME of modules of yours, which change in turn the random choices of every
+    agent step of training (docs/joints.md)"""
 
 
 class EvalConfig(Model):
@@ -274,14 +285,52 @@ class LogConfig(Model):
 
     every: int = Field(default=5_000, ge=1)
     """agent steps of one seed between lines of training metrics"""
+    members: Literal["mean", "each"] = "mean"
+    """what TensorBoard and trackers show of metrics and scores of members. mean: their mean over
+    the members; each: also those of every member (metrics.parquet and rows.parquet always hold all
+    of them)"""
+    track: Tracks = ("tensorboard",)
+    """what shows curves while the run trains, one or several of tensorboard, wandb and trackio
+    (docs/tracking.md)"""
+    project: str = Field(default="cerl", pattern=r"^[A-Za-z0-9_.-]+$")
+    """name of the project of wandb and trackio that gets the curves"""
     checkpoint_every: int = Field(default=250_000, ge=1)
     """agent steps of one seed between checkpoints (one is also saved at the start, at the end, and
     when the run is told to stop)"""
     checkpoint_minutes: float = Field(default=15.0, ge=0)
     """a checkpoint is also saved when the newest is older than this many minutes; 0: never"""
+    measures: Annotated[tuple[OwnName, ...], Field(strict=False)] = ()
+    """functions MODULE:NAME of modules of yours, which compute further metrics (docs/joints.md)"""
+    keep: Ints = ()
+    """agent steps of one seed whose checkpoints stay in the folder, with their rows of replay, for
+    `cerl fork`; all others are deleted once there are two newer ones"""
+    keep_every: int = Field(default=0, ge=0)
+    """agent steps of one seed from one such checkpoint to the next; 0: only those of log.keep"""
     save_replay: bool = True
     """checkpoints include the replay buffer (in RUN/replay; new rows are written while training
     goes on). Without it a resumed run has to refill its replay first"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.track)) < len(self.track):
+            raise ValueError(f"log.track: expected different names, got {' '.join(self.track)}")
+        return self
+
+
+class OriginConfig(Model):
+    """The run that this one was forked from. `cerl fork` sets these options, and nobody else."""
+
+    run: str = ""
+    """name of the folder of that run"""
+    forked_at: int = Field(default=0, ge=0)
+    """agent steps of one seed that it had done; 0: this run is no fork"""
+    members: Ints = ()
+    """for each member of this run, the member of that run that it began as; empty: the one of the
+    same number, or copies of the only one"""
+    options: str = ""
+    """the hash of that run's options, as in its result rows (config_hash)"""
+    checkpoint: str = ""
+    """SHA-256 of the checkpoint that this run began with"""
 
 
 class Config(Model):
@@ -290,7 +339,7 @@ class Config(Model):
     preset: str = ""
     """name of the preset that this run started from; it is written to every result row"""
     seeds: Ints = (0,)
-    """seeds trained side by side in this process; all different"""
+    """seeds trained side by side in this process; all different. 0..4 are the seeds 0 to 4"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda if there is one"""
     threads: int = Field(default=1, ge=0)
@@ -326,6 +375,7 @@ class Config(Model):
     explore: ExploreConfig = ExploreConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    origin: OriginConfig = OriginConfig()
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -34,4 +34,18 @@ class PrioritisedConfig(Model):
     """added to the error, so that no row is never drawn, units of the value"""
 
 
-SamplerConfig = Annotated[UniformConfig | PrioritisedConfig, Field(discriminator="name")]
+class OwnSamplerConfig(Model):
+    """A sampler of a module of the user's own (`docs/joints.md`)."""
+
+    name: Literal["own"] = "own"
+    """rows are drawn by a class of a module of yours"""
+    by: str = ""
+    """the class, MODULE:NAME, a `cerl.sampler.Sampler` made from the `Ring` of replay"""
+    wants_errors: bool = False
+    """whether updates report to it the temporal-difference errors of the rows that they learnt
+    from"""
+
+
+SamplerConfig = Annotated[
+    UniformConfig | PrioritisedConfig | OwnSamplerConfig, Field(discriminator="name")
+]

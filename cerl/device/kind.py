@@ -4,6 +4,10 @@ from typing import Literal
 
 Kind = Literal["cpu", "cuda"]
 
+# Environment variable in which a sweep tells a run the number of its GPU, where
+# CUDA_VISIBLE_DEVICES has the GPU's UUID instead.
+NUMBER = "CERL_GPU_NUMBER"
+
 
 def kind_of(device: str) -> Kind:
     """The kind that auto, cpu, cuda or cuda:N stands for on this machine; auto prefers a GPU."""

@@ -5,7 +5,8 @@ import os
 import torch
 
 from cerl.config import Config
-from cerl.device.kind import kind_of
+from cerl.device.cores import cores, threads
+from cerl.device.kind import NUMBER, kind_of
 
 # The most threads that may be asked for: 4 per core, or 64 if that is more. With far more threads
 # than cores, threads cannot be started, or the process crashes.
@@ -42,13 +43,29 @@ def prepare(config: Config) -> torch.device:
     Raises: ValueError if this machine does not have the device, or too few cores for the threads.
     """
     device = pick(config.device)
-    cores = os.cpu_count() or 1
-    most = max(THREADS_A_CORE * cores, FEW_THREADS)
-    for key, threads in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
-        if threads > most:
+    most = max(THREADS_A_CORE * cores(), FEW_THREADS)
+    for key, asked in (("", config.threads), ("env.", getattr(config.env, "threads", 0))):
+        if asked > most:
             raise ValueError(
-                f"{key}threads: expected at most {most} on this machine of {cores} cores, got "
-                f"{threads}; 0 means one per core"
+                f"{key}threads: expected at most {most} on this machine of {cores()} cores, got "
+                f"{asked}; 0 means one per core"
             )
-    torch.set_num_threads(config.threads or cores)
+    torch.set_num_threads(config.threads or threads())
     return device
+
+
+def described(device: torch.device) -> str:
+    """A device as text: `cpu`, or the number and model of a GPU, e.g. `cuda:1 NVIDIA H200`.
+
+    The number is the one that the user counts with: if CUDA_VISIBLE_DEVICES is 2,3 then the first
+    GPU that this process sees is cuda:2. If the variable names a GPU by its UUID, a sweep tells the
+    number (`NUMBER`); else the first 12 characters of the UUID take its place.
+    """
+    if device.type != "cuda":
+        return device.type
+    index = torch.cuda.current_device() if device.index is None else device.index
+    listed = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    entry = listed[index] if index < len(listed) and listed[index] else str(index)
+    entry = os.environ.get(NUMBER, entry)
+    place = f"cuda:{entry}" if entry.isdecimal() else entry[:12]
+    return f"{place} {torch.cuda.get_device_name(device)}"

@@ -11,6 +11,7 @@ depends on the heap of the C library.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from cerl.config import Config, GruConfig
 from cerl.config.effects import is_read, section_of
 from cerl.data import EnvSpec, Step
 from cerl.device.free import out_of_memory
+from cerl.diagnose import diagnose
 from cerl.envs.api import VecEnv
 from cerl.evaluate import EVAL_SALT, Evaluator, evaluation_keys, lanes
 from cerl.footprint.ledger import META, Ledger
@@ -42,16 +44,18 @@ _SIZES = ("net.hidden", "net.channels", "agent.critics", "agent.quantiles", "ens
 _SEQUENCE = ("encoder.layers", "encoder.width", "encoder.ratio")
 _NETWORK = ("seeds", "ensemble.members", *_SIZES, *_SEQUENCE)
 _OBSERVED = ("rows", "columns", "size", "dimensions", "length", "decks")
+_BATCHES = (
+    *("seeds", "ensemble.members", "replay.batch", "replay.candidates", "loss.n_step"),
+    *("encoder.learnt", "encoder.context", "encoder.frames", *_SIZES, *_SEQUENCE),
+)
 OPTIONS: dict[str, tuple[str, ...]] = {
     "environments": ("seeds", "env.envs"),
     "networks": _NETWORK,
     "replay": ("seeds", "replay.capacity"),
     "optimiser": _NETWORK,
     "acting": ("seeds", "env.envs", "ensemble.members", "encoder.cache", *_SEQUENCE[:2]),
-    "batches": (
-        *("seeds", "ensemble.members", "replay.batch", "replay.candidates", "loss.n_step"),
-        *("encoder.learnt", "encoder.context", "encoder.frames", *_SIZES, *_SEQUENCE),
-    ),
+    "batches": _BATCHES,
+    "diagnostics": _BATCHES,
     "evaluation": (
         *("seeds", "ensemble.members", "eval.episodes", "eval.slots", "eval.steps"),
         *("encoder.cache", *_SIZES, *_SEQUENCE[:2]),
@@ -194,8 +198,10 @@ def _sizes(
             raise
         return {ledger.account: BEYOND}
     if kind == "cuda":
-        # Each captured graph keeps the memory of its own intermediate results.
-        sizes |= {name: ledger.peak[name] for name in ("acting", "batches", "evaluation")}
+        # Each captured graph keeps the memory of its own intermediate results. Diagnostics are not
+        # captured and cannot use that memory.
+        apart = ("acting", "batches", "diagnostics", "evaluation")
+        sizes |= {name: ledger.peak[name] for name in apart}
     rest, at = max(ledger.highest - sum(sizes.values()), 0), ledger.highest_in
     # Temporary tensors that are allocated again and again fragment the heap of the C library, which
     # then takes more memory than they have. Those of initialising networks are allocated once.
@@ -259,6 +265,10 @@ def _wired(
             for optimiser in (one for steps in learner.optimisers for one in steps):
                 optimiser.step = _nothing
         learner.update()
+        if fused:  # elsewhere diagnostics use the memory that an update used before
+            ledger.account = "diagnostics"
+            replay.shares = partial(_shares, len(keys))
+            diagnose(agent, learner)
         held += [env, replay, learner, collector]
     ledger.account = "evaluation"
     own = evaluation_keys(config.seeds, META)
@@ -269,6 +279,11 @@ def _wired(
 
 def _nothing(grads: object) -> None:
     """Takes the place of an optimiser step that allocates nothing."""
+
+
+def _shares(seeds: int, members: int) -> Tensor:
+    """Takes the place of `Replay.shares`, whose masks are small beside the rows that they mark."""
+    return torch.zeros(seeds, members, device=META)
 
 
 def _envs(config: Config, one: EnvSpec | None, count: int, *, salt: int) -> VecEnv:

@@ -1,9 +1,9 @@
-"""Sigmoids whose bits do not depend on where in a tensor an element lies.
+"""Elementwise functions that fit cerl where PyTorch's own ones do not: sigmoids, one-hot.
 
 On the CPU PyTorch computes sigmoid, SiLU, softplus and atanh of a tensor's last few elements by
 another formula than those of all other elements, so a seed's numbers would depend on how many seeds
 share its tensor. exp, log1p, tanh and log-sigmoid have one formula for all elements, and the
-functions here are made of them.
+sigmoids here are made of them.
 """
 
 import torch
@@ -26,3 +26,13 @@ def silu(x: Tensor) -> Tensor:
 def atanh(x: Tensor) -> Tensor:
     """Inverse of tanh, of numbers in (-1, 1)."""
     return 0.5 * (torch.log1p(x) - torch.log1p(-x))
+
+
+def one_hot(value: Tensor, count: int) -> Tensor:
+    """`torch.nn.functional.one_hot`, [...] int64 -> [..., count] int64, without a check of values.
+
+    On the CPU PyTorch's function reads the values, which a tape cannot repeat (`cerl/tape/`).
+    """
+    if on_gpu(value):
+        return F.one_hot(value, count)
+    return (value.unsqueeze(-1) == torch.arange(count, device=value.device)).long()

@@ -10,7 +10,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cerl.config import Config, FoxConfig, FramesConfig, SequenceOptions, of_kind
+from cerl.config import (
+    Config,
+    FoxConfig,
+    FramesConfig,
+    SequenceOptions,
+    TransformerConfig,
+    of_kind,
+)
 from cerl.data import ActInput, Carry, EnvSpec, Window
 from cerl.nets.frames import Frames, convolutions
 from cerl.nets.tokens import Tokens, extras
@@ -137,6 +144,12 @@ def _sequence(config: Config, spec: EnvSpec, *, seeds: int, members: int) -> Sig
         cache=config.rows_looked_back_on,
         gate_bias=(scales[0], scales[1]) if scales else None,
         prune=fox.prune or None,
+        rule=fox.rule,
+        gate=fox.gate,
+        without=fox.without,
+        rotary=fox.rotary,
+        key_heads=fox.key_heads,
+        attention=sequence.attention if isinstance(sequence, TransformerConfig) else "own",
         precision=sequence.precision,
         seeds=seeds,
         members=members,

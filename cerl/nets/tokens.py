@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cerl.data import ActInput, Carry, EnvSpec, Previous, Window
+from cerl.kernels.pointwise import one_hot
 from cerl.nets.frames import see, take
 from cerl.nets.trunk import Trunk
 
@@ -66,6 +67,11 @@ class Tokens:
         features = self._features(self.tokens(window, start), start, window.state)
         found = [take(features if k == 0 else features.detach(), p) for k, p in enumerate(places)]
         return [rows.flatten(2, 3) for rows in found]
+
+    def measured(self, window: Window) -> list[dict[str, Tensor]]:
+        """What every block of attention measures of a window's rows (`Trunk.measured`)."""
+        start = window.starts()
+        return self.trunk.measured(self.tokens(window, start), start)
 
     def tokens(self, window: Window, start: Tensor) -> Tensor:
         """Tokens of all rows of a window, [S, M or N, B, W, D]. Args: start, `window.starts()`."""
@@ -132,7 +138,7 @@ class Tokens:
         if self.action:
             action = previous.action
             if not self.spec.continuous:
-                action = F.one_hot(action, self.spec.actions).to(torch.float32)
+                action = one_hot(action, self.spec.actions).to(torch.float32)
             parts.append(action.masked_fill(blank, 0.0))
         if self.reward:
             parts.append(previous.reward.unsqueeze(-1).masked_fill(blank, 0.0))

@@ -8,7 +8,7 @@ over one new row (acting); a row gets the same features from both if they read t
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from cerl.nets.acting import Duty, pick, project
 from cerl.nets.fox import Fox
 from cerl.nets.gru import Gru
 from cerl.nets.layers import Linear, Projection, rms_norm
-from cerl.nets.transformer import Transformer
+from cerl.nets.parts import Gate, Parts
 
 EPS = 1e-6
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -77,6 +77,12 @@ def make_trunk(
     inputs: int,
     impl: Impl = "auto",
     convs: nn.ModuleList | None = None,
+    gate: Gate = "data",
+    without: Sequence[str] = (),
+    rotary: bool = False,
+    key_heads: int = 0,
+    rule: Literal["static", "running"] = "static",
+    attention: Literal["own", "torch"] = "own",
 ) -> "Trunk":
     """A trunk from plain sizes: the only place that knows the kinds of mixing.
 
@@ -86,17 +92,26 @@ def make_trunk(
             scale of fox's forget gates in steps; prune, natural log of the share of a softmax that
             fox may skip (None: nothing); precision fp32 or bf16, of products and activations;
             inputs, numbers of a token; impl of the kernels, as in `cerl.kernels`; convs, which
-            belong to the trunk but are run by its reader, before a token comes here.
+            belong to the trunk but are run by its reader, before a token comes here; gate,
+            without, rotary, key_heads and rule, of fox, and attention, of blocks without gates,
+            as in `Fox`.
     Raises: ValueError for an unknown kind.
     """
     lead = {"seeds": seeds, "members": members, "width": width}
-    fox_size = Fox.size(width, heads=heads, variant=variant)
+    whole = Parts.of(variant, gate="data", rotary=False, without=())
+    fox_size = Fox.size(width, heads=heads, key_heads=heads, parts=whole)
     make: Callable[[], nn.Module] | None
-    if kind == "fox":
-        options = {"variant": variant, "gate_bias": gate_bias, "prune": prune, "impl": impl}
-        make, size = partial(Fox, **lead, heads=heads, cache=cache, **options), fox_size
-    elif kind == "transformer":
-        make, size = partial(Transformer, **lead, heads=heads, cache=cache), Transformer.size(width)
+    if kind in ("fox", "transformer"):
+        if kind == "transformer":
+            variant, gate, without, rotary, key_heads = "llama", "none", (), True, 0
+            gate_bias = prune = None
+        chosen = {"gate": gate, "rotary": rotary, "without": without}
+        size = Fox.size(
+            width, heads=heads, key_heads=key_heads or heads, parts=Parts.of(variant, **chosen)
+        )
+        chosen |= {"variant": variant, "gate_bias": gate_bias, "prune": prune, "rule": rule}
+        chosen |= {"key_heads": key_heads, "attention": attention, "impl": impl}
+        make = partial(Fox, **lead, heads=heads, cache=cache, **chosen)
     elif kind == "gru":
         make, size = partial(Gru, **lead, impl=impl), Gru.size(width)
     elif kind == "mlp":
@@ -268,6 +283,27 @@ class Trunk(nn.Module):
                 after.append(kept)
                 h = block.update(h, duty)
             return self._normed(h, duty), after
+
+    @torch.no_grad()
+    def measured(self, x: Tensor, start: Tensor) -> list[dict[str, Tensor]]:
+        """What every block of attention measures of the rows of windows (`cerl/nets/gates.py`).
+
+        Args:    x [S, M, B, W, D_in] and start [S, M, B, W], as in `forward`.
+        Returns: {name: [S, N, H]} of every block; {} where its mixing is not attention.
+        """
+        found = []
+        with without_autocast(x.device):
+            h = self._embed(x, None)
+            for block in self._blocks():
+                gauges: dict[str, Tensor] = {}
+                if isinstance(block.mix, Fox):
+                    mixed, gauges = block.mix.measured(block.inputs(h, None), start)
+                    h = h + mixed
+                elif block.mix is not None:
+                    h = h + block.mix(block.inputs(h, None), start, None, None)[0]
+                found.append(gauges)
+                h = block.update(h, None)
+        return found
 
     def _embed(self, x: Tensor, duty: Duty | None) -> Tensor:
         x = x.to(self.embed.weight.dtype)

@@ -1,20 +1,16 @@
 """Checkpoints of a run: numbered files in its folder, written whole or not at all, checked on load.
 
 A checkpoint is written under a temporary name and renamed once it is on the disk, so a crash or a
-full disk does not harm the older ones. `torch.load` does not verify the checksums of its archive;
-this module does. The rows of replay are in other files, the pieces, which the checkpoint names
-(`cerl/record/pieces.py`).
+full disk does not harm the older ones. The newest two stay, and those of the agent steps that
+log.keep names, whose files are called `checkpoint-<number>-at-<step>.pt`. The rows of replay are in
+other files, the pieces, which the checkpoint names (`cerl/record/pieces.py`).
 """
 
 import contextlib
 import errno
 import os
-import pickle
 import re
 import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,26 +18,18 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from cerl import __version__
+from cerl.record import archive, pieces
 from cerl.record import files as safe
-from cerl.record import pieces
+from cerl.record.archive import FORMAT, Damaged
 from cerl.record.pieces import Manifest
 from cerl.record.spool import Spool
 from cerl.replay import Replay
-from cerl.state import CheckpointError, lost, plain, size
+from cerl.state import CheckpointError, size
 
-FORMAT = 5  # raised whenever the structure of the content of a checkpoint changes
 KEEP = 2  # newest checkpoints that stay in a run folder
-_NAME = re.compile(r"checkpoint-(\d{6,18})\.pt")
+# The number of a checkpoint, and the agent step of one that is kept for good.
+_NAME = re.compile(r"checkpoint-(\d{6,18})(?:-at-(\d{1,18}))?\.pt")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Errors that the standard library raises for an archive with wrong bytes.
-_BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-    *(EOFError, ValueError, RuntimeError, KeyError, OverflowError),
-)
-
-
-class Damaged(CheckpointError):
-    """A checkpoint that cannot be used. The message is the end of a sentence: "damaged (...)"."""
 
 
 class Loaded(NamedTuple):
@@ -106,10 +94,10 @@ class Checkpoints:
         if written:
             self._sweep()
 
-    def save(self, state: dict[str, Any]) -> Path:
+    def save(self, state: dict[str, Any], *, kept_at: int = 0) -> Path:
         """Writes a checkpoint of a state and of the rows of replay.
 
-        Args:    state, as in the function `save` of this module.
+        Args:    state, kept_at as in the function `save` of this module.
         Returns: the file.
         Raises:  CheckpointError if it could not be written; the older ones are then unharmed, and
                  the next call tries again.
@@ -119,7 +107,7 @@ class Checkpoints:
         if self.spool is not None:
             with self._errors(needed):
                 rows = self.spool.save()
-        file = save(self.folder, state, replay=rows)
+        file = save(self.folder, state, replay=rows, kept_at=kept_at)
         self.needed[file.name] = rows.names if rows is not None else set()
         self._sweep()
         return file
@@ -129,19 +117,21 @@ class Checkpoints:
         if self.spool is not None:
             self.spool.close()
 
-    def needs(self, state: dict[str, Any], *, every: int, iterations: int) -> int:
+    def needs(self, state: dict[str, Any], *, every: int, iterations: int, stay: int = 0) -> int:
         """The most bytes on the disk that the checkpoints of a run need, without compression.
 
         Args: state, what `save` will be given; every, iterations between checkpoints; iterations
-              of the whole run.
+              of the whole run; stay, the number of checkpoints that are kept for good (log.keep).
         """
-        needed = (KEEP + 1) * size(state)
+        needed = (KEEP + 1 + stay) * size(state)
         if self.spool is not None:
-            rows = self.spool.replay.rows
+            rows, count = self.spool.replay.rows, self.spool.count
             # The rows of the oldest checkpoint that is kept, and all newer ones. Each checkpoint
             # needs at most one ring of rows, and pieces with only overwritten rows are deleted.
-            kept = rows + KEEP * min(every, rows)
-            needed += self.spool.width * (min(kept, iterations) + 2 * self.spool.count)
+            written = rows + KEEP * min(every, rows) + stay * rows
+            # Each checkpoint has a tail of its own; a small ring is nothing but a tail.
+            tails = (2 + stay) * count
+            needed += self.spool.width * (min(written, iterations) + tails)
         return needed
 
     def taken(self) -> int:
@@ -171,7 +161,7 @@ class Checkpoints:
 def _needed(file: Path) -> set[str] | None:
     """Names of the pieces that a checkpoint needs; None if it cannot be read."""
     try:
-        _, replay = _content(file, torch.device("cpu"))
+        _, replay = archive.content(file, torch.device("cpu"))
     except CheckpointError:
         return None
     return set() if replay is None else replay.names
@@ -189,19 +179,28 @@ def _number(name: str) -> int:
     return int(found.group(1)) if found else 0
 
 
+def step_kept(file: Path) -> int:
+    """The agent step of a checkpoint that is kept for good (log.keep), which its name says; 0 for
+    one that is deleted once there are `KEEP` newer ones."""
+    found = _NAME.fullmatch(file.name)
+    return int(found.group(2) or 0) if found else 0
+
+
 def save(
     folder: str | os.PathLike[str],
     state: dict[str, Any],
     *,
     replay: Manifest | None = None,
     keep: int = KEEP,
+    kept_at: int = 0,
 ) -> Path:
     """Writes `checkpoint-<number>.pt`, one number above the newest, then deletes all but the newest
-    `keep` checkpoints.
+    `keep` checkpoints and those that are kept for good.
 
     Args:    state, nested dicts, lists and tuples of tensors, numbers, strings, bytes and None;
              tensors may be on any device, and are copied to the host one at a time. replay, names
-             the files with the rows of replay, which are already on the disk.
+             the files with the rows of replay, which are already on the disk. kept_at, agent step
+             of one seed if this checkpoint is kept for good; its name then ends in `-at-<step>`.
     Returns: the file.
     Raises:  ValueError if the state has anything else, which could not be loaded again, or if
              keep < 1; CheckpointError if the disk is full or the folder cannot be written to: the
@@ -212,7 +211,8 @@ def save(
         raise ValueError(f"keep: expected at least 1 checkpoint to stay, got {keep}")
     needed = size(state)
     before = files(folder)
-    target = folder / f"checkpoint-{_number(before[-1].name) + 1 if before else 1:06d}.pt"
+    number, at = _number(before[-1].name) + 1 if before else 1, f"-at-{kept_at}" if kept_at else ""
+    target = folder / f"checkpoint-{number:06d}{at}.pt"
     content = {"format": FORMAT, "cerl": __version__, "state": state}
     content["replay"] = None if replay is None else replay.state()
     try:
@@ -221,8 +221,9 @@ def save(
     except OSError as error:
         raise CheckpointError(_unsaved(folder, needed, error)) from error
     for old in files(folder)[:-keep]:
-        with contextlib.suppress(OSError):
-            old.unlink()
+        if not step_kept(old):
+            with contextlib.suppress(OSError):
+                old.unlink()
     return target
 
 
@@ -280,13 +281,34 @@ def newest(
     """Finds the newest intact checkpoint of a run folder, to resume from it.
 
     Every byte is checked, also of the rows of replay unless `replay` is False. Newer checkpoints
-    that are damaged are renamed to `damaged-<name>`, and a text file beside each says why.
+    that are damaged are renamed to `damaged-<name>`, and a text file beside each says why. So are
+    older ones that are kept for good, if they are not even archives.
 
     Raises: CheckpointError if there is no intact checkpoint, or if the newest intact one has
             another format; nothing is renamed then.
     """
     loaded, damaged = _search(Path(folder), torch.device(map_location), rows=replay)
+    damaged += _ruined(Path(folder), before=loaded.file)
     return loaded._replace(damaged=[_set_aside(file, reason) for file, reason in damaged])
+
+
+def _ruined(folder: Path, *, before: Path) -> list[tuple[Path, str]]:
+    """Checkpoints that are kept for good and cannot be opened, each with what is wrong with it.
+
+    Checksums are not verified, since that would read all of them whenever a run is resumed.
+
+    Args: before, only checkpoints that are older than this one are looked at.
+    """
+    found = []
+    for file in files(folder):
+        if step_kept(file) and _number(file.name) < _number(before.name):
+            try:
+                archive.content(file, torch.device("cpu"))
+            except Damaged as error:
+                found.append((file, str(error)))
+            except CheckpointError:  # of another format, or it may be read later
+                continue
+    return found
 
 
 def load(path: str | os.PathLike[str], *, map_location: torch.device | str = "cpu") -> Loaded:
@@ -370,75 +392,6 @@ def _intact(file: Path, device: torch.device) -> Loaded:
     """
     if not os.path.lexists(file):
         raise CheckpointError(f"{file}: expected a checkpoint or a run folder, found no such file")
-    try:
-        with safe.read(file) as raw:
-            size = os.fstat(raw.fileno()).st_size
-            with zipfile.ZipFile(raw) as archive:
-                _check_stored(archive)
-                bad = archive.testzip()
-    except OSError as error:
-        raise Damaged(f"damaged ({lost(file, error)})") from error
-    except _BROKEN as error:
-        if isinstance(error, Damaged):
-            raise
-        reason = plain(str(error))
-        raise Damaged(f"damaged ({size:,} bytes, not a whole archive: {reason})") from error
-    if bad is not None:
-        raise Damaged(f"damaged (checksum of {plain(bad)} does not agree)")
-    state, replay = _content(file, device)
+    archive.verify(file)
+    state, replay = archive.content(file, device)
     return Loaded(state, file, [], replay)
-
-
-def _check_stored(archive: zipfile.ZipFile) -> None:
-    """Refuses compressed content. torch never compresses, and a small compressed file could fill
-    the memory when it is read."""
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise Damaged("intact, but no checkpoint of cerl: its content is compressed")
-
-
-def _content(file: Path, device: torch.device) -> tuple[dict[str, Any], Manifest | None]:
-    """The state in a checkpoint and the manifest of its rows of replay; verifies no checksums."""
-    foreign = "intact, but no checkpoint of cerl"
-    try:
-        with safe.read(file) as raw, zipfile.ZipFile(raw) as archive:
-            _check_stored(archive)
-    except OSError as error:
-        raise Damaged(f"damaged ({lost(file, error)})") from error
-    except zipfile.BadZipFile as error:
-        raise Damaged(f"damaged (not a whole archive: {plain(str(error))})") from error
-    try:
-        content = torch.load(
-            file, map_location=device, weights_only=True, mmap=device.type == "cpu"
-        )
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        raise Damaged(f"{foreign}: {_refusal(error)}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or type(found) is not int:
-        raise Damaged(foreign)
-    if found != FORMAT:
-        version = content.get("cerl")
-        raise CheckpointError(
-            f"{file}: checkpoint format {found if abs(found) < 10**9 else 'unknown'}, written by "
-            f"cerl {plain(version, 20) if isinstance(version, str) else 'unknown'}; this is cerl "
-            f"{__version__}, which reads format {FORMAT}. Use the version that wrote it (the run "
-            "folder's versions.yaml)"
-        )
-    if not isinstance(content.get("state"), dict) or "replay" not in content:
-        raise Damaged(foreign)
-    replay = content["replay"]
-    try:
-        return content["state"], None if replay is None else pieces.manifest(replay)
-    except CheckpointError as error:
-        raise Damaged(f"{foreign}: {error}") from error
-
-
-def _refusal(error: Exception) -> str:
-    """Why torch refused to load an archive, for an error message."""
-    asked = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
-    if asked is not None:
-        return f"it would run code ({asked.group(1)}), which a checkpoint never does; refused"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it contains more than plain data and tensors; refused"
-    return plain(str(error).strip().partition("\n")[0])

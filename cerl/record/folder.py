@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from cerl.config import Config, ConfigError, preset, validated
 from cerl.config.convert import upgraded
 from cerl.record import files, seal
-from cerl.text import visible
+from cerl.text import few, visible
 
 FILE = "config.yaml"  # of a run folder
 # Options, or groups of options, that may change when a run is resumed.
@@ -107,8 +108,7 @@ def check_fixed(folder: Path, made: str | Mapping[str, str], *, where: str) -> N
     what = "another config.yaml"
     if not isinstance(made, str):
         different = [key for key in sorted({*own, *made}) if own.get(key) != made.get(key)]
-        what = ", ".join(f"{key} {visible(str(made.get(key, 'none')))}" for key in different[:5])
-        what += f" and {len(different) - 5} more" if len(different) > 5 else ""
+        what = few([f"{key} {visible(str(made.get(key, 'none')))}" for key in different])
         what += " (config.yaml: " + ", ".join(own.get(key, "none") for key in different[:5]) + ")"
     raise ConfigError(
         f"{where}: expected a file made with {folder / FILE}, but it was made with {what}; put "
@@ -137,10 +137,8 @@ def new_folder(config: Config) -> Path:
 
     Raises: ConfigError if it cannot be made.
     """
-    words = re.sub(r"[^\w.+-]+", "-", f"{config.preset or 'run'}-{config.env.name}")
-    # File systems take names of up to 255 bytes; 150 leave room for the time and a number.
-    plain = words.encode()[:150].decode(errors="ignore").lstrip(".-")
-    name = f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
+    words = plain(f"{config.preset or 'run'}-{config.env.name}")
+    name = f"{words}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -150,6 +148,31 @@ def new_folder(config: Config) -> Path:
     except (OSError, ValueError) as error:
         raise unwritable("--out", config.out, error) from error
     return folder
+
+
+def plain(words: str) -> str:
+    """Words as a part of the name of a folder: letters, digits and `_.+-`, at most 150 bytes.
+
+    File systems take names of up to 255 bytes, so there is room for a time and a number.
+    """
+    return re.sub(r"[^\w.+-]+", "-", words).encode()[:150].decode(errors="ignore").strip(".-")
+
+
+def appear(folder: Path, config: Config) -> None:
+    """Makes a run folder that holds only config.yaml; `cerl train --resume` starts its run.
+
+    The folder is made under a temporary name and renamed, so nobody sees it without config.yaml.
+
+    Raises: OSError, also if a folder of that name exists and is not empty.
+    """
+    fresh = files.temporary(folder)
+    fresh.mkdir()
+    try:
+        dump(config, fresh / FILE)
+        fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 def _made(out: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from cerl.config import Config
 from cerl.data import EnvSpec
 from cerl.evaluate import Result
 from cerl.record.console import Console
+from cerl.record.heartbeat import Rival
 from cerl.record.progress import Clock, duration
 from cerl.record.record import Moment, Record, over_episodes
 from cerl.record.results import RowsError
@@ -77,15 +78,18 @@ class Logger:
     ) -> None:
         self.console.stop(self.step, self._scores())
         try:
-            self.flush(final=kind is None)
+            if kind is not Rival:  # that process trains the run; its rows count
+                self.flush(final=kind is None)
         finally:
-            self.record.board.close()
+            self.record.boards.close()
+            self._pass_on()
         if kind is None:
-            marked = self.record.marked()
+            marked, seeds = self.record.marked(), len(self.config.seeds)
             self.console.line(
                 f"{f'done, but {marked}' if marked else 'done'}: {self.step:,} agent steps of "
-                f"{len(self.config.seeds)} seeds in {duration(self.clock.seconds())}; rows in "
-                f"{self.record.rows.path}; curves: tensorboard --logdir {self.record.board.folder}"
+                f"{seeds} seed{'s' if seeds > 1 else ''} in {duration(self.clock.seconds())}; "
+                f"rows in {self.record.rows.path}; "
+                f"curves: {self.record.boards.shown_by()}"
             )
 
     def _introduce(self) -> None:
@@ -119,7 +123,7 @@ class Logger:
     def training(self, step: int, updates: int, metrics: Mapping[str, Tensor]) -> None:
         """Logs metrics and diagnostics. Args: metrics {name: [S, N] or [S]}; NaN is allowed."""
         values = {name: on_host(value) for name, value in metrics.items()}
-        self.record.training(self._at(step, updates), values, rate=self.console.pace.rates()[0])
+        self.record.training(self._at(step, updates), values, rates=self.console.pace.rates())
         self._flush_if_old()
 
     def episodes(
@@ -148,9 +152,9 @@ class Logger:
         at, real = self._at(step, updates), on_host(real_steps)
         for policy, result in results.items():
             scores = over_episodes(on_host(result.returns), on_host(result.lengths))
-            self.record.evaluation(
-                at, real, policy, scores, on_host(result.diversity), drawn="random" in results
-            )
+            errors = {name: on_host(value) for name, value in result.errors.items()}
+            diversity = on_host(result.diversity)
+            self.record.evaluation(at, real, policy, scores, diversity, errors)
         self.flush(metrics=False)
         self._flush_if_old()
         latest = self.record.latest.items()
@@ -176,19 +180,22 @@ class Logger:
         """
         if metrics:
             self.flushed = time.monotonic()
-        complaint, board = self.record.flush(metrics=metrics), self.record.board
+        complaint = self.record.flush(metrics=metrics)
+        self._pass_on()
         written = not complaint
         if complaint and final:
             raise RowsError(f"{complaint}; its last rows are lost. Free some space")
         if complaint:
             complaint += "; rows stay in memory, and the run goes on"
-        elif board.error is not None:
-            reason = board.error.strerror or board.error
-            complaint = f"{board.folder}: no more TensorBoard events are written ({reason})"
         if complaint and complaint != self.complaint:
             self.note(complaint)
         self.complaint = complaint
         return written
+
+    def _pass_on(self) -> None:
+        """Prints what the boards have to say, e.g. that one of them failed."""
+        for sentence in self.record.boards.take_notes():
+            self.note(sentence)
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the run's duration and the latest scores.

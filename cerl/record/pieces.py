@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cerl.record import files
-from cerl.state import CheckpointError, Free, kind, lost, match
+from cerl.state import CheckpointError, Free, kind, lost, match, plain
 
 FOLDER = "replay"  # folder of the pieces inside a run folder
 CHUNK = 4 * 2**20  # bytes that are compressed at a time
@@ -120,6 +120,23 @@ def described(fields: Layout) -> dict[str, str]:
         name: f"{str(dtype).removeprefix('torch.')} {list(shape)}"
         for name, (dtype, shape) in fields.items()
     }
+
+
+def layout_of(held: Manifest) -> Layout:
+    """Types and shapes of the fields of a manifest's rows, in their order.
+
+    Raises: CheckpointError if the manifest says something else.
+    """
+    found: Layout = {}
+    for name, text in held.layout.items():
+        type_name, _, shape = text.partition(" ")
+        dtype, sizes = getattr(torch, type_name, None), re.fullmatch(r"\[\d+(, \d+)*\]", shape)
+        if not isinstance(dtype, torch.dtype) or not sizes:
+            raise CheckpointError(
+                f"checkpoint.replay.layout: expected a type and sizes, got {plain(text)}"
+            )
+        found[name] = dtype, tuple(json.loads(shape))
+    return found
 
 
 def width(fields: Layout) -> int:
@@ -222,7 +239,7 @@ def read(folder: Path, of: Manifest, rings: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{folder / FOLDER / piece.name}: damaged ({reason})")
         count = piece.last - piece.first
         flat = buffer[: count * width(fields)]
-        _unpack(folder, piece, flat)
+        unpack(folder, piece, flat)
         begin = max(piece.first, of.total - of.rows)
         skipped = begin - piece.first
         for name, block in split(flat, fields, count):
@@ -236,16 +253,15 @@ def whole(folder: Path, of: Manifest) -> dict[str, Tensor]:
 
     Raises: CheckpointError if a piece is damaged.
     """
-    rings = {}
-    for name, text in of.layout.items():
-        dtype, _, shape = text.partition(" ")
-        seeds, *rest = json.loads(shape)
-        rings[name] = torch.zeros(seeds, of.rows, *rest, dtype=getattr(torch, dtype))
+    rings = {
+        name: torch.zeros(seeds, of.rows, *rest, dtype=dtype)
+        for name, (dtype, (seeds, *rest)) in layout_of(of).items()
+    }
     read(folder, of, rings)
     return rings | {"total": torch.tensor(of.total), "misses": torch.tensor(of.misses)}
 
 
-def _unpack(folder: Path, piece: Piece, flat: Tensor) -> None:
+def unpack(folder: Path, piece: Piece, flat: Tensor) -> None:
     """Decompresses a piece into `flat` [bytes] uint8.
 
     Raises: CheckpointError if the piece has more or fewer bytes.

@@ -1,9 +1,9 @@
-"""The Record of a run: result rows, metrics, and the same numbers for TensorBoard.
+"""The Record of a run: result rows, metrics, and the same numbers for TensorBoard or a tracker.
 
-Rows and metrics are two tables on the disk (`cerl/record/results.py`); TensorBoard gets the same
-numbers (`cerl/record/tensorboard.py`). The metric `value_error` is Q minus the Monte Carlo return,
-so it is positive where Q is too high. What the code of Lin et al. 2024 logs as `Overestimation` has
-the opposite sign.
+Rows and metrics are two tables on the disk (`cerl/record/results.py`); the boards that `log.track`
+names get the same numbers (`cerl/record/boards.py`). The metric `value_error` is Q minus the Monte
+Carlo return, so it is positive where Q is too high. What the code of Lin et al. 2024 logs as
+`Overestimation` has the opposite sign. `docs/runs.md` lists all metrics.
 """
 
 import math
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from cerl import __version__, explore
-from cerl.config import Config
+from cerl.config import Config, SacConfig
 from cerl.config.options import INDIVIDUAL
 from cerl.data import EnvSpec
-from cerl.record import results, tensorboard
+from cerl.record import results, tags
+from cerl.record.boards import Boards
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -55,8 +56,20 @@ def over_episodes(returns: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndar
     return {"episodes": count, "return": mean, "return_std": np.sqrt(square), "length": length}
 
 
+def learning_rates(config: Config) -> dict[str, float]:
+    """The learning rates of an update: of values, and of SAC's policies and temperatures."""
+    lr, agent = config.optim.lr, config.agent
+    if not isinstance(agent, SacConfig):
+        return {"learning_rate": lr}
+    return {
+        "learning_rate": lr,
+        "actor_learning_rate": agent.actor_lr or lr,
+        "temperature_learning_rate": agent.temperature_lr or lr,
+    }
+
+
 class Record:
-    """The tables and TensorBoard events of one run. `flush` writes them to the disk.
+    """The tables and boards of one run. `flush` writes them to the disk.
 
     All arrays are on the host, [S, N] or [S]. `latest` maps each policy to its newest mean return
     over the seeds; it is part of checkpoints. Nothing is written before another method is called;
@@ -79,34 +92,46 @@ class Record:
         self.config, self.spec, self.diverged = config, spec, diverged
         self.seeds = np.asarray(config.seeds, dtype=np.int64)
         self.tandem = config.ensemble.duty == "tandem"
-        self.rows = results.Rows(folder / "rows.parquet", results.ROWS, run=run)
+        options = results.scoring(config)
+        self.rows = results.Rows(
+            folder / "rows.parquet",
+            results.ROWS,
+            run=run,
+            options=options,
+            origin=config.origin,
+        )
         self.metrics = results.Rows(folder / "metrics.parquet", results.METRICS, run=run)
-        self.board = tensorboard.Board(folder / "tensorboard", config.seeds)
+        self.each = config.log.members == "each"
+        self.boards = Boards(folder, config)
         self.latest: dict[str, float] = {}
         self.fixed = {
             "preset": config.preset or "(file)",
             "agent": config.agent.name,
             "env": results.env_name(config),
             "members": config.ensemble.members,
-            "config_hash": results.config_hash(config),
+            "config_hash": results.hash_of(options),
             "version": __version__,
         }
 
-    def training(self, at: Moment, metrics: Arrays, *, rate: float) -> None:
+    def training(self, at: Moment, metrics: Arrays, *, rates: tuple[float, float]) -> None:
         """Appends metrics and diagnostics.
 
-        Args: metrics {name: [S, N] or [S]}; rate, agent steps of one seed per second; NaN: unknown.
+        Args: metrics {name: [S, N] or [S]}; rates, agent steps of one seed and updates per second;
+              NaN: unknown.
         """
         self._measure(at, metrics)
         step = torch.tensor(at.step, dtype=torch.int64)
-        epsilon = float(explore.epsilon(self.config.epsilon_schedule, step))
+        charts = {
+            "charts/epsilon": float(explore.epsilon(self.config.epsilon_schedule, step)),
+            **{f"charts/{name}": rate for name, rate in learning_rates(self.config).items()},
+        }
+        speeds = zip(("charts/SPS", "charts/updates_per_second"), rates, strict=True)
+        charts |= {tag: rate for tag, rate in speeds if math.isfinite(rate)}
         for s in self._kept(at):
-            scalars = tensorboard.training_scalars(metrics, s) | {"charts/epsilon": epsilon}
+            scalars = tags.training_scalars(metrics, s, each=self.each) | charts
             if s in self.diverged:
                 scalars["charts/diverged"] = 1.0
-            if math.isfinite(rate):
-                scalars |= {"charts/SPS": rate, "Train/AverageStepsPerSecond": rate}
-            self.board.write(s, at.step, scalars)
+            self.boards.write(s, at.step, scalars)
 
     def episodes(self, at: Moment, real_steps: np.ndarray, finished: Arrays) -> None:
         """Appends the training episodes of every member that acted. Members without an episode get
@@ -132,10 +157,11 @@ class Record:
         extra["value_error"] = values["value_error"]
         self._measure(at, extra, skip=played == 0)
         for index in kept:
-            self.board.write(index, at.step, tensorboard.episode_scalars(values, index))
+            scalars = tags.episode_scalars(values, index, each=self.each)
+            self.boards.write(index, at.step, scalars)
         if played[kept].sum() > 0:
             finite = np.where(np.isfinite(values["return"]), played, 0)
-            self.latest["train"] = tensorboard.weighted(values["return"][kept], finite[kept])
+            self.latest["train"] = tags.weighted(values["return"][kept], finite[kept])
 
     def evaluation(
         self,
@@ -144,14 +170,13 @@ class Record:
         policy: str,
         scores: Arrays,
         diversity: np.ndarray,
-        *,
-        drawn: bool,
+        errors: Arrays,
     ) -> None:
         """Appends the scores of one policy.
 
         Args: real_steps [S], agent steps of training so far without reset steps; scores as
-              `over_episodes` returns them; diversity [S, K] of the members' actions; drawn, whether
-              the policy `random` is evaluated too.
+              `over_episodes` returns them; diversity [S, K] of the members' actions; errors of the
+              values that members predict, `cerl.evaluate.Result.errors`.
         """
         s, k = (index.ravel() for index in np.indices(scores["return"].shape))
         each = policy in INDIVIDUAL
@@ -167,19 +192,20 @@ class Record:
         )
         name = "action_variance" if self.spec.continuous else "vote_entropy"
         self._measure(at, {f"{name}_{policy}": diversity if each else diversity[:, 0]})
-        shown = {**scores, "variance" if self.spec.continuous else "entropy": diversity}
+        self._measure(at, {f"{name}_{policy}": values for name, values in errors.items()})
+        shown = {name: scores[name] for name in tags.SCORES} | {name: diversity, **errors}
         for index in self._kept(at):
-            scalars = tensorboard.evaluation_scalars(
-                policy, shown, index, tandem=self.tandem, drawn=drawn
+            scalars = tags.evaluation_scalars(
+                policy, shown, index, tandem=self.tandem, each=self.each
             )
-            self.board.write(index, at.step, scalars)
+            self.boards.write(index, at.step, scalars)
         returns = scores["return"][self._kept(at)]
         if each and self.tandem:
             for member, role in enumerate(("active", "passive")):
                 role += policy.removeprefix("individual")
-                self.latest[role] = tensorboard.mean(returns[:, member])
+                self.latest[role] = tags.mean(returns[:, member])
         else:
-            self.latest[policy] = tensorboard.mean(returns)
+            self.latest[policy] = tags.mean(returns)
 
     def damaged(self, at: Moment) -> None:
         """Records in the metrics that a newer checkpoint was damaged."""
@@ -275,12 +301,13 @@ class Record:
                 table.flush()
             except OSError as error:
                 complaint = f"{table.path}: could not be written ({error.strerror or error})"
-        self.board.flush()
+        self.boards.flush()
         return complaint
 
     def forget(self) -> list[str]:
         """Starts with empty tables; existing files are renamed. Returns: a sentence on each."""
-        self.board.after, said = -1, []
+        said: list[str] = []
+        self.boards.begin_after(-1)
         for table in (self.rows, self.metrics):
             if table.path.is_file() and not table.path.is_symlink():
                 aside = table.path.with_name(f"dropped-{time.time_ns()}-{table.path.name}")
@@ -295,7 +322,8 @@ class Record:
         Returns: a sentence on each table whose file is missing.
         Raises:  RowsError if a file is damaged.
         """
-        self.board.after, said = step, []
+        said: list[str] = []
+        self.boards.begin_after(step)
         for table in (self.rows, self.metrics):
             if not table.path.is_file():
                 said.append(f"{table.path} is missing; its content before step {step:,} is lost")

@@ -26,18 +26,27 @@ class Saver:
         self.owed = False
         self.saved_at, self.tried_at, self.complaint = time.monotonic(), -math.inf, ""
 
-    def save(self, state: Callable[[], dict[str, Any]], *, name: object, must: bool) -> None:
+    def save(
+        self,
+        state: Callable[[], dict[str, Any]],
+        *,
+        name: object,
+        must: bool,
+        kept_at: int = 0,
+    ) -> None:
         """Writes a checkpoint of a state, unless the newest checkpoint has this state already.
 
         Args:   state, a function that returns the state; name, any value that differs between
                 states; must, raise an error if it cannot be written. Otherwise a failure is noted,
-                and a call at least RETRY seconds later tries again.
+                and a call at least RETRY seconds later tries again; kept_at, the agent step of one
+                seed if the checkpoint is kept for good, 0 if not.
         Raises: CheckpointError, if `must`.
         """
         if self.saved == name:
             return
         self.owed = True
-        if not must and not self._patient():
+        # Only this state can be kept at this step, so a recent failure is no reason to wait.
+        if not must and not kept_at and not self._patient():
             return
 
         def write() -> None:
@@ -48,11 +57,16 @@ class Saver:
                     f"{self.checkpoints.folder}: no checkpoint was saved, since the result rows "
                     "before it could not be written; free some space"
                 )
-            self.checkpoints.save(state())
+            self.checkpoints.save(state(), kept_at=kept_at)
 
         if must:
             write()
         elif not self._written(write):
+            if kept_at:
+                self.logger.note(
+                    f"no checkpoint is kept at agent step {kept_at:,} (log.keep): it could not be "
+                    "written, and later ones are of later steps"
+                )
             return
         self.saved, self.saved_at = name, time.monotonic()
         self.owed, self.complaint = False, ""

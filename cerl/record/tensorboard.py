@@ -1,14 +1,8 @@
-"""TensorBoard events: their files, one sub-folder for each seed, and the tags of all numbers.
+"""TensorBoard events: their files, one sub-folder for each seed.
 
-Tags are those of CleanRL (charts/, losses/) and of the code of Lin et al. 2024 (Eval/, Train/,
-Agent/). Two things differ from that code:
-- Its `Overestimation` is the Monte Carlo return minus Q, which is positive where Q is too *low*.
-  Here `value_error` is Q minus the Monte Carlo return, positive where Q is too high.
-- Its `Eval/Random` is estimated by drawing a member for each episode. Here it is the mean over all
-  members, unless the policy `random` is evaluated too.
+The tags of all numbers are those of `cerl/record/tags.py`.
 """
 
-import math
 import os
 import platform
 import time
@@ -16,15 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cerl.record.files import create, own_folder
-
-Scalars = dict[str, float]
-
-# Names of metrics here, and their names in the code of Lin et al. 2024, under Agent/ and Train/.
-AGENT = {"loss": "loss", "q_data": "q_values_data", "q_pi": "q_values_pi", "mico_loss": "mico_loss"}
-TRAIN = {"return": "AverageReturns", "value": "AverageQValues", "mc": "AverageMCReturns"}
 
 
 class Events:
@@ -53,17 +39,21 @@ class Events:
         self.file.close()
 
 
-class Board:
+class TensorBoard:
     """The TensorBoard events of a run, in one sub-folder for each seed.
 
-    After an OSError (`error`) nothing more is written.
+    It is a `cerl.record.boards.Board`. Each file begins with `text`, in Markdown, under the tag
+    `config`. After an OSError (`error`) nothing more is written, and one sentence in `notes` says
+    so.
     """
 
-    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
-        self.folder, self.seeds = folder, tuple(seeds)
+    def __init__(self, folder: Path, seeds: Sequence[int], *, text: str = "") -> None:
+        self.folder, self.seeds, self.text = folder, tuple(seeds), text
         self.writers: list[Any] = []
         self.after: int | None = None  # tell TensorBoard to drop events later than this step
         self.error: OSError | None = None
+        self.notes: list[str] = []
+        self.shown_by = f"tensorboard --logdir {folder}"
 
     def write(self, seed: int, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars of one seed as one event.
@@ -84,6 +74,12 @@ class Board:
                 self.writers = [self._open(s) for s in self.seeds]
             self.writers[seed].add_event(event)
         except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if self.error is None:
+            reason = error.strerror or error
+            self.notes.append(f"{self.folder}: no more TensorBoard events are written ({reason})")
             self.error = error
 
     def _open(self, seed: int) -> Any:
@@ -93,6 +89,9 @@ class Board:
         if self.after is not None:
             start = SessionLog(status=SessionLog.START)
             writer.add_event(Event(wall_time=time.time(), step=self.after + 1, session_log=start))
+        if self.text:
+            first = 0 if self.after is None else self.after + 1
+            writer.add_event(Event(wall_time=time.time(), step=first, summary=_text(self.text)))
         return writer
 
     def flush(self) -> None:
@@ -100,97 +99,24 @@ class Board:
             try:
                 writer.flush()
             except OSError as error:
-                self.error = error
+                self._fail(error)
 
     def close(self) -> None:
         for writer in self.writers:
             try:
                 writer.close()
             except OSError as error:
-                self.error = self.error or error
+                self._fail(error)
         self.writers = []
 
 
-def mean(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
+def _text(text: str) -> Any:
+    """A summary with one text, in Markdown, under the tag `config`."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto  # pyright: ignore
 
-
-def weighted(values: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean of the values whose weight is above 0; NaN if there are none."""
-    used = weights > 0
-    total = weights[used].sum()
-    return float((values[used] * weights[used]).sum() / total) if used.any() else math.nan
-
-
-def training_scalars(metrics: Mapping[str, np.ndarray], seed: int) -> Scalars:
-    """The metrics of one seed by tag. Args: metrics {name: [S, N] or [S]}; seed, its index."""
-    out: Scalars = {}
-    for name, values in metrics.items():
-        own = values[seed]
-        if own.ndim == 0:
-            out[f"Train/{name}"] = float(own)
-            continue
-        tag = f"Agent/{AGENT[name]}" if name in AGENT else f"Diagnostics/{name}"
-        out |= {f"{tag}_{i}": float(value) for i, value in enumerate(own)}
-    if "loss" in metrics:
-        out["losses/td_loss"] = mean(metrics["loss"][seed])
-    if "q_data" in metrics:
-        out["losses/q_values"] = mean(metrics["q_data"][seed])
-    return out
-
-
-def episode_scalars(finished: Mapping[str, np.ndarray], seed: int) -> Scalars:
-    """The training episodes of one seed by tag.
-
-    Args: finished {episodes, return, length, value, mc: [S, N]}; seed, its index.
-    """
-    count = finished["episodes"][seed]
-    out = {"Train/NumEpisodes": float(count.sum())}
-    if count.sum() > 0:
-        out["charts/episodic_return"] = weighted(finished["return"][seed], count)
-        out["charts/episodic_length"] = weighted(finished["length"][seed], count)
-        out["Train/AverageReturns"] = out["charts/episodic_return"]
-    for i in np.flatnonzero(count):
-        out[f"Train/ByAgent/NumEpisodes_{i}"] = float(count[i])
-        for name, tag in TRAIN.items():
-            if name in finished:
-                out[f"Train/ByAgent/{tag}_{i}"] = float(finished[name][seed, i])
-        if "value_error" in finished:
-            out[f"Train/ByAgent/value_error_{i}"] = float(finished["value_error"][seed, i])
-    return out
-
-
-def evaluation_scalars(
-    policy: str, scores: Mapping[str, np.ndarray], seed: int, *, tandem: bool, drawn: bool
-) -> Scalars:
-    """The scores of one seed and policy by tag.
-
-    Args: scores {episodes, return, and entropy or variance if present: [S, K]}; seed, its index;
-          tandem, whether member 0 is the active and member 1 the passive one; drawn, whether the
-          policy `random` is evaluated too, which then uses the tag Eval/Random. Policies that play
-          modes have tags of their own, e.g. Eval/RandomMode.
-    """
-    own = {name: values[seed] for name, values in scores.items()}
-    base, _, mode = policy.partition("_")
-    mode = mode.capitalize()
-    if base != "individual":
-        group = base.capitalize() + mode
-        return _group(group, {name: values[0] for name, values in own.items()})
-    out: Scalars = {}
-    for i in range(len(own["return"])):
-        one = {name: values[i] for name, values in own.items()}
-        out |= {f"{tag}_{i}": value for tag, value in _group("ByAgent" + mode, one).items()}
-        if tandem:
-            out |= _group(("Active", "Passive")[i] + mode, one)
-    if not tandem and (mode or not drawn):
-        every = {name: values.mean() for name, values in own.items()}
-        out |= _group("Random" + mode, every | {"episodes": own["episodes"].sum()})
-    return out
-
-
-def _group(name: str, scores: Mapping[str, Any]) -> Scalars:
-    tags = {"return": "AverageReturns", "episodes": "NumEpisodes"}
-    tags |= {"entropy": "Entropy", "variance": "ActionVariance"}
-    return {f"Eval/{name}/{tags[k]}": float(v) for k, v in scores.items() if k in tags}
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()], tensor_shape=shape)
+    shown = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    return Summary(value=[Summary.Value(tag="config", tensor=tensor, metadata=shown)])

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cerl.config import Config, ConfigError, GameEnv, GymEnv
+from cerl.config import Config, ConfigError, GameEnv, GymEnv, OwnSamplerConfig
+from cerl.config.own import is_own
 from cerl.record import seal
 from cerl.text import visible
 
@@ -45,10 +46,16 @@ def _keyless() -> str:
 def code(config: Config) -> Iterator[str]:
     """What a run would execute besides cerl and its dependencies, as ends of a sentence that begins
     with "it would"."""
+    named = [config.ensemble.heads, *config.explore.rules, *config.log.measures]
+    if isinstance(config.replay.sampler, OwnSamplerConfig):
+        named.append(config.replay.sampler.by)
+    modules = dict.fromkeys(name.partition(":")[0] for name in named if is_own(name))
+    for module in modules:
+        yield f"import the module {visible(module)} and run its code"
     if not isinstance(config.env, GymEnv | GameEnv):  # in other families no name imports a module
         return
     module, colon, _ = config.env.name.partition(":")
-    if colon:
+    if colon and module not in modules:
         yield f"import the module {visible(module)} and run its code"
     # Constructors may take names of modules and files (those that adapt the old gym, for example),
     # so texts with characters such as dots, colons or slashes are suspicious.

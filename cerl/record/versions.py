@@ -1,6 +1,7 @@
 """versions.yaml: the versions and device of every session of a run, oldest first.
 
-A session is one process that trains the run. A resumed run continues bit for bit only with the same
+A session is one process that trains the run. A fork begins with the sessions of the run that it
+comes from, which name that run. A resumed run continues bit for bit only with the same
 versions and on the same kind of device.
 """
 
@@ -8,6 +9,7 @@ import contextlib
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def record_versions(folder: Path, device: Any) -> list[str]:
     """
     path, sentences = folder / FILE, []
     try:
-        entries = _read(path)
+        entries = read(path)
     except (OSError, ConfigError) as error:
         aside = path.with_name(f"damaged-{time.time_ns()}-{FILE}")
         os.replace(path, aside)
@@ -78,8 +80,13 @@ def record_versions(folder: Path, device: Any) -> list[str]:
     now |= {"device": device_kind(device)} | versions()
     if entries:
         sentences += differences(entries[-1], now)
-    files.write_text(path, yaml.safe_dump([*entries, now], sort_keys=False))
+    write(folder, [*entries, now])
     return sentences
+
+
+def write(folder: Path, entries: Sequence[Entry]) -> None:
+    """Writes the file of a run folder. Raises: OSError."""
+    files.write_text(folder / FILE, yaml.safe_dump([*entries], sort_keys=False))
 
 
 def differences(before: Entry, now: Entry) -> list[str]:
@@ -93,7 +100,7 @@ def differences(before: Entry, now: Entry) -> list[str]:
     return changed
 
 
-def _read(path: Path) -> list[Entry]:
+def read(path: Path) -> list[Entry]:
     """The entries of the file; [] if it is missing. Raises: OSError, ConfigError."""
     try:
         content, _ = files.read_small(path, most=_LARGEST)

@@ -18,6 +18,7 @@ acting, one step at a time. Lin et al. 2025 (arXiv:2503.02130 and arXiv:2504.069
       long_backward_triton.py     gradients of q, k and v
       launch.py, rows_triton.py what several kernels share: table entries; loads and stores of rows
     step.py, step_triton.py   one step while acting, with a ring of keys
+    official.py               the signature of the authors' operator, with padding on the left
 
 Words: `left` of a position is the first key that it sees or visits; a `limit` is a threshold, one
 number a batch row and head; `room` is the limit of the running rule (`pruning.nearer_tiles`); a

@@ -1,0 +1,1 @@
+"""Figures of results, one file each; `cerl/report/figures/catalogue.py` lists them."""
