@@ -9,6 +9,7 @@ from cerl import training, wiring
 from cerl.config import Config, load, preset
 from cerl.device import free
 from cerl.device.pick import prepare
+from cerl.diagnose import diagnose
 from cerl.footprint.estimate import (
     BEYOND,
     HOST,
@@ -209,6 +210,7 @@ def test_a_gpu_takes_about_as_much_as_was_told(name):
         parts.collector.step()
     for _ in range(3):
         parts.learner.update()
+    diagnose(parts.learner.agent, parts.learner)
     parts.evaluator.player.step()
     torch.cuda.synchronize(device)
     taken = torch.cuda.max_memory_allocated(device) - before
