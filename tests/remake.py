@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ import yaml
 from pydantic import BeforeValidator
 from rich.console import Console
 
-from cerl.bench import pruning
+from cerl.bench import lm_plots, pruning
 from cerl.config import Model
 from cerl.record.files import write_atomically, write_text
 from cerl.report import curves, intervals, tables, verdicts
@@ -48,7 +49,7 @@ class Study(Model):
     until: int = 0
     x: str = ""
     pooled: Names = ()
-    bench: bool = False
+    bench: Literal["", "acp", "lm"] = ""
 
 
 def studies() -> dict[str, Study]:
@@ -67,7 +68,9 @@ def pictures(study: Study) -> list[str]:
 def report(folder: str, study: Study, *, drawn: bool = True) -> Iterator[Path]:
     """The report of a study in a temporary folder. Args: drawn, whether figures are drawn."""
     with tempfile.TemporaryDirectory() as out:
-        if study.bench:
+        if study.bench == "lm":
+            lm_plots.draw(RESULTS / folder / "rows.parquet", Path(out))
+        elif study.bench:
             rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
             pruning.draw(rows, Path(out) / pictures(study)[0])
         else:
@@ -168,6 +171,29 @@ def savings(folder: str) -> dict[str, str]:
     return {"speed": f"{speed:.1f}", "skipped": f"{100 * skipped:.0f}%", "length": f"{length:,}"}
 
 
+def language(folder: str) -> dict[str, str]:
+    """Speed by pruning of language models by their size, and its shares, for answers in braces.
+
+    They are of FoX trained with pruning: `faster-25M`, by how much pruning makes training faster;
+    `official-25M`, its speed as a multiple of that with the authors' kernel without pruning;
+    `skipped-25M`, the share of blocks that was skipped in the end.
+    """
+    rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
+    texts = {}
+    for size in {row["size"] for row in rows}:
+        own = [
+            r for r in rows if (r["size"], r["kind"], r["pruning"]) == (size, "fox-pro", "static")
+        ]
+        speed = {row["way"]: row["value"] for row in own if row["what"] == "speed"}
+        skipped = [row for row in own if row["what"] == "skipped"]
+        end = max(row["tokens"] for row in skipped)
+        share = fmean(row["value"] for row in skipped if row["tokens"] == end)
+        texts[f"faster-{size}"] = f"{100 * (speed['static'] / speed['off'] - 1):.0f}%"
+        texts[f"official-{size}"] = f"{speed['static'] / speed['official off']:.1f}"
+        texts[f"skipped-{size}"] = f"{100 * share:.0f}%"
+    return texts
+
+
 def interval(value: float, low: float | None, high: float | None) -> str:
     """A difference with its sign and its interval, e.g. "-771 [-1,304, -238]"."""
     size = max(abs(x) for x in (value, low, high) if x is not None)
@@ -192,7 +218,7 @@ def answers(listed: dict[str, Study], page: str) -> str:
         [heading] = [text for text in headings if f"`{top}/`" in text]
         answer = study.answer
         if study.bench:
-            answer = answer.format(**savings(folder))
+            answer = answer.format(**(language if study.bench == "lm" else savings)(folder))
         elif "{" in answer:
             answer = Numbers(study, [*(study.pooled or [folder])]).filled(answer)
         asks = study.asks.replace("|", "\\|")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from matplotlib.lines import Line2D
+from matplotlib.ticker import ScalarFormatter
 
 from cerl.report.figures import canvas
 from cerl.report.figures.look import ROLES, VARIANTS
@@ -58,11 +59,11 @@ def _sheet(models: dict[Model, list[dict[str, Any]]], length: int, path: Path) -
     for model, rows in models.items():
         look = {"color": colours[model.kind], "linestyle": STYLES[model.pruning], "linewidth": 1.2}
         for axis, what in ((panels[0], "held-out"), (panels[3], "by position")):
-            points = [(row["tokens" if what == "held-out" else "at"], row["value"]) for row in rows
-                      if row["what"] == what]  # fmt: skip
+            at, unit = ("tokens", 1e-6) if what == "held-out" else ("at", 1.0)
+            points = [(unit * row[at], row["value"]) for row in rows if row["what"] == what]
             if points:
                 axis.plot(*zip(*points, strict=True), **look)
-        means = _means(rows, "skipped", "tokens")
+        means = [(1e-6 * tokens, share) for tokens, share in _means(rows, "skipped", "tokens")]
         if means:
             panels[1].plot(*zip(*means, strict=True), **look)
         final = [r for r in rows if r["what"] == "half-life" and r["tokens"] == rows[-1]["tokens"]]
@@ -74,8 +75,8 @@ def _sheet(models: dict[Model, list[dict[str, Any]]], length: int, path: Path) -
             panels[5].plot(*zip(*keys, strict=True), marker="o", markersize=2.5, **look)
     _speeds(panels[2], models, colours)
     titles = {
-        0: ("Loss of held-out text", "bytes learnt", "nats a byte"),
-        1: ("Skipped, mean of heads", "bytes learnt", "share of tiles"),
+        0: ("Loss of held-out text", "million bytes learnt", "nats a byte"),
+        1: ("Skipped, mean of heads", "million bytes learnt", "share of tiles"),
         2: ("Speed of training", "against unpruned", ""),
         3: ("Loss by position", "position (bytes)", "nats a byte"),
         4: ("Half-lives of gates", "heads, sorted (share)", "bytes"),
@@ -87,7 +88,10 @@ def _sheet(models: dict[Model, list[dict[str, Any]]], length: int, path: Path) -
     panels[3].axvline(length, color="0.6", linewidth=0.8)
     panels[3].set_xscale("log", base=2)
     panels[5].set_xscale("log", base=2)
-    panels[4].set_yscale("log")
+    panels[4].set_yscale("log", base=2)
+    panels[4].yaxis.set_major_formatter(ScalarFormatter())
+    for number in (1, 5):  # shares
+        panels[number].set_ylim(-0.02, 1.02)
     canvas.save(canvas.dress(figure), path)
 
 
