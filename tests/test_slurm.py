@@ -218,12 +218,12 @@ def test_cancelled_runs_save_once_and_the_same_command_goes_on(cluster, undistur
 
 @pytest.mark.slow
 def test_before_its_time_is_over_a_job_saves_and_queues_again(cluster, undisturbed, tmp_path):
-    """The job's time is cut to two minutes once the run has begun, which is within the warning."""
+    """Once the run has begun, the job is left the ten minutes before which SLURM warns."""
     sweep = Sweep(tmp_path, cluster)
-    sweep.slurm("--time=60 --signal=B:USR2@120", jobs=1)
+    sweep.slurm("--time=60 --signal=B:USR2@600", jobs=1)
     (job,) = slurm_queue.noted(sweep.out)
     cluster.until(lambda: sweep.begun(1))
-    cluster.call("scontrol", "update", f"JobId={job.job}", "TimeLimit=2")
+    cluster.call("scontrol", "update", f"JobId={job.job}", "TimeLimit=10")
     cluster.until(lambda: "the time of the job is almost over" in sweep.logs())
     cluster.call("scontrol", "update", f"JobId={job.job}", "TimeLimit=60")
     sweep.go()
