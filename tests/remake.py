@@ -11,11 +11,11 @@ import argparse
 import io
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -68,11 +68,8 @@ def pictures(study: Study) -> list[str]:
 def report(folder: str, study: Study, *, drawn: bool = True) -> Iterator[Path]:
     """The report of a study in a temporary folder. Args: drawn, whether figures are drawn."""
     with tempfile.TemporaryDirectory() as out:
-        if study.bench == "lm":
-            lm_plots.draw(RESULTS / folder / "rows.parquet", Path(out))
-        elif study.bench:
-            rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
-            pruning.draw(rows, Path(out) / pictures(study)[0])
+        if study.bench:
+            BENCHES[study.bench].draw(RESULTS / folder / "rows.parquet", Path(out))
         else:
             options = {"last": study.last, "until": study.until, "x": study.x if drawn else ""}
             tables.main(
@@ -158,9 +155,13 @@ def _difference(verdict: Verdict, task: str) -> str:
     raise ValueError(f"reports.yaml: no verdict {verdict.kind!r} on {task!r}")
 
 
-def savings(folder: str) -> dict[str, str]:
+def draw_savings(path: Path, folder: Path) -> None:
+    """The figure of `cerl bench acp`. Args: path of its rows; folder for the figure."""
+    pruning.draw(pq.read_table(path).to_pylist(), folder / "acp.png")
+
+
+def savings(rows: list[dict[str, Any]]) -> dict[str, str]:
     """The largest speed-up by pruning, and where: names in braces for the answer of a benchmark."""
-    rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
     places = {(row["length"], row["decay"], row["pruned"]): row for row in rows}
     found = [
         (places[length, decay, False]["both"] / row["both"], row["skipped"], length)
@@ -171,14 +172,13 @@ def savings(folder: str) -> dict[str, str]:
     return {"speed": f"{speed:.1f}", "skipped": f"{100 * skipped:.0f}%", "length": f"{length:,}"}
 
 
-def language(folder: str) -> dict[str, str]:
+def language(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Speed by pruning of language models by their size, and its shares, for answers in braces.
 
     They are of FoX trained with pruning: `faster-25M`, by how much pruning makes training faster;
     `official-25M`, its speed as a multiple of that with the authors' kernel without pruning;
     `skipped-25M`, the share of blocks that was skipped in the end.
     """
-    rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
     texts = {}
     for size in {row["size"] for row in rows}:
         own = [
@@ -192,6 +192,16 @@ def language(folder: str) -> dict[str, str]:
         texts[f"official-{size}"] = f"{speed['static'] / speed['official off']:.1f}"
         texts[f"skipped-{size}"] = f"{100 * share:.0f}%"
     return texts
+
+
+class Bench(NamedTuple):
+    """How a benchmark with rows of its own kind is drawn, and what its answer says."""
+
+    draw: Callable[[Path, Path], object]  # (path of its rows, folder for the figures)
+    numbers: Callable[[list[dict[str, Any]]], dict[str, str]]  # of its rows, by the name in braces
+
+
+BENCHES = {"acp": Bench(draw_savings, savings), "lm": Bench(lm_plots.draw, language)}
 
 
 def interval(value: float, low: float | None, high: float | None) -> str:
@@ -218,7 +228,8 @@ def answers(listed: dict[str, Study], page: str) -> str:
         [heading] = [text for text in headings if f"`{top}/`" in text]
         answer = study.answer
         if study.bench:
-            answer = answer.format(**(language if study.bench == "lm" else savings)(folder))
+            rows = pq.read_table(RESULTS / folder / "rows.parquet").to_pylist()
+            answer = answer.format(**BENCHES[study.bench].numbers(rows))
         elif "{" in answer:
             answer = Numbers(study, [*(study.pooled or [folder])]).filled(answer)
         asks = study.asks.replace("|", "\\|")
