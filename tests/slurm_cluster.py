@@ -134,6 +134,10 @@ class Cluster:
         assert not check or found.returncode == 0, f"{words}: {found.stdout}{found.stderr}"
         return found
 
+    def takes(self, *words: str) -> bool:
+        """Runs a program of SLURM. Returns: whether it succeeded."""
+        return self.call(*words, check=False).returncode == 0
+
     def until(self, found: Callable[[], object], *, seconds: float = 200.0) -> None:
         """Waits until a function returns something true."""
         end = time.monotonic() + seconds

@@ -225,7 +225,8 @@ def test_before_its_time_is_over_a_job_saves_and_queues_again(cluster, undisturb
     cluster.until(lambda: sweep.begun(1))
     cluster.call("scontrol", "update", f"JobId={job.job}", "TimeLimit=10")
     cluster.until(lambda: "the time of the job is almost over" in sweep.logs())
-    cluster.call("scontrol", "update", f"JobId={job.job}", "TimeLimit=60")
+    # SLURM refuses the change while a task that has ended is not yet in the queue again.
+    cluster.until(lambda: cluster.takes("scontrol", "update", f"JobId={job.job}", "TimeLimit=60"))
     sweep.go()
     sweep.ends(undisturbed)
     assert "restarts: 1" in sweep.logs()
