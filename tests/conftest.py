@@ -39,6 +39,11 @@ def signals_are_heard() -> None:
             signal.signal(number, signal.default_int_handler if interrupt else lambda *_: None)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Worker processes of `-n auto`: one more than cores, as tests of clusters mostly wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_sessionstart() -> None:
     signals_are_heard()
 
