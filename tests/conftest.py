@@ -6,7 +6,7 @@ CERL_TEST_THREADS=2 runs the tests with two threads instead. All of them must st
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -39,9 +39,13 @@ def signals_are_heard() -> None:
             signal.signal(number, signal.default_int_handler if interrupt else lambda *_: None)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Worker processes of `-n auto`: one more than cores, as tests of clusters mostly wait."""
-    return (os.cpu_count() or 1) + 1
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Worker processes of `-n auto`: one more than pytest-xdist counts cores.
+
+    Tests of clusters mostly wait. A number that the environment asks for stays as it is.
+    """
+    return (yield) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
 
 
 def pytest_sessionstart() -> None:
